@@ -1,0 +1,224 @@
+"""Judging trades by alert rules: the same for live trades, for late ones and for history.
+
+The rule itself is SQL (`lake/sql/gold.dm_market_alerts.sql`). Here it is decided which trades and which known
+episodes the SQL must see, so that judging costs little while nothing happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptopulse.engine import Commit
+from cryptopulse.engine.delta import LOAD, DeltaHandle
+from cryptopulse.engine.held import Held
+from cryptopulse.engine.recent import MICROS
+from cryptopulse.engine.rows import shaped, stamped
+from cryptopulse.engine.session import Session
+from cryptopulse.engine.windows import between_us
+from cryptopulse.lake.tables import ALERTS, SILVER
+from cryptopulse.settings import AlertRule
+
+_ALERT_COLUMNS = ", ".join(ALERTS.arrow_schema.names)
+_RULES_SCHEMA = pa.schema(
+    [
+        ("symbol", pa.string()),
+        ("rule", pa.string()),
+        ("alert_type", pa.string()),
+        ("direction", pa.int32()),
+        ("threshold_pct", pa.decimal128(8, 4)),
+        ("lookback_s", pa.int32()),
+        ("cool_down_s", pa.int32()),
+        ("min_volume", pa.decimal128(28, 12)),
+        ("min_trades", pa.int64()),
+    ]
+)
+_SCOPED_RULES_SQL = """
+SELECT r.*, n.judge_from, n.judge_to
+FROM rules AS r
+JOIN (SELECT symbol, min(event_time) AS judge_from, max(event_time) AS judge_to FROM news GROUP BY symbol) AS n
+  ON n.symbol = r.symbol
+"""
+_NEAR_SQL = """
+SELECT k.* FROM known AS k
+WHERE (k.state = 'OPEN' AND epoch_us(k.last_trigger_at) + k.cool_down_s::BIGINT * 1000000 < (SELECT watermark_us FROM clock))
+   OR EXISTS (
+    SELECT 1 FROM candidates AS c JOIN scoped AS s USING (symbol, rule, alert_type)
+    WHERE c.symbol = k.symbol AND c.rule = k.rule AND c.alert_type = k.alert_type
+      AND k.last_trigger_at >= s.judge_from - k.cool_down_s * INTERVAL 1 SECOND
+      AND k.opened_at <= s.judge_to + (s.lookback_s + k.cool_down_s) * INTERVAL 1 SECOND)
+"""
+_EPISODES_KEPT_US = 86_400 * MICROS  # closed episodes stay in memory so long; late trades before it ask the table
+_MARKER_US = 30 * MICROS  # a position that moved so far without rows is committed: bounds what a restart judges again
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What judging changed: `episodes` take the place of those named in `replaced`."""
+
+    episodes: pa.Table
+    replaced: list[str]
+
+
+class AlertJudge:
+    """Judges trades by `rules`."""
+
+    def __init__(self, session: Session, rules: Sequence[AlertRule]) -> None:
+        """`session` runs the SQL; use both from one thread."""
+        self._session = session
+        self._rules = rules
+        self._table = _RULES_SCHEMA.empty_table()
+        self._symbols: set[str] = set()
+        self.lookback_max_s = max((rule.lookback_s for rule in rules), default=0)
+
+    def judge(
+        self,
+        news: pa.Table,
+        trades: Callable[[pa.Table], pa.Table],
+        known: pa.Table,
+        watermark_us: int,
+    ) -> Judgement | None:
+        """Judges the trades `news` (silver's columns).
+
+        `trades` gives silver's trades for a table of (symbol, judge_from, judge_to): from one look-back before to one
+        after. `known` are the episodes so far that could be near. `watermark_us` is the newest event time of silver:
+        episodes that were quiet since close. Returns None when nothing changed.
+        """
+        scoped = self._scoped(news)
+        stretch = trades(scoped)
+        candidates = self._session.derive(
+            f"{ALERTS.qualified}.candidates", {SILVER.qualified: stretch, "alert_rules": scoped}
+        )
+        clock = pa.table({"watermark_us": pa.array([watermark_us], pa.int64())})
+        near = self._session.query(
+            _NEAR_SQL, {"known": known, "candidates": candidates, "scoped": scoped, "clock": clock}
+        )
+        if candidates.num_rows == 0 and near.num_rows == 0:
+            return None
+        rules = self._session.query(
+            "SELECT s.* FROM scoped AS s JOIN candidates AS c USING (symbol, rule, alert_type)",
+            {"scoped": scoped, "candidates": candidates},
+        )
+        inputs = {SILVER.qualified: stretch, "alert_rules": rules, ALERTS.qualified: near, "alert_clock": clock}
+        episodes = self._session.derive(ALERTS.qualified, inputs)
+        return _changes(episodes, near)
+
+    def _scoped(self, news: pa.Table) -> pa.Table:
+        symbols = set(pc.unique(news["symbol"]).to_pylist()) - self._symbols
+        if symbols:
+            self._symbols |= symbols
+            rows = [row for symbol in sorted(symbols) for row in _rules_of(symbol, self._rules)]
+            self._table = pa.concat_tables([self._table, pa.Table.from_pylist(rows, schema=_RULES_SCHEMA)])
+        return self._session.query(
+            _SCOPED_RULES_SQL, {"rules": self._table, "news": news.select(["symbol", "event_time"])}
+        )
+
+
+def _rules_of(symbol: str, rules: Sequence[AlertRule]) -> list[dict[str, object]]:
+    """The rules that apply to `symbol`, one row for each type: of each name the first that matches."""
+    chosen: dict[str, AlertRule] = {}
+    for rule in rules:
+        if rule.applies_to(symbol):
+            chosen.setdefault(rule.name, rule)
+    return [
+        {
+            "symbol": symbol,
+            "rule": rule.name,
+            "alert_type": alert_type,
+            "direction": 1 if alert_type == "FLASH_CRASH" else -1,
+            "threshold_pct": rule.threshold_pct,
+            "lookback_s": rule.lookback_s,
+            "cool_down_s": rule.cool_down_s,
+            "min_volume": rule.min_volume,
+            "min_trades": rule.min_trades,
+        }
+        for rule in chosen.values()
+        for alert_type in dict.fromkeys(rule.types)
+    ]
+
+
+def _changes(episodes: pa.Table, near: pa.Table) -> Judgement | None:
+    """Only the episodes that are new or differ from what is known."""
+    columns = [name for name in ALERTS.arrow_schema.names if name != "load_timestamp"]
+    before = {row["alert_id"]: row for row in near.select(columns).to_pylist()}
+    after = episodes.select(columns).to_pylist()
+    changed = [row for row in after if before.get(row["alert_id"]) != row]
+    gone = before.keys() - {row["alert_id"] for row in after}
+    if not changed and not gone:
+        return None
+    schema = pa.schema([ALERTS.arrow_schema.field(name) for name in columns])
+    replaced = sorted(gone | {row["alert_id"] for row in changed})
+    return Judgement(pa.Table.from_pylist(changed, schema=schema), replaced)
+
+
+def stretch_bounds_us(scoped: pa.Table) -> tuple[int, int]:
+    """Earliest and latest event time (µs UTC) that judging by `scoped` rules must see."""
+    lookback = pc.multiply(pc.cast(scoped["lookback_s"], pa.int64()), MICROS)
+    first = pc.subtract(pc.cast(scoped["judge_from"], pa.int64()), lookback)
+    last = pc.add(pc.cast(scoped["judge_to"], pa.int64()), lookback)
+    return pc.min(first).as_py(), pc.max(last).as_py()
+
+
+class AlertStep:
+    """Silver → alerts: judges what is new and keeps the table of episodes. One thread at a time."""
+
+    def __init__(self, handle: DeltaHandle, judge: AlertJudge, held: Held) -> None:
+        """Reads the episodes that may still change."""
+        self._handle, self._judge, self._held = handle, judge, held
+        self.episodes = self._near(handle.read(_ALERT_COLUMNS))
+        """Episodes that are open or not long closed; replaced as a whole, never changed."""
+
+    def advance(self) -> Commit | None:
+        """Judges silver's newest trades; see `cryptopulse.engine.Engine.advance`."""
+        handle = self._handle
+        news = self._held.since(handle.position("silver"))
+        if news is None:
+            return None
+        end = pc.cast(pc.max(news["load_timestamp"]), pa.int64()).as_py()
+        judgement = self._judge.judge(news, self._trades_for, self._known(news), self._held.watermark_us)
+        if judgement is None:
+            empty = ALERTS.arrow_schema.empty_table()
+            if end - handle.recorded("silver") > _MARKER_US:
+                handle.append(empty, {"silver": end})
+            handle.skip_to("silver", end)
+            return Commit(ALERTS, empty, news.num_rows, received=news["ingestion_time"])
+        load = handle.next_load()
+        rows = shaped(stamped(judgement.episodes, load), ALERTS)
+        ids = ", ".join(f"'{alert_id}'" for alert_id in judgement.replaced)
+        handle.replace(rows, f"alert_id IN ({ids})", {"silver": end, LOAD: load})
+        is_replaced = pc.is_in(self.episodes["alert_id"], pa.array(judgement.replaced))
+        self.episodes = self._near(pa.concat_tables([self.episodes.filter(pc.invert(is_replaced)), rows]))
+        return Commit(ALERTS, rows, news.num_rows, received=news["ingestion_time"])
+
+    def _trades_for(self, scoped: pa.Table) -> pa.Table:
+        """The trades that judging by `scoped` rules must see: recent ones from memory, late ones from the table."""
+        if scoped.num_rows == 0:
+            return SILVER.arrow_schema.empty_table()
+        recent = self._held.recent
+        lookback_us = pc.multiply(pc.cast(scoped["lookback_s"], pa.int64()), MICROS)
+        first_us = pc.subtract(pc.cast(scoped["judge_from"], pa.int64()), lookback_us)
+        is_late = pc.less(first_us, pa.scalar(max(recent.complete_from_us, -(2**62))))
+        late, live = scoped.filter(is_late), scoped.filter(pc.invert(is_late))
+        parts = []
+        if live.num_rows:
+            trades = recent.between(*stretch_bounds_us(live))
+            parts.append(trades.filter(pc.is_in(trades["symbol"], pc.unique(live["symbol"]))))
+        if late.num_rows:
+            symbols = ", ".join(f"'{symbol}'" for symbol in pc.unique(late["symbol"]).to_pylist())
+            when = between_us("event_time", "event_date", *stretch_bounds_us(late))
+            parts.append(self._held.read(f"symbol IN ({symbols}) AND {when}"))
+        return pa.concat_tables(parts)
+
+    def _known(self, news: pa.Table) -> pa.Table:
+        earliest = pc.cast(pc.min(news["event_time"]), pa.int64()).as_py()
+        if earliest >= self._held.watermark_us - _EPISODES_KEPT_US // 2:
+            return self.episodes
+        return self._handle.read(_ALERT_COLUMNS)
+
+    def _near(self, episodes: pa.Table) -> pa.Table:
+        kept_from = pa.scalar(self._held.watermark_us - _EPISODES_KEPT_US)
+        is_recent = pc.greater_equal(pc.cast(episodes["last_trigger_at"], pa.int64()), kept_from)
+        return episodes.filter(pc.or_(is_recent, pc.equal(episodes["state"], "OPEN")))

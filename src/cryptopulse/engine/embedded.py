@@ -1,0 +1,118 @@
+"""The embedded engine: DuckDB runs the SQL, delta-rs commits.
+
+The tables are worked on in two lanes, each by one thread at a time: bronze, silver, quarantine, coverage and alerts
+are the fast lane; bars and statistics the slow one. They meet in `Held`, the memory of what silver holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from cryptopulse.engine import Commit
+from cryptopulse.engine.alerts import AlertJudge, AlertStep
+from cryptopulse.engine.delta import NOTHING_YET, DeltaHandle
+from cryptopulse.engine.gold import WindowSteps
+from cryptopulse.engine.held import Held
+from cryptopulse.engine.messages import MessageSteps
+from cryptopulse.engine.session import Session
+from cryptopulse.lake.tables import (
+    ALERTS,
+    BARS,
+    COVERAGE,
+    QUARANTINE,
+    SILVER,
+    STATS,
+    TABLES,
+    Table,
+)
+from cryptopulse.settings import Settings
+
+_MARGIN_S = 120  # trades stay in memory this much longer than alerts look back: the open minute and late commits
+_SOURCES = {
+    SILVER.qualified: "bronze/{partition}",
+    QUARANTINE.qualified: "bronze/{partition}",
+    COVERAGE.qualified: "silver",
+    ALERTS.qualified: "silver",
+    BARS.qualified: "silver",
+    STATS.qualified: "bars",
+}
+
+
+class EmbeddedEngine:
+    """Implements `cryptopulse.engine.Engine` for a lake in a local folder."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens (or creates) all tables and reads what the state in memory needs from them."""
+        self._settings = settings
+        properties = {
+            "delta.logRetentionDuration": f"interval {settings.maintenance.log_retention_s} seconds",
+            "delta.deletedFileRetentionDuration": f"interval {settings.maintenance.vacuum_retention_hours} hours",
+        }
+        self.handles = {table.qualified: DeltaHandle(settings.lake, table, properties) for table in TABLES}
+        self._fast = Session(settings.processing.memory_max_mb, settings.processing.threads)
+        self._slow = self._fast.sibling()
+        self._load()
+
+    def _load(self) -> None:
+        settings, handles = self._settings, self.handles
+        judge = AlertJudge(self._fast, settings.alerts.rules)
+        silver, coverage = handles[SILVER.qualified], handles[COVERAGE.qualified]
+        self.held = Held(settings.lake, self._fast, silver, coverage, judge.lookback_max_s + _MARGIN_S)
+        batch_max = settings.processing.batch_messages_max
+        self._messages = MessageSteps(handles, self._fast, self.held, batch_max)
+        self._alerts = AlertStep(handles[ALERTS.qualified], judge, self.held)
+        windows = WindowSteps(handles, self._slow, self.held)
+        self._steps: dict[str, Callable[[], Commit | None]] = {
+            SILVER.qualified: self._messages.advance_silver,
+            QUARANTINE.qualified: self._messages.advance_quarantine,
+            COVERAGE.qualified: self._messages.advance_coverage,
+            ALERTS.qualified: self._alerts.advance,
+            BARS.qualified: windows.advance_bars,
+            STATS.qualified: windows.advance_stats,
+        }
+
+    def stored_to(self, partition: int) -> int:
+        """See `cryptopulse.engine.Engine.stored_to`."""
+        return self._messages.stored_to(partition)
+
+    def stored_messages(self) -> int:
+        """How many messages bronze holds."""
+        return self._messages.stored_messages()
+
+    def store(self, records: pa.Table) -> Commit:
+        """See `cryptopulse.engine.Engine.store`."""
+        return self._messages.store(records)
+
+    def advance(self, table: Table) -> Commit | None:
+        """See `cryptopulse.engine.Engine.advance`."""
+        return self._steps[table.qualified]()
+
+    def settle(self) -> None:
+        """Writes what is held back for a while (the coverage), before a stop."""
+        self._messages.commit_coverage()
+
+    def reset(self, tables: Sequence[Table]) -> None:
+        """See `cryptopulse.engine.Engine.reset`."""
+        for table in tables:
+            source = _SOURCES[table.qualified]
+            sources = {source.format(partition=partition) for partition in self._messages.partitions}
+            empty = table.arrow_schema.empty_table()
+            self.handles[table.qualified].replace(empty, None, dict.fromkeys(sources, NOTHING_YET))
+        self._load()
+
+    @property
+    def episodes(self) -> pa.Table:
+        """Alert episodes that are open or not long closed (gold.dm_market_alerts' columns)."""
+        return self._alerts.episodes
+
+    def session(self) -> Session:
+        """A session of its own for another thread; it shares memory and threads with the engine's."""
+        return self._fast.sibling()
+
+    def close(self) -> None:
+        """Writes what is held back and releases the engine's memory."""
+        self.settle()
+        self._slow.close()
+        self._fast.close()

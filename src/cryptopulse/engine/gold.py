@@ -1,0 +1,126 @@
+"""Gold's windows: bars from trades, statistics from bars. One thread at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptopulse.engine import Commit
+from cryptopulse.engine.delta import LOAD, DeltaHandle
+from cryptopulse.engine.held import Held, after
+from cryptopulse.engine.rows import shaped, stamped
+from cryptopulse.engine.session import Session
+from cryptopulse.engine.windows import Runs, touched_windows
+from cryptopulse.lake.tables import BARS, COVERAGE, SILVER, STATS
+
+_BARS_COLUMNS = ", ".join(f'"{name}"' for name in BARS.arrow_schema.names)
+
+# The ids next to what is new, when they are held: whether a bar is complete depends on them.
+_NEIGHBOURS_SQL = """
+WITH runs AS (
+    SELECT symbol, trade_id, trade_id - row_number() OVER (PARTITION BY symbol ORDER BY trade_id) AS run FROM news),
+edges AS (
+    SELECT symbol, min(trade_id) - 1 AS before, max(trade_id) + 1 AS after FROM runs GROUP BY symbol, run),
+neighbours AS (
+    SELECT e.symbol, e.before AS trade_id FROM edges AS e
+    JOIN coverage AS c ON c.symbol = e.symbol AND e.before BETWEEN c.first_trade_id AND c.last_trade_id
+    UNION
+    SELECT e.symbol, e.after FROM edges AS e
+    JOIN coverage AS c ON c.symbol = e.symbol AND e.after BETWEEN c.first_trade_id AND c.last_trade_id)
+SELECT n.symbol, n.trade_id, epoch_us(t.window_start) AS window_us
+FROM neighbours AS n LEFT JOIN tails AS t ON t.symbol = n.symbol AND t.last_trade_id = n.trade_id
+"""
+_TAILS_SQL = """
+SELECT symbol, max(last_trade_id) AS last_trade_id, arg_max(window_start, last_trade_id) AS window_start
+FROM bars GROUP BY symbol
+"""
+_OF_WINDOWS_SQL = """
+SELECT d.* FROM derived AS d SEMI JOIN touched AS t ON t.symbol = d.symbol AND t.window_us = epoch_us(d.window_start)
+"""
+
+
+class WindowSteps:
+    """Brings bars and statistics up to date."""
+
+    def __init__(self, handles: Mapping[str, DeltaHandle], session: Session, held: Held) -> None:
+        """`session` belongs to this lane alone."""
+        self._bars, self._stats = handles[BARS.qualified], handles[STATS.qualified]
+        self._session = session
+        self._held = held
+        tails = self._bars.read("symbol, last_trade_id, window_start")
+        self._tails = session.query(_TAILS_SQL, {"bars": tails})
+
+    def advance_bars(self) -> Commit | None:
+        """Silver → bars: every minute that new trades, or the neighbours of new trades, lie in."""
+        news = self._held.since(self._bars.position("silver"))
+        if news is None:
+            return None
+        coverage = self._held.coverage
+        touched = touched_windows(self._session, news, "event_time", BARS.window_seconds)
+        touched = self._with_neighbours(touched, news, coverage)
+        trades = self._trades_of(touched)
+        inputs = {SILVER.qualified: trades, COVERAGE.qualified: coverage}
+        position = pc.cast(pc.max(news["load_timestamp"]), pa.int64()).as_py()
+        rows = self._replace(self._bars, touched, inputs, {"silver": position})
+        newest = rows.select(self._tails.column_names).cast(self._tails.schema)
+        self._tails = self._session.query(_TAILS_SQL, {"bars": pa.concat_tables([self._tails, newest])})
+        return Commit(BARS, rows, news.num_rows, received=news["ingestion_time"])
+
+    def advance_stats(self) -> Commit | None:
+        """Bars → statistics: every 5 minutes that changed bars lie in."""
+        position, end = self._stats.position("bars"), self._bars.position(LOAD)
+        if position >= end:
+            return None
+        news = self._bars.read('symbol, window_start', after(position))
+        touched = touched_windows(self._session, news, "window_start", STATS.window_seconds)
+        runs = Runs(self._session, touched, STATS.window_seconds)
+        bars = self._bars.read(_BARS_COLUMNS, runs.condition("window_start", "window_date"))
+        rows = self._replace(self._stats, touched, {BARS.qualified: bars}, {"bars": end})
+        return Commit(STATS, rows, news.num_rows)
+
+    def _with_neighbours(self, touched: pa.Table, news: pa.Table, coverage: pa.Table) -> pa.Table:
+        """`touched` and the windows whose first or last trade is the neighbour of a new one.
+
+        In order the neighbour is the last trade of a product's newest bar. A neighbour elsewhere lies in a touched
+        window, or at an edge of a bar that the table knows (times follow ids).
+        """
+        ids = news.select(["symbol", "trade_id"])
+        found = self._session.query(_NEIGHBOURS_SQL, {"news": ids, "coverage": coverage, "tails": self._tails})
+        at_tails = found.filter(pc.is_valid(found["window_us"])).select(["symbol", "window_us"])
+        others = found.filter(pc.is_null(found["window_us"]))
+        parts = [touched, at_tails.cast(touched.schema)]
+        if others.num_rows:
+            edges = ", ".join(map(str, pc.unique(others["trade_id"]).to_pylist()))
+            symbols = ", ".join(f"'{symbol}'" for symbol in pc.unique(others["symbol"]).to_pylist())
+            where = f"symbol IN ({symbols}) AND (first_trade_id IN ({edges}) OR last_trade_id IN ({edges}))"
+            bars = self._bars.read("symbol, window_start", where)
+            parts.append(touched_windows(self._session, bars, "window_start", BARS.window_seconds).cast(touched.schema))
+        return pa.concat_tables(parts).group_by(["symbol", "window_us"]).aggregate([]).select(touched.column_names)
+
+    def _trades_of(self, touched: pa.Table) -> pa.Table:
+        """At least all trades of the `touched` minutes: the recent ones from memory, older ones from the table."""
+        complete_from = max(self._held.recent.complete_from_us, -(2**62))
+        is_recent = pc.greater_equal(touched["window_us"], pa.scalar(complete_from))
+        recent, older = touched.filter(is_recent), touched.filter(pc.invert(is_recent))
+        parts = []
+        if recent.num_rows:
+            runs = Runs(self._session, recent, BARS.window_seconds)
+            parts.append(self._held.recent.between(runs.first_us, runs.last_us))
+        if older.num_rows:
+            condition = Runs(self._session, older, BARS.window_seconds).condition("event_time", "event_date")
+            parts.append(self._held.read(condition))
+        return pa.concat_tables(parts)
+
+    def _replace(
+        self, handle: DeltaHandle, touched: pa.Table, inputs: Mapping[str, pa.Table], positions: Mapping[str, int]
+    ) -> pa.Table:
+        """Derives the rows of the `touched` windows and puts them in the place of the old ones."""
+        table, load = handle.table, handle.next_load()
+        derived = self._session.derive(table.qualified, inputs)
+        derived = self._session.query(_OF_WINDOWS_SQL, {"derived": derived, "touched": touched})
+        rows = shaped(stamped(derived, load), table)
+        runs = Runs(self._session, touched, table.window_seconds)
+        handle.replace(rows, runs.condition("window_start", "window_date"), {**positions, LOAD: load})
+        return rows

@@ -1,0 +1,85 @@
+"""What silver holds, in memory: the intervals of trade ids and the newest trades. All of it can be read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptopulse.engine.delta import LOAD, NOTHING_YET, DeltaHandle, read_table, utc_literal
+from cryptopulse.engine.recent import MICROS, RecentTrades
+from cryptopulse.engine.session import Session
+from cryptopulse.engine.windows import between_us
+from cryptopulse.lake.tables import COVERAGE, SILVER
+
+_MINUTE_US = 60 * MICROS
+_COLUMNS = ", ".join(SILVER.arrow_schema.names)
+
+
+class Held:
+    """Silver as the other tables need it. The fast lane changes it, any thread may read it.
+
+    `coverage` is replaced as a whole and never changed, so a reader's copy stays true to its moment.
+    """
+
+    def __init__(self, lake: Path, session: Session, silver: DeltaHandle, coverage: DeltaHandle, keep_s: int) -> None:
+        """Reads what silver and its coverage hold; `keep_s`: how many seconds of trades stay in memory."""
+        self._lake = lake
+        self._session = session
+        self._keep_s = keep_s
+        last = silver.read("max(load_timestamp) AS at")["at"]
+        silver.skip_to(LOAD, max(silver.position(LOAD), pc.cast(last, pa.int64())[0].as_py() or NOTHING_YET))
+        if coverage.position("silver") > silver.position(LOAD):
+            # A power cut took the end of silver but not of its coverage: intervals would claim ids that are gone.
+            coverage.replace(COVERAGE.arrow_schema.empty_table(), None, {"silver": NOTHING_YET})
+        self.position = silver.position(LOAD)
+        """load_timestamp of silver's newest commit, µs UTC."""
+        self.coverage: pa.Table = coverage.read("symbol, first_trade_id, last_trade_id")
+        self._cover(silver.read("symbol, trade_id", after(coverage.position("silver"))))
+        newest = pc.cast(silver.read("max(event_time) AS at", "event_time <= now()")["at"], pa.int64())[0].as_py()
+        self.watermark_us: int = newest or 0
+        """Newest event time (µs UTC) of silver that is not in the future."""
+        self.recent = RecentTrades(keep_s)
+        self._load_recent(silver)
+
+    def add(self, trades: pa.Table, position: int) -> None:
+        """Takes in the rows of silver's commit at `position`."""
+        self._cover(trades.select(["symbol", "trade_id"]))
+        self.recent.add(trades, position)
+        newest = pc.cast(pc.max(trades["event_time"]), pa.int64()).as_py()
+        self.watermark_us = max(self.watermark_us, min(newest, position))
+        self.position = position
+
+    def since(self, position: int) -> pa.Table | None:
+        """Silver's rows after `position`, from memory or else from the table; None when there are none."""
+        if position >= self.position:
+            return None
+        news = self.recent.since(position)
+        if news is None:
+            news = self.read(after(position))
+        return news if news.num_rows else None
+
+    def read(self, where: str) -> pa.Table:
+        """Silver's rows on disk that match `where`."""
+        return read_table(self._lake, SILVER, _COLUMNS, where)
+
+    def _cover(self, ids: pa.Table) -> None:
+        if ids.num_rows:
+            inputs = {SILVER.qualified: ids, COVERAGE.qualified: self.coverage}
+            self.coverage = self._session.derive(COVERAGE.qualified, inputs)
+
+    def _load_recent(self, silver: DeltaHandle) -> None:
+        first = (self.watermark_us - self._keep_s * MICROS) // _MINUTE_US * _MINUTE_US
+        if self.position == NOTHING_YET:
+            self.recent.load(SILVER.arrow_schema.empty_table(), np.iinfo(np.int64).min, self.position)
+            return
+        far = self.watermark_us + 366 * 86_400 * MICROS
+        trades = silver.read(_COLUMNS, between_us("event_time", "event_date", max(first, 0), far))
+        self.recent.load(trades, first, self.position)
+
+
+def after(position: int) -> str:
+    """SQL for silver's (or bars') rows that were loaded after `position`, µs UTC."""
+    return f"load_timestamp > {utc_literal(position)}"

@@ -1,0 +1,92 @@
+"""Every error that CryptoPulse raises on purpose.
+
+The tree; the kind of an error is its policy, so nobody has to read a message to decide what to do::
+
+    CryptoPulseError
+    ├── TransientError            try again, by the one retry policy (`cryptopulse.retry`)
+    │   ├── Disconnected            the peer closed, went silent, or can't be reached
+    │   ├── RateLimited             the peer said "too many requests"
+    │   └── CommitConflict          another writer committed first; look again, then decide
+    └── TerminalError             stop: trying again won't help; the text says what will
+        ├── ConfigurationError      a setting, an option or a file of the user is wrong
+        ├── LogFull                 the durable log reached its size bound, or the disk is full
+        ├── LogDamaged              a record of the log is not what was written
+        ├── LakeDamaged             a table can't be read and can't be repaired from the log
+        ├── LakeBusy                another pipeline already works on this lake
+        ├── Fenced                  another pipeline took over; this one must not commit any more
+        └── ProcessFailed           a supervised process dies again and again
+
+Each says what happened, to what, and what to do. They are raised where the cause is known and shown once, in
+`cryptopulse.cli`.
+"""
+
+ERROR_PREFIX = "cryptopulse: "
+"""Starts the one line in which a command says why it failed."""
+
+
+class CryptoPulseError(Exception):
+    """Base of all errors that are raised on purpose."""
+
+    exit_code = 1
+
+
+class TransientError(CryptoPulseError):
+    """May pass by itself: retry."""
+
+
+class Disconnected(TransientError):
+    """The peer closed the connection, went silent, or can't be reached."""
+
+
+class RateLimited(TransientError):
+    """The peer asks for fewer requests."""
+
+
+class CommitConflict(TransientError):
+    """Another writer committed to the table first."""
+
+
+class TerminalError(CryptoPulseError):
+    """Won't pass by itself: stop and tell the user."""
+
+
+class ConfigurationError(TerminalError):
+    """A setting, an option or a file of the user is wrong."""
+
+    exit_code = 2
+
+
+class LogFull(TerminalError):
+    """The durable log can take no more: its size bound is reached or the disk is full."""
+
+    exit_code = 3
+
+
+class LogDamaged(TerminalError):
+    """A record of the durable log fails its checksum."""
+
+    exit_code = 4
+
+
+class LakeDamaged(TerminalError):
+    """A table can't be opened, and the log no longer holds what would repair it."""
+
+    exit_code = 4
+
+
+class LakeBusy(TerminalError):
+    """Another pipeline holds the lake."""
+
+    exit_code = 5
+
+
+class Fenced(TerminalError):
+    """Another pipeline committed to a table since this one last did."""
+
+    exit_code = 5
+
+
+class ProcessFailed(TerminalError):
+    """A supervised process can't be kept running."""
+
+    exit_code = 6

@@ -1,0 +1,44 @@
+"""One pipeline a lake: an advisory lock that the system lets go when its process dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from cryptopulse.errors import ConfigurationError, LakeBusy
+
+
+class LakeLock:
+    """Holds `<state_dir>/pipeline.lock` while in use as a context manager."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Names the lock; nothing is taken yet."""
+        self._path = state_dir / "pipeline.lock"
+
+    def __enter__(self) -> LakeLock:
+        """Takes the lock. Raises LakeBusy, naming the process that holds it."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ConfigurationError(f"Can't use {self._path.parent}: {error.strerror}.") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
+            os.close(self._file)
+            raise LakeBusy(
+                f"Another pipeline (process {holder}) works on the lake {self._path.parent.parent}. "
+                "Stop it first, or use another --lake."
+            ) from error
+        os.ftruncate(self._file, 0)
+        os.write(self._file, str(os.getpid()).encode())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lets go."""
+        os.close(self._file)

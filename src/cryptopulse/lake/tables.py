@@ -1,0 +1,315 @@
+"""The tables, as declared contracts. The one place that knows their names, columns and keys.
+
+A table says what a row is, what it is derived from, and how new rows enter it. It does not know which engine runs
+it. Types are Spark SQL's, so that the same contract gives the DDL of Unity Catalog, a Delta schema and an Arrow
+schema. To add a column: add it here and in the table's SQL file. To add a table: add it here, to TABLES in the
+order of derivation, and its SQL file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from importlib import resources
+
+import pyarrow as pa
+
+
+class Growth(Enum):
+    """How new rows enter a table."""
+
+    APPEND = "rows are only ever added"
+    WINDOWS = "the windows that new upstream rows touch are computed again and replaced"
+    STATE = "the rows that new upstream rows concern are computed again from themselves and the news, and replaced"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `type` is a Spark SQL type."""
+
+    name: str
+    type: str
+    comment: str
+    nullable: bool = False
+
+    @property
+    def arrow_field(self) -> pa.Field:
+        """The same as an Arrow field."""
+        return pa.field(self.name, arrow_type(self.type), nullable=self.nullable)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table's contract."""
+
+    schema: str
+    name: str
+    comment: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    growth: Growth
+    derived_from: str | None = None
+    """Qualified name of the table whose new rows drive this one; None: the log."""
+    partition_by: tuple[str, ...] = ()
+    position: str | None = None
+    """Column that grows with every commit: what is new for a derived table is what lies above its last value."""
+    stats: tuple[str, ...] = ()
+    """Columns with file statistics. Never decimals: delta-rs keeps those as float64, and filters lose rows."""
+    time: str | None = None
+    """Column that says when a row happened; windows are cut by it."""
+    window_seconds: int = 0
+    """For Growth.WINDOWS: the length of a window; it starts at a multiple of it (UTC)."""
+    sort_by: tuple[str, ...] = ()
+
+    @property
+    def qualified(self) -> str:
+        """`schema.name`."""
+        return f"{self.schema}.{self.name}"
+
+    @cached_property
+    def arrow_schema(self) -> pa.Schema:
+        """The columns as an Arrow schema."""
+        return pa.schema([column.arrow_field for column in self.columns])
+
+    @cached_property
+    def sql(self) -> str:
+        """The canonical (Spark SQL) statement that derives this table's rows."""
+        return read_sql(self.qualified)
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """Delta table properties that every engine sets."""
+        return {"delta.dataSkippingStatsColumns": ",".join(self.stats)}
+
+
+def read_sql(name: str) -> str:
+    """The text of `lake/sql/<name>.sql`."""
+    return resources.files(__package__).joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+
+
+_SIMPLE_TYPES = {
+    "BIGINT": pa.int64(),
+    "INT": pa.int32(),
+    "STRING": pa.string(),
+    "BINARY": pa.binary(),
+    "DOUBLE": pa.float64(),
+    "BOOLEAN": pa.bool_(),
+    "DATE": pa.date32(),
+    "TIMESTAMP": pa.timestamp("us", tz="UTC"),
+}
+
+
+def arrow_type(sql_type: str) -> pa.DataType:
+    """The Arrow type of a Spark SQL type; ValueError for one that no table uses."""
+    if decimal := re.fullmatch(r"DECIMAL\((\d+),(\d+)\)", sql_type):
+        return pa.decimal128(int(decimal[1]), int(decimal[2]))
+    if sql_type not in _SIMPLE_TYPES:
+        raise ValueError(f"Unknown column type {sql_type}")
+    return _SIMPLE_TYPES[sql_type]
+
+
+# Coinbase's finest tick is 1e-12 and its largest sizes are near 1e12 units; both products of scale 12, so that
+# price times size is exact in 24 decimals, and sums have 26 digits before the point.
+PRICE = "DECIMAL(24,12)"
+SIZE = "DECIMAL(28,12)"
+SUM = "DECIMAL(38,12)"
+
+_LOADED = Column("load_timestamp", "TIMESTAMP", "When the commit that wrote this row was cut (UTC); grows with each.")
+
+BRONZE = Table(
+    schema="bronze",
+    name="coinbase_raw_trades",
+    comment="One raw message of the feed, as received.",
+    columns=(
+        Column("body", "BINARY", "The message exactly as received."),
+        Column("partition", "INT", "Partition of the log."),
+        Column("offset", "BIGINT", "Place in the partition; dense."),
+        Column("partition_key", "STRING", "Product id, or empty for a message of none."),
+        Column("enqueued_time", "TIMESTAMP", "When the log took the message (UTC)."),
+        Column("received_time", "TIMESTAMP", "When the message came off the socket (UTC)."),
+        Column("source", "STRING", "websocket or rest."),
+        Column("bronze_ingestion_time", "TIMESTAMP", "When the commit that wrote this row was cut (UTC)."),
+        Column("received_date", "DATE", "UTC day of received_time; partitions the table."),
+    ),
+    key=("partition", "offset"),
+    growth=Growth.APPEND,
+    partition_by=("received_date",),
+    position="offset",
+    stats=("partition", "offset", "received_time"),
+    sort_by=("partition", "offset"),
+)
+
+SILVER = Table(
+    schema="silver",
+    name="fact_crypto_trades",
+    comment="One trade, once.",
+    columns=(
+        Column("trade_id", "BIGINT", "Coinbase's id: dense and in order within a product."),
+        Column("symbol", "STRING", "Product id, such as BTC-USD."),
+        Column("price", PRICE, "Price in the quote currency."),
+        Column("trade_size", SIZE, "Quantity in the base currency."),
+        Column("side", "STRING", "The taker's side: BUY (up-tick) or SELL."),
+        Column("event_time", "TIMESTAMP", "When the exchange matched it (UTC)."),
+        Column("ingestion_time", "TIMESTAMP", "When its message came off the socket (UTC)."),
+        _LOADED,
+        Column("source", "STRING", "websocket or rest."),
+        Column("event_date", "DATE", "UTC day of event_time; partitions the table."),
+    ),
+    key=("symbol", "trade_id"),
+    growth=Growth.APPEND,
+    derived_from=BRONZE.qualified,
+    partition_by=("event_date",),
+    position="load_timestamp",
+    time="event_time",
+    stats=("symbol", "trade_id", "event_time", "load_timestamp"),
+    sort_by=("symbol", "trade_id"),
+)
+
+QUARANTINE = Table(
+    schema="silver",
+    name="quarantined_messages",
+    comment="One message that can't be a trade and isn't a known control message, with the reason.",
+    columns=(
+        Column("partition", "INT", "Partition of the log."),
+        Column("offset", "BIGINT", "Place in the partition."),
+        Column("partition_key", "STRING", "Product id that the feed saw, or empty."),
+        Column("reason", "STRING", "What is wrong with it."),
+        Column("body", "BINARY", "The message exactly as received."),
+        Column("received_time", "TIMESTAMP", "When the message came off the socket (UTC)."),
+        Column("source", "STRING", "websocket or rest."),
+        _LOADED,
+        Column("received_date", "DATE", "UTC day of received_time; partitions the table."),
+    ),
+    key=("partition", "offset"),
+    growth=Growth.APPEND,
+    derived_from=BRONZE.qualified,
+    partition_by=("received_date",),
+    position="load_timestamp",
+    stats=("partition", "offset", "received_time", "load_timestamp"),
+)
+
+COVERAGE = Table(
+    schema="silver",
+    name="trade_id_coverage",
+    comment="One closed interval of trade ids that silver holds; a gap between two intervals is a hole.",
+    columns=(
+        Column("symbol", "STRING", "Product id."),
+        Column("first_trade_id", "BIGINT", "First id of the interval."),
+        Column("last_trade_id", "BIGINT", "Last id of the interval, included."),
+        _LOADED,
+    ),
+    key=("symbol", "first_trade_id"),
+    growth=Growth.STATE,
+    derived_from=SILVER.qualified,
+    position="load_timestamp",
+    stats=("symbol", "first_trade_id", "last_trade_id"),
+)
+
+BARS = Table(
+    schema="gold",
+    name="dm_trade_bars",
+    comment="One product and minute.",
+    columns=(
+        Column("symbol", "STRING", "Product id."),
+        Column("window_start", "TIMESTAMP", "Start of the minute (UTC), included."),
+        Column("open", PRICE, "Price of the trade with the lowest id."),
+        Column("high", PRICE, "Highest price."),
+        Column("low", PRICE, "Lowest price."),
+        Column("close", PRICE, "Price of the trade with the highest id."),
+        Column("volume", SUM, "Base quantity traded."),
+        Column("notional", SUM, "Quote amount traded; each trade's rounded half up to 12 decimals."),
+        Column("vwap", "DOUBLE", "notional / volume."),
+        Column("buy_volume", SUM, "Base quantity of trades with a buying taker."),
+        Column("sell_volume", SUM, "Base quantity of trades with a selling taker."),
+        Column("trade_count", "BIGINT", "Number of trades."),
+        Column("buy_count", "BIGINT", "Number of trades with a buying taker."),
+        Column("price_sum", SUM, "Sum of the trades' prices, for exact averages over longer windows."),
+        Column("first_trade_id", "BIGINT", "Lowest id in the minute."),
+        Column("last_trade_id", "BIGINT", "Highest id in the minute."),
+        Column("is_complete", "BOOLEAN", "True when every id from the one before to the one after is held."),
+        _LOADED,
+        Column("window_date", "DATE", "UTC day of window_start; partitions the table."),
+    ),
+    key=("symbol", "window_start"),
+    growth=Growth.WINDOWS,
+    derived_from=SILVER.qualified,
+    partition_by=("window_date",),
+    position="load_timestamp",
+    stats=("symbol", "window_start", "load_timestamp", "first_trade_id", "last_trade_id"),
+    time="window_start",
+    window_seconds=60,
+    sort_by=("symbol", "window_start"),
+)
+
+STATS = Table(
+    schema="gold",
+    name="dm_crypto_price_stats",
+    comment="One product and 5-minute window.",
+    columns=(
+        Column("symbol", "STRING", "Product id."),
+        Column("window_start", "TIMESTAMP", "Start of the window (UTC), included."),
+        Column("window_end", "TIMESTAMP", "End of the window (UTC), not included."),
+        Column("avg_price", "DOUBLE", "Mean of the trades' prices, each trade counting once."),
+        Column("max_price", PRICE, "Highest price."),
+        Column("min_price", PRICE, "Lowest price."),
+        Column("total_trade_volume", SUM, "Base quantity traded."),
+        Column("trade_count", "BIGINT", "Number of trades."),
+        Column("vwap", "DOUBLE", "Volume-weighted average price."),
+        Column("open_price", PRICE, "First price by trade id."),
+        Column("close_price", PRICE, "Last price by trade id."),
+        Column("volatility", "DOUBLE", "Realised volatility: root of the summed squared log returns of its minutes."),
+        _LOADED,
+        Column("window_date", "DATE", "UTC day of window_start; partitions the table."),
+    ),
+    key=("symbol", "window_start"),
+    growth=Growth.WINDOWS,
+    derived_from=BARS.qualified,
+    partition_by=("window_date",),
+    position="load_timestamp",
+    stats=("symbol", "window_start", "load_timestamp"),
+    time="window_start",
+    window_seconds=300,
+    sort_by=("symbol", "window_start"),
+)
+
+ALERTS = Table(
+    schema="gold",
+    name="dm_market_alerts",
+    comment="One episode: a product's price moved by a rule's threshold within its look-back.",
+    columns=(
+        Column("alert_id", "STRING", "rule:type:symbol:trigger_trade_id; the same for the same trades."),
+        Column("symbol", "STRING", "Product id."),
+        Column("alert_type", "STRING", "FLASH_CRASH or PRICE_SURGE."),
+        Column("rule", "STRING", "Name of the rule."),
+        Column("threshold_pct", "DECIMAL(8,4)", "Change that opens an episode, in percent."),
+        Column("lookback_s", "INT", "How far a trade looks back, in seconds."),
+        Column("cool_down_s", "INT", "Quiet time that closes an episode, in seconds."),
+        Column("severity", "STRING", "WARNING, HIGH from 2 thresholds, CRITICAL from 4."),
+        Column("state", "STRING", "OPEN or CLOSED."),
+        Column("price_change_pct", "DOUBLE", "Deepest change, negative for a crash, in percent."),
+        Column("start_price", PRICE, "Price that the deepest change is measured from."),
+        Column("end_price", PRICE, "Price at the deepest change."),
+        Column("window_start", "TIMESTAMP", "Time of the trade with start_price (UTC)."),
+        Column("window_end", "TIMESTAMP", "Time of the trade with end_price (UTC)."),
+        Column("opened_at", "TIMESTAMP", "Time of the first trade over the threshold (UTC)."),
+        Column("last_trigger_at", "TIMESTAMP", "Time of the last trade over the threshold (UTC)."),
+        Column("start_trade_id", "BIGINT", "Evidence: the trade with start_price."),
+        Column("trigger_trade_id", "BIGINT", "Evidence: the first trade over the threshold."),
+        Column("end_trade_id", "BIGINT", "Evidence: the trade with end_price."),
+        Column("last_trigger_trade_id", "BIGINT", "Evidence: the last trade over the threshold."),
+        Column("detected_at", "TIMESTAMP", "When this episode was first seen here (UTC)."),
+        _LOADED,
+    ),
+    key=("alert_id",),
+    growth=Growth.STATE,
+    derived_from=SILVER.qualified,
+    position="load_timestamp",
+    stats=("symbol", "opened_at", "last_trigger_at"),
+)
+
+TABLES: tuple[Table, ...] = (BRONZE, SILVER, QUARANTINE, COVERAGE, ALERTS, BARS, STATS)
+"""All tables, upstream before downstream."""
+BY_NAME: dict[str, Table] = {table.qualified: table for table in TABLES}
+"""Tables by `schema.name`."""

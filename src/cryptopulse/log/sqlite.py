@@ -1,0 +1,226 @@
+"""The embedded log: one SQLite file, one partition.
+
+A row is a batch: the messages of one append as a compressed Arrow record batch, with a checksum. Batches rather
+than messages keep the cost of a message far under a microsecond of SQLite's time. WAL with `synchronous=FULL`
+syncs every commit before it returns.
+
+A new log starts at an offset made of the time of its creation (microseconds since 1970), so offsets still grow
+when a log was deleted and made again: what a lake remembers of the old log stays "before", and no message of the
+new one is taken for one already stored.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from cryptopulse.errors import ConfigurationError, CryptoPulseError, LogDamaged, LogFull
+from cryptopulse.log import MESSAGE_SCHEMA, RECORD_SCHEMA
+
+PARTITION = 0
+_BATCH_MESSAGES_MAX = 20_000  # some 7 MB of raw messages: bounds what one read must hold
+_COMPRESS_BYTES_MIN = 4_096  # below this a zstd frame costs more time than it saves space
+_PAGE_BYTES = 16_384  # batches are blobs of kilobytes: fewer, larger pages
+_BUSY_TIMEOUT_S = 30.0
+_CODEC = pa.Codec("zstd", compression_level=1)
+_Row = tuple[int, int, int, int, int, bytes]
+_SCHEMA_SQL = """
+CREATE TABLE IF NOT EXISTS batches (
+    first_offset INTEGER PRIMARY KEY,
+    messages     INTEGER NOT NULL,
+    enqueued_us  INTEGER NOT NULL,
+    checksum     INTEGER NOT NULL,
+    raw_bytes    INTEGER NOT NULL,  -- size before compression, 0 when not compressed
+    body         BLOB    NOT NULL
+)
+"""
+
+
+class SqliteLog:
+    """Implements `cryptopulse.log.Log` on one file. An object may be used from one thread at a time."""
+
+    def __init__(self, path: Path, size_max_bytes: int) -> None:
+        """Opens or creates the log at `path`, which may grow to `size_max_bytes`.
+
+        Raises ConfigurationError when the file can't be made or opened, LogDamaged when it is no log.
+        """
+        self._path = path
+        with self._errors("open"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA journal_size_limit = 67108864")  # a grown WAL file is cut back to 64 MB
+            self._db.execute(f"PRAGMA max_page_count = {max(size_max_bytes // _PAGE_BYTES, 16)}")
+            with self._transaction():
+                self._db.execute(_SCHEMA_SQL)
+                self._db.execute("CREATE TABLE IF NOT EXISTS origin (first_offset INTEGER NOT NULL)")
+                if self._db.execute("SELECT 1 FROM origin").fetchone() is None:
+                    self._db.execute("INSERT INTO origin VALUES (?)", (time.time_ns() // 1000,))
+
+    def append(self, messages: pa.Table) -> None:
+        """Stores `messages` (MESSAGE_SCHEMA) in one synced transaction. See `cryptopulse.log.Log.append`."""
+        if messages.num_rows == 0:
+            return
+        bodies = [_encode(part) for part in _parts(messages)]
+        with self._errors("append to"), self._transaction():
+            offset = self._end()
+            enqueued_us = time.time_ns() // 1000
+            for body, raw_bytes, count in bodies:
+                checksum = _checksum(offset, count, enqueued_us, body)
+                row = (offset, count, enqueued_us, checksum, raw_bytes, body)
+                self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", row)
+                offset += count
+
+    def partitions(self) -> list[int]:
+        """The one partition."""
+        return [PARTITION]
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        """First offset held and the next offset to be given. See `cryptopulse.log.Log.bounds`."""
+        _check_partition(partition)
+        with self._errors("read"):
+            end = self._end()
+            first = self._db.execute("SELECT MIN(first_offset) FROM batches").fetchone()[0]
+        return (end if first is None else first), end
+
+    def read(self, partition: int, offset: int, messages_max: int) -> pa.Table:
+        """Messages from `offset` on, in whole batches until `messages_max`. See `cryptopulse.log.Log.read`."""
+        _check_partition(partition)
+        rows: list[_Row] = []
+        messages = 0
+        with self._errors("read"):
+            cursor = self._db.execute(
+                "SELECT first_offset, messages, enqueued_us, checksum, raw_bytes, body FROM batches WHERE first_offset >= "
+                "coalesce((SELECT max(first_offset) FROM batches WHERE first_offset <= ?1), ?1) "
+                "ORDER BY first_offset",
+                (offset,),
+            )
+            for row in cursor:
+                if row[0] + row[1] > offset:
+                    rows.append(row)
+                    messages += row[1]
+                if messages >= messages_max:
+                    break
+            cursor.close()
+        if not rows:
+            return RECORD_SCHEMA.empty_table()
+        table = self._decode(rows)
+        return table.slice(max(offset - rows[0][0], 0), messages_max)
+
+    def trim(self, partition: int, below: int) -> None:
+        """Deletes whole batches under `below`, but never the newest. See `cryptopulse.log.Log.trim`."""
+        _check_partition(partition)
+        with self._errors("trim"):
+            while True:  # small transactions: the appending process waits for each
+                deleted = self._db.execute(
+                    "DELETE FROM batches WHERE first_offset IN (SELECT first_offset FROM batches WHERE "
+                    "first_offset + messages <= ? AND first_offset < (SELECT max(first_offset) FROM batches) "
+                    "ORDER BY first_offset LIMIT 500)",
+                    (below,),
+                ).rowcount
+                if deleted < 500:
+                    break
+            self._db.execute("PRAGMA incremental_vacuum(256)").fetchall()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    def _end(self) -> int:
+        row = self._db.execute(
+            "SELECT first_offset + messages FROM batches ORDER BY first_offset DESC LIMIT 1"
+        ).fetchone()
+        return int((row or self._db.execute("SELECT first_offset FROM origin").fetchone())[0])
+
+    def _decode(self, rows: list[_Row]) -> pa.Table:
+        batches = []
+        for first_offset, count, enqueued_us, checksum, raw_bytes, body in rows:
+            if _checksum(first_offset, count, enqueued_us, body) != checksum:
+                raise LogDamaged(
+                    f"The log {self._path} is damaged: messages {first_offset} to {first_offset + count - 1} fail "
+                    "their checksum. Nothing after them was read. Restore the file from a copy, or move it away to "
+                    "start a new log: trades that only it held are then missing."
+                )
+            raw = _CODEC.decompress(body, raw_bytes) if raw_bytes else pa.py_buffer(body)
+            batches.append(pa.ipc.read_record_batch(raw, MESSAGE_SCHEMA))
+        messages = pa.Table.from_batches(batches, MESSAGE_SCHEMA)
+        counts = np.array([row[1] for row in rows])
+        starts = np.array([row[0] for row in rows])
+        within = np.arange(messages.num_rows) - np.repeat(np.cumsum(counts) - counts, counts)
+        enqueued = np.repeat(np.array([row[2] for row in rows], dtype="datetime64[us]"), counts)
+        return pa.table(
+            [
+                pa.array(np.full(messages.num_rows, PARTITION, dtype=np.int32)),
+                pa.array(np.repeat(starts, counts) + within),
+                pa.array(enqueued, pa.timestamp("us", tz="UTC")),
+                *messages.columns,
+            ],
+            schema=RECORD_SCHEMA,
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise self._explained(doing, error) from error
+
+    def _explained(self, doing: str, error: sqlite3.Error | OSError) -> CryptoPulseError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            return LogFull(
+                f"The log {self._path} is full (its bound log.size_max_mb, or the disk). Start the processing, "
+                "which empties it, free some disk, or raise the bound."
+            )
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return LogDamaged(
+                f"The log {self._path} is damaged ({error}). Restore it from a copy, or move it away to start a "
+                "new one: trades that only it held are then missing."
+            )
+        return ConfigurationError(f"Can't {doing} the log {self._path}: {error}.")
+
+
+def _parts(messages: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, messages.num_rows, _BATCH_MESSAGES_MAX):
+        yield messages.slice(start, _BATCH_MESSAGES_MAX)
+
+
+def _encode(part: pa.Table) -> tuple[bytes, int, int]:
+    """One batch as bytes, their size before compression (0: not compressed), and its messages."""
+    batch = part.select(MESSAGE_SCHEMA.names).cast(MESSAGE_SCHEMA).combine_chunks().to_batches()[0]
+    raw = batch.serialize()
+    if raw.size < _COMPRESS_BYTES_MIN:
+        return raw.to_pybytes(), 0, batch.num_rows
+    return _CODEC.compress(raw, asbytes=True), raw.size, batch.num_rows
+
+
+def _checksum(first_offset: int, count: int, enqueued_us: int, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(f"{first_offset}/{count}/{enqueued_us}".encode()))
+
+
+def _check_partition(partition: int) -> None:
+    if partition != PARTITION:
+        raise ConfigurationError(f"The embedded log has only partition {PARTITION}, not {partition}.")

@@ -1,0 +1,123 @@
+"""Keeps tables fast and the log short. One owner: the processing, in one thread.
+
+Every commit leaves small files, an entry in the Delta log, and a message stretch in the durable log. Here small files
+are merged, the Delta log gets checkpoints and is cut, replaced files are deleted after a while, and the durable log is
+trimmed below what bronze has committed and synced (delta-rs itself syncs nothing).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import structlog
+from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties
+from deltalake.exceptions import CommitFailedError, DeltaError
+
+from cryptopulse.engine.durability import Synced
+from cryptopulse.engine.embedded import EmbeddedEngine
+from cryptopulse.lake.tables import BRONZE, TABLES, Table
+from cryptopulse.log import Log
+from cryptopulse.settings import MaintenanceSettings
+
+_MB = 1 << 20
+# Two tiers, so that a trade is not written again with every merge: fresh files into middling ones, often, and those
+# into large ones, seldom.
+_TIERS = ((1, 4 * _MB), (16, 128 * _MB))
+_TRIM_INTERVAL_S = 2.0
+_NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+_COMPRESSION = WriterProperties(compression="ZSTD", compression_level=1)
+
+logger = structlog.get_logger()
+
+
+class Maintenance:
+    """Runs what is due. From one thread."""
+
+    def __init__(self, settings: MaintenanceSettings, engine: EmbeddedEngine, log: Log) -> None:
+        """Reads nothing yet; each table is looked at when enough commits have gone by."""
+        self._settings = settings
+        self._engine = engine
+        self._log = log
+        self._tables = [_TableCare(settings, engine.handles[table.qualified].path, table) for table in TABLES]
+        self._bronze_synced = Synced(engine.handles[BRONZE.qualified].path)
+        self._trimmed_at = time.monotonic()
+
+    def run_due(self) -> None:
+        """Does for each table what its commits since the last time ask for; trims the log."""
+        for care in self._tables:
+            care.run_due(self._engine.handles[care.table.qualified].version)
+        if time.monotonic() - self._trimmed_at >= _TRIM_INTERVAL_S:
+            self.trim_log()
+
+    def trim_log(self) -> None:
+        """Syncs bronze's newest files and lets the log forget what they hold."""
+        self._trimmed_at = time.monotonic()
+        stored = {partition: self._engine.stored_to(partition) for partition in self._log.partitions()}
+        self._bronze_synced.up_to(self._engine.handles[BRONZE.qualified].version)
+        for partition, offset in stored.items():
+            self._log.trim(partition, offset + 1)
+
+
+class _TableCare:
+    """The maintenance of one table, by the number of its commits."""
+
+    def __init__(self, settings: MaintenanceSettings, path: Path, table: Table) -> None:
+        self.table = table
+        self._settings = settings
+        self._path = path
+        self._synced = Synced(path)
+        self._checkpointed = self._compacted = self._start = DeltaTable(str(path)).version()
+        self._compactions = 0
+        self._vacuumed_at = time.monotonic()
+
+    def run_due(self, version: int) -> None:
+        if version - self._compacted >= self._settings.compact_commits:
+            self._compact()
+            self._compacted = version
+        if version - self._checkpointed >= self._settings.checkpoint_commits:
+            self._checkpoint()
+            self._checkpointed = version
+
+    def _compact(self) -> None:
+        """Merges small files. A conflict with a writer that replaces rows is no harm: next time."""
+        self._compactions += 1
+        for every, target_size in _TIERS:
+            if self._compactions % every:
+                continue
+            try:
+                DeltaTable(str(self._path)).optimize.compact(
+                    target_size=target_size,
+                    max_concurrent_tasks=1,
+                    writer_properties=_COMPRESSION,
+                    post_commithook_properties=_NO_HOOKS,
+                )
+            except CommitFailedError as error:
+                logger.debug("compaction_put_off", table=self.table.qualified, error=str(error))
+        self._vacuum()
+
+    def _checkpoint(self) -> None:
+        """Writes a checkpoint, syncs it, and only then cuts the log behind it: a power cut must leave one of them."""
+        delta = DeltaTable(str(self._path))
+        delta.create_checkpoint()
+        self._synced.up_to(delta.version())
+        self._synced.checkpoint()
+        delta.cleanup_metadata()
+
+    def _vacuum(self) -> None:
+        """Deletes files that a compaction or a replacement left behind, after the retention, some ten times in it."""
+        hours = self._settings.vacuum_retention_hours
+        if time.monotonic() - self._vacuumed_at < hours * 360:
+            return
+        self._vacuumed_at = time.monotonic()
+        try:
+            # Never `full`: that also deletes files which another writer is about to commit. The retention is below
+            # Delta's usual week because ten commits a second leave millions of small files in a week.
+            DeltaTable(str(self._path)).vacuum(
+                retention_hours=hours,
+                dry_run=False,
+                enforce_retention_duration=False,
+                post_commithook_properties=_NO_HOOKS,
+            )
+        except DeltaError as error:
+            logger.warning("vacuum_failed", table=self.table.qualified, error=str(error))

@@ -1,0 +1,191 @@
+"""The loop that walks the tables in order, again and again.
+
+Two lanes share the work. The fast lane moves messages from the log to bronze, silver and alerts, as small a batch as
+has arrived. The slow lane brings bars and statistics up to date every so often. When the fast lane is behind it takes
+large batches and works through gold itself, in step, so that what gold needs is still in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from cryptopulse.engine.embedded import EmbeddedEngine
+from cryptopulse.engine.durability import repair_lake
+from cryptopulse.lake.lock import LakeLock
+from cryptopulse.lake.tables import ALERTS, BARS, COVERAGE, QUARANTINE, SILVER, STATS, Table
+from cryptopulse.log import Log
+from cryptopulse.maintenance import Maintenance
+from cryptopulse.settings import Settings
+from cryptopulse.telemetry import Telemetry
+
+_FAST = (SILVER, ALERTS, QUARANTINE, COVERAGE)
+_SLOW = (BARS, STATS)
+_BEHIND_MESSAGES = 20_000  # a batch as large as this is no live batch: gold goes in step with it
+_REPORT_S = 0.5
+
+Report = Callable[[dict[str, object]], None]
+ProgressBar = Callable[[int, int], None]
+
+
+class Pipeline:
+    """One lake's tables, kept up to date from one log. Use as a context manager: it holds the lake's lock."""
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        """Takes the lock, repairs what a power cut left, and opens the tables.
+
+        Raises LakeBusy when another pipeline holds the lake, LakeDamaged when it can't be repaired.
+        """
+        self._settings = settings
+        self._log = log
+        with ExitStack() as stack:
+            stack.enter_context(LakeLock(settings.state_dir))
+            repair_lake(settings.lake)
+            self.engine = EmbeddedEngine(settings)
+            stack.callback(self.engine.close)
+            self.telemetry = Telemetry(self.engine.session(), self.engine.held)
+            self.maintenance = Maintenance(settings.maintenance, self.engine, log)
+            self._release = stack.pop_all()
+        self._slow_lane = threading.Lock()
+
+    def __enter__(self) -> Pipeline:
+        """The pipeline itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Lets go of the lake."""
+        self._release.close()
+
+    def step(self, partition: int) -> int:
+        """Moves one batch of `partition` from the log through the fast lane; returns its number of messages."""
+        after = self.engine.stored_to(partition)
+        records = self._log.read(partition, after + 1, self._settings.processing.batch_messages_max)
+        if records.num_rows:
+            self.telemetry.committed(self.engine.store(records))
+        self._advance_all(_FAST)
+        if records.num_rows >= _BEHIND_MESSAGES:
+            self.gold()
+        return records.num_rows
+
+    def gold(self) -> None:
+        """Brings bars and statistics up to date."""
+        with self._slow_lane:
+            self._advance_all(_SLOW)
+
+    def drain(self, progress: ProgressBar) -> None:
+        """Works until every table holds what the log holds now."""
+        ends = {partition: self._log.bounds(partition)[1] for partition in self._log.partitions()}
+        todo = {p: max(end - max(self.engine.stored_to(p) + 1, self._log.bounds(p)[0]), 0) for p, end in ends.items()}
+        done = 0
+        for partition, end in ends.items():
+            while self.engine.stored_to(partition) < end - 1 and (moved := self.step(partition)):
+                done += moved
+                progress(done, sum(todo.values()))
+                self.maintenance.run_due()
+        self._advance_all(_FAST)
+        self.gold()
+        self.engine.settle()
+
+    def rederive(self, progress: ProgressBar) -> None:
+        """Makes silver and gold again from bronze.
+
+        Gold and coverage are emptied before silver, so a kill in between leaves a lake that any pipeline completes.
+        """
+        self.engine.reset((STATS, BARS, ALERTS, QUARANTINE, COVERAGE, SILVER))
+        self.telemetry = Telemetry(self.engine.session(), self.engine.held)
+        total, done = self.engine.stored_messages(), 0
+        while (commit := self.engine.advance(SILVER)) is not None:
+            self.telemetry.committed(commit)
+            self._advance_all(tuple(table for table in _FAST if table is not SILVER))
+            self.gold()
+            self.maintenance.run_due()
+            done += commit.consumed
+            progress(done, total)
+        self.engine.settle()
+
+    def state(self) -> dict[str, object]:
+        """What the processing says of itself, ready for JSON; see `cryptopulse.telemetry`."""
+        lag = sum(self._log.bounds(p)[1] - 1 - self.engine.stored_to(p) for p in self._log.partitions())
+        tables = {
+            name: {"version": handle.version, "rows_written": handle.rows_written}
+            for name, handle in self.engine.handles.items()
+        }
+        return {**self.telemetry.state(self.engine.episodes, max(lag, 0)), "tables": tables}
+
+    def _advance_all(self, tables: Sequence[Table]) -> None:
+        for table in tables:
+            while (commit := self.engine.advance(table)) is not None:
+                self.telemetry.committed(commit)
+
+
+def process(settings: Settings, log: Log, stop: threading.Event, report: Report) -> None:
+    """Keeps the lake up to date until `stop` is set; then works off what the log holds at that moment and returns.
+
+    Calls `report` with the state every half second. Raises what stopped it: LakeBusy, Fenced, LogDamaged, …
+    """
+    with Pipeline(settings, log) as pipeline:
+        with _Background(pipeline, settings, report) as background:
+            while not stop.is_set():
+                background.check()
+                if not sum(pipeline.step(partition) for partition in log.partitions()):
+                    stop.wait(settings.processing.poll_ms / 1000)
+        pipeline.drain(lambda _done, _total: None)
+        report(pipeline.state())
+
+
+def drain(settings: Settings, log: Log, progress: ProgressBar) -> dict[str, object]:
+    """Brings every table up to what the log holds now; returns a summary (`Telemetry.summary`)."""
+    with Pipeline(settings, log) as pipeline:
+        pipeline.drain(progress)
+        return pipeline.telemetry.summary()
+
+
+def rebuild(settings: Settings, log: Log, progress: ProgressBar) -> dict[str, object]:
+    """Makes silver and gold again from bronze; returns a summary (`Telemetry.summary`)."""
+    with Pipeline(settings, log) as pipeline:
+        pipeline.rederive(progress)
+        return pipeline.telemetry.summary()
+
+
+class _Background:
+    """The threads beside the fast lane: gold, maintenance, reports. An error in one stops the pipeline."""
+
+    def __init__(self, pipeline: Pipeline, settings: Settings, report: Report) -> None:
+        self._pipeline = pipeline
+        self._stop = threading.Event()
+        self._error: BaseException | None = None
+        gold_s = max(settings.processing.gold_interval_ms / 1000, 0.01)
+        self._threads = [
+            threading.Thread(target=self._run, args=(pipeline.gold, gold_s), name="gold"),
+            threading.Thread(target=self._run, args=(pipeline.maintenance.run_due, 1.0), name="maintenance"),
+            threading.Thread(target=self._run, args=(lambda: self._report(report), _REPORT_S), name="report"),
+        ]
+
+    def __enter__(self) -> _Background:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self.check()
+
+    def _report(self, report: Report) -> None:
+        report(self._pipeline.state())
+
+    def _run(self, work: Callable[[], None], interval_s: float) -> None:
+        try:
+            while not self._stop.wait(interval_s):
+                work()
+        except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            self._error = error

@@ -2,19 +2,22 @@
 
 Two lanes share the work. The fast lane moves messages from the log to bronze, silver and alerts, as small a batch as
 has arrived. The slow lane brings bars and statistics up to date every so often. When the fast lane is behind it takes
-large batches and works through gold itself, in step, so that what gold needs is still in memory.
+large batches, three at once in three stages: one is stored while the one before is parsed and the one before that
+aggregated, so that what gold needs is still in memory.
 """
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from cryptopulse.engine import Commit
 from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.engine.durability import repair_lake
 from cryptopulse.lake.lock import LakeLock
-from cryptopulse.lake.tables import ALERTS, BARS, COVERAGE, QUARANTINE, SILVER, STATS, Table
+from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, COVERAGE, QUARANTINE, SILVER, STATS, Table
 from cryptopulse.log import Log
 from cryptopulse.maintenance import Maintenance
 from cryptopulse.settings import Settings
@@ -48,6 +51,7 @@ class Pipeline:
             self.maintenance = Maintenance(settings.maintenance, self.engine, log)
             self._release = stack.pop_all()
         self._slow_lane = threading.Lock()
+        self._on_stored = _Counter(0, lambda _done, _total: None)
 
     def __enter__(self) -> Pipeline:
         """The pipeline itself."""
@@ -58,34 +62,64 @@ class Pipeline:
         self._release.close()
 
     def step(self, partition: int) -> int:
-        """Moves one batch of `partition` from the log through the fast lane; returns its number of messages."""
-        after = self.engine.stored_to(partition)
-        records = self._log.read(partition, after + 1, self._settings.processing.batch_messages_max)
-        if records.num_rows:
-            self.telemetry.committed(self.engine.store(records))
-        self._advance_all(_FAST)
-        if records.num_rows >= _BEHIND_MESSAGES:
-            self.gold()
-        return records.num_rows
+        """Moves what has arrived in `partition` through the fast lane; returns its number of messages."""
+        messages = self._store(partition)
+        self._round(_FAST)
+        if messages >= _BEHIND_MESSAGES:
+            self._catch_up(partition)
+        return messages
 
     def gold(self) -> None:
         """Brings bars and statistics up to date."""
         with self._slow_lane:
-            self._advance_all(_SLOW)
+            self._round(_SLOW)
 
     def drain(self, progress: ProgressBar) -> None:
         """Works until every table holds what the log holds now."""
         ends = {partition: self._log.bounds(partition)[1] for partition in self._log.partitions()}
         todo = {p: max(end - max(self.engine.stored_to(p) + 1, self._log.bounds(p)[0]), 0) for p, end in ends.items()}
-        done = 0
+        self._on_stored = _Counter(sum(todo.values()), progress)
         for partition, end in ends.items():
-            while self.engine.stored_to(partition) < end - 1 and (moved := self.step(partition)):
-                done += moved
-                progress(done, sum(todo.values()))
+            while self.engine.stored_to(partition) < end - 1 and self.step(partition):
                 self.maintenance.run_due()
-        self._advance_all(_FAST)
-        self.gold()
+        self._finish()
+
+    def _catch_up(self, partition: int) -> None:
+        """Works off a long log: a batch is stored while the one before is parsed and the one before that aggregated."""
+        with ThreadPoolExecutor(2, thread_name_prefix="catch-up") as pool:
+            messages = _BEHIND_MESSAGES
+            while messages >= _BEHIND_MESSAGES:
+                others: list[Future[object]] = [pool.submit(self._round, _FAST), pool.submit(self.gold)]
+                messages = self._store(partition)
+                for other in others:
+                    other.result()
+
+    def _store(self, partition: int) -> int:
+        after = self.engine.stored_to(partition)
+        records = self._log.read(partition, after + 1, self._settings.processing.batch_messages_max)
+        if records.num_rows:
+            self.telemetry.committed(self.engine.store(records))
+            self.engine.refresh((BRONZE,))
+            self._on_stored(records.num_rows)
+        return int(records.num_rows)
+
+    def _finish(self) -> None:
+        """Brings every table up to what bronze holds, and writes what was held back."""
+        while self._round((*_FAST, *_SLOW)):
+            pass
         self.engine.settle()
+
+    def _round(self, tables: Sequence[Table]) -> bool:
+        """One step of each of `tables`, upstream first; whether any had news."""
+        commits = [commit for table in tables if (commit := self._advance(table)) is not None]
+        self.engine.refresh(tables)
+        return bool(commits)
+
+    def _advance(self, table: Table) -> Commit | None:
+        commit = self.engine.advance(table)
+        if commit is not None:
+            self.telemetry.committed(commit)
+        return commit
 
     def rederive(self, progress: ProgressBar) -> None:
         """Makes silver and gold again from bronze.
@@ -94,15 +128,13 @@ class Pipeline:
         """
         self.engine.reset((STATS, BARS, ALERTS, QUARANTINE, COVERAGE, SILVER))
         self.telemetry = Telemetry(self.engine.session(), self.engine.held)
-        total, done = self.engine.stored_messages(), 0
-        while (commit := self.engine.advance(SILVER)) is not None:
-            self.telemetry.committed(commit)
-            self._advance_all(tuple(table for table in _FAST if table is not SILVER))
+        count = _Counter(self.engine.stored_messages(), progress)
+        while (commit := self._advance(SILVER)) is not None:
+            self._round(_FAST[1:])
             self.gold()
             self.maintenance.run_due()
-            done += commit.consumed
-            progress(done, total)
-        self.engine.settle()
+            count(commit.consumed)
+        self._finish()
 
     def state(self) -> dict[str, object]:
         """What the processing says of itself, ready for JSON; see `cryptopulse.telemetry`."""
@@ -113,10 +145,16 @@ class Pipeline:
         }
         return {**self.telemetry.state(self.engine.episodes, max(lag, 0)), "tables": tables}
 
-    def _advance_all(self, tables: Sequence[Table]) -> None:
-        for table in tables:
-            while (commit := self.engine.advance(table)) is not None:
-                self.telemetry.committed(commit)
+
+class _Counter:
+    """Adds up what is done and tells a progress bar."""
+
+    def __init__(self, total: int, progress: ProgressBar) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def __call__(self, more: int) -> None:
+        self._done += more
+        self._progress(min(self._done, self._total), self._total)
 
 
 def process(settings: Settings, log: Log, stop: threading.Event, report: Report) -> None:

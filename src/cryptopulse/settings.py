@@ -267,9 +267,7 @@ def load_settings(config: Path | None = None, **options: Any) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{config or CONFIG_FILE} is not valid TOML: {error}.") from error
     except ValueError as error:
-        raise ConfigurationError(
-            f"Configuration can't be read: {error} (see `cryptopulse config`)."
-        ) from error
+        raise ConfigurationError(f"Configuration can't be read: {error} (see `cryptopulse config`).") from error
 
 
 def _check_environment() -> None:
@@ -277,9 +275,7 @@ def _check_environment() -> None:
     for name in os.environ:
         section = name.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
         if name.startswith(ENVIRONMENT_PREFIX) and section not in Settings.model_fields:
-            raise ConfigurationError(
-                f"Environment variable {name}: no such setting (see `cryptopulse config`)."
-            )
+            raise ConfigurationError(f"Environment variable {name}: no such setting (see `cryptopulse config`).")
 
 
 def _settings_class(config: Path | None) -> type[Settings]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,15 +30,8 @@ message (its sync follows and is part of `receive_to_bronze`)."""
 
 _PRODUCTS_MAX = 50
 _ALERTS_MAX = 20
+_BARS_KEPT = 6  # minutes that a product's price is compared over
 _RATE_WINDOW_S = 5.0
-_PRODUCTS_SQL = f"""
-SELECT t.symbol, arg_max(t.price, t.trade_id)::VARCHAR AS price, arg_min(t.price, t.trade_id)::VARCHAR AS open,
-       max(t.event_time) AS time, sum(t.trade_size)::VARCHAR AS volume, any_value(h.trades) AS trades
-FROM trades AS t
-JOIN (SELECT symbol, sum(last_trade_id - first_trade_id + 1)::BIGINT AS trades FROM coverage GROUP BY symbol) AS h
-  ON h.symbol = t.symbol
-GROUP BY t.symbol ORDER BY count(*) DESC, t.symbol LIMIT {_PRODUCTS_MAX}
-"""
 _HELD_SQL = """
 SELECT symbol, sum(last_trade_id - first_trade_id + 1)::BIGINT AS held,
        (max(last_trade_id) - min(first_trade_id) + 1 - sum(last_trade_id - first_trade_id + 1))::BIGINT AS missing,
@@ -56,6 +50,7 @@ class Telemetry:
         self._latency = {hop: Latency() for hop in HOPS}
         self._totals = {"messages": 0, "trades": 0, "duplicates": 0, "quarantined": 0, "commits": 0}
         self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._newest_bars: dict[str, dict[datetime, dict[str, Any]]] = {}
         self._detection_ms: dict[str, float] = {}
         self._lock = threading.Lock()
         self._started = time.monotonic()
@@ -74,8 +69,8 @@ class Telemetry:
                     self._totals["quarantined"] += commit.rows.num_rows
                 case t if t is ALERTS:
                     self._alerts(commit, now_ns)
-                case t if t is BARS and commit.received is not None:
-                    self._latency["receive_to_gold"].add(elapsed_ms(commit.received, now_ns))
+                case t if t is BARS:
+                    self._bars(commit, now_ns)
 
     def _bronze(self, commit: Commit, now_ns: int) -> None:
         self._totals["messages"] += commit.consumed
@@ -113,7 +108,6 @@ class Telemetry:
 
     def state(self, episodes: pa.Table, lag_messages: int) -> dict[str, object]:
         """Everything, ready for JSON. `episodes`: alerts that are near; `lag_messages`: what waits in the log."""
-        products = self._products()
         with self._lock:
             lately = {hop: latency.lately() for hop, latency in self._latency.items()}
             return {
@@ -122,13 +116,13 @@ class Telemetry:
                 "log_lag_messages": lag_messages,
                 "latency_ms": lately,
                 "latency_total_ms": {hop: latency.overall() for hop, latency in self._latency.items()},
-                "products": products,
+                "products": self._products(),
                 "alerts": self._newest(episodes),
             }
 
     def summary(self) -> dict[str, object]:
         """What was done since the start, and what the lake holds now, for a person who waited for it."""
-        held = self._session.query(_HELD_SQL, {"coverage": self._held.coverage}).to_pylist()
+        held = self._session.query(_HELD_SQL, {"coverage": self._held.coverage(self._session)}).to_pylist()
         return {
             **{name: self._totals[name] for name in ("messages", "trades", "duplicates", "quarantined")},
             "symbols": {row["symbol"]: row["held"] for row in held},
@@ -137,15 +131,30 @@ class Telemetry:
             "seconds": round(time.monotonic() - self._started, 3),
         }
 
-    def _products(self) -> dict[str, dict[str, object]]:
-        last = self._held.watermark_us
-        trades = self._held.recent.between(last - 600_000_000, last)
-        if trades.num_rows == 0:
-            return {}
-        columns = ["symbol", "trade_id", "price", "trade_size", "event_time"]
-        inputs = {"trades": trades.select(columns), "coverage": self._held.coverage}
-        rows = self._session.query(_PRODUCTS_SQL, inputs).to_pylist()
-        return {row.pop("symbol"): row | {"time": row["time"].isoformat()} for row in rows}
+    def _bars(self, commit: Commit, now_ns: int) -> None:
+        if commit.received is not None:
+            self._latency["receive_to_gold"].add(elapsed_ms(commit.received, now_ns))
+        columns = ["symbol", "window_start", "open", "close", "volume", "trade_count"]
+        for bar in commit.rows.select(columns).sort_by("window_start").to_pylist():
+            bars = self._newest_bars.setdefault(bar["symbol"], {})
+            bars[bar["window_start"]] = bar
+            if len(bars) > _BARS_KEPT:
+                del bars[min(bars)]
+
+    def _products(self) -> dict[str, dict[str, Any]]:
+        """The newest price of the most traded products, beside that of some minutes ago."""
+        products: dict[str, dict[str, Any]] = {}
+        for symbol, bars in self._newest_bars.items():
+            first, last = bars[min(bars)], bars[max(bars)]
+            products[symbol] = {
+                "price": f"{last['close'].normalize():f}",
+                "open": f"{first['open'].normalize():f}",
+                "time": last["window_start"].isoformat(),
+                "volume": f"{sum(bar['volume'] for bar in bars.values()).normalize():f}",
+                "trades": sum(bar["trade_count"] for bar in bars.values()),
+            }
+        most_traded = sorted(products.items(), key=lambda item: (-item[1]["trades"], item[0]))
+        return dict(most_traded[:_PRODUCTS_MAX])
 
     def _trades_per_s(self) -> float:
         now = time.monotonic()

@@ -51,7 +51,8 @@ WHERE (k.state = 'OPEN' AND epoch_us(k.last_trigger_at) + k.cool_down_s::BIGINT 
       AND k.last_trigger_at >= s.judge_from - k.cool_down_s * INTERVAL 1 SECOND
       AND k.opened_at <= s.judge_to + (s.lookback_s + k.cool_down_s) * INTERVAL 1 SECOND)
 """
-_EPISODES_KEPT_US = 86_400 * MICROS  # closed episodes stay in memory so long; late trades before it ask the table
+# Closed episodes stay in memory so long: twice the longest cool-down. Trades later than half of it ask the table.
+_EPISODES_KEPT_US = 2 * 86_400 * MICROS
 _MARKER_US = 30 * MICROS  # a position that moved so far without rows is committed: bounds what a restart judges again
 
 
@@ -73,6 +74,7 @@ class AlertJudge:
         self._table = _RULES_SCHEMA.empty_table()
         self._symbols: set[str] = set()
         self.lookback_max_s = max((rule.lookback_s for rule in rules), default=0)
+        self.threshold_min_pct = float(min((rule.threshold_pct for rule in rules), default=100))
 
     def judge(
         self,
@@ -178,7 +180,7 @@ class AlertStep:
         if news is None:
             return None
         end = pc.cast(pc.max(news["load_timestamp"]), pa.int64()).as_py()
-        judgement = self._judge.judge(news, self._trades_for, self._known(news), self._held.watermark_us)
+        judgement = self._judgement(news)
         if judgement is None:
             empty = ALERTS.arrow_schema.empty_table()
             if end - handle.recorded("silver") > _MARKER_US:
@@ -193,6 +195,35 @@ class AlertStep:
         self.episodes = self._near(pa.concat_tables([self.episodes.filter(pc.invert(is_replaced)), rows]))
         return Commit(ALERTS, rows, news.num_rows, received=news["ingestion_time"])
 
+    def _judgement(self, news: pa.Table) -> Judgement | None:
+        """Judges the products of `news` whose recent prices lie wide enough apart, and what is due to close."""
+        suspects = news.filter(pc.is_in(news["symbol"], pa.array(self._suspects(news), pa.string())))
+        if suspects.num_rows == 0 and not self._is_any_due():
+            return None
+        return self._judge.judge(suspects, self._trades_for, self._known(news), self._held.watermark_us)
+
+    def _suspects(self, news: pa.Table) -> list[str]:
+        """Products that can have a trade over a threshold: a quick look that spares the SQL most of the time."""
+        symbols: list[str] = pc.unique(news["symbol"]).to_pylist()
+        earliest = pc.cast(pc.min(news["event_time"]), pa.int64()).as_py()
+        first_us = earliest - self._judge.lookback_max_s * MICROS
+        if first_us < self._held.recent.complete_from_us:
+            return symbols
+        ranges = self._held.recent.price_ranges(symbols, first_us)
+        # A surge needs a narrower range than a crash of the same percentage. Floats stand for exact prices: a hair
+        # wider, so that no trade at exactly the threshold is passed over.
+        narrow = 1 / (1 + self._judge.threshold_min_pct / 100) + 1e-9
+        return [symbol for symbol, (low, high) in ranges.items() if low <= high * narrow]
+
+    def _is_any_due(self) -> bool:
+        """Whether an open episode has been quiet for its cool-down."""
+        still_open = self.episodes.filter(pc.equal(self.episodes["state"], "OPEN"))
+        if still_open.num_rows == 0:
+            return False
+        quiet_from = pc.cast(still_open["last_trigger_at"], pa.int64())
+        cool_down = pc.multiply(pc.cast(still_open["cool_down_s"], pa.int64()), MICROS)
+        return bool(pc.any(pc.less(pc.add(quiet_from, cool_down), self._held.watermark_us)).as_py())
+
     def _trades_for(self, scoped: pa.Table) -> pa.Table:
         """The trades that judging by `scoped` rules must see: recent ones from memory, late ones from the table."""
         if scoped.num_rows == 0:
@@ -201,6 +232,8 @@ class AlertStep:
         lookback_us = pc.multiply(pc.cast(scoped["lookback_s"], pa.int64()), MICROS)
         first_us = pc.subtract(pc.cast(scoped["judge_from"], pa.int64()), lookback_us)
         is_late = pc.less(first_us, pa.scalar(max(recent.complete_from_us, -(2**62))))
+        # By product, not by rule: a trade that came from both would count twice.
+        is_late = pc.is_in(scoped["symbol"], pc.unique(scoped.filter(is_late)["symbol"]))
         late, live = scoped.filter(is_late), scoped.filter(pc.invert(is_late))
         parts = []
         if live.num_rows:

@@ -10,7 +10,7 @@ refuses to go on (`Fenced`).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,8 +25,11 @@ from deltalake import (
 )
 from deltalake.exceptions import CommitFailedError, DeltaError
 
+from cryptopulse.engine.durability import POSITIONS
 from cryptopulse.errors import Fenced, LakeDamaged
 from cryptopulse.lake.tables import Table
+
+_Write = Callable[[DeltaTable, pa.Table, CommitProperties], None]
 
 NOTHING_YET = -1
 """Position of a source of which nothing was consumed."""
@@ -115,11 +118,34 @@ class DeltaHandle:
 
     def append(self, rows: pa.Table, positions: Mapping[str, int]) -> None:
         """Adds `rows` and moves to `positions` in one commit. Raises Fenced when another pipeline took over."""
-        self._commit(rows, positions, mode="append", predicate=None)
+
+        def write(delta: DeltaTable, data: pa.Table, commit: CommitProperties) -> None:
+            write_deltalake(
+                delta,
+                data,
+                mode="append",
+                writer_properties=_COMPRESSION,
+                commit_properties=commit,
+                post_commithook_properties=_NO_HOOKS,
+            )
+
+        self._commit(write, rows, positions)
 
     def replace(self, rows: pa.Table, predicate: str | None, positions: Mapping[str, int]) -> None:
         """Puts `rows` in the place of those that match `predicate` (None: of all), in one commit, as `append`."""
-        self._commit(rows, positions, mode="overwrite", predicate=predicate)
+
+        def write(delta: DeltaTable, data: pa.Table, commit: CommitProperties) -> None:
+            write_deltalake(
+                delta,
+                data,
+                mode="overwrite",
+                predicate=predicate,
+                writer_properties=_COMPRESSION,
+                commit_properties=commit,
+                post_commithook_properties=_NO_HOOKS,
+            )
+
+        self._commit(write, rows, positions)
 
     def read(self, columns: str, where: str = "true") -> pa.Table:
         """`SELECT columns WHERE where` over the table as this handle sees it; file statistics prune."""
@@ -136,20 +162,12 @@ class DeltaHandle:
                 "This one stops and has written nothing since. Run one pipeline per lake."
             )
 
-    def _commit(self, rows: pa.Table, positions: Mapping[str, int], *, mode: str, predicate: str | None) -> None:
+    def _commit(self, write: _Write, rows: pa.Table, positions: Mapping[str, int]) -> None:
         transactions = [Transaction(self._app_id(source), position) for source, position in positions.items()]
-        data = rows.select(self.table.arrow_schema.names).cast(self.table.arrow_schema)
+        commit = CommitProperties(custom_metadata={POSITIONS: str(len(transactions))}, app_transactions=transactions)
         for attempt in range(_RETRIES_MAX):
             try:
-                write_deltalake(
-                    self._delta,
-                    data,
-                    mode=mode,  # type: ignore[arg-type]
-                    predicate=predicate,
-                    writer_properties=_COMPRESSION,
-                    commit_properties=CommitProperties(app_transactions=transactions),
-                    post_commithook_properties=_NO_HOOKS,
-                )
+                write(self._delta, rows, commit)
                 break
             except CommitFailedError:
                 self.reopen()  # raises Fenced when it was no compaction
@@ -158,7 +176,7 @@ class DeltaHandle:
         self._seen |= positions
         self._positions |= positions
         self.commits += 1
-        self.rows_written += data.num_rows
+        self.rows_written += rows.num_rows
         self._commits_since_open += 1
 
     def refresh_if_due(self) -> None:

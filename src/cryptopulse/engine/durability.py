@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import structlog
@@ -20,6 +21,9 @@ from cryptopulse.errors import LakeDamaged
 from cryptopulse.lake.tables import TABLES, Table
 
 _PARQUET_MAGIC = b"PAR1"
+
+POSITIONS = "cryptopulse.positions"
+"""In the first line of each commit of ours: how many positions (`txn`, its last lines) it ends with."""
 
 logger = structlog.get_logger()
 
@@ -72,8 +76,9 @@ def repair_lake(lake: Path) -> None:
 def repair_table(path: Path, table: Table) -> None:
     """Takes torn commits off the end of the table at `path`, so that it opens at its last sound version.
 
-    The files taken off are kept beside the log with the ending `.torn`. Raises LakeDamaged when what is torn is not
-    at the end: then only a rebuild, or a copy, helps.
+    The files taken off are kept beside the log with the ending `.torn`. A table that was only just created, and holds
+    nothing yet, is made anew. Raises LakeDamaged when what is torn is not at the end: then only a rebuild, or a copy,
+    helps.
     """
     log = path / "_delta_log"
     _drop_torn_checkpoints(log)
@@ -83,7 +88,7 @@ def repair_table(path: Path, table: Table) -> None:
         return
     first = min(torn)
     base = _newest_checkpoint(log)
-    if base >= first or (base < 0 and first == 0):
+    if base >= first or (base < 0 and first == 0 and numbers != [0]):
         raise LakeDamaged(
             f"Table {table.qualified} is damaged at version {first}, which later versions build on. "
             "If bronze is sound, delete the table's folder and run `cryptopulse rebuild`; otherwise restore a copy."
@@ -121,8 +126,22 @@ def _is_sound(path: Path, commit: Path) -> bool:
     if not actions or not all(isinstance(action, dict) and action for action in actions):
         return False
     adds = [action["add"] for action in actions if "add" in action]
+    if _lacks_lines(actions):
+        return False
     # A file that is gone was compacted and vacuumed long ago: whoever misses it is an older commit.
     return all(_is_whole_parquet(path / unquote(add["path"]), add["size"], gone=True) for add in adds)
+
+
+def _lacks_lines(actions: list[dict[str, Any]]) -> bool:
+    """Whether a commit was cut off between two lines. Ours end with their positions, a compaction counts its files."""
+    info = actions[0].get("commitInfo", {})
+    counted = {name: sum(name in action for action in actions) for name in ("txn", "add", "remove")}
+    if POSITIONS in info:
+        return counted["txn"] != int(info[POSITIONS])
+    if info.get("operation") != "OPTIMIZE":
+        return False
+    metrics = info["operationMetrics"]
+    return (counted["add"], counted["remove"]) != (metrics["numFilesAdded"], metrics["numFilesRemoved"])
 
 
 def _is_whole_parquet(file: Path, size: int | None, *, gone: bool = False) -> bool:

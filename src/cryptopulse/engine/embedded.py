@@ -1,7 +1,7 @@
 """The embedded engine: DuckDB runs the SQL, delta-rs commits.
 
-The tables are worked on in two lanes, each by one thread at a time: bronze, silver, quarantine, coverage and alerts
-are the fast lane; bars and statistics the slow one. They meet in `Held`, the memory of what silver holds.
+The tables are worked on in lanes, each by one thread at a time: bronze; silver, quarantine, coverage and alerts; bars
+and statistics. They meet in what `Bronze` hands on and in `Held`, the memory of what silver holds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from cryptopulse.engine import Commit
 from cryptopulse.engine.alerts import AlertJudge, AlertStep
+from cryptopulse.engine.bronze import Bronze
 from cryptopulse.engine.delta import NOTHING_YET, DeltaHandle
 from cryptopulse.engine.gold import WindowSteps
 from cryptopulse.engine.held import Held
@@ -20,6 +21,7 @@ from cryptopulse.engine.session import Session
 from cryptopulse.lake.tables import (
     ALERTS,
     BARS,
+    BRONZE,
     COVERAGE,
     QUARANTINE,
     SILVER,
@@ -61,7 +63,8 @@ class EmbeddedEngine:
         silver, coverage = handles[SILVER.qualified], handles[COVERAGE.qualified]
         self.held = Held(settings.lake, self._fast, silver, coverage, judge.lookback_max_s + _MARGIN_S)
         batch_max = settings.processing.batch_messages_max
-        self._messages = MessageSteps(handles, self._fast, self.held, batch_max)
+        self._bronze = Bronze(settings.lake, handles[BRONZE.qualified], batch_max)
+        self._messages = MessageSteps(handles, self._fast, self._bronze, self.held)
         self._alerts = AlertStep(handles[ALERTS.qualified], judge, self.held)
         windows = WindowSteps(handles, self._slow, self.held)
         self._steps: dict[str, Callable[[], Commit | None]] = {
@@ -75,19 +78,24 @@ class EmbeddedEngine:
 
     def stored_to(self, partition: int) -> int:
         """See `cryptopulse.engine.Engine.stored_to`."""
-        return self._messages.stored_to(partition)
+        return self._bronze.stored_to(partition)
 
     def stored_messages(self) -> int:
         """How many messages bronze holds."""
-        return self._messages.stored_messages()
+        return self._bronze.messages()
 
     def store(self, records: pa.Table) -> Commit:
         """See `cryptopulse.engine.Engine.store`."""
-        return self._messages.store(records)
+        return self._bronze.store(records)
 
     def advance(self, table: Table) -> Commit | None:
         """See `cryptopulse.engine.Engine.advance`."""
         return self._steps[table.qualified]()
+
+    def refresh(self, tables: Sequence[Table]) -> None:
+        """Reopens those of `tables` that have become slow. From their lane, when nobody waits."""
+        for table in tables:
+            self.handles[table.qualified].refresh_if_due()
 
     def settle(self) -> None:
         """Writes what is held back for a while (the coverage), before a stop."""
@@ -97,7 +105,7 @@ class EmbeddedEngine:
         """See `cryptopulse.engine.Engine.reset`."""
         for table in tables:
             source = _SOURCES[table.qualified]
-            sources = {source.format(partition=partition) for partition in self._messages.partitions}
+            sources = {source.format(partition=partition) for partition in self._bronze.partitions}
             empty = table.arrow_schema.empty_table()
             self.handles[table.qualified].replace(empty, None, dict.fromkeys(sources, NOTHING_YET))
         self._load()

@@ -10,11 +10,15 @@ import pyarrow.compute as pc
 from cryptopulse.engine import Commit
 from cryptopulse.engine.delta import LOAD, DeltaHandle
 from cryptopulse.engine.held import Held, after
+from cryptopulse.engine.recent import MICROS
 from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.engine.session import Session
-from cryptopulse.engine.windows import Runs, touched_windows
+from cryptopulse.engine.windows import Runs, between_us, distinct_windows, touched_windows
 from cryptopulse.lake.tables import BARS, COVERAGE, SILVER, STATS
 
+_STATS_US = STATS.window_seconds * MICROS
+_BARS_KEPT_US = 3 * _STATS_US  # live statistics are made of the bars of the open window, late ones of the one before
+_FAR_US = 4_102_444_800 * MICROS  # 2100-01-01
 _BARS_COLUMNS = ", ".join(f'"{name}"' for name in BARS.arrow_schema.names)
 
 # The ids next to what is new, when they are held: whether a bar is complete depends on them.
@@ -39,6 +43,9 @@ FROM bars GROUP BY symbol
 _OF_WINDOWS_SQL = """
 SELECT d.* FROM derived AS d SEMI JOIN touched AS t ON t.symbol = d.symbol AND t.window_us = epoch_us(d.window_start)
 """
+_OTHERS_SQL = """
+SELECT m.* FROM matching AS m ANTI JOIN touched AS t ON t.symbol = m.symbol AND t.window_us = epoch_us(m.window_start)
+"""
 
 
 class WindowSteps:
@@ -51,14 +58,20 @@ class WindowSteps:
         self._held = held
         tails = self._bars.read("symbol, last_trade_id, window_start")
         self._tails = session.query(_TAILS_SQL, {"bars": tails})
+        self._changed = [self._bars.read("symbol, window_start", after(self._stats.position("bars")))]
+        """Bars that the statistics have not taken in."""
+        self._kept_from_us = (held.watermark_us - _BARS_KEPT_US) // _STATS_US * _STATS_US
+        kept = between_us("window_start", "window_date", max(self._kept_from_us, 0), _FAR_US)
+        self._kept = self._bars.read(_BARS_COLUMNS, kept).select(BARS.arrow_schema.names)
+        """The newest bars: all from `_kept_from_us` on."""
 
     def advance_bars(self) -> Commit | None:
         """Silver → bars: every minute that new trades, or the neighbours of new trades, lie in."""
         news = self._held.since(self._bars.position("silver"))
         if news is None:
             return None
-        coverage = self._held.coverage
-        touched = touched_windows(self._session, news, "event_time", BARS.window_seconds)
+        coverage = self._held.coverage(self._session)
+        touched = touched_windows(news, "event_time", BARS.window_seconds)
         touched = self._with_neighbours(touched, news, coverage)
         trades = self._trades_of(touched)
         inputs = {SILVER.qualified: trades, COVERAGE.qualified: coverage}
@@ -66,19 +79,33 @@ class WindowSteps:
         rows = self._replace(self._bars, touched, inputs, {"silver": position})
         newest = rows.select(self._tails.column_names).cast(self._tails.schema)
         self._tails = self._session.query(_TAILS_SQL, {"bars": pa.concat_tables([self._tails, newest])})
+        self._changed.append(rows.select(["symbol", "window_start"]))
+        self._keep(rows, touched)
         return Commit(BARS, rows, news.num_rows, received=news["ingestion_time"])
 
     def advance_stats(self) -> Commit | None:
         """Bars → statistics: every 5 minutes that changed bars lie in."""
-        position, end = self._stats.position("bars"), self._bars.position(LOAD)
-        if position >= end:
+        news = pa.concat_tables(self._changed)
+        if news.num_rows == 0:
             return None
-        news = self._bars.read('symbol, window_start', after(position))
-        touched = touched_windows(self._session, news, "window_start", STATS.window_seconds)
-        runs = Runs(self._session, touched, STATS.window_seconds)
-        bars = self._bars.read(_BARS_COLUMNS, runs.condition("window_start", "window_date"))
-        rows = self._replace(self._stats, touched, {BARS.qualified: bars}, {"bars": end})
+        touched = touched_windows(news, "window_start", STATS.window_seconds)
+        bars = self._kept
+        if pc.min(touched["window_us"]).as_py() < self._kept_from_us:
+            runs = Runs(touched, STATS.window_seconds)
+            bars = self._bars.read(_BARS_COLUMNS, runs.condition("window_start", "window_date"))
+        rows = self._replace(self._stats, touched, {BARS.qualified: bars}, {"bars": self._bars.position(LOAD)})
+        self._changed = [news.slice(0, 0)]
         return Commit(STATS, rows, news.num_rows)
+
+    def _keep(self, rows: pa.Table, touched: pa.Table) -> None:
+        """Takes new bars into memory, and forgets the oldest."""
+        times = pc.cast(rows["window_start"], pa.int64())
+        horizon = (pc.max(times).as_py() - _BARS_KEPT_US) // _STATS_US * _STATS_US
+        self._kept_from_us = max(self._kept_from_us, min(horizon, self._held.watermark_us))
+        others = self._session.query(_OTHERS_SQL, {"matching": self._kept, "touched": touched})
+        kept = pa.concat_tables([shaped(others, BARS), rows])
+        is_new = pc.greater_equal(pc.cast(kept["window_start"], pa.int64()), self._kept_from_us)
+        self._kept = kept.filter(is_new)
 
     def _with_neighbours(self, touched: pa.Table, news: pa.Table, coverage: pa.Table) -> pa.Table:
         """`touched` and the windows whose first or last trade is the neighbour of a new one.
@@ -96,21 +123,24 @@ class WindowSteps:
             symbols = ", ".join(f"'{symbol}'" for symbol in pc.unique(others["symbol"]).to_pylist())
             where = f"symbol IN ({symbols}) AND (first_trade_id IN ({edges}) OR last_trade_id IN ({edges}))"
             bars = self._bars.read("symbol, window_start", where)
-            parts.append(touched_windows(self._session, bars, "window_start", BARS.window_seconds).cast(touched.schema))
-        return pa.concat_tables(parts).group_by(["symbol", "window_us"]).aggregate([]).select(touched.column_names)
+            parts.append(touched_windows(bars, "window_start", BARS.window_seconds).cast(touched.schema))
+        return distinct_windows(pa.concat_tables(parts))
 
     def _trades_of(self, touched: pa.Table) -> pa.Table:
         """At least all trades of the `touched` minutes: the recent ones from memory, older ones from the table."""
-        complete_from = max(self._held.recent.complete_from_us, -(2**62))
+        since_us = self._held.recent.complete_from_us
+        complete_from = max(since_us, -(2**62))
         is_recent = pc.greater_equal(touched["window_us"], pa.scalar(complete_from))
         recent, older = touched.filter(is_recent), touched.filter(pc.invert(is_recent))
         parts = []
         if recent.num_rows:
-            runs = Runs(self._session, recent, BARS.window_seconds)
+            runs = Runs(recent, BARS.window_seconds)
             parts.append(self._held.recent.between(runs.first_us, runs.last_us))
         if older.num_rows:
-            condition = Runs(self._session, older, BARS.window_seconds).condition("event_time", "event_date")
+            condition = Runs(older, BARS.window_seconds).condition("event_time", "event_date")
             parts.append(self._held.read(condition))
+        if self._held.recent.complete_from_us != since_us:
+            return self._trades_of(touched)  # the other lane has forgotten old trades meanwhile
         return pa.concat_tables(parts)
 
     def _replace(
@@ -121,6 +151,14 @@ class WindowSteps:
         derived = self._session.derive(table.qualified, inputs)
         derived = self._session.query(_OF_WINDOWS_SQL, {"derived": derived, "touched": touched})
         rows = shaped(stamped(derived, load), table)
-        runs = Runs(self._session, touched, table.window_seconds)
-        handle.replace(rows, runs.condition("window_start", "window_date"), {**positions, LOAD: load})
+        runs = Runs(touched, table.window_seconds)
+        condition = runs.condition("window_start", "window_date")
+        written = rows if runs.are_exact else pa.concat_tables([rows, self._others(handle, touched, condition)])
+        handle.replace(written, condition, {**positions, LOAD: load})
         return rows
+
+    def _others(self, handle: DeltaHandle, touched: pa.Table, condition: str) -> pa.Table:
+        """The rows that match `condition` but are of other windows: they stay as they are."""
+        names = ", ".join(f'"{name}"' for name in handle.table.arrow_schema.names)
+        matching = handle.read(names, condition)
+        return shaped(self._session.query(_OTHERS_SQL, {"matching": matching, "touched": touched}), handle.table)

@@ -15,14 +15,13 @@ from cryptopulse.engine.windows import between_us
 from cryptopulse.lake.tables import COVERAGE, SILVER
 
 _MINUTE_US = 60 * MICROS
+_LOOSE_INTERVALS_MAX = 500  # intervals that touch are joined when there are more of them: each is a row to sort
+_INTERVALS_SCHEMA = pa.schema([("symbol", pa.string()), ("first_trade_id", pa.int64()), ("last_trade_id", pa.int64())])
 _COLUMNS = ", ".join(SILVER.arrow_schema.names)
 
 
 class Held:
-    """Silver as the other tables need it. The fast lane changes it, any thread may read it.
-
-    `coverage` is replaced as a whole and never changed, so a reader's copy stays true to its moment.
-    """
+    """Silver as the other tables need it. The fast lane changes it, any thread may read it."""
 
     def __init__(self, lake: Path, session: Session, silver: DeltaHandle, coverage: DeltaHandle, keep_s: int) -> None:
         """Reads what silver and its coverage hold; `keep_s`: how many seconds of trades stay in memory."""
@@ -36,7 +35,9 @@ class Held:
             coverage.replace(COVERAGE.arrow_schema.empty_table(), None, {"silver": NOTHING_YET})
         self.position = silver.position(LOAD)
         """load_timestamp of silver's newest commit, µs UTC."""
-        self.coverage: pa.Table = coverage.read("symbol, first_trade_id, last_trade_id")
+        self.intervals: pa.Table = coverage.read("symbol, first_trade_id, last_trade_id").cast(_INTERVALS_SCHEMA)
+        """Intervals of the ids held. Replaced as a whole, never changed. They may touch: `coverage` joins them."""
+        self._joined_rows = self.intervals.num_rows
         self._cover(silver.read("symbol, trade_id", after(coverage.position("silver"))))
         newest = pc.cast(silver.read("max(event_time) AS at", "event_time <= now()")["at"], pa.int64())[0].as_py()
         self.watermark_us: int = newest or 0
@@ -65,10 +66,25 @@ class Held:
         """Silver's rows on disk that match `where`."""
         return read_table(self._lake, SILVER, _COLUMNS, where)
 
+    def coverage(self, session: Session) -> pa.Table:
+        """The intervals of the ids held, as few as they can be, worked out by the caller's `session`."""
+        no_news = _INTERVALS_SCHEMA.empty_table().select(["symbol"]).append_column("trade_id", pa.array([], pa.int64()))
+        return session.derive(COVERAGE.qualified, {SILVER.qualified: no_news, COVERAGE.qualified: self.intervals})
+
     def _cover(self, ids: pa.Table) -> None:
-        if ids.num_rows:
-            inputs = {SILVER.qualified: ids, COVERAGE.qualified: self.coverage}
-            self.coverage = self._session.derive(COVERAGE.qualified, inputs)
+        """Adds `ids` (symbol, trade_id). In order and without a gap they are an interval a product: no need of SQL."""
+        if ids.num_rows == 0:
+            return
+        found = ids.group_by("symbol").aggregate([("trade_id", "min"), ("trade_id", "max"), ("trade_id", "count")])
+        width = pc.add(pc.subtract(found["trade_id_max"], found["trade_id_min"]), 1)
+        is_dense = pc.all(pc.equal(width, found["trade_id_count"])).as_py()
+        if is_dense and self.intervals.num_rows < self._joined_rows + _LOOSE_INTERVALS_MAX:
+            spans = pa.table([found["symbol"], found["trade_id_min"], found["trade_id_max"]], schema=_INTERVALS_SCHEMA)
+            self.intervals = pa.concat_tables([self.intervals, spans])
+            return
+        inputs = {SILVER.qualified: ids, COVERAGE.qualified: self.intervals}
+        self.intervals = self._session.derive(COVERAGE.qualified, inputs).cast(_INTERVALS_SCHEMA)
+        self._joined_rows = self.intervals.num_rows
 
     def _load_recent(self, silver: DeltaHandle) -> None:
         first = (self.watermark_us - self._keep_s * MICROS) // _MINUTE_US * _MINUTE_US

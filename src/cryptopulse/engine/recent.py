@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 MICROS = 1_000_000
 _MINUTE_US = 60 * MICROS
 _CHUNKS_MAX = 64  # a minute's rows are put together when they came in more pieces: each costs a scan some 10 µs
+_MIDDLES = 3  # commits whose trades stay however far they lie apart: in a catch-up gold follows two behind
 _COMMITS_MAX = 4_096  # newest commits remembered as such
 
 
@@ -24,10 +27,12 @@ class RecentTrades:
     """Trades by minute of event time, and the newest commits as they were. Safe for several threads."""
 
     def __init__(self, keep_s: int) -> None:
-        """Keeps trades at least `keep_s` seconds of event time behind the newest batch's median."""
+        """Keeps trades at least `keep_s` seconds of event time behind the newest batches' medians."""
         self._keep_us = keep_s * MICROS
         self._minutes: dict[int, list[pa.Table]] = {}
+        self._ranges: dict[int, dict[str, tuple[float, float]]] = {}
         self._commits: deque[tuple[int, pa.Table]] = deque(maxlen=_COMMITS_MAX)
+        self._middles: deque[int] = deque(maxlen=_MIDDLES)
         self._lock = threading.Lock()
         self._schema: pa.Schema | None = None
         self.complete_from_us = np.iinfo(np.int64).min
@@ -40,6 +45,7 @@ class RecentTrades:
         with self._lock:
             self._schema = trades.schema
             self._minutes.clear()
+            self._ranges.clear()
             self._commits.clear()
             self._insert(trades)
             self.complete_from_us = complete_from_us
@@ -53,12 +59,12 @@ class RecentTrades:
             self._commits.append((position, trades))
             self._schema = trades.schema
             self._insert(trades)
-            middle = int(np.median(_times(trades)))
-            horizon = (middle - self._keep_us) // _MINUTE_US * _MINUTE_US
+            self._middles.append(int(np.median(_times(trades))))
+            horizon = (min(self._middles) - self._keep_us) // _MINUTE_US * _MINUTE_US
             if horizon > self.complete_from_us:
                 self.complete_from_us = horizon
                 for minute in [m for m in self._minutes if m * _MINUTE_US < horizon]:
-                    del self._minutes[minute]
+                    del self._minutes[minute], self._ranges[minute]
 
     def since(self, position: int) -> pa.Table | None:
         """The trades of all commits after `position`; None when not all of them are known here."""
@@ -72,6 +78,17 @@ class RecentTrades:
         with self._lock:
             while self._commits and self._commits[0][0] <= position:
                 self.known_from = self._commits.popleft()[0]
+
+    def price_ranges(self, symbols: Iterable[str], first_us: int) -> dict[str, tuple[float, float]]:
+        """Lowest and highest price of each of `symbols` since `first_us` (of the whole minute), as floats."""
+        with self._lock:
+            minutes = [ranges for minute, ranges in self._ranges.items() if minute >= first_us // _MINUTE_US]
+            found = {symbol: [r[symbol] for r in minutes if symbol in r] for symbol in symbols}
+        return {
+            symbol: (min(low for low, _ in ranges), max(high for _, high in ranges))
+            for symbol, ranges in found.items()
+            if ranges
+        }
 
     def between(self, first_us: int, last_us: int) -> pa.Table:
         """At least the trades with event times in [first_us, last_us] (whole minutes are given)."""
@@ -97,10 +114,20 @@ class RecentTrades:
         for minute, start, end in zip(minutes.tolist(), starts.tolist(), ends, strict=True):
             pieces = self._minutes.setdefault(minute, [])
             pieces.append(trades.slice(start, end - start))
+            self._widen(minute, pieces[-1])
             if len(pieces) > _CHUNKS_MAX:
                 self._minutes[minute] = [pa.concat_tables(pieces).combine_chunks()]
 
+    def _widen(self, minute: int, piece: pa.Table) -> None:
+        """Takes the prices of `piece` into the minute's ranges: a step a product, not a trade."""
+        ranges = self._ranges.setdefault(minute, {})
+        found = piece.group_by("symbol").aggregate([("price", "min"), ("price", "max")])
+        lows, highs = (pc.cast(found[name], pa.float64()).to_pylist() for name in ("price_min", "price_max"))
+        for symbol, low, high in zip(found["symbol"].to_pylist(), lows, highs, strict=True):
+            known = ranges.get(symbol, (low, high))
+            ranges[symbol] = (min(known[0], low), max(known[1], high))
 
-def _times(trades: pa.Table) -> np.ndarray:
+
+def _times(trades: pa.Table) -> npt.NDArray[np.int64]:
     """Event times in µs UTC."""
-    return pc.cast(trades["event_time"], pa.int64()).to_numpy()
+    return np.asarray(pc.cast(trades["event_time"], pa.int64()).to_numpy())

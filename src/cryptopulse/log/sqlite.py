@@ -54,9 +54,7 @@ class SqliteLog:
         self._path = path
         with self._errors("open"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
+            self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             self._db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -78,7 +76,7 @@ class SqliteLog:
             offset = self._end()
             enqueued_us = time.time_ns() // 1000
             for body, raw_bytes, count in bodies:
-                checksum = _checksum(offset, count, enqueued_us, body)
+                checksum = _checksum(offset, count, enqueued_us, raw_bytes, body)
                 row = (offset, count, enqueued_us, checksum, raw_bytes, body)
                 self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", row)
                 offset += count
@@ -147,7 +145,7 @@ class SqliteLog:
     def _decode(self, rows: list[_Row]) -> pa.Table:
         batches = []
         for first_offset, count, enqueued_us, checksum, raw_bytes, body in rows:
-            if _checksum(first_offset, count, enqueued_us, body) != checksum:
+            if _checksum(first_offset, count, enqueued_us, raw_bytes, body) != checksum:
                 raise LogDamaged(
                     f"The log {self._path} is damaged: messages {first_offset} to {first_offset + count - 1} fail "
                     "their checksum. Nothing after them was read. Restore the file from a copy, or move it away to "
@@ -217,8 +215,8 @@ def _encode(part: pa.Table) -> tuple[bytes, int, int]:
     return _CODEC.compress(raw, asbytes=True), raw.size, batch.num_rows
 
 
-def _checksum(first_offset: int, count: int, enqueued_us: int, body: bytes) -> int:
-    return zlib.crc32(body, zlib.crc32(f"{first_offset}/{count}/{enqueued_us}".encode()))
+def _checksum(first_offset: int, count: int, enqueued_us: int, raw_bytes: int, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(f"{first_offset}/{count}/{enqueued_us}/{raw_bytes}".encode()))
 
 
 def _check_partition(partition: int) -> None:

@@ -18,7 +18,8 @@ WITH judged AS (
         r.min_trades, t.trade_id, t.price, t.trade_size,
         UNIX_MICROS(t.event_time) AS at,
         CAST(r.lookback_s AS BIGINT) * 1000000 AS lookback_us,
-        t.event_time >= r.judge_from AS is_judged
+        -- Later trades don't look back at the news; their episodes may be unknown here.
+        t.event_time BETWEEN r.judge_from AND r.judge_to + r.lookback_s * INTERVAL 1 SECOND AS is_judged
     FROM silver.fact_crypto_trades AS t
     JOIN alert_rules AS r ON r.symbol = t.symbol
     WHERE t.event_time >= r.judge_from - r.lookback_s * INTERVAL 1 SECOND
@@ -111,7 +112,8 @@ numbered AS (
     SELECT
         *,
         SUM(CASE WHEN seen_to IS NULL OR opened - seen_to > CAST(cool_down_s AS BIGINT) * 1000000 THEN 1 ELSE 0 END) OVER (
-            PARTITION BY symbol, rule, alert_type ORDER BY opened, trigger_trade_id, last_seen
+            -- A trade judged again stands beside its known episode: seen_to keeps the two in the order they were walked.
+            PARTITION BY symbol, rule, alert_type ORDER BY opened, trigger_trade_id, last_seen, seen_to NULLS FIRST
             ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
         ) AS episode
     FROM walked
@@ -124,7 +126,7 @@ ranked AS (
             PARTITION BY symbol, rule, alert_type, episode ORDER BY last_seen DESC, last_trigger_trade_id DESC
         ) AS by_end,
         ROW_NUMBER() OVER (
-            PARTITION BY symbol, rule, alert_type, episode ORDER BY depth, ended, end_trade_id, start_trade_id NULLS LAST
+            PARTITION BY symbol, rule, alert_type, episode ORDER BY depth, ended, end_trade_id, start_trade_id NULLS FIRST
         ) AS by_depth
     FROM numbered
 ),
@@ -149,7 +151,8 @@ episodes AS (
     FROM ranked
     GROUP BY symbol, rule, alert_type, episode
 ),
--- The trade that the deepest change is measured from: the last one at start_price within the look-back.
+-- The trade that the deepest change is measured from: the last one at start_price within the look-back. Looked for
+-- again when the deepest trade is judged again: a late trade can be a later one.
 starts AS (
     SELECT
         e.symbol, e.rule, e.alert_type, e.episode,

@@ -5,84 +5,97 @@
 -- All give the maker's side; the taker's is the opposite.
 WITH decoded AS (
     SELECT
-        `partition`, `offset`, partition_key, received_time, source, body,
+        `partition`, `offset`, partition_key, received_time, source,
         CASE WHEN source <> 'rest' THEN from_json(
             CAST(body AS STRING),
             'type STRING, channel STRING, product_id STRING, trade_id STRING, price STRING, size STRING, side STRING, time STRING, events ARRAY<STRUCT<trades: ARRAY<STRUCT<product_id: STRING, trade_id: STRING, price: STRING, size: STRING, side: STRING, time: STRING>>>>'
         ) END AS m,
         CASE WHEN source = 'rest' THEN from_json(
             CAST(body AS STRING),
-            'ARRAY<STRUCT<product_id: STRING, trade_id: STRING, price: STRING, size: STRING, side: STRING, time: STRING>>'
+            'ARRAY<STRUCT<trade_id: STRING, price: STRING, size: STRING, side: STRING, time: STRING>>'
         ) END AS page
     FROM bronze.coinbase_raw_trades
 ),
-sorted AS (
-    SELECT
-        *,
-        CASE
-            WHEN source = 'rest' THEN CASE WHEN page IS NULL THEN 'not a JSON array of trades' END
-            WHEN m IS NULL THEN 'not a JSON object'
-            WHEN m.type IN ('match', 'last_match') THEN NULL
-            WHEN m.type IN (
-                'subscriptions', 'heartbeat', 'error', 'ticker', 'status', 'snapshot', 'l2update', 'received', 'open', 'done',
-                'change', 'activate', 'auction') THEN 'control'
-            WHEN m.type IS NOT NULL THEN 'unknown message type'
-            WHEN m.channel = 'market_trades' THEN CASE WHEN m.events IS NULL THEN 'market_trades without events' END
-            WHEN m.channel IN (
-                'subscriptions', 'heartbeats', 'ticker', 'ticker_batch', 'status', 'candles', 'l2_data', 'user') THEN 'control'
-            WHEN m.channel IS NOT NULL THEN 'unknown channel'
-            ELSE 'neither type nor channel'
-        END AS refusal
+batched AS (
+    SELECT `partition`, `offset`, received_time, source, EXPLODE(FLATTEN(FILTER(TRANSFORM(m.events, e -> e.trades), t -> t IS NOT NULL))) AS t
     FROM decoded
+    WHERE m.channel = 'market_trades' AND m.type IS NULL
+),
+paged AS (
+    SELECT `partition`, `offset`, partition_key, received_time, source, EXPLODE(page) AS t
+    FROM decoded
+    WHERE source = 'rest'
 ),
 claimed AS (
     SELECT
-        `partition`, `offset`, partition_key, received_time, source, body, refusal,
-        EXPLODE(CASE
-            WHEN refusal IS NOT NULL OR m.type IS NOT NULL THEN ARRAY(NAMED_STRUCT(
-                'product_id', m.product_id, 'trade_id', m.trade_id, 'price', m.price, 'size', m.size, 'side', m.side, 'time', m.time))
-            WHEN source = 'rest' THEN page
-            ELSE FLATTEN(TRANSFORM(m.events, e -> e.trades))
-        END) AS t
-    FROM sorted
-    WHERE refusal IS NULL OR refusal <> 'control'
-),
-named AS (
+        `partition`, `offset`, received_time, source, CAST(NULL AS STRING) AS refusal,
+        m.product_id AS symbol, m.trade_id AS trade_id, m.price AS price, m.size AS size, m.side AS side, m.time AS time
+    FROM decoded
+    WHERE m.type IN ('match', 'last_match')
+    UNION ALL
     SELECT
-        `partition`, `offset`, partition_key, received_time, source, body, refusal,
-        CASE WHEN source = 'rest' THEN partition_key ELSE t.product_id END AS symbol,
-        t.trade_id AS trade_id, t.price AS price, t.size AS size, LOWER(t.side) AS side,
+        `partition`, `offset`, received_time, source, CAST(NULL AS STRING),
+        t.product_id, t.trade_id, t.price, t.size, t.side, t.time
+    FROM batched
+    UNION ALL
+    SELECT
+        `partition`, `offset`, received_time, source, CAST(NULL AS STRING),
+        partition_key, t.trade_id, t.price, t.size, t.side, t.time
+    FROM paged
+    UNION ALL
+    SELECT
+        `partition`, `offset`, received_time, source,
+        CASE
+            WHEN source = 'rest' THEN 'not a JSON array of trades'
+            WHEN m IS NULL THEN 'not a JSON object'
+            WHEN m.type IS NOT NULL THEN 'unknown message type'
+            WHEN m.channel = 'market_trades' THEN 'market_trades without events or their trades'
+            WHEN m.channel IS NOT NULL THEN 'unknown channel'
+            ELSE 'neither type nor channel'
+        END,
+        NULL, NULL, NULL, NULL, NULL, NULL
+    FROM decoded
+    WHERE (source = 'rest' AND page IS NULL)
+        OR (source <> 'rest' AND COALESCE(m.type, '') NOT IN (
+            'match', 'last_match', 'subscriptions', 'heartbeat', 'error', 'ticker', 'status', 'snapshot', 'l2update',
+            'received', 'open', 'done', 'change', 'activate', 'auction')
+        AND (m.type IS NOT NULL OR COALESCE(m.channel, '') NOT IN (
+            'market_trades', 'subscriptions', 'heartbeats', 'ticker', 'ticker_batch', 'status', 'candles', 'l2_data', 'user')
+            OR (m.channel = 'market_trades'
+                AND (m.events IS NULL OR SIZE(FILTER(m.events, e -> e.trades IS NULL)) > 0))))
+),
+typed AS (
+    SELECT
+        `partition`, `offset`, received_time, source, refusal, symbol, trade_id, price, size, side, time,
+        TRY_CAST(trade_id AS BIGINT) AS trade_id_value,
+        TRY_CAST(price AS DECIMAL(24, 12)) AS price_value,
+        TRY_CAST(size AS DECIMAL(28, 12)) AS size_value,
         -- Times come with up to nine fractional digits, the tables keep six.
-        CASE WHEN LENGTH(t.time) > 27 THEN CONCAT(LEFT(t.time, 26), 'Z') ELSE t.time END AS time
+        TRY_CAST(CASE WHEN LENGTH(time) > 27 THEN CONCAT(LEFT(time, 26), 'Z') ELSE time END AS TIMESTAMP) AS time_value
     FROM claimed
-),
--- A decimal with more digits than the table keeps is refused rather than rounded.
-judged AS (
-    SELECT
-        *,
-        COALESCE(
-            refusal,
-            CASE
-                WHEN symbol IS NULL OR NOT symbol RLIKE '^[A-Z0-9]+-[A-Z0-9]+$' THEN 'product_id is missing or malformed'
-                WHEN trade_id IS NULL OR NOT trade_id RLIKE '^[0-9]{1,18}$' THEN 'trade_id is missing or not a whole number'
-                WHEN price IS NULL OR NOT price RLIKE '^[0-9]{1,12}([.][0-9]{1,12}0*)?$' THEN 'price is missing, malformed or out of range'
-                WHEN size IS NULL OR NOT size RLIKE '^[0-9]{1,16}([.][0-9]{1,12}0*)?$' THEN 'size is missing, malformed or out of range'
-                WHEN TRY_CAST(price AS DECIMAL(24, 12)) <= 0 THEN 'price is not positive'
-                WHEN TRY_CAST(size AS DECIMAL(28, 12)) <= 0 THEN 'size is not positive'
-                WHEN side IS NULL OR side NOT IN ('buy', 'sell') THEN 'side is neither buy nor sell'
-                WHEN time IS NULL OR NOT time RLIKE '^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}([.][0-9]{1,6})?Z$'
-                    OR TRY_CAST(time AS TIMESTAMP) IS NULL THEN 'time is missing or malformed'
-            END
-        ) AS reason
-    FROM named
 )
+-- A number with more decimals than the table keeps is refused rather than rounded; only a long one can have them.
 SELECT
-    `partition`, `offset`, partition_key, received_time, source, reason,
-    CASE WHEN reason IS NOT NULL THEN body END AS body,
+    `partition`, `offset`, received_time, source,
+    CASE
+        WHEN refusal IS NOT NULL THEN refusal
+        WHEN symbol IS NULL OR NOT symbol RLIKE '^[A-Z0-9]+-[A-Z0-9]+$' THEN 'product_id is missing or malformed'
+        WHEN trade_id_value IS NULL OR NOT trade_id RLIKE '^[0-9]+$' THEN 'trade_id is missing or not a whole number'
+        WHEN price_value IS NULL OR NOT price RLIKE '^[0-9]+([.][0-9]+)?$' THEN 'price is missing, malformed or out of range'
+        WHEN LENGTH(price) > 13 AND price RLIKE '[.][0-9]{12}[0-9]*[1-9]' THEN 'price has more than 12 decimals'
+        WHEN price_value <= 0 THEN 'price is not positive'
+        WHEN size_value IS NULL OR NOT size RLIKE '^[0-9]+([.][0-9]+)?$' THEN 'size is missing, malformed or out of range'
+        WHEN LENGTH(size) > 13 AND size RLIKE '[.][0-9]{12}[0-9]*[1-9]' THEN 'size has more than 12 decimals'
+        WHEN size_value <= 0 THEN 'size is not positive'
+        -- The exact product has 24 decimals of 38 digits: a larger one would stop the whole batch of bars.
+        WHEN CAST(price_value AS DOUBLE) * CAST(size_value AS DOUBLE) >= 1e13 THEN 'price times size is out of range'
+        WHEN side IS NULL OR side NOT IN ('buy', 'sell', 'BUY', 'SELL') THEN 'side is neither buy nor sell'
+        WHEN time_value IS NULL OR NOT time LIKE '____-__-__T__:__:__%Z' THEN 'time is missing or malformed'
+    END AS reason,
     symbol,
-    TRY_CAST(trade_id AS BIGINT) AS trade_id,
-    TRY_CAST(price AS DECIMAL(24, 12)) AS price,
-    TRY_CAST(size AS DECIMAL(28, 12)) AS trade_size,
-    CASE side WHEN 'sell' THEN 'BUY' WHEN 'buy' THEN 'SELL' END AS side,
-    TRY_CAST(time AS TIMESTAMP) AS event_time
-FROM judged
+    trade_id_value AS trade_id,
+    price_value AS price,
+    size_value AS trade_size,
+    CASE WHEN side IN ('sell', 'SELL') THEN 'BUY' ELSE 'SELL' END AS side,
+    time_value AS event_time
+FROM typed

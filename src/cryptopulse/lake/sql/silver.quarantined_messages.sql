@@ -1,7 +1,11 @@
--- Parsed messages -> those refused, one row a message, with the first reason.
+-- Messages with a refused row -> one row a message, with the first reason.
+WITH refused AS (
+    SELECT `partition`, `offset`, MIN(reason) AS reason
+    FROM silver.parsed_trades
+    WHERE reason IS NOT NULL
+    GROUP BY `partition`, `offset`
+)
 SELECT
-    `partition`, `offset`, MIN(partition_key) AS partition_key, MIN(reason) AS reason, MIN(body) AS body,
-    MIN(received_time) AS received_time, MIN(source) AS source, CAST(MIN(received_time) AS DATE) AS received_date
-FROM silver.parsed_trades
-WHERE reason IS NOT NULL
-GROUP BY `partition`, `offset`
+    m.`partition`, m.`offset`, m.partition_key, r.reason, m.body, m.received_time, m.source, m.received_date
+FROM bronze.coinbase_raw_trades AS m
+JOIN refused AS r ON r.`partition` = m.`partition` AND r.`offset` = m.`offset`

@@ -1,0 +1,161 @@
+"""`alerts list` and `alerts backtest`: what happened, and what a rule would have said."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cryptopulse.commands.common import (
+    Config,
+    Json,
+    Lake,
+    print_json,
+    print_table,
+    progress_bar,
+    settings_from,
+)
+
+if TYPE_CHECKING:
+    from cryptopulse.settings import AlertRule
+
+_Products = Annotated[str | None, typer.Option("--products", metavar="IDS", help="Only these, as in BTC-USD,ETH-USD.")]
+_COLUMNS = (
+    "opened_at",
+    "symbol",
+    "alert_type",
+    "rule",
+    "severity",
+    "state",
+    "price_change_pct",
+    "start_price",
+    "end_price",
+)
+_NUMBERS = frozenset({"price_change_pct", "start_price", "end_price"})
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to `app`."""
+    group = typer.Typer(help="Crashes and surges: those found, and those that a rule would find.")
+    group.command("list", epilog="Example: cryptopulse alerts list --products BTC-USD --json")(list_alerts)
+    group.command(
+        epilog="Example: cryptopulse alerts backtest --rule 'threshold_pct=0.5,lookback_s=60,products=*-USD'"
+    )(backtest)
+    app.add_typer(group, name="alerts", epilog="Example: cryptopulse alerts list")
+
+
+def list_alerts(
+    lake: Lake = None,
+    config: Config = None,
+    products: _Products = None,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="How many, the newest first.")] = 50,
+    json: Json = False,
+) -> None:
+    """List the episodes found, the newest first."""
+    import duckdb
+
+    from cryptopulse.lake.reader import connect
+
+    settings = settings_from(lake, config)
+    wanted = _ids(products)
+    query = (
+        "SELECT * FROM gold.dm_market_alerts WHERE len($wanted) = 0 OR list_contains($wanted, symbol) "
+        "ORDER BY opened_at DESC LIMIT $rows"
+    )
+    with connect(settings.lake) as connection:
+        try:
+            result = connection.sql(query, params={"wanted": wanted, "rows": rows})
+            found = result.to_arrow_table().to_pylist()
+        except duckdb.CatalogException:  # a lake whose first trades are still on their way has no such table yet
+            found = []
+    _print_alerts(found, json)
+
+
+def backtest(
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE,…",
+            help="As in threshold_pct=0.5,lookback_s=60; may be repeated.",
+        ),
+    ] = None,
+    lake: Lake = None,
+    config: Config = None,
+    products: _Products = None,
+    start: Annotated[str | None, typer.Option(metavar="TIME", help="From then, as in 2026-07-07T22:00 (UTC).")] = None,
+    end: Annotated[str | None, typer.Option(metavar="TIME", help="Until then.")] = None,
+    json: Json = False,
+) -> None:
+    """Judge the stored trades by a rule, without storing anything. Without --rule: by the rules in force."""
+    settings = settings_from(lake, config)
+    rules = [parse_rule(text) for text in rule or ()] or settings.alerts.rules
+    wanted, from_time, to_time = _ids(products), _time(start), _time(end)
+
+    from cryptopulse.engine.backtest import backtest as judge_history
+
+    with progress_bar("hours") as progress:
+        found = judge_history(settings.lake, rules, wanted, from_time, to_time, progress)
+    _print_alerts(found.to_pylist(), json)
+
+
+def parse_rule(text: str) -> AlertRule:
+    """A rule from `threshold_pct=0.5,lookback_s=60,products=BTC-USD|ETH-*,types=FLASH_CRASH`.
+
+    What is left out has its default. Raises ConfigurationError naming what is wrong.
+    """
+    from pydantic import ValidationError
+
+    from cryptopulse.errors import ConfigurationError
+    from cryptopulse.settings import AlertRule
+
+    given: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in AlertRule.model_fields:
+            names = ", ".join(AlertRule.model_fields)
+            raise ConfigurationError(f"Rule part '{part}': write NAME=VALUE with one of {names}.")
+        given[name] = value.split("|") if name in ("products", "types") else value
+    try:
+        return AlertRule(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigurationError(f"Rule, {first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}.") from error
+
+
+def _print_alerts(alerts: list[dict[str, Any]], json: bool) -> None:
+    if json:
+        print_json(alerts)
+        return
+    if not alerts:
+        typer.echo("No alerts.")
+        return
+    print_table(_COLUMNS, [[_cell(alert[name]) for name in _COLUMNS] for alert in alerts], _NUMBERS)
+
+
+def _cell(value: Any) -> object:
+    from decimal import Decimal
+
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, float):
+        return f"{value:+.2f}"
+    return f"{value.normalize():,f}" if isinstance(value, Decimal) else value
+
+
+def _ids(products: str | None) -> list[str]:
+    from cryptopulse.settings import load_settings
+
+    return load_settings(feed={"products": products}).feed.products if products else []
+
+
+def _time(text: str | None) -> datetime | None:
+    from cryptopulse.errors import ConfigurationError
+
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigurationError(f"'{text}' is no time; write it like 2026-07-07T22:00.") from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

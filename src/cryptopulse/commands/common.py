@@ -1,0 +1,171 @@
+"""What several commands share: options, settings, output, progress, and the frame of a long-running
+process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cryptopulse.log.sqlite import SqliteLog
+    from cryptopulse.settings import Settings
+
+Lake = Annotated[Path | None, typer.Option("--lake", metavar="DIR", help="Folder of the tables. [default: ./lake]")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration file. [default: ./cryptopulse.toml]"),
+]
+Products = Annotated[
+    str | None,
+    typer.Option("--products", metavar="IDS", help='Products, as in BTC-USD,ETH-USD; "" for all of a currency.'),
+]
+Feed = Annotated[
+    str | None, typer.Option("--feed", metavar="exchange|advanced", help="Which of Coinbase's public feeds.")
+]
+WebsocketUrl = Annotated[
+    str | None,
+    typer.Option("--websocket-url", metavar="URL", help="Another WebSocket address: a simulator's."),
+]
+RestUrl = Annotated[str | None, typer.Option("--rest-url", metavar="URL", help="Another REST address: a simulator's.")]
+Json = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
+Supervised = Annotated[int | None, typer.Option("--supervised", hidden=True)]
+LogFile = Annotated[Path | None, typer.Option("--log-file", hidden=True)]
+
+Progress = Callable[[int, int], None]
+
+
+def settings_from(
+    lake: Path | None,
+    config: Path | None,
+    products: str | None = None,
+    feed: str | None = None,
+    **urls: str | None,
+) -> Settings:
+    """All settings, with the options that were given on top.
+
+    `urls`: `websocket_url` and `rest_url`. Raises ConfigurationError.
+    """
+    from cryptopulse.settings import load_settings
+
+    return load_settings(config, lake=lake, feed={"products": products, "dialect": feed, **urls})
+
+
+def require_lake(settings: Settings) -> None:
+    """Raises ConfigurationError when there is no lake yet: for commands that make none."""
+    from cryptopulse.lake.reader import connect
+
+    connect(settings.lake).close()
+
+
+def open_log(settings: Settings) -> SqliteLog:
+    """The log of these settings. Raises ConfigurationError when its folder can't be written."""
+    from cryptopulse.errors import ConfigurationError
+    from cryptopulse.log.sqlite import SqliteLog
+
+    try:
+        settings.log_path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Can't make the folder {settings.log_path.parent}: {error.strerror}. Choose another with --lake."
+        ) from error
+    return SqliteLog(settings.log_path, settings.log.size_max_mb << 20)
+
+
+def print_json(value: object) -> None:
+    """`value` on standard output as JSON, indented; times, decimals and bytes as text."""
+    sys.stdout.write(json.dumps(value, indent=2, default=_json_text) + "\n")
+
+
+def _json_text(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return cell_text(value)
+
+
+def cell_text(value: object) -> str:
+    """One value of a table for people: decimals without trailing zeros, bytes as the text that they are."""
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}"
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return "" if value is None else str(value)
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: frozenset[str] = frozenset()
+) -> None:
+    """A table on standard output. `numbers`: the columns to align right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # Into a file or pipe: nothing is folded, however wide.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell_text(value)) for value in row))
+    with console.capture() as capture:
+        console.print(table)
+    sys.stdout.writelines(line.rstrip() + "\n" for line in capture.get().strip("\n").splitlines())
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """Gives a function to be called with (done, total); draws only on a terminal, on standard error."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def reported(
+    settings: Settings, name: str, supervised: int | None, log_file: Path | None
+) -> Iterator[Callable[..., None]]:
+    """The frame of a long-running process: its logging, its status file, its end with the supervisor.
+
+    Gives the function that takes the process's reports. An error is logged, noted in the status file, and
+    raised.
+    """
+    import structlog
+
+    from cryptopulse import logging_setup
+    from cryptopulse.errors import CryptoPulseError
+    from cryptopulse.status import StatusFile
+    from cryptopulse.supervisor import stop_with_parent
+
+    file = logging_setup.BoundedFile(log_file, descriptor=2) if log_file else None
+    logging_setup.configure(settings.logging, name, file)
+    if supervised is not None:
+        stop_with_parent()
+    status = StatusFile(settings.state_dir, name, supervised or 0)
+    try:
+        yield status.report
+    except CryptoPulseError as error:
+        status.close(error=str(error))
+        raise
+    except Exception as error:
+        what = f"unexpected error: {type(error).__name__}: {error}"
+        status.close(error=what)
+        if not log_file and sys.stderr.isatty():
+            raise  # nobody wants a traceback among the events on the terminal
+        structlog.get_logger().exception("unexpected_error", error=str(error))
+        raise CryptoPulseError(f"{what}; details are in the log") from error
+    status.close()

@@ -1,0 +1,17 @@
+"""Lengths of time as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from cryptopulse.errors import ConfigurationError
+
+_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90`, `60s`, `1.5m`, `2h`. Raises ConfigurationError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|)", text.strip().lower())
+    if match is None or float(match[1]) == 0:
+        raise ConfigurationError(f"'{text}' is no length of time; write it like 60s or 5m.")
+    return float(match[1]) * _UNITS_S[match[2]]

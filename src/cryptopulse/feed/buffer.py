@@ -1,0 +1,201 @@
+"""Between the socket and the log: messages in memory, bounded, and the thread that writes them.
+
+The event loop puts messages in and never waits; a thread of its own takes them out, as one Arrow table for
+each group, and appends them to the log, which waits for the disk. What the log has not acknowledged yet
+still counts against the bound.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import structlog
+
+from cryptopulse.errors import TransientError
+from cryptopulse.log import MESSAGE_SCHEMA, Log
+from cryptopulse.retry import Backoff
+
+SOURCE = "websocket"
+
+MESSAGE_OVERHEAD_BYTES = 200
+"""Memory of a held message beside its bytes: object headers, the receive time, the tuple, its place in the
+queue."""
+
+GROUP_MESSAGES_MAX = 20_000
+"""Largest group. It limits what is in memory twice (as objects and as a table) when the log was slow for
+long."""
+
+LATENCY_WINDOW_NS = 10_000_000_000
+
+_log = structlog.get_logger()
+
+
+class ReceivedMessage(NamedTuple):
+    """A message as it came: product id or "", UTC nanoseconds, the bytes."""
+
+    partition_key: str
+    received_ns: int
+    body: bytes
+
+
+class MessageBuffer:
+    """A queue with a bound in bytes. One thread puts, one thread takes."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._messages: deque[ReceivedMessage] = deque()
+        # Each counter is written by one thread only, so that no lock is needed to compare them.
+        self._bytes_put = 0
+        self._bytes_done = 0
+        self.news = threading.Event()
+        """Set when there may be messages to take."""
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    @property
+    def bytes_held(self) -> int:
+        """Memory of all messages that are not done, in bytes."""
+        return self._bytes_put - self._bytes_done
+
+    def has_room(self, size: int) -> bool:
+        """Whether a message of `size` bytes may be put. Stays true until it is put: only one thread puts."""
+        return self.bytes_held + size + MESSAGE_OVERHEAD_BYTES <= self._bytes_max
+
+    def put(self, partition_key: str, received_ns: int, body: bytes) -> None:
+        """Adds a message; ask `has_room` first."""
+        self._bytes_put += len(body) + MESSAGE_OVERHEAD_BYTES
+        self._messages.append(ReceivedMessage(partition_key, received_ns, body))
+        if not self.news.is_set():
+            self.news.set()
+
+    def oldest_received_ns(self) -> int | None:
+        """Receive time of the message that waits longest."""
+        try:
+            return self._messages[0].received_ns
+        except IndexError:
+            return None
+
+    def take(self) -> list[ReceivedMessage]:
+        """Takes the oldest messages out. They count against the bound until `done`."""
+        messages = self._messages
+        return [messages.popleft() for _ in range(min(len(messages), GROUP_MESSAGES_MAX))]
+
+    def done(self, size: int) -> None:
+        """Frees the room of messages that were taken; `size` is the sum of their bytes and overheads."""
+        self._bytes_done += size
+
+
+class Latencies:
+    """How long messages took from the socket to the log's acknowledgement, over the last 10 s."""
+
+    def __init__(self) -> None:
+        self._groups: deque[tuple[int, npt.NDArray[np.int64]]] = deque()
+
+    def add(self, received_ns: npt.NDArray[np.int64], now_ns: int) -> None:
+        """Messages received at these times were acknowledged at `now_ns` (UTC)."""
+        self._groups.append((now_ns, now_ns - received_ns))
+        while self._groups[0][0] < now_ns - LATENCY_WINDOW_NS:
+            self._groups.popleft()
+
+    def percentiles_ms(self, now_ns: int) -> tuple[float, float] | None:
+        """The 50th and 99th percentile in milliseconds; None when nothing was written lately."""
+        since_ns = now_ns - LATENCY_WINDOW_NS
+        recent = [latencies for at_ns, latencies in tuple(self._groups) if at_ns >= since_ns]
+        if not recent:
+            return None
+        p50, p99 = np.percentile(np.concatenate(recent), (50, 99)) / 1e6
+        return float(p50), float(p99)
+
+
+class LogWriter:
+    """The thread that empties a buffer into a log.
+
+    It sleeps until a message comes, gathers what follows it within `group_commit_ms`, and appends the
+    group. It ends when it is closed and the buffer is empty, or when the log refuses for good: then `error`
+    says why, `failed` has been called (from the thread), and what is still held is lost.
+    """
+
+    def __init__(self, buffer: MessageBuffer, log: Log, *, group_commit_ms: int, failed: Callable[[], None]) -> None:
+        self.error: BaseException | None = None
+        self.messages_logged = 0
+        self.latencies = Latencies()
+        self.in_flight = 0
+        """Messages taken from the buffer that the log has not acknowledged."""
+        self._buffer = buffer
+        self._log = log
+        self._group_ns = group_commit_ms * 1_000_000
+        self._failed = failed
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Returns when everything that was put is in the log, or the log has failed."""
+        self._closing.set()
+        self._buffer.news.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._gather():
+                self._write(self._buffer.take())
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for it
+            self.error = error
+            self._failed()
+
+    def _gather(self) -> bool:
+        """Waits for a message and for those that belong to its group; False when there will be none."""
+        buffer = self._buffer
+        while (oldest_ns := buffer.oldest_received_ns()) is None:
+            if self._closing.is_set():
+                return False
+            buffer.news.wait()
+            buffer.news.clear()
+        wait_ns = oldest_ns + self._group_ns - time.time_ns()
+        if wait_ns > 0:
+            # At most one group time, whatever the wall clock does in between.
+            self._closing.wait(min(wait_ns, self._group_ns) / 1e9)
+        return True
+
+    def _write(self, messages: list[ReceivedMessage]) -> None:
+        keys, times, bodies = zip(*messages, strict=True)
+        received_ns = np.array(times, dtype=np.int64)
+        table = pa.Table.from_arrays(
+            [
+                pa.array(keys, pa.string()),
+                pa.array(received_ns // 1000, MESSAGE_SCHEMA.field("received_time").type),
+                pa.repeat(SOURCE, len(messages)),
+                pa.array(bodies, pa.binary()),
+            ],
+            schema=MESSAGE_SCHEMA,
+        )
+        self.in_flight = len(messages)
+        self._append(table)
+        self.in_flight = 0
+        self.messages_logged += len(messages)
+        self._buffer.done(sum(map(len, bodies)) + MESSAGE_OVERHEAD_BYTES * len(messages))
+        self.latencies.add(received_ns, time.time_ns())
+
+    def _append(self, table: pa.Table) -> None:
+        """Appends, again and again while the log says that it may pass: nothing is lost, the buffer fills."""
+        backoff = Backoff(longest_s=5.0)
+        while True:
+            try:
+                return self._log.append(table)
+            except TransientError as error:
+                if self._closing.is_set():
+                    raise
+                pause_s = backoff.next_pause()
+                _log.warning("waiting_for_log", error=str(error), retry_in_s=round(pause_s, 2))
+                self._closing.wait(pause_s)

@@ -1,0 +1,112 @@
+"""How the processes talk: the only place that configures logging.
+
+Events go to standard error: readable and coloured on a terminal, one JSON object a line otherwise. A
+process that shares the terminal with a live view is sent to a bounded file instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.settings import LoggingSettings
+
+FILE_SIZE_MAX = 4 << 20
+"""A log file that has reached this many bytes becomes `<name>.1`, which replaces the one before it."""
+
+
+class BoundedFile:
+    """A text file that is put aside when it has grown to `size_max` bytes; one older file is kept."""
+
+    def __init__(self, path: Path, descriptor: int | None = None, size_max: int = FILE_SIZE_MAX) -> None:
+        """Opens `path` for appending, as file descriptor `descriptor` if one is given.
+
+        With 2, whatever else the process says on standard error (an interpreter's last words, a library in
+        another language) is in the same file. Raises ConfigurationError when the file can't be opened.
+        """
+        self._path = path
+        self._descriptor = descriptor
+        self._size_max = size_max
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
+        except OSError as error:
+            raise ConfigurationError(f"Can't write the log file {path}: {error.strerror}.") from error
+
+    def write(self, text: str) -> int:
+        """Appends `text` at once."""
+        if self._size > self._size_max:
+            self._path.replace(self._path.with_name(self._path.name + ".1"))
+            self._open()
+        data = text.encode("utf-8", "backslashreplace")
+        assert self._descriptor is not None
+        os.write(self._descriptor, data)
+        self._size += len(data)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def _open(self) -> None:
+        opened = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        if self._descriptor is None:
+            self._descriptor = opened
+        else:
+            os.dup2(opened, self._descriptor, inheritable=False)
+            os.close(opened)
+        self._size = os.fstat(self._descriptor).st_size
+
+
+def configure(settings: LoggingSettings, process: str, file: BoundedFile | None = None) -> None:
+    """Sets up logging for this process, once, at its start.
+
+    `process` names it in every event. `file`: write there instead of to standard error (as JSON unless the
+    settings ask for the human format).
+    """
+    human = settings.format == "human" or (settings.format == "auto" and not file and _is_terminal(sys.stderr))
+    level = logging.getLevelNamesMapping()[settings.level]
+    structlog.configure(
+        processors=[*_shared_processors(process), *_renderers(human)],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", file or sys.stderr)),
+        cache_logger_on_first_use=False,  # a few events a second: not worth loggers that can't be set up again
+    )
+    logging.captureWarnings(capture=True)
+    logging.basicConfig(handlers=[_ToStructlog()], level=max(level, logging.WARNING), force=True)
+
+
+def _shared_processors(process: str) -> list[Processor]:
+    def name_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["process"] = process
+        return event
+
+    return [
+        structlog.contextvars.merge_contextvars,
+        name_process,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+
+
+def _renderers(human: bool) -> list[Processor]:
+    if human:
+        return [structlog.dev.ConsoleRenderer(colors=_is_terminal(sys.stderr))]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class _ToStructlog(logging.Handler):
+    """Hands what libraries log through the standard library to our own log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().log(record.levelno, "library_message", library=record.name, message=record.getMessage())

@@ -1,0 +1,169 @@
+"""What there is to show of a running pipeline: figures from status files, warnings from log files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from cryptopulse.status import PROCESSES, ProcessStatus, read_status
+
+_STATE_WORDS = {"absent": "starting"}
+
+
+@dataclass
+class Snapshot:
+    """What is to be shown at one moment."""
+
+    title: str
+    elapsed_s: float
+    processes: dict[str, ProcessStatus]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def producer(self) -> Mapping[str, Any]:
+        """The producer's figures."""
+        return self.processes["producer"].report
+
+    @property
+    def processing(self) -> Mapping[str, Any]:
+        """The processing's figures."""
+        return self.processes["processing"].report
+
+    @property
+    def products(self) -> dict[str, dict[str, Any]]:
+        """By product: price, open, trades, volume."""
+        return dict(self.processing.get("products") or {})
+
+    @property
+    def alerts(self) -> list[dict[str, Any]]:
+        """Alert episodes, the newest last."""
+        return sorted(self.processing.get("alerts") or [], key=lambda alert: str(alert["opened_at"]))
+
+
+class Watcher:
+    """Reads status files and log files of one lake."""
+
+    def __init__(self, state_dir: Path, title: str) -> None:
+        """`state_dir` is `<lake>/_cryptopulse`. Processes that started before this do not count."""
+        self._state_dir = state_dir
+        self._title = title
+        self._started = time.monotonic()
+        self._started_at = datetime.now(UTC)
+        self._positions: dict[Path, int] = {}
+        self._warnings: deque[str] = deque(maxlen=8)
+        for path in self._log_files():  # what was said before this start is no news
+            self._positions[path] = path.stat().st_size
+
+    def snapshot(self) -> Snapshot:
+        """The state now."""
+        for path in self._log_files():
+            self._read_warnings(path)
+        return Snapshot(
+            title=self._title,
+            elapsed_s=time.monotonic() - self._started,
+            processes={name: self._status(name) for name in PROCESSES},
+            warnings=list(self._warnings),
+        )
+
+    def _status(self, name: str) -> ProcessStatus:
+        """The process's status, if it is one of this run."""
+        status = read_status(self._state_dir, name)
+        of_old = status.started_at is not None and status.started_at < self._started_at
+        return ProcessStatus(name, "absent") if of_old else status
+
+    def _log_files(self) -> list[Path]:
+        return sorted((self._state_dir / "logs").glob("*.log"))
+
+    def _read_warnings(self, path: Path) -> None:
+        position = self._positions.get(path, 0)
+        size = path.stat().st_size
+        if size < position:  # the file was put aside and begun again
+            position = 0
+        with path.open("rb") as file:
+            file.seek(position)
+            data = file.read(1 << 20)
+        complete = data.rfind(b"\n") + 1
+        self._positions[path] = position + complete
+        self._warnings.extend(filter(None, map(_warning, data[:complete].splitlines())))
+
+
+def alert_words(alert: Mapping[str, Any]) -> str:
+    """An alert in one line."""
+    latency = alert.get("latency_ms")
+    after = "" if latency is None else f", stored {ms_text(latency)} ms after its trade was received"
+    return (
+        f"{alert['alert_type']} {alert['symbol']} {float(alert['price_change_pct']):+.2f} %: "
+        f"{price_text(alert['start_price'])} → {price_text(alert['end_price'])}{after}"
+    )
+
+
+def hop_words(hop: str) -> str:
+    """`receive_to_silver` → `receive → silver`."""
+    return hop.replace("_to_", " → ")
+
+
+def state_word(status: ProcessStatus) -> str:
+    """The state of a process for people."""
+    return _STATE_WORDS.get(status.state, status.state)
+
+
+def change_pct(product: Mapping[str, Any]) -> float:
+    """By how much a product's price has changed, in percent."""
+    opened, price = to_decimal(product["open"]), to_decimal(product["price"])
+    return float((price / opened - 1) * 100) if opened else 0.0
+
+
+def price_text(text: object) -> str:
+    """A price with all its digits, in groups of three."""
+    price = to_decimal(text).normalize()
+    decimals = max(-int(price.as_tuple().exponent), 2)
+    return f"{price:,.{decimals}f}"
+
+
+def to_decimal(text: object) -> Decimal:
+    """A decimal, 0 for what is none."""
+    try:
+        return Decimal(str(text))
+    except InvalidOperation:
+        return Decimal(0)
+
+
+def ms_text(value: object) -> str:
+    """Milliseconds for people, a dash for none."""
+    if not isinstance(value, int | float):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.1f}"
+
+
+def number(report: Mapping[str, Any], name: str) -> float:
+    """A figure of a report, 0 when it is not there."""
+    value = report.get(name)
+    if isinstance(value, list | dict):
+        return float(len(value))
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def clock_text(time_text: object) -> str:
+    """Hours, minutes and seconds of an ISO time."""
+    text = str(time_text).replace("T", " ")
+    return text.split(" ")[1][:8] if " " in text else text
+
+
+def _warning(line: bytes) -> str | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(event, dict) or event.get("level") not in ("warning", "error", "critical"):
+        return None
+    shown = ("timestamp", "level", "process", "event", "exception")
+    details = " ".join(f"{name}={value}" for name, value in event.items() if name not in shown)
+    words = str(event.get("event", "")).replace("_", " ")
+    return f"{clock_text(event.get('timestamp', ''))} {event.get('process', '')}: {words} {details}".rstrip()

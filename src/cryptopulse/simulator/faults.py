@@ -1,0 +1,191 @@
+"""Misbehaviour on order: what can go wrong between an exchange and its readers, with a seed of its own.
+
+Faults strike on the way out. The market, its ledger and (but for the REST faults) REST stay right: a dropped
+trade was published, and can be fetched.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.simulator.wire import BINARY, frame
+
+OVERSIZED_BYTES = 6 * 1024 * 1024
+"""Over the largest message seen on the feeds, 5.1 MB."""
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9.]+)(ms|s|m|h)")
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What goes wrong, and how often. The default is nothing."""
+
+    drop: float = 0.0
+    """Probability that a trade message is not delivered."""
+    duplicate: float = 0.0
+    """Probability that a trade message comes twice."""
+    reorder: float = 0.0
+    """Probability that a trade message comes up to five messages late."""
+    garbage: float = 0.0
+    """Probability that something unreadable comes before a trade message: malformed JSON, a binary frame, an
+    unknown type, invalid UTF-8, fields of wrong types, huge numbers, in turn."""
+    disconnect: float = 0.0
+    """A connection is cut this many seconds after it subscribed; 0 never."""
+    silence: tuple[float, float] = (0.0, 0.0)
+    """(start, length): that many seconds after these faults began, connections that are open then stay open
+    and say nothing for the length. What they would have said is lost. Later connections work."""
+    oversized: float = 0.0
+    """A message of 6 MB comes every so many seconds of a connection; 0 never."""
+    rest_429: float = 0.0
+    """Probability that REST answers 429, beyond its rate limit."""
+    rest_500: float = 0.0
+    """Probability that REST answers 500."""
+    rest_slow: float = 0.0
+    """Seconds that each REST answer takes."""
+    rest_truncated: float = 0.0
+    """Probability that a REST answer ends in the middle of its JSON."""
+
+    @classmethod
+    def parse(cls, text: str) -> Faults:
+        """Faults from `drop=0.01,disconnect=30s,silence=20s+10s,rest-429=0.2`; empty text means none.
+
+        Raises ConfigurationError for unknown names and values that can't be.
+        """
+        given: dict[str, float | tuple[float, float]] = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            name, _, value = item.partition("=")
+            if name not in _READERS:
+                raise ConfigurationError(f"Unknown fault {name!r}: use {', '.join(_READERS)}.")
+            given[name.replace("-", "_")] = _READERS[name](name, value)
+        return cls(**given)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        """The form that `parse` reads."""
+        parts = []
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value != item.default:
+                name = item.name.replace("_", "-")
+                unit = "s" if _READERS[name] is _duration else ""
+                text = f"{value[0]:g}s+{value[1]:g}s" if isinstance(value, tuple) else f"{value:g}{unit}"
+                parts.append(f"{name}={text}")
+        return ",".join(parts)
+
+    @property
+    def touch_messages(self) -> bool:
+        """Whether single trade messages are dropped, doubled, moved or mixed with garbage."""
+        return bool(self.drop or self.duplicate or self.reorder or self.garbage)
+
+
+def _probability(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigurationError(f"Fault {name}={text}: give a probability between 0 and 1, like {name}=0.01.")
+    return value
+
+
+def _duration(name: str, text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    try:
+        return float(match[1]) * _UNITS_S[match[2]] if match else _no_duration(name, text)
+    except ValueError:
+        return _no_duration(name, text)
+
+
+def _no_duration(name: str, text: str) -> float:
+    raise ConfigurationError(f"Fault {name}={text}: give a time with its unit, like {name}=30s or 500ms.")
+
+
+def _window(name: str, text: str) -> tuple[float, float]:
+    start, plus, length = text.partition("+")
+    if not plus:
+        raise ConfigurationError(f"Fault {name}={text}: give start and length, like {name}=20s+10s.")
+    return _duration(name, start), _duration(name, length)
+
+
+_READERS: dict[str, Callable[[str, str], float | tuple[float, float]]] = {
+    "drop": _probability,
+    "duplicate": _probability,
+    "reorder": _probability,
+    "garbage": _probability,
+    "disconnect": _duration,
+    "silence": _window,
+    "oversized": _duration,
+    "rest-429": _probability,
+    "rest-500": _probability,
+    "rest-slow": _duration,
+    "rest-truncated": _probability,
+}
+
+
+class MessageFaults:
+    """The faults of one connection's trade messages; remembers what it holds back."""
+
+    def __init__(self, seed: int, product_id: str) -> None:
+        """`product_id` is named in garbage, so that a sloppy reader takes it for a trade of that product."""
+        self._random = random.Random(seed)  # noqa: S311  nothing secret
+        self._held: bytes | None = None
+        self._held_for = 0
+        self._garbage = _garbage_frames(product_id)
+        self._garbage_next = 0
+
+    def through(self, frames: Iterable[bytes], faults: Faults) -> list[bytes]:
+        """What of `frames` is sent now, and in which order."""
+        chance = self._random.random
+        sent: list[bytes] = []
+        for message in frames:
+            if faults.garbage and chance() < faults.garbage:
+                sent.append(self._garbage[self._garbage_next % len(self._garbage)])
+                self._garbage_next += 1
+            if faults.drop and chance() < faults.drop:
+                continue
+            if faults.reorder and self._held is None and chance() < faults.reorder:
+                self._held, self._held_for = message, self._random.randint(1, 5)
+                continue
+            sent.append(message)
+            if faults.duplicate and chance() < faults.duplicate:
+                sent.append(message)
+            self._held_for -= 1
+            if self._held_for <= 0:
+                sent += self.release()
+        return sent
+
+    def release(self) -> list[bytes]:
+        """The message that is held back, if any: no message stays away for good."""
+        held = [] if self._held is None else [self._held]
+        self._held = None
+        return held
+
+
+def _garbage_frames(product_id: str) -> list[bytes]:
+    name = product_id.encode()
+    return [
+        frame(b'{"type":"match","trade_id":12,"product_id":"%s","price":' % name),
+        frame(bytes(range(256)), BINARY),
+        frame(b'{"type":"weather","product_id":"%s","sky":["clear"]}' % name),
+        frame(b'{"type":"match","product_id":"%s","side":"\xff\xfe\x80"}' % name),
+        frame(
+            b'{"type":"match","trade_id":"seven","side":1,"size":{},"price":[],"product_id":"%s",'
+            b'"sequence":null,"time":0}' % name
+        ),
+        frame(
+            b'{"type":"match","trade_id":%s,"maker_order_id":"","taker_order_id":"","side":"buy","size":"1e999",'
+            b'"price":"%s","product_id":"%s","sequence":1,"time":"9999-99-99T99:99:99Z"}'
+            % (b"9" * 400, b"9" * 400, name)
+        ),
+    ]
+
+
+def oversized_frame(product_id: str) -> bytes:
+    """A well-formed message of another type, larger than any that a trade feed should send."""
+    level = b'["0.00000001","0.00000001"]'
+    levels = b",".join([level] * (OVERSIZED_BYTES // (len(level) + 1)))
+    return frame(b'{"type":"snapshot","product_id":"%s","asks":[%s],"bids":[]}' % (product_id.encode(), levels))

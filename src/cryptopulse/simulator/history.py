@@ -1,0 +1,85 @@
+"""What the market has traded, for REST and the judge: each product's newest trades in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cryptopulse.simulator.market import RECORD, Ints, Trades
+from cryptopulse.simulator.products import Product
+
+PRODUCT_TRADES_MIN = 2000
+"""However unpopular a product, this many of its trades are kept: two pages of REST."""
+
+
+class History:
+    """Rings of trades, one a product, sized by the product's share of the market.
+
+    Blocks enter as they are generated; a trade is visible once it is published. Ids are dense, so a trade's
+    place follows from its id.
+    """
+
+    def __init__(self, products: Sequence[Product], trades_max: int) -> None:
+        """`trades_max` is how many trades are kept over all products, at least."""
+        self._first = np.array([product.first_trade_id for product in products], dtype=np.int64)
+        self._next = self._first.copy()
+        self.published: Ints = self._first - 1
+        """Newest published id of each product; one under the first id when there is none."""
+        # An eighth on top: a random stream strays from the shares.
+        self._rings = [
+            np.empty(max(int(product.weight * trades_max * 1.125), PRODUCT_TRADES_MIN), dtype=RECORD)
+            for product in products
+        ]
+
+    def add(self, block: Trades) -> None:
+        """Takes in a block that will be published piece by piece."""
+        by_product = np.argsort(block["product"], kind="stable")
+        ordered = block[by_product]
+        numbers, starts = np.unique(ordered["product"], return_index=True)
+        for number, rows in zip(numbers.tolist(), np.split(ordered, starts[1:]), strict=True):
+            self._add_rows(number, rows)
+
+    def publish(self, trades: Trades) -> None:
+        """Makes trades visible: the next ones of a block that was added."""
+        np.maximum.at(self.published, trades["product"], trades["trade_id"])
+
+    def first_id(self, number: int) -> int:
+        """The id with which the product started."""
+        return int(self._first[number])
+
+    def last_id(self, number: int) -> int:
+        """The newest published id; one under the first id when nothing is published."""
+        return int(self.published[number])
+
+    def first_held_id(self, number: int) -> int:
+        """The oldest id of the product that is still held."""
+        return max(int(self._first[number]), int(self._next[number]) - len(self._rings[number]))
+
+    def count(self) -> int:
+        """Published trades of all products."""
+        return int((self.published - self._first + 1).sum())
+
+    def between(self, number: int, low: int, high: int) -> Trades:
+        """Published trades of a product with `low` <= id <= `high`, as far as held, in the order of ids."""
+        ring = self._rings[number]
+        low = max(low, self.first_held_id(number))
+        high = min(high, int(self.published[number]))
+        if low > high:
+            return np.empty(0, dtype=RECORD)
+        found: Trades = ring[(np.arange(low, high + 1) - self._first[number]) % len(ring)]
+        return found
+
+    def newest(self, number: int, count: int) -> Trades:
+        """The last `count` published trades of a product, in the order of ids."""
+        high = self.last_id(number)
+        return self.between(number, high - count + 1, high)
+
+    def _add_rows(self, number: int, rows: Trades) -> None:
+        ring = self._rings[number]
+        self._next[number] += len(rows)
+        rows = rows[-len(ring) :]
+        place = (int(rows["trade_id"][0]) - int(self._first[number])) % len(ring)
+        head = rows[: len(ring) - place]
+        ring[place : place + len(head)] = head
+        ring[: len(rows) - len(head)] = rows[len(head) :]

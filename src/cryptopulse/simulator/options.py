@@ -1,0 +1,78 @@
+"""What can be asked of a simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.simulator.episodes import Episode, check_products
+from cryptopulse.simulator.faults import Faults
+from cryptopulse.simulator.products import Product, catalogue
+
+Start = Literal["at_once", "first_subscription", "all_subscribed"]
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorOptions:
+    """A simulator; raises ConfigurationError for what can't be."""
+
+    products: int | Sequence[str] = 20
+    """How many products, or which ones. The first ones are the most popular."""
+    rate: float = 100.0
+    """Mean trades a second of market time, all products together; episodes come on top."""
+    seed: int = 1
+    """The same seed and market parameters give the same trades."""
+    host: str = "127.0.0.1"
+    port: int = 8765
+    """0 takes any free port."""
+    episodes: Sequence[Episode] = ()
+    """Scripted crashes and surges."""
+    faults: Faults = field(default_factory=Faults)
+    faults_seed: int = 1
+    """Seed of the faults; the market does not depend on it."""
+    speed: float = 1.0
+    """Seconds of market time in a second; 0: as fast as the readers take it."""
+    start: Start = "at_once"
+    """When trading starts: at once, with the first subscription to trades, or when every product has a
+    subscriber (then readers that connect in time receive every trade)."""
+    trades_max: int | None = None
+    """Trading stops after this many trades; None: never."""
+    history: int = 1_000_000
+    """Newest trades that REST can answer, all products together (about 50 bytes each)."""
+    start_time_ns: int | None = None
+    """Market time at the start of trading, nanoseconds UTC since 1970; None: the time of day then."""
+    recording: Path | None = None
+    """Serve this recording instead of a market."""
+    subscribe_within_s: float = 5.0
+    """Connections that have not subscribed by then are closed."""
+    unsent_max_bytes: int = 64 * 1024 * 1024
+    """A reader that leaves more than this unread is cut off, unless `speed` is 0."""
+    rest_limit: bool = True
+    """Whether REST answers 429 beyond 10 requests a second and address (bursts of 15)."""
+
+    def __post_init__(self) -> None:
+        """Checks everything that can be checked before serving."""
+        if not 0 < self.rate <= 1_000_000:
+            raise ConfigurationError(f"Rate {self.rate}: give trades a second over 0 and up to 1,000,000.")
+        if not self.seed >= 0 or not self.faults_seed >= 0:
+            raise ConfigurationError("A seed can't be negative.")
+        if not 0 <= self.port <= 65535:
+            raise ConfigurationError(f"Port {self.port}: give 0 (any free one) to 65535.")
+        if not self.speed >= 0:
+            raise ConfigurationError(f"Speed {self.speed}: give 0 (as fast as readers take it) or more.")
+        if not 1 <= self.history <= 100_000_000:
+            raise ConfigurationError(f"History {self.history}: give 1 to 100,000,000 trades.")
+        if self.trades_max is not None and self.trades_max < 1:
+            raise ConfigurationError(f"Trades {self.trades_max}: give 1 or more.")
+        if self.subscribe_within_s <= 0 or self.unsent_max_bytes < 1:
+            raise ConfigurationError("Simulator: times and bounds must be over 0.")
+        if self.recording is not None and not self.recording.is_file():
+            raise ConfigurationError(f"Recording {self.recording} is not a file.")
+        check_products(self.episodes, (product.product_id for product in self.catalogue()))
+
+    def catalogue(self) -> tuple[Product, ...]:
+        """The products of the market."""
+        return catalogue(self.products, self.seed)

@@ -1,0 +1,242 @@
+"""The simulator as a server: one port for both WebSocket feeds, REST and the judge.
+
+`/exchange` (and `/`) speaks the Exchange dialect, `/advanced` Advanced Trade's; `/products…` is REST;
+`/simulator/…` is the judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+
+import numpy as np
+import structlog
+import uvloop
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.simulator.advanced import AdvancedSession
+from cryptopulse.simulator.exchange import ExchangeSession
+from cryptopulse.simulator.judge import Judge
+from cryptopulse.simulator.market import Trades
+from cryptopulse.simulator.options import SimulatorOptions
+from cryptopulse.simulator.recording import RecordingSession, Timeline, load_timeline
+from cryptopulse.simulator.rest import Rest
+from cryptopulse.simulator.session import Session
+from cryptopulse.simulator.venue import Venue
+from cryptopulse.simulator.wire import Port, Request, Response, WebSocket
+
+log = structlog.get_logger()
+
+_GAP_S = 0.005
+"""Trades that are due within this time leave together; the delay that it adds is below what is measured."""
+_PUBLISH_MAX = 2000
+"""Trades published before other connections' requests are looked at (about 10 ms)."""
+_BATCHING_S = 0.25
+"""Advanced Trade sends updates this often (documented, and seen in recordings)."""
+_TICK_S = 0.05
+"""Precision of deadlines and of faults of connections."""
+_WRITE_MARK = 1024 * 1024
+"""Unsent bytes at which a reader counts as behind (matters at speed 0 and for recordings)."""
+_GOODBYE_S = 1.0
+_GOING_AWAY = 1001  # RFC 6455, 7.4.1
+
+
+class Simulator:
+    """A simulated exchange with its connections."""
+
+    def __init__(self, options: SimulatorOptions) -> None:
+        """Reads the recording, if there is one; ConfigurationError when it is broken."""
+        self.venue = Venue(options)
+        self._recording: Timeline | None = load_timeline(options.recording) if options.recording else None
+        self._rest = Rest(self.venue)
+        self._judge = Judge(self.venue, self.stop_trading)
+        self._sessions: set[Session] = set()
+        self._connections = 0
+        self._stirred = asyncio.Event()
+        self._market: asyncio.Task[None] | None = None
+
+    # What wire.Handler asks for
+
+    async def respond(self, request: Request) -> Response:
+        """Answers an HTTP request."""
+        if request.path.startswith("/simulator/"):
+            return self._judge.respond(request)
+        return await self._rest.respond(request)
+
+    def accept(self, socket: WebSocket, path: str) -> Session | None:
+        """Takes a WebSocket connection."""
+        feeds = {"/": ExchangeSession, "/exchange": ExchangeSession, "/advanced": AdvancedSession}
+        feed = feeds.get(path)
+        if feed is None:
+            return None
+        number, self._connections = self._connections, self._connections + 1
+        session = (
+            feed(socket, self.venue, number, self._session_changed)
+            if self._recording is None
+            else RecordingSession(socket, self.venue, number, self._session_changed, self._recording)
+        )
+        self._sessions.add(session)
+        log.info("simulator_connection_opened", connection=number, path=path)
+        return session
+
+    def _session_changed(self, session: Session) -> None:
+        if session.closed and session in self._sessions:
+            self._sessions.discard(session)
+            log.info("simulator_connection_closed", connection=session.number)
+        start = self.venue.options.start
+        traded = [open_session.traded for open_session in self._sessions]
+        subscribed = np.any(traded, axis=0) if traded else np.zeros(1, dtype=bool)
+        if (start == "first_subscription" and subscribed.any()) or (start == "all_subscribed" and subscribed.all()):
+            self.venue.start()
+        self._stirred.set()
+
+    # Running
+
+    async def run(self) -> None:
+        """Runs market, heartbeats and deadlines until cancelled."""
+        if self._recording is None and self.venue.options.start == "at_once":
+            self.venue.start()
+        async with asyncio.TaskGroup() as tasks:
+            if self._recording is None:
+                self._market = tasks.create_task(self._trade())
+            tasks.create_task(self._flush())
+            tasks.create_task(self._heartbeats())
+            tasks.create_task(self._ticks())
+
+    def stop_trading(self) -> None:
+        """Ends the market; connections, heartbeats and REST go on. What was waiting is sent."""
+        self.venue.stopped = True
+        if self._market is not None:
+            self._market.cancel()
+        for session in list(self._sessions):
+            session.flush()
+            session.release()
+
+    async def close(self) -> None:
+        """Says goodbye to all connections; cuts off those that do not take it."""
+        for session in list(self._sessions):
+            session.socket.close(_GOING_AWAY, "simulator stopped")
+        try:
+            async with asyncio.timeout(_GOODBYE_S):
+                while self._sessions:
+                    self._stirred.clear()
+                    await self._stirred.wait()
+        except TimeoutError:
+            for session in list(self._sessions):
+                session.cut()
+
+    async def _trade(self) -> None:
+        """Publishes the market's trades as they become due: late when the machine is, never skipping one."""
+        await self.venue.started.wait()
+        left = self.venue.options.trades_max
+        for block in self.venue.market.blocks():
+            trades = block if left is None else block[:left]
+            self.venue.history.add(trades)
+            await (self._publish_timed(trades) if self.venue.options.speed else self._publish_at_once(trades))
+            if left is not None:
+                left -= len(trades)
+                if left == 0:
+                    break
+        self.stop_trading()
+
+    async def _publish_timed(self, block: Trades) -> None:
+        speed, times = self.venue.options.speed, block["time_us"]
+        done = 0
+        while done < len(block):
+            due = int(np.searchsorted(times, self.venue.offset_us(), side="right"))
+            if due > done:
+                end = min(due, done + _PUBLISH_MAX)
+                self._publish(block[done:end])
+                done = end
+                await asyncio.sleep(0 if end < due else _GAP_S)
+            else:
+                await asyncio.sleep((int(times[done]) - self.venue.offset_us()) / 1e6 / speed)
+
+    async def _publish_at_once(self, block: Trades) -> None:
+        """Publishes as soon as there is a reader of trades and no reader is behind."""
+        while not any(session.traded.any() for session in self._sessions):
+            self._stirred.clear()
+            await self._stirred.wait()
+        self._publish(block)
+        for session in list(self._sessions):
+            session.flush()
+            await session.writable.wait()
+        await asyncio.sleep(0)
+
+    def _publish(self, trades: Trades) -> None:
+        batch = self.venue.publish(trades)
+        for session in list(self._sessions):
+            session.publish(batch)
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(_BATCHING_S)
+            for session in list(self._sessions):
+                session.flush()
+
+    async def _heartbeats(self) -> None:
+        """Once a second; at speed 1 on the full second of market time, as the exchange does."""
+        counter = 0
+        while True:
+            aligned = self.venue.options.speed == 1 and self.venue.started.is_set()
+            await asyncio.sleep(1 - self.venue.market_us() % 1_000_000 / 1e6 if aligned else 1)
+            counter += 1
+            for session in list(self._sessions):
+                session.heartbeat(counter)
+                session.release()
+
+    async def _ticks(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now = time.monotonic()
+            for session in list(self._sessions):
+                session.tick(now)
+
+
+async def serve(options: SimulatorOptions, on_ready: Callable[[int], None], stop: asyncio.Event) -> None:
+    """Serves until `stop` is set; `on_ready` gets the port as soon as connections are accepted.
+
+    Raises ConfigurationError when the address can't be used or the recording is broken.
+    """
+    simulator = Simulator(options)
+    port = Port(simulator, _WRITE_MARK)
+    try:
+        number = await port.open(options.host, options.port)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Simulator: can't listen on {options.host}:{options.port} ({error.strerror}): choose another port."
+        ) from error
+    running = asyncio.create_task(simulator.run())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        on_ready(number)
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+    finally:
+        stopping.cancel()
+        running.cancel()
+        await asyncio.gather(running, stopping, return_exceptions=True)
+        port.close()
+        await simulator.close()
+
+
+def run(options: SimulatorOptions, on_ready: Callable[[int], None] | None = None) -> None:
+    """Serves until SIGINT or SIGTERM; logs the address when ready. Raises as `serve`."""
+
+    def ready(port: int) -> None:
+        log.info("simulator_ready", url=f"http://{options.host}:{port}", market=options.recording is None)
+        if on_ready is not None:
+            on_ready(port)
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, stop.set)
+        await serve(options, ready, stop)
+        log.info("simulator_stopped")
+
+    uvloop.run(until_told())

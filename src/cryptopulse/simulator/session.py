@@ -1,0 +1,119 @@
+"""What both feeds' connections have in common: deadlines, faults, and readers that are too slow."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from cryptopulse.simulator.faults import MessageFaults
+from cryptopulse.simulator.venue import Batch, Venue
+from cryptopulse.simulator.wire import WebSocket
+
+log = structlog.get_logger()
+
+_POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
+
+
+class Session(ABC):
+    """One WebSocket connection of either feed."""
+
+    def __init__(self, socket: WebSocket, venue: Venue, number: int, changed: Callable[[Session], None]) -> None:
+        """`number` tells connections apart (and seeds their faults); `changed` hears of news."""
+        self.socket = socket
+        self.venue = venue
+        self.number = number
+        self.closed = False
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.traded: npt.NDArray[np.bool_] = np.zeros(len(venue.products), dtype=bool)
+        """Products whose trades this connection wants."""
+        self.subscribed_at: float | None = None
+        self._connected_at = time.monotonic()
+        self._oversized_at = 0.0
+        self._changed = changed
+        self._faults = MessageFaults(venue.options.faults_seed + number, venue.products[0].product_id)
+
+    @abstractmethod
+    def on_message(self, message: bytes) -> None:
+        """The client said something."""
+
+    @abstractmethod
+    def publish(self, batch: Batch) -> None:
+        """Trades were published."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Sends trades that wait to be batched."""
+
+    @abstractmethod
+    def heartbeat(self, counter: int) -> None:
+        """A second has passed."""
+
+    def on_writable(self, *, writable: bool) -> None:
+        """The reader keeps up again, or does not."""
+        if writable:
+            self.writable.set()
+        else:
+            self.writable.clear()
+
+    def on_closed(self) -> None:
+        """The connection is gone."""
+        self.closed = True
+        self.traded[:] = False
+        self.writable.set()
+        self._changed(self)
+
+    def subscriptions_changed(self) -> None:
+        """To be called by feeds after each accepted subscribe and unsubscribe."""
+        if self.subscribed_at is None:
+            self.subscribed_at = self._oversized_at = time.monotonic()
+        self._changed(self)
+
+    def deliver(self, frames: Sequence[bytes], joined: bytes | None = None) -> None:
+        """Sends trade messages, or what the faults leave of them; `joined` is all of them in one piece."""
+        faults = self.venue.faults
+        if faults.touch_messages:
+            self.send(b"".join(self._faults.through(frames, faults)))
+        else:
+            self.send(b"".join(frames) if joined is None else joined)
+
+    def release(self) -> None:
+        """Sends what faults held back."""
+        self.send(b"".join(self._faults.release()))
+
+    def send(self, frames: bytes) -> None:
+        """Sends frames; a reader that leaves too much unread is cut off, as the exchange does."""
+        if not frames or self.closed:
+            return
+        self.socket.send(frames)
+        options = self.venue.options
+        if options.speed and self.socket.unsent_bytes > options.unsent_max_bytes:
+            log.warning("simulator_reader_cut_off", reason="ErrSlowConsume", connection=self.number)
+            self.cut()
+
+    def cut(self) -> None:
+        """Ends the connection without a word."""
+        self.closed = True
+        self.socket.abort()
+
+    def tick(self, now: float) -> None:
+        """Does what is due at `now` (monotonic seconds): deadline and faults of the connection."""
+        venue, faults = self.venue, self.venue.faults
+        if self.subscribed_at is None:
+            if now - self._connected_at >= venue.options.subscribe_within_s:
+                self.socket.close(_POLICY_VIOLATION, "no subscription in time")
+            return
+        silent_from = venue.faults_since + faults.silence[0]
+        self.socket.muted = self._connected_at < silent_from <= now < silent_from + faults.silence[1]
+        if faults.disconnect and now - max(self.subscribed_at, venue.faults_since) >= faults.disconnect:
+            log.info("simulator_fault", fault="disconnect", connection=self.number)
+            self.cut()
+        elif faults.oversized and now - max(self._oversized_at, venue.faults_since) >= faults.oversized:
+            self._oversized_at = now
+            self.send(venue.oversized)

@@ -1,0 +1,114 @@
+"""The simulated exchange that all connections share: its market, its clock, and what has been published."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import cached_property
+
+import numpy as np
+import structlog
+
+from cryptopulse.simulator.faults import Faults, oversized_frame
+from cryptopulse.simulator.history import History
+from cryptopulse.simulator.market import Ints, Market, Trades
+from cryptopulse.simulator.messages import Writer
+from cryptopulse.simulator.options import SimulatorOptions
+from cryptopulse.simulator.wire import frame
+
+log = structlog.get_logger()
+
+
+class Batch:
+    """Trades that are published at once, written at most once for all connections."""
+
+    def __init__(self, trades: Trades, writer: Writer) -> None:
+        """`trades` are in the order of publication."""
+        self.trades = trades
+        self._writer = writer
+
+    @cached_property
+    def product(self) -> Ints:
+        """Product number of each trade."""
+        return self.trades["product"]
+
+    @cached_property
+    def matches(self) -> list[bytes]:
+        """A frame of the Exchange feed for each trade."""
+        return [frame(message) for message in self._writer.matches(self.trades)]
+
+    @cached_property
+    def matches_joined(self) -> bytes:
+        """All frames of `matches` in one piece."""
+        return b"".join(self.matches)
+
+    @cached_property
+    def advanced(self) -> list[bytes]:
+        """Advanced Trade's JSON of each trade."""
+        return self._writer.advanced_trades(self.trades)
+
+
+class Venue:
+    """Products, trades so far, and the market's clock."""
+
+    def __init__(self, options: SimulatorOptions) -> None:
+        """Trading does not start by itself: see `start`."""
+        self.options = options
+        self.products = options.catalogue()
+        self.numbers = {product.product_id: number for number, product in enumerate(self.products)}
+        self.market = Market(self.products, options.rate, options.seed, options.episodes)
+        self.history = History(self.products, options.history)
+        self.sequences = self.history.published * 120
+        """Newest published sequence of each product."""
+        self.faults = options.faults
+        self.faults_since = time.monotonic()
+        self.started = asyncio.Event()
+        self.stopped = False
+        self.started_ns = 0
+        """Time of day at which trading started."""
+        self._started_monotonic = 0.0
+        self._published_us = 0
+        self.writer = Writer(self.products, 0)
+
+    def start(self) -> None:
+        """Starts trading, once."""
+        if self.started.is_set() or self.stopped:
+            return
+        self.started_ns = time.time_ns()
+        self._started_monotonic = time.monotonic()
+        start_ns = self.options.start_time_ns
+        self.writer = Writer(self.products, (self.started_ns if start_ns is None else start_ns) // 1000)
+        self.started.set()
+        log.info("simulator_trading_started", products=len(self.products), rate=self.options.rate)
+
+    def set_faults(self, faults: Faults) -> None:
+        """Changes what goes wrong from now on."""
+        self.faults, self.faults_since = faults, time.monotonic()
+        log.info("simulator_faults_set", faults=str(faults))
+
+    def offset_us(self) -> int:
+        """Market time since the start of trading, in microseconds; at speed 0 that of the newest trade."""
+        if not self.started.is_set():
+            return 0
+        if self.options.speed == 0:
+            return self._published_us
+        return int((time.monotonic() - self._started_monotonic) * self.options.speed * 1e6)
+
+    def market_us(self) -> int:
+        """Market time, microseconds UTC since 1970."""
+        if self.started.is_set():
+            return self.writer.start_us + self.offset_us()
+        start_ns = self.options.start_time_ns
+        return (time.time_ns() if start_ns is None else start_ns) // 1000
+
+    def publish(self, trades: Trades) -> Batch:
+        """Makes the next trades of the market public."""
+        self.history.publish(trades)
+        np.maximum.at(self.sequences, trades["product"], trades["sequence"])
+        self._published_us = int(trades["time_us"][-1])
+        return Batch(trades, self.writer)
+
+    @cached_property
+    def oversized(self) -> bytes:
+        """A frame that is larger than a reader of trades expects."""
+        return oversized_frame(self.products[0].product_id)

@@ -1,0 +1,294 @@
+"""Keeps the processes of a deployment running, and ends them in order.
+
+Each process is in one of these states; only `Supervisor.step` moves it::
+
+    WAITING ──pause over──▶ RUNNING ──died──▶ WAITING     started again, after a pause that doubles
+       │                       │  └──────────▶ FAILED      died too often, or of an error that stays
+       └──────────────┬────────┘
+                stop asked, its turn
+                      ▼
+                  STOPPING ──ended, or time limit and SIGKILL──▶ STOPPED
+
+The order of ending is the order of the list: the producer first, which writes what it holds to the log,
+then the processing, which brings the log's contents through to gold. A FAILED process ends all others, in
+order.
+
+Nothing here blocks: the owner calls `step` some ten times a second until `done`, and can draw between the
+calls.
+
+A child gets its own session, so that Ctrl-C in the terminal reaches the supervisor alone, and the read end
+of a pipe as standard input, whose other end closes with the supervisor however that dies.
+`stop_with_parent` makes the child notice.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import structlog
+
+from cryptopulse.errors import ERROR_PREFIX, ConfigurationError, ProcessFailed
+
+_log = structlog.get_logger()
+
+_EXIT_CODES_THAT_STAY = frozenset({2, 4, 5})
+"""Of `cryptopulse.errors`: configuration, damage, a lake in other hands. Starting again would not help."""
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """What to start and how long its orderly end may take."""
+
+    name: str
+    command: Callable[[int], Sequence[str]]
+    """The command line, given how often the process has been started again."""
+    stop_timeout_s: float
+    """SIGKILL follows SIGTERM after this long; nothing is lost by it, but the log is then not drained."""
+    log_file: Path | None = None
+    """Where its standard error goes. Unset: to ours."""
+    environment: Mapping[str, str] | None = None
+    """Unset: ours."""
+    folder: Path | None = None
+    """Working directory. Unset: ours."""
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When to start a dead process again."""
+
+    deaths_max: int = 5
+    """Give up at this many deaths ..."""
+    within_s: float = 60.0
+    """... within this time."""
+    pause_first_s: float = 0.25
+    pause_max_s: float = 10.0
+    hurried_timeout_s: float = 2.0
+    """Time limit of an orderly end when the user asked twice."""
+
+
+class ProcessState(Enum):
+    """See the picture above."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass
+class _Process:
+    spec: ProcessSpec
+    policy: RestartPolicy
+    state: ProcessState = ProcessState.WAITING
+    starts: int = 0
+    start_at: float = 0.0
+    kill_at: float = 0.0
+    exit_code: int | None = None
+    deaths: deque[float] = field(default_factory=deque)
+    popen: subprocess.Popen[bytes] | None = None
+
+    def step(self, now: float) -> None:
+        """Looks what happened and does what is due. `now`: seconds of the monotonic clock."""
+        if self.state is ProcessState.WAITING and now >= self.start_at:
+            self._start()
+        elif self.state is ProcessState.RUNNING and self._ended():
+            self._judge_death(now)
+        elif self.state is ProcessState.STOPPING:
+            if self._ended():
+                _log.info("process_stopped", name=self.spec.name, exit_code=self.exit_code)
+                self.state = ProcessState.STOPPED
+            elif now >= self.kill_at and self.popen:
+                _log.warning("process_killed", name=self.spec.name, reason="did not end in time")
+                self.popen.kill()
+                self.kill_at = math.inf
+
+    def stop(self, now: float, timeout_s: float) -> None:
+        """Asks for an orderly end within `timeout_s`; asked again, only the time limit can change."""
+        if self.state is ProcessState.WAITING:
+            self.state = ProcessState.STOPPED
+        elif self.state is ProcessState.RUNNING and self.popen:
+            self.state = ProcessState.STOPPING
+            self.kill_at = now + timeout_s
+            self.popen.terminate()
+        elif self.state is ProcessState.STOPPING:
+            self.kill_at = min(self.kill_at, now + timeout_s)
+
+    def _start(self) -> None:
+        command = list(self.spec.command(self.starts))
+        try:
+            self.popen = _spawn(self.spec, command)
+        except OSError as error:
+            raise ConfigurationError(f"Can't start {self.spec.name}: {error}.") from error
+        self.starts += 1
+        self.state = ProcessState.RUNNING
+        _log.info("process_started", name=self.spec.name, pid=self.popen.pid, restarts=self.starts - 1)
+
+    def _ended(self) -> bool:
+        if self.popen is None or self.popen.poll() is None:
+            return False
+        self.exit_code = self.popen.returncode
+        if self.popen.stdin:
+            self.popen.stdin.close()
+        return True
+
+    def _judge_death(self, now: float) -> None:
+        self.deaths.append(now)
+        while now - self.deaths[0] > self.policy.within_s:
+            self.deaths.popleft()
+        if self.exit_code in _EXIT_CODES_THAT_STAY or len(self.deaths) >= self.policy.deaths_max:
+            self.state = ProcessState.FAILED
+            _log.error("process_given_up", name=self.spec.name, exit=self.exit_text, deaths=len(self.deaths))
+            return
+        pause_s = min(self.policy.pause_first_s * 2 ** (len(self.deaths) - 1), self.policy.pause_max_s)
+        self.state = ProcessState.WAITING
+        self.start_at = now + pause_s
+        _log.warning("process_died", name=self.spec.name, exit=self.exit_text, restart_in_s=pause_s)
+
+    @property
+    def exit_text(self) -> str:
+        """How it ended, for people."""
+        if self.exit_code is not None and self.exit_code < 0:
+            return f"signal {signal.Signals(-self.exit_code).name}"
+        return f"exit code {self.exit_code}"
+
+
+class Supervisor:
+    """Several processes as one thing that runs, fails or ends."""
+
+    def __init__(self, specs: Sequence[ProcessSpec], policy: RestartPolicy | None = None) -> None:
+        """`specs` in the order in which they are to end. Nothing starts before the first `step`."""
+        self._policy = policy or RestartPolicy()
+        self._processes = [_Process(spec, self._policy) for spec in specs]
+        self._stopping = False
+        self._hurry = False
+
+    def step(self) -> None:
+        """One look at every process: starts, restarts, and ends what is due. Returns at once.
+
+        Raises ConfigurationError when a process can't even be started.
+        """
+        now = time.monotonic()
+        for process in self._processes:
+            process.step(now)
+        if self._stopping or any(process.state is ProcessState.FAILED for process in self._processes):
+            self._stopping = True
+            self._stop_next(now)
+
+    def stop(self) -> None:
+        """Asks for the end, in order. Asked a second time: with shorter time limits."""
+        self._hurry = self._stopping
+        self._stopping = True
+
+    @property
+    def done(self) -> bool:
+        """Whether every process has ended for good."""
+        return all(process.state in _FINAL for process in self._processes)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the end was asked for or a failure brought it on."""
+        return self._stopping
+
+    def states(self) -> dict[str, ProcessState]:
+        """The state of each process by its name."""
+        return {process.spec.name: process.state for process in self._processes}
+
+    def pids(self) -> dict[str, int]:
+        """Process ids of what runs."""
+        return {
+            process.spec.name: process.popen.pid
+            for process in self._processes
+            if process.popen and process.state in (ProcessState.RUNNING, ProcessState.STOPPING)
+        }
+
+    def check(self) -> None:
+        """Raises ProcessFailed when a process was given up, with its own last words if they are known."""
+        for process in self._processes:
+            if process.state is ProcessState.FAILED:
+                raise _failure(process)
+
+    def kill(self) -> None:
+        """Ends whatever still runs at once: the way out after an error of our own."""
+        for process in self._processes:
+            if process.popen and process.popen.poll() is None:
+                process.popen.kill()
+                process.popen.wait()
+
+    def _stop_next(self, now: float) -> None:
+        for process in self._processes:
+            if process.state not in _FINAL:
+                timeout_s = process.spec.stop_timeout_s
+                process.stop(now, min(timeout_s, self._policy.hurried_timeout_s) if self._hurry else timeout_s)
+                return
+
+
+_FINAL = (ProcessState.STOPPED, ProcessState.FAILED)
+
+
+def _spawn(spec: ProcessSpec, command: list[str]) -> subprocess.Popen[bytes]:
+    if spec.log_file is None:
+        return _popen(spec, command, None)
+    spec.log_file.parent.mkdir(parents=True, exist_ok=True)
+    with spec.log_file.open("ab") as log_file:
+        return _popen(spec, command, log_file.fileno())
+
+
+def _popen(spec: ProcessSpec, command: list[str], stderr: int | None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 -- the command is ours
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        start_new_session=True,
+        env=None if spec.environment is None else dict(spec.environment),
+        cwd=spec.folder,
+    )
+
+
+def _failure(process: _Process) -> ProcessFailed:
+    often = "" if len(process.deaths) == 1 else f" {len(process.deaths)} times in a row"
+    words = last_words(process.spec.log_file) if process.spec.log_file else ""
+    said = f": {words}" if words else "; see its messages above."
+    error = ProcessFailed(f"The {process.spec.name} ended{often} with {process.exit_text}{said}")
+    if process.exit_code in _EXIT_CODES_THAT_STAY:
+        error.exit_code = process.exit_code
+    return error
+
+
+def last_words(log_file: Path) -> str:
+    """The error that the program wrote last to its log file (see `cryptopulse.cli`), "" when there is
+    none."""
+    try:
+        lines = log_file.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    words = next((line for line in reversed(lines) if line.startswith(ERROR_PREFIX)), "")
+    return words.removeprefix(ERROR_PREFIX).strip()
+
+
+def stop_with_parent(grace_s: float = 1.0) -> None:
+    """In a supervised process: end when the supervisor is gone, however it ended.
+
+    Asks for the usual orderly end first (SIGTERM to ourselves); after `grace_s` the process ends where it
+    stands, because a new supervisor may already be waiting for the lake.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1):  # nobody writes: returns when the pipe closes
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace_s)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="stop-with-parent", daemon=True).start()

@@ -1,0 +1,247 @@
+"""Alerts against the rule written down plainly: every trade, every look-back, exact decimals."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptopulse.lake.tables import ALERTS
+from cryptopulse.settings import AlertRule
+from support import LOADS, Lake, Trade, at
+
+CRASH, SURGE = "FLASH_CRASH", "PRICE_SURGE"
+
+
+def expected(trades: Iterable[Trade], rules: Sequence[AlertRule]) -> list[dict[str, Any]]:
+    """The episodes of `trades` (distinct), by brute force."""
+    everything = list(trades)
+    newest = max(trade.time for trade in everything)
+    found = []
+    for symbol in sorted({trade.symbol for trade in everything}):
+        mine = sorted((t for t in everything if t.symbol == symbol), key=lambda t: (t.time, t.trade_id))
+        names = dict.fromkeys(rule.name for rule in rules)
+        for name in names:
+            rule = next((r for r in rules if r.name == name and r.applies_to(symbol)), None)
+            for kind in rule.types if rule else ():
+                over = [hit for place in range(len(mine)) if (hit := _judged(mine, place, rule, kind))]
+                found += [_row(episode, rule, kind, newest) for episode in _episodes(over, rule)]
+    return sorted(found, key=lambda row: row["alert_id"])
+
+
+def _judged(mine: list[Trade], place: int, rule: AlertRule, kind: str) -> tuple[Trade, Trade] | None:
+    """(the trade looked back to, the trade) when the trade is over the threshold."""
+    trade = mine[place]
+    oldest = trade.time - timedelta(seconds=rule.lookback_s)
+    back = [t for t in mine[: place + 1] if t.time >= oldest]
+    if len(back) < rule.min_trades or sum(Decimal(t.size) for t in back) < rule.min_volume:
+        return None
+    prices = [Decimal(t.price) for t in back]
+    best = max(prices) if kind == CRASH else min(prices)
+    change = (Decimal(trade.price) - best) * 100
+    is_over = change <= -rule.threshold_pct * best if kind == CRASH else change >= rule.threshold_pct * best
+    start = max((t for t in back if Decimal(t.price) == best), key=lambda t: t.trade_id)
+    return (start, trade) if is_over else None
+
+
+def _episodes(over: list[tuple[Trade, Trade]], rule: AlertRule) -> list[list[tuple[Trade, Trade]]]:
+    episodes: list[list[tuple[Trade, Trade]]] = []
+    for hit in over:
+        if episodes and hit[1].time - episodes[-1][-1][1].time <= timedelta(seconds=rule.cool_down_s):
+            episodes[-1].append(hit)
+        else:
+            episodes.append([hit])
+    return episodes
+
+
+def _row(episode: list[tuple[Trade, Trade]], rule: AlertRule, kind: str, newest: Any) -> dict[str, Any]:
+    first, last = episode[0][1], episode[-1][1]
+    sign = 1 if kind == CRASH else -1
+
+    def depth(hit: tuple[Trade, Trade]) -> Decimal:
+        return sign * Decimal(hit[1].price) / Decimal(hit[0].price)
+
+    start, end = min(episode, key=lambda hit: (depth(hit), hit[1].time, hit[1].trade_id))
+    change = abs(Decimal(end.price) / Decimal(start.price) - 1) * 100
+    severe = "CRITICAL" if change >= 4 * rule.threshold_pct else "HIGH" if change >= 2 * rule.threshold_pct else "WARNING"
+    return {
+        "alert_id": f"{rule.name}:{kind}:{first.symbol}:{first.trade_id}",
+        "symbol": first.symbol,
+        "alert_type": kind,
+        "rule": rule.name,
+        "threshold_pct": rule.threshold_pct,
+        "lookback_s": rule.lookback_s,
+        "cool_down_s": rule.cool_down_s,
+        "severity": severe,
+        "state": "CLOSED" if newest - last.time > timedelta(seconds=rule.cool_down_s) else "OPEN",
+        "price_change_pct": pytest.approx(float((Decimal(end.price) / Decimal(start.price) - 1) * 100), rel=1e-9),
+        "start_price": Decimal(start.price),
+        "end_price": Decimal(end.price),
+        "window_start": start.time,
+        "window_end": end.time,
+        "opened_at": first.time,
+        "last_trigger_at": last.time,
+        "start_trade_id": start.trade_id,
+        "trigger_trade_id": first.trade_id,
+        "end_trade_id": end.trade_id,
+        "last_trigger_trade_id": last.trade_id,
+    }
+
+
+RULES = [
+    AlertRule(name="fast", products=["AAA-USD"], threshold_pct=Decimal("0.7"), lookback_s=7, cool_down_s=5),
+    AlertRule(name="fast", products=["*"], threshold_pct=Decimal("1.0"), lookback_s=10, cool_down_s=20),
+    AlertRule(name="slow", threshold_pct=Decimal("3.0"), lookback_s=60, cool_down_s=0, min_trades=6),
+    AlertRule(name="heavy", types=[SURGE], threshold_pct=Decimal("0.5"), lookback_s=30, min_volume=Decimal("12.5")),
+]
+
+
+def _walk(chance: random.Random, count: int, symbol: str = "AAA-USD") -> list[Trade]:
+    """A random walk on a coarse grid of prices and times, so that ties are common; now and then it falls or jumps."""
+    ticks, seconds, trades = 1000, 0.0, []
+    for trade_id in range(1, count + 1):
+        seconds += chance.choice([0, 0, 0, 0.5, 1, 1, 3, 10]) if chance.random() < 0.97 else chance.choice([61, 130, 300])
+        ticks += chance.choice([-3, -1, 0, 0, 0, 1, 3])
+        if chance.random() < 0.05:
+            ticks += chance.choice([-60, -25, -10, 10, 25, 60])
+        price = f"{ticks / 10:.1f}"
+        size = chance.choice(["0.5", "1", "2.25"])
+        trades.append(Trade(symbol, trade_id, at(seconds), price, size, chance.choice(["BUY", "SELL"])))
+    return trades
+
+
+def _lake(path: Path, rules: Sequence[AlertRule]) -> Lake:
+    return Lake(path, alerts={"rules": [rule.model_dump() for rule in rules]})
+
+
+def _found(lake: Lake) -> list[dict[str, Any]]:
+    return sorted(lake.rows(ALERTS), key=lambda row: row["alert_id"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_alerts_are_those_of_the_brute_force_however_late_trades_come(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    lake = _lake(tmp_path / "lake", RULES)
+    trades = _walk(chance, 150) + _walk(chance, 100, "BBB-USD")
+    if seed % 2:
+        chance.shuffle(trades)  # as late as can be
+    else:
+        trades.sort(key=lambda t: (t.time + timedelta(seconds=chance.choice([0, 0, 0, 20, 200])), t.trade_id))
+    known: list[Trade] = []
+    for _ in range(4):
+        cut = trades[len(known) : len(known) + chance.randint(20, 100)]
+        known += cut
+        lake.append(trade.match() for trade in cut)
+        lake.drain(chance.choice([7, 40, None]) if seed < 3 else None)
+        assert _found(lake) == expected(known, RULES), f"seed {seed} after {len(known)} trades"
+    lake.close()
+
+
+def _one(lake: Lake, trades: list[Trade], kind: str) -> list[dict[str, Any]]:
+    found = _found(lake)
+    rules = list(lake.settings.alerts.rules)
+    assert found == expected(trades, rules)
+    return [row for row in found if row["alert_type"] == kind]
+
+
+def _series(*points: tuple[float, str], first_id: int = 1) -> list[Trade]:
+    return [Trade("BTC-USD", first_id + n, at(when), price) for n, (when, price) in enumerate(points)]
+
+
+def test_a_v_shaped_crash_within_a_batch_is_one_crash_and_one_surge(lake: Lake) -> None:
+    trades = _series((0, "100"), (10, "99.5"), (11, "95"), (12, "97"), (13, "100"))
+    lake.take_in(trade.match() for trade in trades)
+    (crash,) = _one(lake, trades, CRASH)
+    (surge,) = _one(lake, trades, SURGE)
+    assert (crash["start_trade_id"], crash["trigger_trade_id"], crash["end_trade_id"]) == (1, 3, 3)
+    assert (crash["severity"], crash["price_change_pct"]) == ("CRITICAL", pytest.approx(-5))
+    assert (surge["start_trade_id"], surge["trigger_trade_id"], surge["end_trade_id"]) == (3, 4, 5)
+
+
+def test_an_order_that_sweeps_the_book_at_one_instant_is_a_crash_and_no_surge(lake: Lake) -> None:
+    trades = _series((0, "100"), (5, "100"), *[(6, f"{100 - step / 2}") for step in range(1, 8)])
+    lake.take_in(trade.match() for trade in trades)
+    assert len(_one(lake, trades, CRASH)) == 1
+    assert _one(lake, trades, SURGE) == []
+
+
+def test_a_crash_that_spans_batches_is_one_row_that_deepens(lake: Lake) -> None:
+    trades = _series(*[(float(second), f"{100 - second / 4}") for second in range(24)])
+    for place, trade in enumerate(trades):
+        lake.append([trade.match()])
+        if place % 6 == 5:
+            lake.drain()
+            crashes = _one(lake, trades[: place + 1], CRASH)
+            assert [row["end_trade_id"] for row in crashes] == [place + 1]
+            assert crashes[0]["trigger_trade_id"] == 5
+    assert crashes[0]["severity"] == "CRITICAL"
+
+
+def test_two_crashes_further_apart_than_the_cool_down_are_two_rows(lake: Lake) -> None:
+    trades = _series((0, "100"), (1, "98"), (121, "98"), (242, "98"), (243, "96"), (500, "96"))
+    lake.take_in(trade.match() for trade in trades)
+    assert [row["state"] for row in _one(lake, trades, CRASH)] == ["CLOSED", "CLOSED"]
+
+
+def test_the_threshold_is_reached_exactly_and_missed_by_a_hair(lake: Lake) -> None:
+    hair = "0.990000000001"
+    trades = [
+        *_series((0, "1"), (1, hair)),
+        Trade("ETH-USD", 1, at(0), "1"),
+        Trade("ETH-USD", 2, at(1), "0.99"),
+        Trade("TINY-USD", 1, at(0), "0.000000000100"),
+        Trade("TINY-USD", 2, at(1), "0.000000000099"),
+        Trade("HUGE-USD", 1, at(0), "999999999999.999999999999", "0.1"),
+        Trade("HUGE-USD", 2, at(1), "989999999999.999999999999", "0.1"),
+    ]
+    lake.take_in(trade.match() for trade in trades)
+    assert [row["symbol"] for row in _one(lake, trades, CRASH)] == ["ETH-USD", "HUGE-USD", "TINY-USD"]
+
+
+def test_the_look_back_ends_to_the_microsecond(lake: Lake) -> None:
+    inside = _series((0, "100"), (120, "99"))
+    outside = [Trade("ETH-USD", 1, at(0), "100"), Trade("ETH-USD", 2, at(120.000001), "99")]
+    lake.take_in(trade.match() for trade in [*inside, *outside])
+    assert [row["symbol"] for row in _one(lake, inside + outside, CRASH)] == ["BTC-USD"]
+
+
+def test_a_late_trade_at_the_start_price_becomes_the_start(lake: Lake) -> None:
+    trades = _series((0, "100"), (5, "100"), (10, "98"))
+    lake.take_in([trades[0].match(), trades[2].match()])
+    assert _found(lake)[0]["start_trade_id"] == 1
+    lake.take_in([trades[1].match()])
+    assert [row["start_trade_id"] for row in _one(lake, trades, CRASH)] == [2]
+
+
+def test_late_trades_of_several_products_do_not_shorten_an_episode_between_them(lake: Lake) -> None:
+    falling = [(3000.0, "100"), *[(3001.0 + step * 60, f"{98 - step / 10}") for step in range(12)]]
+    crash = [Trade("AAA-USD", 10 + n, at(when), price) for n, (when, price) in enumerate(falling)]
+    late = [Trade("AAA-USD", 1, at(0), "100"), Trade("BBB-USD", 1, at(3200), "7")]
+    lake.take_in(trade.match() for trade in [*crash, Trade("BBB-USD", 9, at(90_000), "7")])
+    before = lake.arrow(ALERTS).to_pylist()
+    lake.take_in(trade.match() for trade in late)
+    assert lake.arrow(ALERTS).to_pylist() == before
+    assert len(_one(lake, crash + late + [Trade("BBB-USD", 9, at(90_000), "7")], CRASH)) == 1
+
+
+def test_a_late_trade_joins_two_episodes_into_one(lake: Lake) -> None:
+    rest = _series((0, "100"), (1, "98"), (100, "98"), (160, "97"), (240, "96"))
+    bridge = Trade("BTC-USD", 6, at(119), "97")
+    lake.take_in(trade.match() for trade in rest if trade.trade_id != 3)
+    lake.take_in([rest[2].match()])
+    _one(lake, rest, CRASH)
+    lake.take_in([bridge.match()])
+    _one(lake, [*rest, bridge], CRASH)
+
+
+def test_what_was_detected_keeps_its_time_while_the_episode_goes_on(lake: Lake) -> None:
+    trades = _series((0, "100"), (1, "98"), (2, "97"), (300, "97"))
+    lake.take_in(trade.match() for trade in trades[:2])
+    first = lake.arrow(ALERTS)["detected_at"].to_pylist()
+    lake.take_in(trade.match() for trade in trades[2:])
+    assert lake.arrow(ALERTS)["detected_at"].to_pylist() == first
+    assert LOADS >= {"detected_at"}

@@ -1,0 +1,185 @@
+"""The commands with everything behind them: real processes, a real simulator, real tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, QueryBuilder
+
+from cryptopulse.status import read_status
+
+PROGRAM = [sys.executable, "-m", "cryptopulse"]
+
+
+@pytest.fixture
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory and no variables of ours."""
+    for name in list(os.environ):
+        if name.startswith("CRYPTOPULSE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def start(clean: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command in the background; what still runs in the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen([*PROGRAM, *arguments], stdout=pipe, stderr=pipe, text=True))
+        return started[-1]
+
+    yield start
+    for popen in started:
+        popen.kill()
+        popen.communicate()
+
+
+@pytest.fixture
+def exchange(start: Callable[..., subprocess.Popen[str]]) -> list[str]:
+    """A simulator's addresses, as the options of `run`."""
+    simulator = start("simulate", "--port", "0", "--products", "3", "--rate", "200", "--json")
+    assert simulator.stdout is not None
+    said = json.loads(simulator.stdout.readline())
+    products = ",".join(said["products"])
+    return ["--products", products, "--websocket-url", said["exchange_url"], "--rest-url", said["rest_url"]]
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+def wait_until(condition: Callable[[], Any], within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def trades(lake: Path) -> list[tuple[str, int]]:
+    table = DeltaTable(str(lake / "silver" / "fact_crypto_trades"))
+    rows = QueryBuilder().register("t", table).execute("SELECT symbol, trade_id FROM t ORDER BY 1, 2").read_all()
+    return [(row["symbol"], row["trade_id"]) for row in pa.table(rows).to_pylist()]
+
+
+def test_the_demo_stores_every_trade_once_and_finds_its_crash(clean: Path) -> None:
+    demo = call("demo", "--lake", "lake", "--products", "3", "--rate", "150", "--for", "18s")
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "0 lost, 0 duplicated" in demo.stdout
+    assert "exactly one FLASH_CRASH row" in demo.stdout
+    assert "ALERT  FLASH_CRASH BTC-USD" in demo.stdout
+    assert len(re.findall(r"cryptopulse sql --lake lake \"SELECT .*\"\n", demo.stdout)) == 3
+    states = [read_status(clean / "lake" / "_cryptopulse", name).state for name in ("producer", "processing")]
+    assert states == ["stopped", "stopped"]
+    found = json.loads(call("alerts", "list", "--lake", "lake", "--products", "btc-usd", "--json").stdout)
+    assert [alert["alert_type"] for alert in found] == ["FLASH_CRASH"]
+    for threshold_pct, episodes in (("2.5", 1), ("5", 0)):
+        rule = f"threshold_pct={threshold_pct},products=BTC-*,types=FLASH_CRASH"
+        tried = call("alerts", "backtest", "--lake", "lake", "--rule", rule, "--json")
+        assert len(json.loads(tried.stdout)) == episodes
+
+
+def test_run_survives_its_processes_refuses_a_second_and_ends_in_order(
+    clean: Path, start: Callable[..., subprocess.Popen[str]], exchange: list[str]
+) -> None:
+    run = start("run", "--lake", "lake", *exchange)
+    state_dir = clean / "lake" / "_cryptopulse"
+
+    def total(name: str, figure: str) -> float:
+        return float(str(read_status(state_dir, name).report.get(figure, 0)))
+
+    wait_until(lambda: total("processing", "trades_total") > 0)
+    status = call("status", "--lake", "lake")
+    assert status.returncode == 0, status.stdout
+
+    second = call("run", "--lake", "lake", *exchange)
+    assert second.returncode == 5
+    assert "works on the lake" in second.stderr.splitlines()[-1]
+
+    for name in ("producer", "processing"):
+        pid = read_status(state_dir, name).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: total("processing", "trades_total") > 0 and read_status(state_dir, "processing").restarts == 1)
+
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 0
+    stopped = [event["name"] for line in said.splitlines() if (event := json.loads(line))["event"] == "process_stopped"]
+    assert stopped == ["producer", "processing"]
+    stored = trades(clean / "lake")
+    assert len(stored) == len(set(stored))
+    assert call("status", "--lake", "lake").returncode == 3
+
+
+def test_run_without_a_network_says_what_it_waits_for_and_keeps_trying(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    run = start("run", "--lake", "lake", "--websocket-url", "ws://127.0.0.1:9/")  # port 9: nobody answers
+    assert run.stderr is not None
+    waiting = 0
+    while waiting < 2:
+        event = json.loads(run.stderr.readline())
+        waiting += event["event"] == "waiting_for_feed" and event["url"] == "ws://127.0.0.1:9/"
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=30)
+    assert run.returncode == 0
+
+
+def match(trade_id: int) -> str:
+    return json.dumps(
+        {
+            "type": "match",
+            "trade_id": trade_id,
+            "maker_order_id": "0e8bd2a8-52a3-4b27-9d0a-5a3c1c5a5c11",
+            "taker_order_id": "7a5f7d2c-6ba6-4c5b-a4f0-1bfb2f2c8d1e",
+            "side": "sell",
+            "size": "0.5",
+            "price": f"{100 + trade_id}.25",
+            "product_id": "BTC-USD",
+            "sequence": trade_id * 10,
+            "time": f"2026-07-07T10:00:{trade_id:02}.000001Z",
+        }
+    )
+
+
+def test_a_recording_of_both_kinds_of_lines_is_replayed_once_however_often_it_is_replayed(clean: Path) -> None:
+    lines = [match(1), json.dumps({"recv": 1783418402.5, "raw": match(2)}), match(4)]
+    (clean / "recording.jsonl").write_text("\n".join(lines))
+    first = call("replay", "recording.jsonl", "--lake", "lake", "--json")
+    assert first.returncode == 0, first.stderr
+    result = json.loads(first.stdout)
+    assert (result["trades"], result["missing_ids"], result["symbols"]) == (3, 1, {"BTC-USD": 3})
+    assert trades(clean / "lake") == [("BTC-USD", 1), ("BTC-USD", 2), ("BTC-USD", 4)]
+    again = call("replay", "recording.jsonl", "--lake", "lake", "--batch-messages", "1")
+    assert "0 new trades, 3 repeated, 1 ids missing" in again.stdout
+    assert call("rebuild", "--lake", "lake").returncode == 0
+    assert trades(clean / "lake") == [("BTC-USD", 1), ("BTC-USD", 2), ("BTC-USD", 4)]
+
+    asked = call("sql", "--lake", "lake", "--json", "SELECT max(price) AS high FROM silver.fact_crypto_trades")
+    assert json.loads(asked.stdout) == [{"high": "104.25"}]
+    for wrong in ("SELEC 1", "SELECT * FROM nothing", "DROP VIEW silver.fact_crypto_trades"):
+        mistake = call("sql", "--lake", "lake", wrong)
+        assert (mistake.returncode, mistake.stderr.count("\n")) == (2, 1), mistake.stderr
+        assert mistake.stderr.startswith("cryptopulse: SQL: ")
+
+
+def test_a_line_that_is_no_message_is_the_users_error_with_its_number(clean: Path) -> None:
+    (clean / "recording.jsonl").write_text(match(1) + "\nnot a message\n")
+    replay = call("replay", "recording.jsonl", "--lake", "lake")
+    assert replay.returncode == 2
+    assert "line 2" in replay.stderr
+    assert replay.stderr.count("\n") == 1

@@ -1,0 +1,130 @@
+"""The demo's judge: it must notice every kind of fault, or its "0 lost, 0 duplicated" means nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from cryptopulse.demo_check import CheckResult, check, stored_up_to
+
+NOW = datetime.now(UTC)
+
+
+def ledger(episodes: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    products = {
+        "BTC-USD": {"first_trade_id": 101, "last_trade_id": 105},
+        "ETH-USD": {"first_trade_id": 7, "last_trade_id": 9},
+    }
+    return {"products": products, "episodes": episodes or []}
+
+
+ALL = [("BTC-USD", trade_id) for trade_id in range(101, 106)] + [("ETH-USD", trade_id) for trade_id in range(7, 10)]
+
+
+def store(lake: Path, rows: list[tuple[str, int]]) -> None:
+    symbols, ids = zip(*rows, strict=True)
+    received = pa.array([NOW] * len(rows), pa.timestamp("us", tz="UTC"))
+    table = pa.table({"symbol": pa.array(symbols), "trade_id": pa.array(ids), "ingestion_time": received})
+    write_deltalake(str(lake / "silver" / "fact_crypto_trades"), table)
+
+
+def alert(lake: Path, alert_id: str = "a", symbol: str = "BTC-USD") -> None:
+    table = pa.table(
+        {
+            "alert_id": [alert_id],
+            "symbol": [symbol],
+            "alert_type": ["FLASH_CRASH"],
+            "price_change_pct": [-2.9],
+            "start_price": [Decimal(100)],
+            "end_price": [Decimal("97.1")],
+            "trigger_trade_id": [103],
+            "detected_at": pa.array([NOW + timedelta(milliseconds=50)], pa.timestamp("us", tz="UTC")),
+        }
+    )
+    write_deltalake(str(lake / "gold" / "dm_market_alerts"), table, mode="append")
+
+
+def figures(result: CheckResult) -> tuple[int, int, int, int]:
+    return result.stored, result.lost, result.duplicated, result.strange
+
+
+def test_every_trade_once_is_complete(tmp_path: Path) -> None:
+    store(tmp_path, ALL)
+    result = check(tmp_path, ledger())
+    assert (result.sent, result.products) == (8, 2)
+    assert figures(result) == (8, 0, 0, 0)
+    assert result.complete
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (ALL[1:], (7, 1, 0, 0)),
+        (ALL[:-1], (7, 1, 0, 0)),
+        ([row for row in ALL if row != ("BTC-USD", 103)], (7, 1, 0, 0)),
+        (ALL[:5], (5, 3, 0, 0)),
+        ([*ALL, ("BTC-USD", 103)], (9, 0, 1, 0)),
+        ([*ALL, ("ETH-USD", 10)], (8, 0, 0, 1)),
+        ([*ALL, ("XRP-USD", 7)], (8, 0, 0, 1)),
+        ([*ALL[1:], ALL[1]], (8, 1, 1, 0)),
+    ],
+    ids=["first", "last", "middle", "product", "twice", "never sent", "wrong product", "one for another"],
+)
+def test_no_fault_goes_unnoticed(tmp_path: Path, rows: list[tuple[str, int]], expected: tuple[int, ...]) -> None:
+    store(tmp_path, rows)
+    result = check(tmp_path, ledger())
+    assert figures(result) == expected
+    assert not result.complete
+
+
+def test_without_a_table_everything_is_lost(tmp_path: Path) -> None:
+    assert figures(check(tmp_path, ledger())) == (0, 8, 0, 0)
+
+
+def crash(*, ended: bool = True) -> list[dict[str, Any]]:
+    return [{"kind": "crash", "product": "BTC-USD", "depth_pct": 3.0, "ended": ended}]
+
+
+def test_a_staged_crash_is_one_row_and_its_latency_counts_from_the_trades_receipt(tmp_path: Path) -> None:
+    store(tmp_path, ALL)
+    alert(tmp_path)
+    result = check(tmp_path, ledger(crash()))
+    (found,) = result.crashes
+    assert (found.rows, found.change_pct) == (1, -2.9)
+    assert found.latency_ms is not None
+    assert 0 < found.latency_ms < 60_000
+    assert result.crashes_right
+
+
+def test_the_latency_ends_with_the_first_commit_that_holds_the_row(tmp_path: Path) -> None:
+    store(tmp_path, ALL)
+    alert(tmp_path, "other", "ETH-USD")
+    alert(tmp_path)
+    committed = (tmp_path / "gold/dm_market_alerts/_delta_log/00000000000000000001.json").stat().st_mtime
+    alert(tmp_path, "later", "ETH-USD")
+    (found,) = check(tmp_path, ledger(crash())).crashes
+    assert found.latency_ms == pytest.approx((committed - NOW.timestamp()) * 1000, abs=1)
+
+
+def test_a_crash_without_a_row_or_with_two_is_not_right(tmp_path: Path) -> None:
+    store(tmp_path, ALL)
+    assert not check(tmp_path, ledger(crash())).crashes_right
+    alert(tmp_path)
+    alert(tmp_path, "b")
+    assert not check(tmp_path, ledger(crash())).crashes_right
+    assert check(tmp_path, ledger(crash(ended=False))).crashes == []
+
+
+def test_the_pipeline_has_caught_up_when_every_product_reaches_its_last_id(tmp_path: Path) -> None:
+    last_ids = {"BTC-USD": 105, "ETH-USD": 9}
+    assert not stored_up_to(tmp_path, last_ids)
+    coverage = {"symbol": ["BTC-USD", "BTC-USD", "ETH-USD"], "last_trade_id": [102, 105, 8]}
+    write_deltalake(str(tmp_path / "silver" / "trade_id_coverage"), pa.table(coverage))
+    assert not stored_up_to(tmp_path, last_ids)
+    assert stored_up_to(tmp_path, {"BTC-USD": 105, "ETH-USD": 8})

@@ -1,0 +1,177 @@
+"""The bounded buffer and the thread that writes it to the log."""
+
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cryptopulse.errors import LogFull, TransientError
+from cryptopulse.feed.buffer import MESSAGE_OVERHEAD_BYTES, LogWriter, MessageBuffer
+from cryptopulse.log import MESSAGE_SCHEMA, Log
+from cryptopulse.log.sqlite import SqliteLog
+
+MB = 1024 * 1024
+
+
+class ScriptedLog:
+    """A log in memory, slow or refusing on order: raises `errors` first, waits until `open` is set."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.tables: list[pa.Table] = []
+        self.errors = list(errors)
+        self.open = threading.Event()
+        self.open.set()
+        self.appending = threading.Event()
+
+    def append(self, messages: pa.Table) -> None:
+        self.appending.set()
+        self.open.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        self.tables.append(messages)
+
+    def bodies(self) -> list[bytes]:
+        return [body for table in self.tables for body in table["body"].to_pylist()]
+
+    def partitions(self) -> list[int]:
+        return [0]
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        assert partition == 0
+        return 0, len(self.bodies())
+
+    def read(self, partition: int, offset: int, messages_max: int) -> pa.Table:
+        raise NotImplementedError
+
+    def trim(self, partition: int, below: int) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _writer(buffer: MessageBuffer, log: Log, group_commit_ms: int = 5) -> tuple[LogWriter, threading.Event]:
+    failed = threading.Event()
+    writer = LogWriter(buffer, log, group_commit_ms=group_commit_ms, failed=failed.set)
+    writer.start()
+    return writer, failed
+
+
+def test_messages_reach_the_real_log_as_they_came_and_in_order(tmp_path: Path) -> None:
+    buffer = MessageBuffer(MB)
+    log = SqliteLog(tmp_path / "log.db", 64 * MB)
+    writer, _ = _writer(buffer, log)
+    bodies = [b"", b"\x00\xff", b'{"type":"match"}', b"x" * 100_000]
+    for number, body in enumerate(bodies):
+        buffer.put("BTC-USD" if number % 2 else "", 1_700_000_000_123_456_789 + number * 1000, body)
+    writer.close()
+    first, _ = log.bounds(0)
+    records = log.read(0, first, 100)
+    log.close()
+    assert records["body"].to_pylist() == bodies
+    assert records["partition_key"].to_pylist() == ["", "BTC-USD", "", "BTC-USD"]
+    assert set(records["source"].to_pylist()) == {"websocket"}
+    received = datetime.fromtimestamp(1_700_000_000, UTC).replace(microsecond=123_456)
+    assert records["received_time"].to_pylist()[0] == received
+    assert writer.messages_logged == 4
+    assert buffer.bytes_held == 0
+
+
+def test_one_table_is_appended_for_what_arrives_within_the_group_time() -> None:
+    buffer = MessageBuffer(MB)
+    log = ScriptedLog()
+    for number in range(1000):
+        buffer.put("A-USD", time.time_ns(), b"%d" % number)
+    writer, _ = _writer(buffer, log)
+    writer.close()
+    (table,) = log.tables
+    assert table.schema == MESSAGE_SCHEMA
+    assert table.num_rows == 1000
+
+
+def test_a_lone_message_is_in_the_log_soon_after_the_group_time() -> None:
+    buffer = MessageBuffer(MB)
+    log = ScriptedLog()
+    writer, _ = _writer(buffer, log, group_commit_ms=10)
+    before_s = time.monotonic()
+    buffer.put("A-USD", time.time_ns(), b"alone")
+    assert log.appending.wait(5)
+    # The group time, and a scheduler that is busy with other tests.
+    assert 0.009 <= time.monotonic() - before_s < 0.5
+    writer.close()
+    percentiles = writer.latencies.percentiles_ms(time.time_ns())
+    assert percentiles is not None
+    assert 9 <= percentiles[0] <= percentiles[1]
+
+
+def test_messages_that_the_log_has_not_acknowledged_count_against_the_bound() -> None:
+    size = 1000 + MESSAGE_OVERHEAD_BYTES
+    buffer = MessageBuffer(2 * size)
+    log = ScriptedLog()
+    log.open.clear()
+    writer, _ = _writer(buffer, log)
+    buffer.put("A-USD", 0, b"x" * 1000)
+    assert log.appending.wait(5)
+    assert len(buffer) == 0
+    assert buffer.has_room(1000)
+    buffer.put("A-USD", 0, b"x" * 1000)
+    assert not buffer.has_room(0)
+    log.open.set()
+    writer.close()
+    assert buffer.has_room(1000)
+
+
+def test_a_message_larger_than_the_bound_is_refused_even_when_nothing_is_held() -> None:
+    assert not MessageBuffer(1000).has_room(1001)
+
+
+def test_a_full_log_stops_the_writer_and_what_is_held_is_known() -> None:
+    buffer = MessageBuffer(MB)
+    log = ScriptedLog(LogFull("the log is full"))
+    for _ in range(3):
+        buffer.put("A-USD", 0, b"lost")
+    writer, failed = _writer(buffer, log)
+    assert failed.wait(5)
+    writer.close()
+    assert isinstance(writer.error, LogFull)
+    assert writer.in_flight + len(buffer) == 3
+    assert writer.messages_logged == 0
+
+
+def test_a_log_that_is_only_busy_gets_the_same_messages_again() -> None:
+    buffer = MessageBuffer(MB)
+    log = ScriptedLog(TransientError("busy"), TransientError("still busy"))
+    writer, failed = _writer(buffer, log)
+    buffer.put("A-USD", 0, b"patient")
+    deadline_s = time.monotonic() + 5
+    while not log.tables and time.monotonic() < deadline_s:
+        failed.wait(0.01)
+    writer.close()
+    assert log.bodies() == [b"patient"]
+    assert not failed.is_set()
+
+
+def test_closing_writes_everything_that_was_put() -> None:
+    buffer = MessageBuffer(64 * MB)
+    log = ScriptedLog()
+    writer, _ = _writer(buffer, log, group_commit_ms=50)
+    bodies = [b"%d" % number for number in range(60_000)]
+    for body in bodies:
+        buffer.put("", time.time_ns(), body)
+    writer.close()
+    assert log.bodies() == bodies
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_latencies_forget_what_is_older_than_ten_seconds(count: int) -> None:
+    buffer = MessageBuffer(MB)
+    writer, _ = _writer(buffer, ScriptedLog())
+    for _ in range(count):
+        buffer.put("", time.time_ns(), b"x")
+    writer.close()
+    now_ns = time.time_ns()
+    assert (writer.latencies.percentiles_ms(now_ns) is not None) == bool(count)
+    assert writer.latencies.percentiles_ms(now_ns + 11_000_000_000) is None

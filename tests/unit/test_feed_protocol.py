@@ -1,0 +1,403 @@
+"""The session core: what follows from messages and time, without a socket or a clock."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from cryptopulse.feed.advanced import Advanced
+from cryptopulse.feed.exchange import Exchange
+from cryptopulse.feed.protocol import (
+    CONFIRM_NS,
+    Event,
+    HoleFound,
+    Malformed,
+    MessagesSkipped,
+    ServerError,
+    Session,
+    Stale,
+    State,
+    Subscribed,
+)
+
+S = 1_000_000_000
+MISSED_MAX = 5
+CAPTURES = Path(__file__).parents[2].parent / "shared" / "captures"
+
+needs_captures = pytest.mark.skipif(
+    not CAPTURES.is_dir(), reason=f"the recordings of the real feeds are not in {CAPTURES}"
+)
+
+
+def _match(trade_id: int, product: str = "A-USD", kind: str = "match") -> bytes:
+    return json.dumps({"type": kind, "trade_id": trade_id, "product_id": product, "price": "1"}).encode()
+
+
+def _heartbeat(last_trade_id: int, product: str = "A-USD") -> bytes:
+    return json.dumps({"type": "heartbeat", "last_trade_id": last_trade_id, "product_id": product}).encode()
+
+
+def _answer(*products: str) -> bytes:
+    channels = [{"name": name, "product_ids": products} for name in ("matches", "heartbeat")]
+    return json.dumps({"type": "subscriptions", "channels": channels}).encode()
+
+
+def _session(*products: str) -> Session:
+    return Session(Exchange(), products or ("A-USD", "B-USD"), heartbeats_missed_max=MISSED_MAX)
+
+
+CONNECT, DISCONNECT = "connect", "disconnect"
+BOTH = ("A-USD", "B-USD")
+CONFIRMED = Subscribed(BOTH, ())
+Step = tuple[float, bytes | str | None, list[Event]]
+
+# (time in seconds, message, connection event or None for a tick, events that follow)
+TABLE: dict[str, list[Step]] = {
+    "a confirmed subscription with heartbeats stays live": [
+        (0, CONNECT, []),
+        (1, _answer(*BOTH), [CONFIRMED]),
+        (5, _heartbeat(0), []),
+        (9, _heartbeat(0, "B-USD"), []),
+        (13.9, None, []),
+    ],
+    "a subscription that nobody confirms is stale after 5 s": [
+        (0, CONNECT, []),
+        (4.9, None, []),
+        (5, None, [Stale("subscription not confirmed within 5 s")]),
+        (6, None, []),
+    ],
+    "heartbeats do not stand in for the confirmation": [
+        (0, CONNECT, []),
+        (4, _heartbeat(0), []),
+        (5, None, [Stale("subscription not confirmed within 5 s")]),
+    ],
+    "an answer that leaves out heartbeats does not count": [
+        (0, CONNECT, []),
+        (1, b'{"type":"subscriptions","channels":[{"name":"matches","product_ids":["A-USD"]}]}', []),
+        (5, None, [Stale("subscription not confirmed within 5 s")]),
+    ],
+    "products that the answer leaves out are named": [
+        (0, CONNECT, []),
+        (1, _answer("B-USD", "C-USD"), [Subscribed(("B-USD",), ("A-USD",))]),
+    ],
+    "five missed heartbeats are stale although trades come": [
+        (0, CONNECT, []),
+        (0, _answer(*BOTH), [CONFIRMED]),
+        (4.9, _match(10), []),
+        (5, None, [Stale("no heartbeat for 5 s")]),
+    ],
+    "a pause of our own is not held against the connection": [
+        (0, CONNECT, []),
+        (0, _answer(*BOTH), [CONFIRMED]),
+        (30, None, []),
+        (30.5, _heartbeat(0), []),
+        (35.4, None, []),
+        (35.5, None, [Stale("no heartbeat for 5 s")]),
+    ],
+    "after a pause of our own silence counts again": [
+        (0, CONNECT, []),
+        (0, _answer(*BOTH), [CONFIRMED]),
+        (30, None, []),
+        (31, None, [Stale("no heartbeat for 5 s")]),
+    ],
+    "a hole is reported by the first message after the grace": [
+        (0, CONNECT, []),
+        (0, _answer(*BOTH), [CONFIRMED]),
+        (1, _match(10, kind="last_match"), []),
+        (1.1, _match(13), []),
+        (2, _heartbeat(13), []),
+        (2.1, _heartbeat(0, "B-USD"), [HoleFound("A-USD", 11, 12, "trade")]),
+        (9, _match(14), []),
+    ],
+    "reordered and repeated trades within the grace are no hole": [
+        (0, CONNECT, []),
+        (0, _answer(*BOTH), [CONFIRMED]),
+        (1, _match(10), []),
+        (1.1, _match(12), []),
+        (1.2, _match(12), []),
+        (2, _match(11), []),
+        (5, _heartbeat(12), []),
+    ],
+    "a heartbeat ahead of the trades is the witness of a hole": [
+        (0, CONNECT, []),
+        (0, _answer(*BOTH), [CONFIRMED]),
+        (1, _match(10), []),
+        (1.5, _heartbeat(12), []),
+        (2.5, None, [HoleFound("A-USD", 11, 12, "heartbeat")]),
+        (3.5, _heartbeat(12), []),
+    ],
+    "a hole over a reconnect is known by the first trade that comes": [
+        (0, CONNECT, []),
+        (0, _answer(*BOTH), [CONFIRMED]),
+        (1, _match(10), []),
+        (2, DISCONNECT, []),
+        (60, CONNECT, []),
+        (60, _answer(*BOTH), [CONFIRMED]),
+        (60, _match(15, kind="last_match"), []),
+        (61, None, [HoleFound("A-USD", 11, 14, "trade")]),
+    ],
+    "a reconnect that missed nothing has no hole": [
+        (0, CONNECT, []),
+        (1, _match(10), []),
+        (2, DISCONNECT, []),
+        (9, None, []),
+        (60, CONNECT, []),
+        (60, _match(10, kind="last_match"), []),
+        (60.1, _match(11), []),
+        (64, None, []),
+    ],
+    "nothing is stale while disconnected": [
+        (0, CONNECT, []),
+        (0, _answer(*BOTH), [CONFIRMED]),
+        (1, DISCONNECT, []),
+        (99, None, []),
+    ],
+    "what is wrong is said": [
+        (0, CONNECT, []),
+        (1, b'{"type":"error","message":"Failed","reason":"A-USD is not a product"}', [
+            ServerError("Failed: A-USD is not a product")
+        ]),
+        (1, b"{", [Malformed("Input data was truncated", 1)]),
+        (2, b'{"type":"news"}', []),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", TABLE.values(), ids=TABLE.keys())
+def test_what_follows(steps: list[Step]) -> None:
+    session = _session()
+    for at_s, given_, events in steps:
+        now_ns = int(at_s * S)
+        if given_ is None:
+            session.tick(now_ns)
+        elif given_ == CONNECT:
+            session.connected(now_ns)
+        elif given_ == DISCONNECT:
+            session.disconnected()
+        else:
+            assert isinstance(given_, bytes)
+            session.receive(given_, now_ns)
+        assert session.take_events() == events, at_s
+
+
+def test_subscribing_is_the_first_thing_on_every_connection() -> None:
+    session = _session()
+    assert session.frames_to_send() == []
+    for _ in range(2):
+        session.connected(0)
+        assert session.frames_to_send() == Exchange().subscribe_frames(BOTH)
+        assert session.frames_to_send() == []
+        assert session.deadline_ns == CONFIRM_NS
+        session.disconnected()
+
+
+def test_a_message_is_keyed_by_its_product_if_we_asked_for_that_product() -> None:
+    session = _session()
+    assert session.receive(_match(1), 0) == "A-USD"
+    assert session.receive(_heartbeat(1, "B-USD"), 0) == "B-USD"
+    assert session.receive(_match(1, "X-USD"), 0) == ""
+    assert session.receive(b'{"type":"match","product_id":"A-USD"}', 0) == "A-USD"
+    assert session.receive(b"garbage", 0) == ""
+
+
+def test_a_trade_that_could_not_be_kept_is_found_missing_like_any_other() -> None:
+    session = _session()
+    session.receive(_match(10), 0)
+    session.refused(_match(11), 1)
+    session.refused(_match(12), 2)
+    session.receive(_match(13), 3)
+    session.tick(2 * S)
+    assert session.take_events() == [HoleFound("A-USD", 11, 12, "refused")]
+    assert (session.holes, session.ids_missing) == (1, 2)
+
+
+def test_a_message_that_could_not_be_kept_is_a_sign_of_life() -> None:
+    session = _session()
+    session.connected(0)
+    session.refused(_answer(*BOTH), 0)
+    session.refused(_heartbeat(0), 4 * S)
+    session.tick(5 * S)
+    assert session.state is State.LIVE
+
+
+def test_an_impossible_trade_id_does_not_blind_the_watch_for_holes() -> None:
+    session = _session()
+    session.receive(_match(10), 0)
+    session.receive(_match(2**62), 1)
+    session.receive(_match(12), 2)
+    session.tick(2 * S)
+    malformed, hole = session.take_events()
+    assert isinstance(malformed, Malformed)
+    assert hole == HoleFound("A-USD", 11, 11, "trade")
+
+
+def _advanced_session() -> Session:
+    return Session(Advanced(), ["A-USD"], heartbeats_missed_max=MISSED_MAX)
+
+
+def _batch(sequence_num: int, *trade_ids: int) -> bytes:
+    trades = [{"product_id": "A-USD", "trade_id": str(i)} for i in sorted(trade_ids, reverse=True)]
+    events = [{"type": "update", "trades": trades}]
+    return json.dumps({"channel": "market_trades", "sequence_num": sequence_num, "events": events}).encode()
+
+
+def test_a_snapshot_after_a_reconnect_closes_the_part_of_the_hole_that_it_holds() -> None:
+    session = _advanced_session()
+    session.connected(0)
+    session.receive(_batch(0, 10), 0)
+    session.disconnected()
+    session.connected(9 * S)
+    session.receive(_batch(0, *range(150, 250)), 9 * S)
+    session.tick(10 * S)
+    assert session.take_events() == [HoleFound("A-USD", 11, 149, "trade")]
+
+
+def test_messages_that_the_connection_skipped_are_noticed_by_their_numbers() -> None:
+    session = _advanced_session()
+    session.connected(0)
+    for number in (0, 1, 4, 3, 5):
+        session.receive(b'{"channel":"candles","sequence_num":%d}' % number, 0)
+    session.disconnected()
+    session.connected(0)
+    session.receive(b'{"channel":"candles","sequence_num":0}', 0)
+    assert session.take_events() == [MessagesSkipped(2)]
+
+
+def test_the_advanced_feed_confirms_one_channel_after_the_other() -> None:
+    session = _advanced_session()
+    session.connected(0)
+    session.receive(b'{"channel":"subscriptions","events":[{"subscriptions":{"market_trades":["A-USD"]}}]}', 0)
+    assert session.state is State.SUBSCRIBING
+    session.receive(b'{"channel":"subscriptions","events":[{"subscriptions":{"heartbeats":["heartbeats"]}}]}', 1)
+    assert session.take_events() == [Subscribed(("A-USD",), ())]
+
+
+class _AnyInput(RuleBasedStateMachine):
+    """Whatever happens in whatever order: no exception, no deadline in the past, no id reported twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.session = _session()
+        self.now_ns = 0
+        self.came: set[int] = set()
+        self.reported: set[int] = set()
+
+    @rule(seconds=st.floats(0, 8))
+    def time_passes(self, seconds: float) -> None:
+        self.now_ns += int(seconds * S)
+        self.session.tick(self.now_ns)
+        assert self.session.deadline_ns > self.now_ns
+
+    @rule()
+    def connect(self) -> None:
+        self.session.connected(self.now_ns)
+        assert self.session.frames_to_send()
+
+    @rule()
+    def disconnect(self) -> None:
+        self.session.disconnected()
+
+    @rule(raw=st.binary() | st.sampled_from([_answer(*BOTH), _heartbeat(0), b'{"type":"error"}']))
+    def anything(self, raw: bytes) -> None:
+        self.session.receive(raw, self.now_ns)
+
+    @rule(trade_id=st.integers(1, 50))
+    def trade(self, trade_id: int) -> None:
+        self.session.receive(_match(trade_id), self.now_ns)
+        self.came.add(trade_id)
+
+    @rule(trade_id=st.integers(1, 50))
+    def trade_without_room(self, trade_id: int) -> None:
+        self.session.refused(_match(trade_id), self.now_ns)
+
+    @rule(trade_id=st.integers(0, 50))
+    def heartbeat(self, trade_id: int) -> None:
+        self.session.receive(_heartbeat(trade_id), self.now_ns)
+
+    @invariant()
+    def no_id_is_reported_twice_or_after_it_came(self) -> None:
+        for event in self.session.take_events():
+            if isinstance(event, HoleFound):
+                ids = set(range(event.first_missing, event.last_missing + 1))
+                assert not ids & self.reported
+                self.reported |= ids
+        assert len(self.reported) == self.session.ids_missing
+
+
+TestAnyInput = _AnyInput.TestCase
+TestAnyInput.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=50),
+    st.lists(st.integers(0, 20_000_000), min_size=50, max_size=50),
+)
+def test_what_comes_within_the_grace_is_never_reported(offsets: list[int], pauses_ns: list[int]) -> None:
+    """Fifty messages at most 20 ms apart: all of them come within the grace of the first."""
+    session = _session()
+    now_ns = 0
+    for offset, pause_ns in zip(offsets, pauses_ns, strict=False):
+        now_ns += pause_ns
+        session.receive(_match(100 + offset), now_ns)
+    session.tick(now_ns + 2 * S)
+    holes = [event for event in session.take_events() if isinstance(event, HoleFound)]
+    missing = [i for hole in holes for i in range(hole.first_missing, hole.last_missing + 1)]
+    wanted = set(range(offsets[0], max(offsets) + 1)) - set(offsets)
+    assert missing == sorted(100 + offset for offset in wanted)
+
+
+def _recording(name: str) -> list[tuple[int, bytes]]:
+    """(time, raw message) of a recording; a file without times gets 25 ms a message."""
+    lines = (CAPTURES / name).read_bytes().splitlines()
+    if b'"raw"' not in lines[0]:
+        return [(number * S // 40, line) for number, line in enumerate(lines)]
+    return [(int(entry["recv"] * S), entry["raw"].encode()) for entry in map(json.loads, lines)]
+
+
+def _play(session: Session, name: str) -> list[Event]:
+    recording = _recording(name)
+    session.connected(recording[0][0])
+    for now_ns, raw in recording:
+        session.receive(raw, now_ns)
+    session.tick(recording[-1][0] + S)
+    return session.take_events()
+
+
+@needs_captures
+@pytest.mark.captures
+def test_the_exchange_recording_of_2026_has_437_trades_and_no_hole() -> None:
+    session = _session("BTC-USD", "ETH-USD")
+    events = _play(session, "exchange-2026-07-07/messages.jsonl")
+    assert events == [Subscribed(("BTC-USD", "ETH-USD"), ())]
+    assert (session.trades, session.repeated, session.holes, session.malformed) == (437, 0, 0, 0)
+
+
+@needs_captures
+@pytest.mark.captures
+def test_the_exchange_recording_of_2021_has_107_trades_and_no_hole() -> None:
+    raws = [json.loads(raw) for _, raw in _recording("exchange-2021-04-17/recv.jsonl")]
+    trades = {(m["product_id"], m["trade_id"]) for m in raws if m["type"] in {"match", "last_match"}}
+    session = _session(*sorted({product for product, _ in trades}))
+    events = _play(session, "exchange-2021-04-17/recv.jsonl")
+    assert session.trades == len(trades) == 107
+    # Recorded without heartbeats, so the subscription never counts as confirmed; nothing else is amiss.
+    assert events == []
+    assert (session.repeated, session.holes, session.malformed) == (0, 0, 0)
+
+
+@needs_captures
+@pytest.mark.captures
+def test_the_advanced_recording_has_279_trades_and_skips_only_what_was_left_out_of_it() -> None:
+    name = "advanced-2026-08-09/recv.no_l2.jsonl"
+    session = Session(Advanced(), ["BTC-USD", "ETH-USD"], heartbeats_missed_max=MISSED_MAX)
+    events = _play(session, name)
+    numbers = [json.loads(raw)["sequence_num"] for _, raw in _recording(name)]
+    assert session.messages_skipped == max(numbers) + 1 - len(numbers)
+    assert [event for event in events if not isinstance(event, MessagesSkipped)] == [
+        Subscribed(("BTC-USD", "ETH-USD"), ())
+    ]
+    assert (session.trades, session.repeated, session.holes, session.malformed) == (279, 0, 0, 0)

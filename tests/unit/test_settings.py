@@ -1,0 +1,123 @@
+"""Where settings come from, which source wins, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.settings import Settings, load_settings
+from cryptopulse.settings_text import as_toml, described
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, and no variables of ours."""
+    for name in list(os.environ):
+        if name.startswith("CRYPTOPULSE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_each_source_wins_over_the_one_before(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().feed.quote_currency == "USD"
+    (clean / "cryptopulse.toml").write_text('[feed]\nquote_currency = "EUR"')
+    assert load_settings().feed.quote_currency == "EUR"
+    monkeypatch.setenv("CRYPTOPULSE_FEED__QUOTE_CURRENCY", "GBP")
+    assert load_settings().feed.quote_currency == "GBP"
+    (clean / ".env").write_text("CRYPTOPULSE_FEED__QUOTE_CURRENCY=BTC")
+    assert load_settings().feed.quote_currency == "BTC"
+    assert load_settings(feed={"quote_currency": "USDC"}).feed.quote_currency == "USDC"
+
+
+def test_an_option_leaves_the_other_settings_of_its_section_alone(clean: Path) -> None:
+    (clean / "cryptopulse.toml").write_text('[feed]\ndialect = "advanced"')
+    settings = load_settings(feed={"products": "ETH-USD", "websocket_url": None}, lake=None)
+    assert (settings.feed.dialect, settings.feed.products) == ("advanced", ["ETH-USD"])
+
+
+def test_a_named_configuration_file_is_read_instead_of_the_usual_one(clean: Path) -> None:
+    (clean / "cryptopulse.toml").write_text('lake = "usual"')
+    (clean / "other.toml").write_text('lake = "other"')
+    assert load_settings(clean / "other.toml").lake == clean / "other"
+    with pytest.raises(ConfigurationError, match="no configuration file"):
+        load_settings(clean / "missing.toml")
+
+
+@pytest.mark.parametrize("text", ['["btc-usd", "ETH-USD"]', "BTC-USD, ETH-USD", "btc-usd,ETH-USD,BTC-USD"])
+def test_products_may_be_written_with_commas_or_as_json(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYPTOPULSE_FEED__PRODUCTS", text)
+    assert load_settings().feed.products == ["BTC-USD", "ETH-USD"]
+
+
+def test_a_rule_of_the_configuration_file_keeps_its_exact_decimals(clean: Path) -> None:
+    (clean / "cryptopulse.toml").write_text('[[alerts.rules]]\nthreshold_pct = 0.7\nproducts = ["BTC-*"]')
+    (rule,) = load_settings().alerts.rules
+    assert rule.threshold_pct == Decimal("0.7")
+    assert rule.applies_to("BTC-EUR")
+    assert not rule.applies_to("ETH-EUR")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("CRYPTOPULSE_FEED__PRODUCTS", "BTCUSD", "feed.products: 'BTCUSD' is no product id"),
+        ("CRYPTOPULSE_FEED__PRODUCTS", '["BTC-USD"', "feed.products: "),
+        ("CRYPTOPULSE_FEED__DIALECT", "kraken", "feed.dialect: "),
+        ("CRYPTOPULSE_FEED__PRODUCT", "BTC-USD", "feed.product: there is no such setting"),
+        ("CRYPTOPULSE_FED__PRODUCTS", "BTC-USD", "CRYPTOPULSE_FED__PRODUCTS: no such setting"),
+        ("CRYPTOPULSE_LOG__GROUP_COMMIT_MS", "0", "log.group_commit_ms: "),
+        ("CRYPTOPULSE_ALERTS", "{", "can't be read"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=re.escape(message)) as error:
+        load_settings()
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistyped_name_in_a_file_is_an_error_and_other_programs_variables_are_not(clean: Path) -> None:
+    (clean / ".env").write_text("DATABASE_URL=postgres://elsewhere\nCRYPTOPULSE_LAKE=here")
+    assert load_settings().lake == clean / "here"
+    (clean / ".env").write_text("CRYPTOPULSE_LAEK=here")
+    with pytest.raises(ConfigurationError, match="no such setting"):
+        load_settings()
+    (clean / ".env").unlink()
+    (clean / "cryptopulse.toml").write_text('laek = "here"')
+    with pytest.raises(ConfigurationError, match="laek: there is no such setting"):
+        load_settings()
+
+
+def test_a_configuration_file_that_is_not_toml_is_the_users_error(clean: Path) -> None:
+    (clean / "cryptopulse.toml").write_text("lake = [")
+    with pytest.raises(ConfigurationError, match="not valid TOML"):
+        load_settings()
+
+
+def test_every_setting_says_what_it_means() -> None:
+    undocumented = [setting.name for setting in described(Settings()) if len(setting.meaning) < 10]
+    assert not undocumented
+
+
+def test_the_written_configuration_file_states_the_defaults_and_nothing_else(clean: Path) -> None:
+    """Every line of a default, taken out of its comment, leaves all settings as they are."""
+    text = as_toml()
+    (clean / "cryptopulse.toml").write_text(text)
+    assert load_settings() == Settings.model_validate({})
+    lines = [re.sub(r"^# (?=[a-z_]+ = |\[\[)", "", line) for line in text.splitlines() if "# not set" not in line]
+    (clean / "cryptopulse.toml").write_text("\n".join(lines))
+    assert load_settings() == Settings.model_validate({})
+    written = tomllib.loads("\n".join(lines))
+    for setting in described(Settings()):
+        if setting.default is not None and setting.name != "alerts.rules":
+            section, _, name = setting.name.rpartition(".")
+            assert name in (written[section] if section else written), setting.name

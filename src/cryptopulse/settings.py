@@ -163,7 +163,7 @@ class MaintenanceSettings(_Section):
     """Small files of a table are merged after this many commits."""
     checkpoint_commits: int = Field(default=20, ge=5)
     """Delta log checkpoints are written after this many commits."""
-    log_retention_s: int = Field(default=120, ge=10)
+    log_retention_s: int = Field(default=30, ge=10)
     """Delta log entries older than this and covered by a checkpoint are removed. Each entry kept makes a
     commit about 8 µs slower (measured), so a table with ten commits a second can't keep them for long."""
     vacuum_retention_hours: int = Field(default=1, ge=1)

@@ -73,12 +73,12 @@ class Telemetry:
                     self._bars(commit, now_ns)
 
     def _bronze(self, commit: Commit, now_ns: int) -> None:
-        self._totals["messages"] += commit.consumed
         received = commit.rows["received_time"]
         self._latency["receive_to_log"].add(elapsed_ms(received, commit.rows["enqueued_time"]))
         self._latency["receive_to_bronze"].add(elapsed_ms(received, now_ns))
 
     def _silver(self, commit: Commit, now_ns: int) -> None:
+        self._totals["messages"] += commit.consumed
         self._totals["trades"] += commit.rows.num_rows
         self._totals["duplicates"] += commit.skipped
         received = commit.rows["ingestion_time"]

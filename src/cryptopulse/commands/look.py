@@ -55,14 +55,14 @@ def sql(
     from cryptopulse.lake.reader import read
 
     settings = settings_from(lake, config)
-    found = read(settings.lake, query)
     if json:
-        print_json(found.to_pylist())
+        print_json(read(settings.lake, query).to_pylist())
         return
+    found = read(settings.lake, query, rows_max=rows + 1)
     shown = found.slice(0, rows).to_pydict()
     print_table(found.column_names, list(zip(*shown.values(), strict=True)), _number_columns(found.schema))
     if found.num_rows > rows:
-        typer.echo(f"{rows:,} of {found.num_rows:,} rows are shown; --rows shows more.", err=True)
+        typer.echo(f"Only the first {rows:,} rows are shown; --rows shows more.", err=True)
 
 
 def _row(process: Any) -> tuple[object, ...]:

@@ -61,8 +61,11 @@ def _duckdb_type(sql_type: str) -> str:
     return _DUCKDB_TYPES.get(sql_type, sql_type)
 
 
-def read(lake: Path, sql: str) -> pa.Table:
-    """The rows of one SQL statement over `lake`. Raises ConfigurationError, in one line, for SQL that doesn't run."""
+def read(lake: Path, sql: str, rows_max: int | None = None) -> pa.Table:
+    """The rows of one SQL statement over `lake`, at most `rows_max`.
+
+    Raises ConfigurationError, in one line, for SQL that doesn't run or doesn't only read.
+    """
     with connect(lake) as connection:
         try:
             statements = connection.extract_statements(sql)
@@ -71,6 +74,7 @@ def read(lake: Path, sql: str) -> pa.Table:
                 raise ConfigurationError("SQL: only statements that read are allowed (SELECT, DESCRIBE, EXPLAIN, …).")
             if not statements:
                 raise ConfigurationError("SQL: the statement is empty.")
-            return connection.sql(sql).to_arrow_table()
+            found = connection.sql(sql)
+            return (found if rows_max is None else found.limit(rows_max)).to_arrow_table()
         except duckdb.Error as error:
             raise ConfigurationError(f"SQL: {str(error).splitlines()[0]}") from error

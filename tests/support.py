@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from deltalake import DeltaTable
+
 from cryptopulse import pipeline
 from cryptopulse.lake.tables import ALERTS, BARS, COVERAGE, QUARANTINE, SILVER, STATS, Table
 from cryptopulse.log import MESSAGE_SCHEMA
 from cryptopulse.log.sqlite import SqliteLog
 from cryptopulse.settings import Settings, load_settings
-from deltalake import DeltaTable
 
 START = datetime(2026, 7, 7, 12, 0, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LOADS = {"load_timestamp", "detected_at"}
 """Columns that say when something was done here, and so differ from run to run."""
+
+_UNIT = Decimal("1e-12")  # a trade's quote amount is rounded to it
 
 Message = dict[str, Any]
 
@@ -173,7 +176,6 @@ def model_bars(trades: Iterable[Trade]) -> list[dict[str, Any]]:
     """What gold.dm_trade_bars must hold of distinct trades, but for the quotients."""
     trades = list(trades)
     held = {(trade.symbol, trade.trade_id) for trade in trades}
-    unit = Decimal("1e-12")
     rows = []
     for (symbol, start), inside in _windows(trades, 60).items():
         prices = [Decimal(t.price) for t in inside]
@@ -188,9 +190,7 @@ def model_bars(trades: Iterable[Trade]) -> list[dict[str, Any]]:
                 "low": min(prices),
                 "close": prices[-1],
                 "volume": sum(Decimal(t.size) for t in inside),
-                "notional": sum(
-                    (Decimal(t.price) * Decimal(t.size)).quantize(unit, ROUND_HALF_UP) for t in inside
-                ),
+                "notional": sum((Decimal(t.price) * Decimal(t.size)).quantize(_UNIT, ROUND_HALF_UP) for t in inside),
                 "buy_volume": sum((Decimal(t.size) for t in bought), Decimal(0)),
                 "sell_volume": sum((Decimal(t.size) for t in inside if t.side == "SELL"), Decimal(0)),
                 "trade_count": len(inside),
@@ -210,6 +210,7 @@ def model_stats(trades: Iterable[Trade]) -> list[dict[str, Any]]:
     for (symbol, start), inside in _windows(trades, 300).items():
         prices = [Decimal(t.price) for t in inside]
         volume = sum(Decimal(t.size) for t in inside)
+        notional = sum((Decimal(t.price) * Decimal(t.size)).quantize(_UNIT, ROUND_HALF_UP) for t in inside)
         minutes = [[Decimal(t.price) for t in bar] for bar in _windows(inside, 60).values()]
         closes = [minutes[0][0], *(bar[-1] for bar in minutes)]
         squares = [(b.ln() - a.ln()) ** 2 for a, b in zip(closes, closes[1:], strict=False)]
@@ -223,7 +224,7 @@ def model_stats(trades: Iterable[Trade]) -> list[dict[str, Any]]:
                 "min_price": min(prices),
                 "total_trade_volume": volume,
                 "trade_count": len(inside),
-                "vwap": float(sum(Decimal(t.price) * Decimal(t.size) for t in inside) / volume),
+                "vwap": float(notional / volume),
                 "open_price": prices[0],
                 "close_price": prices[-1],
                 "volatility": float(sum(squares, Decimal(0)).sqrt()),

@@ -22,10 +22,10 @@ import httpx
 import psutil
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder
-from support import Trade, intervals
 
 from cryptopulse.lake.tables import BRONZE, COVERAGE, SILVER, Table
 from cryptopulse.status import ProcessStatus, read_status
+from support import Trade, intervals
 
 PROGRAM = (sys.executable, "-m", "cryptopulse")
 PATIENCE_S = 40.0
@@ -34,7 +34,7 @@ PATIENCE_S = 40.0
 Id = tuple[str, int]
 
 
-def wait_until[T](condition: Callable[[], T], what: str, within_s: float = PATIENCE_S) -> T:
+def wait_until(condition: Callable[[], Any], what: str, within_s: float = PATIENCE_S) -> Any:
     """The first true answer of `condition`; AssertionError saying `what` did not happen within the time."""
     deadline = time.monotonic() + within_s
     while not (answer := condition()):

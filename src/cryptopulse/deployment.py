@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,14 +144,17 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def wait_until_free(state_dir: Path) -> None:
-    """Waits for processes whose supervisor was killed, which end by themselves; refuses a lake that is in use."""
+def wait_until_free(state_dir: Path, names: Sequence[str] = PROCESSES) -> None:
+    """Waits for processes whose supervisor was killed, which end by themselves; refuses a lake that is in use.
+
+    `names`: which of the processes must not be there. Raises LakeBusy.
+    """
     deadline = time.monotonic() + _ORPHANS_END_WITHIN_S
-    for name in PROCESSES:
+    for name in names:
         while (status := read_status(state_dir, name)).state in ALIVE:
             if not status.orphaned or time.monotonic() > deadline:
                 raise LakeBusy(
-                    f"The {name} of another deployment (process {status.pid}) works on the lake {state_dir.parent}. "
+                    f"Another {name} (process {status.pid}) works on the lake {state_dir.parent}. "
                     "Stop it first, or use another --lake."
                 )
             time.sleep(STEP_S)

@@ -5,12 +5,12 @@ The tree; the kind of an error is its policy, so nobody has to read a message to
     CryptoPulseError
     ├── TransientError            try again, by the one retry policy (`cryptopulse.retry`)
     │   ├── Disconnected            the peer closed, went silent, or can't be reached
-    │   ├── RateLimited             the peer said "too many requests"
-    │   └── CommitConflict          another writer committed first; look again, then decide
+    │   └── RateLimited             the peer said "too many requests"
     └── TerminalError             stop: trying again won't help; the text says what will
         ├── ConfigurationError      a setting, an option or a file of the user is wrong
         ├── LogFull                 the durable log reached its size bound, or the disk is full
         ├── LogDamaged              a record of the log is not what was written
+        ├── LakeFull                the disk under the tables is full
         ├── LakeDamaged             a table can't be read and can't be repaired from the log
         ├── LakeBusy                another pipeline already works on this lake
         ├── Fenced                  another pipeline took over; this one must not commit any more
@@ -42,10 +42,6 @@ class RateLimited(TransientError):
     """The peer asks for fewer requests."""
 
 
-class CommitConflict(TransientError):
-    """Another writer committed to the table first."""
-
-
 class TerminalError(CryptoPulseError):
     """Won't pass by itself: stop and tell the user."""
 
@@ -58,6 +54,12 @@ class ConfigurationError(TerminalError):
 
 class LogFull(TerminalError):
     """The durable log can take no more: its size bound is reached or the disk is full."""
+
+    exit_code = 3
+
+
+class LakeFull(TerminalError):
+    """The disk under the tables takes no more."""
 
     exit_code = 3
 

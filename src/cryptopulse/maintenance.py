@@ -72,29 +72,32 @@ class _TableCare:
         self._vacuumed_at = time.monotonic()
 
     def run_due(self, version: int) -> None:
-        if version - self._compacted >= self._settings.compact_commits:
-            self._compact()
-            self._compacted = version
-        if version - self._checkpointed >= self._settings.checkpoint_commits:
-            self._checkpoint()
-            self._checkpointed = version
+        """Does what the commits up to `version` ask for. What fails is said, and tried again after as many commits."""
+        try:
+            if version - self._compacted >= self._settings.compact_commits:
+                self._compacted = version
+                self._compact()
+                self._vacuum()
+            if version - self._checkpointed >= self._settings.checkpoint_commits:
+                self._checkpointed = version
+                self._checkpoint()
+        except CommitFailedError as error:
+            # The writer replaced rows of files that were being merged: no harm, next time.
+            logger.debug("maintenance_put_off", table=self.table.qualified, error=str(error))
+        except DeltaError as error:
+            logger.warning("maintenance_failed", table=self.table.qualified, error=str(error).splitlines()[0])
 
     def _compact(self) -> None:
-        """Merges small files. A conflict with a writer that replaces rows is no harm: next time."""
+        """Merges small files into middling ones, and those, less often, into large ones."""
         self._compactions += 1
         for every, target_size in _TIERS:
-            if self._compactions % every:
-                continue
-            try:
+            if self._compactions % every == 0:
                 DeltaTable(str(self._path)).optimize.compact(
                     target_size=target_size,
                     max_concurrent_tasks=1,
                     writer_properties=_COMPRESSION,
                     post_commithook_properties=_NO_HOOKS,
                 )
-            except CommitFailedError as error:
-                logger.debug("compaction_put_off", table=self.table.qualified, error=str(error))
-        self._vacuum()
 
     def _checkpoint(self) -> None:
         """Writes a checkpoint, syncs it, and only then cuts the log behind it: a power cut must leave one of them."""
@@ -110,14 +113,11 @@ class _TableCare:
         if time.monotonic() - self._vacuumed_at < hours * 360:
             return
         self._vacuumed_at = time.monotonic()
-        try:
-            # Never `full`: that also deletes files which another writer is about to commit. The retention is below
-            # Delta's usual week because ten commits a second leave millions of small files in a week.
-            DeltaTable(str(self._path)).vacuum(
-                retention_hours=hours,
-                dry_run=False,
-                enforce_retention_duration=False,
-                post_commithook_properties=_NO_HOOKS,
-            )
-        except DeltaError as error:
-            logger.warning("vacuum_failed", table=self.table.qualified, error=str(error))
+        # Never `full`: that also deletes files which another writer is about to commit. The retention is below Delta's
+        # usual week because ten commits a second leave millions of small files in a week.
+        DeltaTable(str(self._path)).vacuum(
+            retention_hours=hours,
+            dry_run=False,
+            enforce_retention_duration=False,
+            post_commithook_properties=_NO_HOOKS,
+        )

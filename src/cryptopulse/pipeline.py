@@ -9,13 +9,13 @@ aggregated, so that what gold needs is still in memory.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 from cryptopulse.engine import Commit
-from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.engine.durability import repair_lake
+from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.lake.lock import LakeLock
 from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, COVERAGE, QUARANTINE, SILVER, STATS, Table
 from cryptopulse.log import Log
@@ -44,7 +44,7 @@ class Pipeline:
         self._log = log
         with ExitStack() as stack:
             stack.enter_context(LakeLock(settings.state_dir))
-            repair_lake(settings.lake)
+            repair_lake(settings.lake, {partition: log.bounds(partition)[0] for partition in log.partitions()})
             self.engine = EmbeddedEngine(settings)
             stack.callback(self.engine.close)
             self.telemetry = Telemetry(self.engine.session(), self.engine.held)

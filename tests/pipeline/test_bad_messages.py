@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from cryptopulse.lake.tables import BRONZE, QUARANTINE, SILVER
 from support import Lake, Message, Trade, advanced, at, message, page
 

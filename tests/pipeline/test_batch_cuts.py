@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptopulse.lake.tables import BARS, COVERAGE, SILVER, STATS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from cryptopulse.lake.tables import BARS, COVERAGE, SILVER, STATS
 from support import Lake, Message, Trade, advanced, at, message, model_bars, model_coverage, model_stats, page
 
 RULES = {"rules": [{"threshold_pct": "1.0", "lookback_s": 30, "cool_down_s": 15}, {"name": "long", "lookback_s": 200}]}

@@ -142,11 +142,12 @@ def reported(
     """The frame of a long-running process: its logging, its status file, its end with the supervisor.
 
     Gives the function that takes the process's reports. An error is logged, noted in the status file, and
-    raised.
+    raised; LakeBusy when the lake has such a process already.
     """
     import structlog
 
     from cryptopulse import logging_setup
+    from cryptopulse.deployment import wait_until_free
     from cryptopulse.errors import CryptoPulseError
     from cryptopulse.status import StatusFile
     from cryptopulse.supervisor import stop_with_parent
@@ -155,6 +156,8 @@ def reported(
     logging_setup.configure(settings.logging, name, file)
     if supervised is not None:
         stop_with_parent()
+    # Before our own file takes the place of the one that shows it.
+    wait_until_free(settings.state_dir, [name])
     status = StatusFile(settings.state_dir, name, supervised or 0)
     try:
         yield status.report

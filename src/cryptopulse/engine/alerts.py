@@ -34,23 +34,11 @@ _RULES_SCHEMA = pa.schema(
         ("cool_down_s", pa.int32()),
         ("min_volume", pa.decimal128(28, 12)),
         ("min_trades", pa.int64()),
+        ("judge_from", pa.timestamp("us", tz="UTC")),
+        ("judge_to", pa.timestamp("us", tz="UTC")),
     ]
 )
-_SCOPED_RULES_SQL = """
-SELECT r.*, n.judge_from, n.judge_to
-FROM rules AS r
-JOIN (SELECT symbol, min(event_time) AS judge_from, max(event_time) AS judge_to FROM news GROUP BY symbol) AS n
-  ON n.symbol = r.symbol
-"""
-_NEAR_SQL = """
-SELECT k.* FROM known AS k
-WHERE (k.state = 'OPEN' AND epoch_us(k.last_trigger_at) + k.cool_down_s::BIGINT * 1000000 < (SELECT watermark_us FROM clock))
-   OR EXISTS (
-    SELECT 1 FROM candidates AS c JOIN scoped AS s USING (symbol, rule, alert_type)
-    WHERE c.symbol = k.symbol AND c.rule = k.rule AND c.alert_type = k.alert_type
-      AND k.last_trigger_at >= s.judge_from - k.cool_down_s * INTERVAL 1 SECOND
-      AND k.opened_at <= s.judge_to + (s.lookback_s + k.cool_down_s) * INTERVAL 1 SECOND)
-"""
+_SPAN_COLUMNS = ("symbol", "event_time_min", "event_time_max")
 # Closed episodes stay in memory so long: twice the longest cool-down. Trades later than half of it ask the table.
 _EPISODES_KEPT_US = 2 * 86_400 * MICROS
 _MARKER_US = 30 * MICROS  # a position that moved so far without rows is committed: bounds what a restart judges again
@@ -71,8 +59,7 @@ class AlertJudge:
         """`session` runs the SQL; use both from one thread."""
         self._session = session
         self._rules = rules
-        self._table = _RULES_SCHEMA.empty_table()
-        self._symbols: set[str] = set()
+        self._rules_of: dict[str, list[dict[str, object]]] = {}
         self.lookback_max_s = max((rule.lookback_s for rule in rules), default=0)
         self.threshold_min_pct = float(min((rule.threshold_pct for rule in rules), default=100))
 
@@ -91,32 +78,32 @@ class AlertJudge:
         """
         scoped = self._scoped(news)
         stretch = trades(scoped)
-        candidates = self._session.derive(
-            f"{ALERTS.qualified}.candidates", {SILVER.qualified: stretch, "alert_rules": scoped}
-        )
         clock = pa.table({"watermark_us": pa.array([watermark_us], pa.int64())})
-        near = self._session.query(
-            _NEAR_SQL, {"known": known, "candidates": candidates, "scoped": scoped, "clock": clock}
-        )
-        if candidates.num_rows == 0 and near.num_rows == 0:
-            return None
-        rules = self._session.query(
-            "SELECT s.* FROM scoped AS s JOIN candidates AS c USING (symbol, rule, alert_type)",
-            {"scoped": scoped, "candidates": candidates},
-        )
-        inputs = {SILVER.qualified: stretch, "alert_rules": rules, ALERTS.qualified: near, "alert_clock": clock}
-        episodes = self._session.derive(ALERTS.qualified, inputs)
-        return _changes(episodes, near)
+        near = _near(known, scoped)
+        inputs = {SILVER.qualified: stretch, "alert_rules": scoped, ALERTS.qualified: near, "alert_clock": clock}
+        return _changes(self._session.derive(ALERTS.qualified, inputs), near)
 
     def _scoped(self, news: pa.Table) -> pa.Table:
-        symbols = set(pc.unique(news["symbol"]).to_pylist()) - self._symbols
-        if symbols:
-            self._symbols |= symbols
-            rows = [row for symbol in sorted(symbols) for row in _rules_of(symbol, self._rules)]
-            self._table = pa.concat_tables([self._table, pa.Table.from_pylist(rows, schema=_RULES_SCHEMA)])
-        return self._session.query(
-            _SCOPED_RULES_SQL, {"rules": self._table, "news": news.select(["symbol", "event_time"])}
-        )
+        """The rules of each product in `news`, with the times between which its trades are to be judged."""
+        spans = news.group_by("symbol").aggregate([("event_time", "min"), ("event_time", "max")])
+        rows = []
+        for symbol, first, last in zip(*(spans[name].to_pylist() for name in _SPAN_COLUMNS), strict=True):
+            if symbol not in self._rules_of:
+                self._rules_of[symbol] = _rules_of(symbol, self._rules)
+            rows += [rule | {"judge_from": first, "judge_to": last} for rule in self._rules_of[symbol]]
+        return pa.Table.from_pylist(rows, schema=_RULES_SCHEMA)
+
+
+def _near(known: pa.Table, scoped: pa.Table) -> pa.Table:
+    """Of the episodes `known` those that judging by `scoped` rules could touch, and all open ones, which may close."""
+    is_open = pc.equal(known["state"], "OPEN")
+    if scoped.num_rows == 0:
+        return known.filter(is_open)
+    is_of_product = pc.is_in(known["symbol"], pc.unique(scoped["symbol"]))
+    quiet_us = pc.multiply(pc.cast(known["cool_down_s"], pa.int64()), MICROS)
+    until_us = pc.add(pc.cast(known["last_trigger_at"], pa.int64()), quiet_us)
+    is_late_enough = pc.greater_equal(until_us, pc.cast(pc.min(scoped["judge_from"]), pa.int64()))
+    return known.filter(pc.or_(is_open, pc.and_(is_of_product, is_late_enough)))
 
 
 def _rules_of(symbol: str, rules: Sequence[AlertRule]) -> list[dict[str, object]]:

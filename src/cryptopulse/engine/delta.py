@@ -9,6 +9,8 @@ refuses to go on (`Fenced`).
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +28,7 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from cryptopulse.engine.durability import POSITIONS
-from cryptopulse.errors import Fenced, LakeDamaged
+from cryptopulse.errors import Fenced, LakeDamaged, LakeFull
 from cryptopulse.lake.tables import Table
 
 _Write = Callable[[DeltaTable, pa.Table, CommitProperties], None]
@@ -173,6 +175,13 @@ class DeltaHandle:
                 self.reopen()  # raises Fenced when it was no compaction
                 if attempt == _RETRIES_MAX - 1:
                     raise
+            except DeltaError as error:
+                if os.strerror(errno.ENOSPC) not in str(error):  # delta-rs has no type for it
+                    raise
+                raise LakeFull(
+                    f"The disk under {self.path} is full. Free some space and start again: nothing is lost, the log "
+                    "keeps what has arrived."
+                ) from error
         self._seen |= positions
         self._positions |= positions
         self.commits += 1

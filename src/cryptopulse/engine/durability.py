@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import structlog
+from deltalake import DeltaTable
 
 from cryptopulse.errors import LakeDamaged
-from cryptopulse.lake.tables import TABLES, Table
+from cryptopulse.lake.tables import BRONZE, TABLES, Table
 
 _PARQUET_MAGIC = b"PAR1"
 
@@ -65,15 +66,19 @@ class Synced:
         return min(commits, default=version + 1)
 
 
-def repair_lake(lake: Path) -> None:
-    """Repairs every table of `lake` that exists; see `repair_table`."""
+def repair_lake(lake: Path, log_starts: Mapping[int, int]) -> None:
+    """Repairs every table of `lake` that exists; see `repair_table`.
+
+    `log_starts`: by partition the first offset that the log still holds. Bronze is not repaired when that would take
+    off messages which the log has forgotten.
+    """
     for table in TABLES:
         path = lake / table.schema / table.name
         if (path / "_delta_log").is_dir():
-            repair_table(path, table)
+            repair_table(path, table, log_starts if table is BRONZE else {})
 
 
-def repair_table(path: Path, table: Table) -> None:
+def repair_table(path: Path, table: Table, log_starts: Mapping[int, int]) -> None:
     """Takes torn commits off the end of the table at `path`, so that it opens at its last sound version.
 
     The files taken off are kept beside the log with the ending `.torn`. A table that was only just created, and holds
@@ -83,16 +88,21 @@ def repair_table(path: Path, table: Table) -> None:
     log = path / "_delta_log"
     _drop_torn_checkpoints(log)
     numbers = _commit_numbers(log)
-    torn = [number for number in numbers if not _is_sound(path, log / f"{number:020d}.json")]
+    base = _newest_checkpoint(log)
+    commits = {number: _actions(log / f"{number:020d}.json") for number in numbers}
+    removed = {a["remove"]["path"] for actions in commits.values() for a in actions or () if "remove" in a}
+    torn = [n for n, actions in commits.items() if not actions or not _is_sound(path, actions, removed, old=n <= base)]
     if not torn:
         return
     first = min(torn)
-    base = _newest_checkpoint(log)
     if base >= first or (base < 0 and first == 0 and numbers != [0]):
         raise LakeDamaged(
             f"Table {table.qualified} is damaged at version {first}, which later versions build on. "
             "If bronze is sound, delete the table's folder and run `cryptopulse rebuild`; otherwise restore a copy."
         )
+    if log_starts and first > 0:
+        taken_off = [action for number in numbers if number >= first for action in commits[number] or ()]
+        _check_log_reaches(path, table, first - 1, taken_off, log_starts)
     for number in numbers:
         if number >= first:
             commit = log / f"{number:020d}.json"
@@ -117,19 +127,45 @@ def _drop_torn_checkpoints(log: Path) -> None:
             pointer.unlink()
 
 
-def _is_sound(path: Path, commit: Path) -> bool:
-    """Whether a commit is whole, and every file that it added and that was not removed since is there, whole."""
+def _check_log_reaches(
+    path: Path, table: Table, version: int, taken_off: list[dict[str, Any]], log_starts: Mapping[int, int]
+) -> None:
+    """Raises LakeDamaged unless the log holds what came after `version` of bronze: the actions `taken_off`."""
+    delta = DeltaTable(str(path), version=version)
+    stats = [json.loads(action["add"]["stats"])["minValues"] for action in taken_off if "add" in action]
+    for partition, start in log_starts.items():
+        stored = delta.transaction_version(f"cryptopulse:{table.qualified}:log/{partition}")
+        offsets = [values["offset"] for values in stats if values["partition"] == partition]
+        needed = min(offsets, default=start) if stored is None else stored + 1
+        if needed < start:
+            raise LakeDamaged(
+                f"Table {table.qualified} is damaged after version {version}, and the log no longer holds its "
+                f"messages: it starts at offset {start}, not {needed}. Nothing was changed. Restore a copy of {path}, "
+                "or move that folder away to go on without them."
+            )
+
+
+def _actions(commit: Path) -> list[dict[str, Any]] | None:
+    """The lines of a commit; None when it is not whole JSON."""
     try:
         actions = [json.loads(line) for line in commit.read_bytes().splitlines()]
     except ValueError:
-        return False
-    if not actions or not all(isinstance(action, dict) and action for action in actions):
-        return False
-    adds = [action["add"] for action in actions if "add" in action]
+        return None
+    return actions if all(isinstance(action, dict) and action for action in actions) else None
+
+
+def _is_sound(path: Path, actions: list[dict[str, Any]], removed: set[str], *, old: bool) -> bool:
+    """Whether a commit is complete and every file that it added is there, whole.
+
+    A file may be gone when a later commit `removed` it, or when the commit is `old` (a checkpoint covers it): it was
+    compacted and vacuumed.
+    """
     if _lacks_lines(actions):
         return False
-    # A file that is gone was compacted and vacuumed long ago: whoever misses it is an older commit.
-    return all(_is_whole_parquet(path / unquote(add["path"]), add["size"], gone=True) for add in adds)
+    adds = [action["add"] for action in actions if "add" in action]
+    return all(
+        _is_whole_parquet(path / unquote(add["path"]), add["size"], gone=old or add["path"] in removed) for add in adds
+    )
 
 
 def _lacks_lines(actions: list[dict[str, Any]]) -> bool:

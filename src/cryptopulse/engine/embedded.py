@@ -120,7 +120,6 @@ class EmbeddedEngine:
         return self._fast.sibling()
 
     def close(self) -> None:
-        """Writes what is held back and releases the engine's memory."""
-        self.settle()
+        """Releases the engine's memory. Writes nothing: it may be closed because another pipeline took over."""
         self._slow.close()
         self._fast.close()

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from cryptopulse.lake.dialect import DUCKDB_MACROS, bound_name, duckdb_sql
 
-_SMALL_ROWS = 50_000
+_MANY_ROWS = 50_000
 warnings.filterwarnings("ignore", message="Arrow output on a DB-API result", category=UserWarning)
 
 
@@ -39,7 +39,8 @@ class Session:
 
     def derive(self, name: str, inputs: Mapping[str, pa.Table]) -> pa.Table:
         """The rows of the canonical statement `lake/sql/<name>.sql` over `inputs` (qualified name → rows)."""
-        return self.query(duckdb_sql(name), {bound_name(table): rows for table, rows in inputs.items()})
+        sql = duckdb_sql(name, is_bulk=_are_many(inputs))
+        return self.query(sql, {bound_name(table): rows for table, rows in inputs.items()})
 
     def query(self, sql: str, inputs: Mapping[str, pa.Table]) -> pa.Table:
         """The rows of `sql` (DuckDB's dialect) over `inputs` (name → rows)."""
@@ -47,9 +48,9 @@ class Session:
             self._db.register(name, rows)
         try:
             # `sql` plans a statement twice (5 ms more on the parsing of 100 messages), `execute` copies the rows.
-            if sum(rows.num_rows for rows in inputs.values()) < _SMALL_ROWS:
-                return self._db.execute(sql).to_arrow_table()
-            return self._db.sql(sql).to_arrow_table()
+            if _are_many(inputs):
+                return self._db.sql(sql).to_arrow_table()
+            return self._db.execute(sql).to_arrow_table()
         finally:
             for name in inputs:
                 self._db.unregister(name)
@@ -57,3 +58,7 @@ class Session:
     def close(self) -> None:
         """Closes the connection."""
         self._db.close()
+
+
+def _are_many(inputs: Mapping[str, pa.Table]) -> bool:
+    return sum(int(rows.num_rows) for rows in inputs.values()) >= _MANY_ROWS

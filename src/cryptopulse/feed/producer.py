@@ -12,9 +12,11 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
-from cryptopulse.errors import ConfigurationError, TransientError
+from cryptopulse.errors import ConfigurationError, LogDamaged, TransientError
 from cryptopulse.feed.advanced import Advanced
 from cryptopulse.feed.buffer import LogWriter, MessageBuffer
 from cryptopulse.feed.client import Connection, Shared, check_url
@@ -45,6 +47,10 @@ CONNECTS_PER_SECOND = 4
 
 CONNECTS_BURST = 8
 
+RESUME_MESSAGES_MAX = 50_000
+"""Newest messages of the log that a new producer looks at (0.2 s of work): at 20,000 a second they hold two
+heartbeats of each product, and so its last trade id."""
+
 LINES_PER_REPORT_MAX = 10
 """Lines about one kind of event between two reports; a broken feed could say thousands."""
 
@@ -63,6 +69,7 @@ async def produce(settings: Settings, log: Log, stop: asyncio.Event, report: Cal
     how much.
     """
     feed = _Feed(settings, log, report)
+    feed.kept = await asyncio.to_thread(_newest_messages, log)
     tasks = {
         asyncio.create_task(stop.wait()),
         asyncio.create_task(feed.log_failed.wait()),
@@ -104,6 +111,8 @@ class _Feed:
             failed=self._fail,
         )
         self._connections: list[Connection] = []
+        self.kept: list[tuple[bytes, int]] = []
+        """What the producer before this one recorded last, with its times on the monotonic clock (ns)."""
         self._state = "waiting for products"
         self._events = _EventLines()
         self._lost_said = 0
@@ -124,7 +133,9 @@ class _Feed:
         for number, start in enumerate(range(0, len(products), size), start=1):
             part = products[start : start + size]
             session = Session(self._dialect, part, heartbeats_missed_max=missed_max)
+            session.resume(self.kept)
             self._connections.append(Connection(str(number), session, shared))
+        self.kept = []
         self._state = "recording"
         _log.info("feed_started", url=self._url, products=len(products), connections=len(self._connections))
         async with asyncio.TaskGroup() as group:
@@ -220,6 +231,23 @@ class _Feed:
             self._totals.popleft()
         first_s, first = self._totals[0]
         return (messages - first) / (now_s - first_s) if now_s > first_s else 0.0
+
+
+def _newest_messages(log: Log) -> list[tuple[bytes, int]]:
+    """The log's newest messages off a socket, oldest first, and when they came by the monotonic clock (ns)."""
+    found = []
+    to_monotonic_ns = time.monotonic_ns() - time.time_ns()
+    try:
+        for partition in log.partitions():
+            first, end = log.bounds(partition)
+            records = log.read(partition, max(first, end - RESUME_MESSAGES_MAX), RESUME_MESSAGES_MAX)
+            live = records.filter(pc.equal(records["source"], "websocket"))
+            received_us = pc.cast(live["received_time"], pa.int64()).to_pylist()
+            times_ns = (at_us * 1000 + to_monotonic_ns for at_us in received_us)
+            found += list(zip(live["body"].to_pylist(), times_ns, strict=True))
+    except LogDamaged as error:  # recording goes on: it is what can still be saved
+        _log.error("holes_before_start_unknown", error=str(error))
+    return found
 
 
 class _EventLines:

@@ -19,13 +19,13 @@ types.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Protocol
 
 import msgspec
 
-from cryptopulse.feed.gaps import NEVER_NS, TradeIds, Witness
+from cryptopulse.feed.gaps import GRACE_NS, NEVER_NS, TradeIds, Witness
 
 SECOND_NS = 1_000_000_000
 
@@ -214,6 +214,31 @@ class Session:
         """What has happened since the last call, in order."""
         events, self.events = self.events, []
         return events
+
+    def resume(self, kept: Iterable[tuple[bytes, int]]) -> None:
+        """Goes on where an earlier session ended: `kept` are the newest messages of its record and when they
+        came, oldest first. To be called before `connected`.
+
+        Only trade ids are taken from them. Holes that they show were reported; those that were still in
+        their grace when the record ends, or ran out so shortly before that nobody may have said so, are
+        this session's to report.
+        """
+        at_ns = 0
+        for raw, at_ns in kept:
+            message = self._dialect.read(raw)
+            if isinstance(message, Trades):
+                for product, trade_id in message.ids:
+                    ids = self._ids.get(product)
+                    if ids is not None and ids.believable(trade_id):
+                        ids.seen(trade_id, at_ns)
+            elif isinstance(message, Heartbeat) and message.product in self._ids:
+                ids = self._ids[message.product]
+                ids.expired(at_ns - GRACE_NS)
+                ids.claimed(message.last_trade_id, at_ns)
+        for product, ids in self._ids.items():
+            ids.expired(at_ns - GRACE_NS)
+            ids.repeated = 0
+            self._note_uncertain(product, ids)
 
     def connected(self, now_ns: int) -> None:
         """A connection is open: subscribe, and expect the answer in time."""

@@ -55,7 +55,10 @@ class Log(Protocol):
         """
 
     def trim(self, partition: int, below: int) -> None:
-        """Forgets messages with offsets under `below`; only for those that are safe elsewhere."""
+        """Forgets messages with offsets under `below`; only for those that are safe elsewhere.
+
+        The last seconds may stay: a new producer reads there how far the one before had come.
+        """
 
     def close(self) -> None:
         """Releases files and connections."""

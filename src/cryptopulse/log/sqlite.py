@@ -12,6 +12,7 @@ new one is taken for one already stored.
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ _BATCH_MESSAGES_MAX = 20_000  # some 7 MB of raw messages: bounds what one read 
 _COMPRESS_BYTES_MIN = 4_096  # below this a zstd frame costs more time than it saves space
 _PAGE_BYTES = 16_384  # batches are blobs of kilobytes: fewer, larger pages
 _BUSY_TIMEOUT_S = 30.0
+_TAIL_US = 10_000_000  # kept for a new producer: several heartbeats of each product
+_TAIL_SHARE = 8  # but at most this part of the size bound, so that a small log does not fill up with its tail
 _CODEC = pa.Codec("zstd", compression_level=1)
 _Row = tuple[int, int, int, int, int, bytes]
 _SCHEMA_SQL = """
@@ -44,7 +47,7 @@ CREATE TABLE IF NOT EXISTS batches (
 
 
 class SqliteLog:
-    """Implements `cryptopulse.log.Log` on one file. An object may be used from one thread at a time."""
+    """Implements `cryptopulse.log.Log` on one file. Threads may share an object; each gets a connection of its own."""
 
     def __init__(self, path: Path, size_max_bytes: int) -> None:
         """Opens or creates the log at `path`, which may grow to `size_max_bytes`.
@@ -52,15 +55,12 @@ class SqliteLog:
         Raises ConfigurationError when the file can't be made or opened, LogDamaged when it is no log.
         """
         self._path = path
+        self._size_max_bytes = size_max_bytes
+        self._connections = threading.local()
+        self._opened: list[sqlite3.Connection] = []
+        self._tail_bytes_max = size_max_bytes // _TAIL_SHARE
         with self._errors("open"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-            self._db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-            self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA journal_size_limit = 67108864")  # a grown WAL file is cut back to 64 MB
-            self._db.execute(f"PRAGMA max_page_count = {max(size_max_bytes // _PAGE_BYTES, 16)}")
             with self._transaction():
                 self._db.execute(_SCHEMA_SQL)
                 self._db.execute("CREATE TABLE IF NOT EXISTS origin (first_offset INTEGER NOT NULL)")
@@ -100,8 +100,8 @@ class SqliteLog:
         messages = 0
         with self._errors("read"):
             cursor = self._db.execute(
-                "SELECT first_offset, messages, enqueued_us, checksum, raw_bytes, body FROM batches WHERE first_offset >= "
-                "coalesce((SELECT max(first_offset) FROM batches WHERE first_offset <= ?1), ?1) "
+                "SELECT first_offset, messages, enqueued_us, checksum, raw_bytes, body FROM batches "
+                "WHERE first_offset >= coalesce((SELECT max(first_offset) FROM batches WHERE first_offset <= ?1), ?1) "
                 "ORDER BY first_offset",
                 (offset,),
             )
@@ -118,14 +118,14 @@ class SqliteLog:
         return table.slice(max(offset - rows[0][0], 0), messages_max)
 
     def trim(self, partition: int, below: int) -> None:
-        """Deletes whole batches under `below`, but never the newest. See `cryptopulse.log.Log.trim`."""
+        """Deletes whole batches under `below`, but not the last seconds. See `cryptopulse.log.Log.trim`."""
         _check_partition(partition)
         with self._errors("trim"):
+            below = min(below, self._tail_start())
             while True:  # small transactions: the appending process waits for each
                 deleted = self._db.execute(
                     "DELETE FROM batches WHERE first_offset IN (SELECT first_offset FROM batches WHERE "
-                    "first_offset + messages <= ? AND first_offset < (SELECT max(first_offset) FROM batches) "
-                    "ORDER BY first_offset LIMIT 500)",
+                    "first_offset + messages <= ? ORDER BY first_offset LIMIT 500)",
                     (below,),
                 ).rowcount
                 if deleted < 500:
@@ -134,7 +134,42 @@ class SqliteLog:
 
     def close(self) -> None:
         """Closes the file."""
-        self._db.close()
+        for connection in self._opened:
+            connection.close()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """This thread's connection: what one thread deletes must not make another wait for its next read."""
+        found: sqlite3.Connection | None = getattr(self._connections, "db", None)
+        if found is None:
+            found = self._connections.db = self._connected()
+            self._opened.append(found)
+        return found
+
+    def _connected(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA journal_size_limit = 67108864")  # a grown WAL file is cut back to 64 MB
+        db.execute(f"PRAGMA max_page_count = {max(self._size_max_bytes // _PAGE_BYTES, 16)}")
+        return db
+
+    def _tail_start(self) -> int:
+        """First offset of the last seconds; at least the newest batch is in them, which tells the next offset."""
+        newest_us = start = size = 0
+        cursor = self._db.execute(
+            "SELECT first_offset, enqueued_us, length(body) FROM batches ORDER BY first_offset DESC"
+        )
+        for first_offset, enqueued_us, batch_bytes in cursor:
+            newest_us = newest_us or enqueued_us
+            size += batch_bytes
+            if start and (enqueued_us < newest_us - _TAIL_US or size > self._tail_bytes_max):
+                break
+            start = first_offset
+        cursor.close()
+        return start
 
     def _end(self) -> int:
         row = self._db.execute(

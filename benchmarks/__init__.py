@@ -1,0 +1,5 @@
+"""What `make bench` measures: `python -m benchmarks --help`, and docs/benchmarks.md for what each figure means.
+
+Each measurement is a module with a `measure…` function that returns a frozen dataclass of plain figures. What people
+see of it is made in `benchmarks.tables`; `benchmarks.report` shows it.
+"""

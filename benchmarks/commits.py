@@ -1,0 +1,128 @@
+"""Whether small commits stay fast: the engine driven with live-sized batches, many thousand of them.
+
+The batches come as fast as they are taken, with gold and maintenance beside them in threads of their own at the
+intervals of the real pipeline. So this is harder than life: an hour's commits in some minutes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from deltalake import DeltaTable
+
+from benchmarks.messages import message_batches
+from benchmarks.processes import Scratch
+from benchmarks.storage import disk_use
+from cryptopulse.engine.delta import table_path
+from cryptopulse.lake.tables import BRONZE, SILVER
+from cryptopulse.log.sqlite import PARTITION, SqliteLog
+from cryptopulse.pipeline import Pipeline
+from cryptopulse.settings import Settings, load_settings
+
+_MARKS = (500, 5_000, 50_000)
+_LATELY = 300
+_MESSAGES = 100
+_RATE = 1_000.0
+_MAINTENANCE_S = 1.0  # as in `cryptopulse.pipeline`
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How it stands after some commits."""
+
+    commits: int
+    seconds: float
+    """Since the start."""
+    p50_ms: float
+    """A step (log → bronze → silver → alerts) over the 300 before."""
+    p99_ms: float
+    max_ms: float
+    silver_version: int
+    live_files: int
+    """Of bronze and silver, newest version."""
+    delta_log_files: int
+    """In bronze's and silver's Delta logs."""
+    disk_files: int
+    disk_mb: float
+    rss_mb: float
+
+
+def measure(folder: Path, commits: int, say: Callable[[str], None]) -> list[Mark]:
+    """Makes `commits` steps of 100 messages under `folder`; a mark after 500, 5,000, 50,000 and at the end."""
+    wanted = {mark for mark in _MARKS if mark < commits} | {commits}
+    marks: list[Mark] = []
+    with Scratch(folder) as scratch:
+        settings = load_settings(lake=scratch.folder / "lake")
+        log = SqliteLog(settings.log_path, settings.log.size_max_mb << 20)
+        with Pipeline(settings, log) as pipeline, _beside(pipeline, settings):
+            begun = time.monotonic()
+            lately: deque[float] = deque(maxlen=_LATELY)
+            batches = message_batches(commits * _MESSAGES, _MESSAGES, _RATE)
+            for number, batch in enumerate(batches, start=1):
+                log.append(batch)
+                before = time.perf_counter()
+                pipeline.step(PARTITION)
+                lately.append((time.perf_counter() - before) * 1000)
+                if number in wanted:
+                    marks.append(_mark(settings.lake, number, time.monotonic() - begun, lately))
+                if number % 1000 == 0 or number in wanted:
+                    say(f"{number:,} of {commits:,} commits, median of the last {_LATELY}: {np.median(lately):.1f} ms")
+        log.close()
+    return marks
+
+
+@contextmanager
+def _beside(pipeline: Pipeline, settings: Settings) -> Iterator[None]:
+    """Gold and maintenance in threads while the context lasts. Raises at its end what stopped one of them."""
+    stop = threading.Event()
+    errors: list[Exception] = []
+
+    def repeat(work: Callable[[], None], interval_s: float) -> None:
+        try:
+            while not stop.wait(interval_s):
+                work()
+        except Exception as error:  # noqa: BLE001 - raised by the main thread
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=repeat, args=(pipeline.gold, settings.processing.gold_interval_ms / 1000)),
+        threading.Thread(target=repeat, args=(pipeline.maintenance.run_due, _MAINTENANCE_S)),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _mark(lake: Path, commits: int, seconds: float, lately: deque[float]) -> Mark:
+    p50, p99 = np.percentile(np.array(lately), [50, 99])
+    paths = [table_path(lake, table) for table in (BRONZE, SILVER)]
+    tables = [DeltaTable(str(path)) for path in paths]
+    disk_bytes, disk_files = disk_use(lake)
+    return Mark(
+        commits=commits,
+        seconds=round(seconds, 1),
+        p50_ms=round(float(p50), 1),
+        p99_ms=round(float(p99), 1),
+        max_ms=round(max(lately), 1),
+        silver_version=tables[1].version(),
+        live_files=sum(len(table.file_uris()) for table in tables),
+        delta_log_files=sum(1 for path in paths for _ in (path / "_delta_log").iterdir()),
+        disk_files=disk_files,
+        disk_mb=round(disk_bytes / 1e6, 1),
+        rss_mb=round(psutil.Process().memory_info().rss / 1e6, 1),
+    )

@@ -1,0 +1,201 @@
+"""Live operation: real processes on loopback, at a given rate of trades.
+
+Latencies are what the processes measure of themselves: from the moment at which a message came off the socket to the
+moment at which the commit that holds its trade had returned. They are read as windows of ten seconds, one after the
+other, beginning after a warm-up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.processes import Deployment, Exchange, MeasurementError, Scratch
+from benchmarks.storage import LogStorage, Storage, log_storage, storage_of
+
+_WINDOW_S = 10.0  # that of `cryptopulse.latency`: exact percentiles of the last ten seconds
+_MEMORY_EVERY_S = 1.0
+_CRASHING = ("BTC-USD", "ETH-USD", "SOL-USD")
+_CRASH = "3%/2s"
+
+
+@dataclass(frozen=True)
+class Hop:
+    """The latency distribution of one hop in ms."""
+
+    p50: float
+    p99: float
+    max: float | None
+    n: int | None
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a run at one rate came to."""
+
+    rate: float
+    """Trades a second that were asked for; the staged crashes come on top."""
+    trades_per_s: float
+    """Trades a second that were stored while measuring."""
+    seconds: float
+    windows: int
+    hops: dict[str, Hop]
+    """The worst window of each hop; see `worst_of`."""
+    whole_run: dict[str, Hop]
+    """The same from the start to the end, with start-up and warm-up; percentiles to 2.4 %."""
+    detections_ms: dict[str, float]
+    """Product whose crash was staged → time from the receipt of the trade that opened the episode to its commit."""
+    lag_messages: int
+    """What waited in the log at the end: small when the rate was held."""
+    lost_messages: int
+    cpu: dict[str, float]
+    """Process → cores used (1.0: one core) while measuring; the simulator too."""
+    pss_mb: dict[str, float]
+    """Process → most memory seen, shared pages counted by share, so that the sum is what they take."""
+    rss_mb: dict[str, float]
+    stop_s: float
+    """Orderly end, everything brought to gold."""
+    storage: Storage
+    log: LogStorage
+
+    @property
+    def pss_total_mb(self) -> float:
+        """Memory of the whole: everything but the simulator."""
+        return sum(self.pss_mb.values())
+
+
+def measure(folder: Path, rate: float, seconds: float, warm_up_s: float) -> Live:
+    """Runs simulator and pipeline for `warm_up_s` + `seconds` under `folder`; crashes are staged in between."""
+    with Scratch(folder) as scratch:
+        exchange = Exchange(scratch, rate, "all_subscribed", _crashes(seconds, warm_up_s))
+        deployment = Deployment(scratch, exchange)
+        deployment.wait_for(lambda: bool(deployment.report("processing").get("trades_total")), "a first trade")
+        time.sleep(warm_up_s)
+        pids = deployment.pids()
+        observed = _Observed(deployment, {**pids, "simulator": exchange.popen.pid})
+        observed.watch(seconds)
+        log = log_storage(deployment.state_dir / "log.db")
+        stop_s = deployment.stop()
+        end = deployment.report("processing")
+        return Live(
+            rate=rate,
+            trades_per_s=observed.trades_per_s,
+            seconds=seconds,
+            windows=len(observed.windows),
+            hops=worst_of(observed.windows),
+            whole_run={name: hop for name, value in end["latency_total_ms"].items() if (hop := _hop(value))},
+            detections_ms={
+                alert["symbol"]: alert["latency_ms"]
+                for alert in reversed(end["alerts"])
+                if alert["alert_type"] == "FLASH_CRASH" and alert["latency_ms"] is not None
+            },
+            lag_messages=observed.lag_messages,
+            lost_messages=int(deployment.report("producer")["lost_messages"]),
+            cpu=observed.cpu,
+            pss_mb=observed.pss_mb,
+            rss_mb=observed.rss_mb,
+            stop_s=round(stop_s, 2),
+            storage=storage_of(deployment.lake),
+            log=log,
+        )
+
+
+def _crashes(seconds: float, warm_up_s: float) -> list[str]:
+    """One crash of each product, spread over the time in which is measured."""
+    part = seconds / (len(_CRASHING) + 1)
+    return [f"crash:{name}@{warm_up_s + part * (i + 0.5):.1f}s:{_CRASH}" for i, name in enumerate(_CRASHING)]
+
+
+def worst_of(windows: Sequence[Mapping[str, Hop]]) -> dict[str, Hop]:
+    """For each hop the largest p50, p99 and max of any window, and all values counted.
+
+    A percentile of all windows together is at most the largest of theirs, so this never flatters.
+    """
+    worst: dict[str, Hop] = {}
+    for name in dict.fromkeys(name for window in windows for name in window):
+        hops = [window[name] for window in windows if name in window]
+        most = [hop.max for hop in hops if hop.max is not None]
+        counts = [hop.n for hop in hops if hop.n is not None]
+        worst[name] = Hop(
+            p50=max(hop.p50 for hop in hops),
+            p99=max(hop.p99 for hop in hops),
+            max=max(most) if most else None,
+            n=sum(counts) if counts else None,
+        )
+    return worst
+
+
+class _Observed:
+    """Looks at a running deployment and notes what it sees."""
+
+    def __init__(self, deployment: Deployment, pids: Mapping[str, int]) -> None:
+        self._deployment = deployment
+        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+        self.windows: list[dict[str, Hop]] = []
+        self.cpu: dict[str, float] = {}
+        self.pss_mb: dict[str, float] = {}
+        self.rss_mb: dict[str, float] = {}
+        self.trades_per_s = 0.0
+        self.lag_messages = 0
+
+    def watch(self, seconds: float) -> None:
+        """Measures for so long. Raises MeasurementError when a process ends meanwhile."""
+        count = max(int(seconds // _WINDOW_S), 1)
+        begun = time.monotonic()
+        cpu_before = self._cpu_seconds()
+        trades_before = self._trades()
+        while (now := time.monotonic()) < begun + seconds:
+            self._note_memory()
+            time.sleep(max(min(_MEMORY_EVERY_S, begun + seconds - now), 0))
+            window_ends = begun + min((len(self.windows) + 1) * _WINDOW_S, seconds)
+            if len(self.windows) < count and time.monotonic() >= window_ends:
+                self.windows.append(self._window())
+        elapsed = time.monotonic() - begun
+        self.cpu = {name: round((s - cpu_before[name]) / elapsed, 3) for name, s in self._cpu_seconds().items()}
+        (at, trades), (before_at, before) = self._trades(), trades_before
+        self.trades_per_s = round((trades - before) / max(at - before_at, 1e-9), 1)
+        self.lag_messages = int(self._deployment.report("processing")["log_lag_messages"])
+
+    def _window(self) -> dict[str, Hop]:
+        report, producer = self._deployment.report("processing"), self._deployment.report("producer")
+        hops = {name: hop for name, value in report["latency_ms"].items() if (hop := _hop(value))}
+        p50, p99 = producer["logged_latency_p50_ms"], producer["logged_latency_p99_ms"]
+        if p50 is None or p99 is None:
+            return hops
+        synced = Hop(round(p50, 2), round(p99, 2), None, None)
+        # In the order of the way: what the log has taken is synced before bronze can have it.
+        return {name: hop for key, value in hops.items() for name, hop in _with_synced(key, value, synced)}
+
+    def _trades(self) -> tuple[float, int]:
+        """Trades stored, and when the processing said so (seconds since 1970)."""
+        status = self._deployment.status("processing")
+        if status.updated_at is None:
+            raise MeasurementError("the processing does not run")
+        return status.updated_at.timestamp(), int(str(status.report["trades_total"]))
+
+    def _cpu_seconds(self) -> dict[str, float]:
+        times = {name: process.cpu_times() for name, process in self._processes.items()}
+        return {name: time_.user + time_.system for name, time_ in times.items()}
+
+    def _note_memory(self) -> None:
+        for name, process in self._processes.items():
+            if name == "simulator":
+                continue
+            memory = process.memory_full_info()
+            pss_mb, rss_mb = getattr(memory, "pss", memory.rss) / 1e6, memory.rss / 1e6  # only Linux knows pss
+            self.pss_mb[name] = round(max(self.pss_mb.get(name, 0.0), pss_mb), 1)
+            self.rss_mb[name] = round(max(self.rss_mb.get(name, 0.0), rss_mb), 1)
+
+
+def _with_synced(name: str, hop: Hop, synced: Hop) -> list[tuple[str, Hop]]:
+    return [(name, hop), ("receive_to_log_synced", synced)] if name == "receive_to_log" else [(name, hop)]
+
+
+def _hop(value: Mapping[str, Any]) -> Hop | None:
+    """A distribution as the status file has it; None when it holds nothing."""
+    return Hop(value["p50"], value["p99"], value["max"], value["n"]) if value["n"] else None

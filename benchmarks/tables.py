@@ -1,0 +1,257 @@
+"""Figures as people read them: tables, and the targets with what was reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from benchmarks.catchup import CatchUp
+from benchmarks.commits import Mark
+from benchmarks.live import Hop, Live
+from benchmarks.machine import Machine
+from benchmarks.stages import STAGES
+from benchmarks.startup import Startup
+from benchmarks.storage import Storage
+
+_TARGET_RATE = 1_000.0  # the targets of live operation are for this many trades a second
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under headings; the first column is to the left, the others to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that was measured; what was not is empty."""
+
+    machine: Machine
+    quick: bool
+    live: list[Live] = field(default_factory=list)
+    catchup: CatchUp | None = None
+    startup: Startup | None = None
+    commits: list[Mark] = field(default_factory=list)
+    storage_only: bool = False
+    """Live and catch-up were run for the sake of their storage alone."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What must be reached, and what was."""
+
+    what: str
+    limit: float
+    reached: float
+    unit: str
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is on the right side of the limit."""
+        return self.reached >= self.limit if self.at_least else self.reached <= self.limit
+
+
+def targets_of(results: Results) -> list[Target]:
+    """The targets of the design for which something was measured."""
+    found: list[Target] = []
+    if results.storage_only:
+        return found
+    for live in results.live:
+        if live.rate == _TARGET_RATE:
+            found += _live_targets(live)
+    if results.catchup:
+        reached = results.catchup.median.trades_per_s
+        found.append(Target("catch-up through gold, median run", 300_000, reached, "trades/s", at_least=True))
+    if results.startup:
+        start, recovery = max(results.startup.first_trade_s), max(results.startup.recovery_s)
+        found.append(Target("start → first trade committed, slowest round", 3, start, "s"))
+        found.append(Target("kill -9 → caught up, slowest round", 3, recovery, "s"))
+    return found
+
+
+def _live_targets(live: Live) -> list[Target]:
+    at = "at 1,000 trades/s"
+    found = []
+    if silver := live.hops.get("receive_to_silver"):
+        found.append(Target(f"receive → silver committed {at}, p50", 100, silver.p50, "ms"))
+        found.append(Target(f"receive → silver committed {at}, p99", 250, silver.p99, "ms"))
+    if alert := live.hops.get("receive_to_alert"):
+        found.append(Target(f"receive → alert committed {at}, p99", 300, alert.p99, "ms"))
+    if live.detections_ms:
+        slowest = max(live.detections_ms.values())
+        found.append(Target(f"trade that opens an episode → alert committed {at}, slowest", 300, slowest, "ms"))
+    return [*found, Target(f"memory of the whole {at}", 500, live.pss_total_mb, "MB")]
+
+
+def tables_of(results: Results) -> list[Table]:
+    """All tables, the machine first and the targets last."""
+    tables = [_machine(results.machine, results.quick)]
+    if not results.storage_only:
+        tables += [_latency(live) for live in results.live]
+        tables += [_resources(results.live)] if results.live else []
+        tables += _catchup(results.catchup) if results.catchup else []
+    tables += [_startup(results.startup)] if results.startup else []
+    tables += [_storage(results)] if results.live or results.catchup else []
+    tables += [_commits(results.commits)] if results.commits else []
+    targets = targets_of(results)
+    return [*tables, _targets(targets)] if targets else tables
+
+
+def _machine(machine: Machine, quick: bool) -> Table:
+    rows = [
+        ("CPU", machine.cpu),
+        ("cores", str(machine.cores)),
+        ("memory", f"{machine.memory_bytes / 1e9:.1f} GB"),
+        ("kernel", machine.kernel),
+        ("disk", f"{machine.filesystem} ({machine.folder})"),
+        ("Python", machine.python),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in machine.libraries.items())),
+        ("load before", f"{machine.load_before:.2f}"),
+        ("measured at", machine.measured_at),
+    ]
+    notes = ["Quick: too short for figures to rely on."] if quick else []
+    if machine.load_before > 0.3:
+        notes.append("The machine was not idle when the benchmark began: figures are worse than they could be.")
+    if machine.filesystem in ("tmpfs", "ramfs"):
+        notes.append("The folder lies in memory: syncing to disk costs nothing here. Choose another with --dir.")
+    return Table("Machine", ("", ""), rows, " ".join(notes))
+
+
+def _latency(live: Live) -> Table:
+    rows = []
+    for name, hop in live.hops.items():
+        whole = live.whole_run.get(name)
+        rows.append((name.replace("_", " "), *_hop(hop), *(_hop(whole)[:3] if whole else ("", "", ""))))
+    columns = ("hop (ms)", "p50", "p99", "max", "n", "run p50", "run p99", "run max")
+    detected = ", ".join(f"{symbol} {ms:.0f} ms" for symbol, ms in live.detections_ms.items()) or "none detected"
+    note = (
+        f"p50, p99, max: worst of {live.windows} window(s) of 10 s; run: from the start, with start-up. "
+        f"Staged crashes, trade that opens the episode → alert committed: {detected}."
+    )
+    return Table(f"Latency at {live.rate:,.0f} trades/s ({live.trades_per_s:,.0f} stored)", columns, rows, note)
+
+
+def _hop(hop: Hop) -> tuple[str, str, str, str]:
+    most, count = "" if hop.max is None else f"{hop.max:.1f}", "" if hop.n is None else f"{hop.n:,}"
+    return f"{hop.p50:.1f}", f"{hop.p99:.1f}", most, count
+
+
+def _resources(lives: Sequence[Live]) -> Table:
+    names = ("supervisor", "producer", "processing")
+    lines: list[tuple[str, Callable[[Live], str]]] = [
+        *((f"CPU {name}, % of a core", lambda live, n=name: f"{live.cpu[n] * 100:.0f}") for name in names),
+        ("CPU of the whole, % of a core", lambda live: f"{sum(live.cpu[n] for n in names) * 100:.0f}"),
+        ("(CPU simulator, not part of it)", lambda live: f"{live.cpu['simulator'] * 100:.0f}"),
+        *((f"memory {name}, MB (PSS)", lambda live, n=name: f"{live.pss_mb[n]:.0f}") for name in names),
+        ("memory of the whole, MB (PSS)", lambda live: f"{live.pss_total_mb:.0f}"),
+        ("memory of the whole, MB (RSS)", lambda live: f"{sum(live.rss_mb.values()):.0f}"),
+        ("messages waiting in the log at the end", lambda live: f"{live.lag_messages:,}"),
+        ("messages lost", lambda live: f"{live.lost_messages:,}"),
+        ("orderly end, s", lambda live: f"{live.stop_s:.1f}"),
+    ]
+    columns = ("live", *(f"{live.rate:,.0f}/s" for live in lives))
+    rows = [(label, *(text(live) for live in lives)) for label, text in lines]
+    return Table("CPU and memory", columns, rows, "Memory: the peak of each process. PSS counts shared pages once.")
+
+
+def _catchup(catchup: CatchUp) -> list[Table]:
+    best = catchup.best
+    runs = [
+        (
+            f"run {number}",
+            f"{run.trades_per_s:,.0f}",
+            f"{run.seconds:.2f}",
+            f"{run.cores:.2f}",
+            f"{run.rss_peak_mb:,.0f}",
+            f"{run.reopen_s:.2f}",
+        )
+        for number, run in enumerate(catchup.runs, start=1)
+    ]
+    columns = ("log → gold", "trades/s", "seconds", "cores used", "peak RSS, MB", "reopening, s")
+    note = f"{best.messages:,} messages, {catchup.append_messages:,} an append, of 20 products at 1,000/s market time."
+    busy = sum(best.busy_s.values())
+    stages = [
+        (
+            stage,
+            f"{best.busy_s[stage]:.2f}",
+            f"{best.busy_s[stage] / busy * 100:.0f} %",
+            f"{best.busy_s[stage] / best.seconds * 100:.0f} %",
+            f"{best.busy_s[stage] / best.messages * 1e6:.2f}",
+        )
+        for stage in STAGES
+        if best.busy_s[stage] >= 0.005
+    ]
+    stage_columns = ("stage (best run)", "busy, s", "share of busy", "of wall time", "µs/trade")
+    overlap = f"Stages overlap: {busy:.2f} s busy in {best.seconds:.2f} s. Under 0.005 s is left out."
+    return [Table("Catch-up", columns, runs, note), Table("Catch-up by stage", stage_columns, stages, overlap)]
+
+
+def _startup(startup: Startup) -> Table:
+    lines = (
+        ("start → first trade in silver", startup.first_trade_s),
+        ("start → first bar in gold", startup.first_bar_s),
+        ("kill -9 of the processing → caught up", startup.recovery_s),
+    )
+    rows = [(what, f"{median(seconds):.2f}", f"{max(seconds):.2f}", str(len(seconds))) for what, seconds in lines]
+    note = f"Under {startup.rate:,.0f} trades/s; killed after {startup.load_s:g} s; the supervisor's pause is included."
+    return Table("Start and recovery", ("seconds", "median", "max", "rounds"), rows, note)
+
+
+def _storage(results: Results) -> Table:
+    lakes = [(f"live {live.rate:,.0f}/s", live.storage, live.log.per_message) for live in results.live]
+    if results.catchup:
+        lakes.append(("catch-up", results.catchup.best.storage, results.catchup.log.per_message))
+    rows: list[tuple[str, ...]] = [("trades stored", *(f"{storage.trades:,}" for _, storage, _ in lakes))]
+    for schema in ("bronze", "silver", "gold"):
+        rows.append((f"{schema}, live files", *(f"{s.live_per_trade(schema):.1f}" for _, s, _ in lakes)))
+        rows.append((f"{schema}, all on disk", *(f"{s.all_per_trade(schema):.1f}" for _, s, _ in lakes)))
+    rows.append(("tables together, live files", *(f"{_live(storage):.1f}" for _, storage, _ in lakes)))
+    rows.append(("log, per message held", *(f"{per_message:.1f}" for _, _, per_message in lakes)))
+    note = "On disk: with Delta logs and replaced files, which are deleted an hour later: most of it after a short run."
+    return Table("Bytes per stored trade", ("", *(name for name, _, _ in lakes)), rows, note)
+
+
+def _live(storage: Storage) -> float:
+    return sum(storage.live_per_trade(schema) for schema in storage.schemas)
+
+
+def _commits(marks: Sequence[Mark]) -> Table:
+    lines: list[tuple[str, Callable[[Mark], str]]] = [
+        ("step p50, ms", lambda mark: f"{mark.p50_ms:.1f}"),
+        ("step p99, ms", lambda mark: f"{mark.p99_ms:.1f}"),
+        ("step max, ms", lambda mark: f"{mark.max_ms:.1f}"),
+        ("seconds so far", lambda mark: f"{mark.seconds:,.0f}"),
+        ("silver's Delta version", lambda mark: f"{mark.silver_version:,}"),
+        ("live files, bronze and silver", lambda mark: f"{mark.live_files:,}"),
+        ("Delta log files, bronze and silver", lambda mark: f"{mark.delta_log_files:,}"),
+        ("files on disk", lambda mark: f"{mark.disk_files:,}"),
+        ("MB on disk", lambda mark: f"{mark.disk_mb:,.0f}"),
+        ("RSS, MB", lambda mark: f"{mark.rss_mb:,.0f}"),
+    ]
+    columns = ("after commits", *(f"{mark.commits:,}" for mark in marks))
+    rows = [(label, *(text(mark) for mark in marks)) for label, text in lines]
+    note = "Steps of 100 messages, as fast as they go, gold and maintenance beside them; over the 300 steps before."
+    return Table("Many small commits", columns, rows, note)
+
+
+def _targets(targets: Sequence[Target]) -> Table:
+    rows = [
+        (
+            target.what,
+            f"{'≥' if target.at_least else '≤'} {target.limit:,g} {target.unit}",
+            f"{target.reached:,.{_decimals(target.reached)}f} {target.unit}",
+            "met" if target.met else "MISSED",
+        )
+        for target in targets
+    ]
+    return Table("Targets", ("what", "target", "measured", ""), rows)
+
+
+def _decimals(value: float) -> int:
+    return 2 if value < 10 else 0

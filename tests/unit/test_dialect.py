@@ -1,0 +1,52 @@
+"""The canonical SQL: valid in Spark, and in step with the table contracts."""
+
+from __future__ import annotations
+
+import pytest
+import sqlglot
+from sqlglot import exp
+
+from cryptopulse.engine.session import Session
+from cryptopulse.lake.dialect import bound_name, duckdb_sql
+from cryptopulse.lake.tables import BRONZE, TABLES, Table, arrow_type, read_sql
+
+DERIVED = [table for table in TABLES if table is not BRONZE]
+FILES = [*(table.qualified for table in DERIVED), "silver.parsed_trades", "gold.dm_market_alerts.candidates"]
+
+
+@pytest.mark.parametrize("dialect", ["spark", "databricks"])
+@pytest.mark.parametrize("name", FILES)
+def test_every_sql_file_is_one_statement_of_spark(name: str, dialect: str) -> None:
+    (tree,) = sqlglot.parse(read_sql(name), read=dialect)
+    assert isinstance(tree, exp.Select)
+
+
+@pytest.mark.parametrize("table", DERIVED, ids=lambda table: table.qualified)
+def test_a_sql_file_returns_exactly_the_columns_of_its_table(table: Table) -> None:
+    tree = sqlglot.parse_one(table.sql, read="spark")
+    assert {*tree.named_selects, "load_timestamp"} == set(table.arrow_schema.names)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.qualified)
+def test_a_contract_names_only_columns_that_it_has(table: Table) -> None:
+    names = {*table.key, *table.stats, *table.partition_by, *table.sort_by, table.position, table.time} - {None}
+    assert names <= set(table.arrow_schema.names)
+    assert len(table.columns) == len(table.arrow_schema.names)
+
+
+def test_every_with_is_worked_out_once_and_tables_are_bound_by_name() -> None:
+    sql = duckdb_sql("silver.parsed_trades")
+    assert "MATERIALIZED" in sql
+    assert bound_name("bronze.coinbase_raw_trades") in sql
+    assert "TRY(" in sql
+
+
+def test_an_unknown_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="Unknown column type"):
+        arrow_type("INTERVAL")
+
+
+def test_a_session_works_in_utc() -> None:
+    session = Session()
+    assert session.query("SELECT timestamp_micros(0)::VARCHAR AS t", {})["t"].to_pylist() == ["1970-01-01 00:00:00+00"]
+    session.close()

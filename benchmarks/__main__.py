@@ -13,7 +13,8 @@ from rich.console import Console
 
 from benchmarks import catchup, commits, live, machine, report, startup
 from benchmarks.processes import MeasurementError
-from benchmarks.tables import Results, tables_of, targets_of
+from benchmarks.results import Results, targets_of
+from benchmarks.tables import tables_of
 
 _KINDS = ("live", "catchup", "startup", "storage")
 _QUICK = {"seconds": 8.0, "warm_up": 2.0, "rates": [100.0, 1000.0], "messages": 300_000, "runs": 1, "rounds": 1}

@@ -1,7 +1,7 @@
 """Whether small commits stay fast: the engine driven with live-sized batches, many thousand of them.
 
 The batches come as fast as they are taken, with gold and maintenance beside them in threads of their own at the
-intervals of the real pipeline. So this is harder than life: an hour's commits in some minutes.
+intervals of the real pipeline. So this is somewhat harder than life, where the pipeline pauses between two steps.
 """
 
 from __future__ import annotations
@@ -62,11 +62,12 @@ def measure(folder: Path, commits: int, say: Callable[[str], None]) -> list[Mark
     with Scratch(folder) as scratch:
         settings = load_settings(lake=scratch.folder / "lake")
         log = SqliteLog(settings.log_path, settings.log.size_max_mb << 20)
-        with Pipeline(settings, log) as pipeline, _beside(pipeline, settings):
+        with Pipeline(settings, log) as pipeline, _beside(pipeline, settings) as check:
             begun = time.monotonic()
             lately: deque[float] = deque(maxlen=_LATELY)
             batches = message_batches(commits * _MESSAGES, _MESSAGES, _RATE)
             for number, batch in enumerate(batches, start=1):
+                check()
                 log.append(batch)
                 before = time.perf_counter()
                 pipeline.step(PARTITION)
@@ -80,8 +81,8 @@ def measure(folder: Path, commits: int, say: Callable[[str], None]) -> list[Mark
 
 
 @contextmanager
-def _beside(pipeline: Pipeline, settings: Settings) -> Iterator[None]:
-    """Gold and maintenance in threads while the context lasts. Raises at its end what stopped one of them."""
+def _beside(pipeline: Pipeline, settings: Settings) -> Iterator[Callable[[], None]]:
+    """Gold and maintenance in threads while the context lasts. Gives a function that raises what stopped one."""
     stop = threading.Event()
     errors: list[Exception] = []
 
@@ -92,6 +93,10 @@ def _beside(pipeline: Pipeline, settings: Settings) -> Iterator[None]:
         except Exception as error:  # noqa: BLE001 - raised by the main thread
             errors.append(error)
 
+    def check() -> None:
+        if errors:
+            raise errors[0]
+
     threads = [
         threading.Thread(target=repeat, args=(pipeline.gold, settings.processing.gold_interval_ms / 1000)),
         threading.Thread(target=repeat, args=(pipeline.maintenance.run_due, _MAINTENANCE_S)),
@@ -99,13 +104,12 @@ def _beside(pipeline: Pipeline, settings: Settings) -> Iterator[None]:
     for thread in threads:
         thread.start()
     try:
-        yield
+        yield check
     finally:
         stop.set()
         for thread in threads:
             thread.join()
-    if errors:
-        raise errors[0]
+    check()
 
 
 def _mark(lake: Path, commits: int, seconds: float, lately: deque[float]) -> Mark:

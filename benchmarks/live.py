@@ -19,7 +19,6 @@ from benchmarks.processes import Deployment, Exchange, MeasurementError, Scratch
 from benchmarks.storage import LogStorage, Storage, log_storage, storage_of
 
 _WINDOW_S = 10.0  # that of `cryptopulse.latency`: exact percentiles of the last ten seconds
-_MEMORY_EVERY_S = 1.0
 _CRASHING = ("BTC-USD", "ETH-USD", "SOL-USD")
 _CRASH = "3%/2s"
 
@@ -56,7 +55,7 @@ class Live:
     cpu: dict[str, float]
     """Process → cores used (1.0: one core) while measuring; the simulator too."""
     pss_mb: dict[str, float]
-    """Process → most memory seen, shared pages counted by share, so that the sum is what they take."""
+    """Process → most memory seen at the end of a window. Shared pages count by share: the sum is what they take."""
     rss_mb: dict[str, float]
     stop_s: float
     """Orderly end, everything brought to gold."""
@@ -150,11 +149,11 @@ class _Observed:
         cpu_before = self._cpu_seconds()
         trades_before = self._trades()
         while (now := time.monotonic()) < begun + seconds:
-            self._note_memory()
-            time.sleep(max(min(_MEMORY_EVERY_S, begun + seconds - now), 0))
             window_ends = begun + min((len(self.windows) + 1) * _WINDOW_S, seconds)
-            if len(self.windows) < count and time.monotonic() >= window_ends:
+            time.sleep(max(window_ends - now, 0))
+            if len(self.windows) < count:
                 self.windows.append(self._window())
+            self._note_memory()
         elapsed = time.monotonic() - begun
         self.cpu = {name: round((s - cpu_before[name]) / elapsed, 3) for name, s in self._cpu_seconds().items()}
         (at, trades), (before_at, before) = self._trades(), trades_before
@@ -183,6 +182,7 @@ class _Observed:
         return {name: time_.user + time_.system for name, time_ in times.items()}
 
     def _note_memory(self) -> None:
+        """Seldom: the kernel holds a process's memory map for some 10 ms to add up its shares."""
         for name, process in self._processes.items():
             if name == "simulator":
                 continue

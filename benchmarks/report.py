@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from benchmarks.tables import Results, Table, targets_of
+from benchmarks.results import Results, targets_of
+from benchmarks.tables import Table
 
 
 def show(tables: Sequence[Table], console: Console) -> None:

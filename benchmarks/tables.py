@@ -1,20 +1,19 @@
-"""Figures as people read them: tables, and the targets with what was reached."""
+"""Figures as people read them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.catchup import CatchUp
 from benchmarks.commits import Mark
 from benchmarks.live import Hop, Live
 from benchmarks.machine import Machine
+from benchmarks.results import Results, Target, targets_of
 from benchmarks.stages import STAGES
 from benchmarks.startup import Startup
 from benchmarks.storage import Storage
-
-_TARGET_RATE = 1_000.0  # the targets of live operation are for this many trades a second
 
 
 @dataclass(frozen=True)
@@ -25,68 +24,6 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Results:
-    """Everything that was measured; what was not is empty."""
-
-    machine: Machine
-    quick: bool
-    live: list[Live] = field(default_factory=list)
-    catchup: CatchUp | None = None
-    startup: Startup | None = None
-    commits: list[Mark] = field(default_factory=list)
-    storage_only: bool = False
-    """Live and catch-up were run for the sake of their storage alone."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What must be reached, and what was."""
-
-    what: str
-    limit: float
-    reached: float
-    unit: str
-    at_least: bool = False
-
-    @property
-    def met(self) -> bool:
-        """Whether the figure is on the right side of the limit."""
-        return self.reached >= self.limit if self.at_least else self.reached <= self.limit
-
-
-def targets_of(results: Results) -> list[Target]:
-    """The targets of the design for which something was measured."""
-    found: list[Target] = []
-    if results.storage_only:
-        return found
-    for live in results.live:
-        if live.rate == _TARGET_RATE:
-            found += _live_targets(live)
-    if results.catchup:
-        reached = results.catchup.median.trades_per_s
-        found.append(Target("catch-up through gold, median run", 300_000, reached, "trades/s", at_least=True))
-    if results.startup:
-        start, recovery = max(results.startup.first_trade_s), max(results.startup.recovery_s)
-        found.append(Target("start → first trade committed, slowest round", 3, start, "s"))
-        found.append(Target("kill -9 → caught up, slowest round", 3, recovery, "s"))
-    return found
-
-
-def _live_targets(live: Live) -> list[Target]:
-    at = "at 1,000 trades/s"
-    found = []
-    if silver := live.hops.get("receive_to_silver"):
-        found.append(Target(f"receive → silver committed {at}, p50", 100, silver.p50, "ms"))
-        found.append(Target(f"receive → silver committed {at}, p99", 250, silver.p99, "ms"))
-    if alert := live.hops.get("receive_to_alert"):
-        found.append(Target(f"receive → alert committed {at}, p99", 300, alert.p99, "ms"))
-    if live.detections_ms:
-        slowest = max(live.detections_ms.values())
-        found.append(Target(f"trade that opens an episode → alert committed {at}, slowest", 300, slowest, "ms"))
-    return [*found, Target(f"memory of the whole {at}", 500, live.pss_total_mb, "MB")]
 
 
 def tables_of(results: Results) -> list[Table]:
@@ -157,7 +94,9 @@ def _resources(lives: Sequence[Live]) -> Table:
     ]
     columns = ("live", *(f"{live.rate:,.0f}/s" for live in lives))
     rows = [(label, *(text(live) for live in lives)) for label, text in lines]
-    return Table("CPU and memory", columns, rows, "Memory: the peak of each process. PSS counts shared pages once.")
+    return Table(
+        "CPU and memory", columns, rows, "Memory: the largest at the end of a window. PSS counts shared pages once."
+    )
 
 
 def _catchup(catchup: CatchUp) -> list[Table]:
@@ -168,12 +107,13 @@ def _catchup(catchup: CatchUp) -> list[Table]:
             f"{run.trades_per_s:,.0f}",
             f"{run.seconds:.2f}",
             f"{run.cores:.2f}",
+            f"{run.cores * run.seconds / run.messages * 1e6:.2f}",
             f"{run.rss_peak_mb:,.0f}",
             f"{run.reopen_s:.2f}",
         )
         for number, run in enumerate(catchup.runs, start=1)
     ]
-    columns = ("log → gold", "trades/s", "seconds", "cores used", "peak RSS, MB", "reopening, s")
+    columns = ("log → gold", "trades/s", "seconds", "cores used", "CPU µs/trade", "peak RSS, MB", "reopening, s")
     note = f"{best.messages:,} messages, {catchup.append_messages:,} an append, of 20 products at 1,000/s market time."
     busy = sum(best.busy_s.values())
     stages = [

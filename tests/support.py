@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def model_stats(trades: Iterable[Trade]) -> list[dict[str, Any]]:
         notional = sum((Decimal(t.price) * Decimal(t.size)).quantize(_UNIT, ROUND_HALF_UP) for t in inside)
         minutes = [[Decimal(t.price) for t in bar] for bar in _windows(inside, 60).values()]
         closes = [minutes[0][0], *(bar[-1] for bar in minutes)]
-        squares = [(b.ln() - a.ln()) ** 2 for a, b in zip(closes, closes[1:], strict=False)]
+        squares = [(b.ln() - a.ln()) ** 2 for a, b in pairwise(closes)]
         rows.append(
             {
                 "symbol": symbol,

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -127,7 +129,9 @@ class Processes:
             command.kill()
             assert command.popen.stdout is not None
             command.popen.stdout.close()
-        wait_until(lambda: not any(_kill(process) for process in psutil.process_iter() if self._is_ours(process)), "end")
+        wait_until(
+            lambda: not any(_kill(process) for process in psutil.process_iter() if self._is_ours(process)), "end"
+        )
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
@@ -196,6 +200,22 @@ class Exchange:
         answer = httpx.request(method, self._addresses["rest_url"] + path, timeout=20, trust_env=False)
         answer.raise_for_status()
         return answer.json()
+
+
+def stop_outside_of_writes(pid: int, log_path: Path) -> None:
+    """SIGSTOP at a moment at which the process does not hold the log, so that others can go on."""
+
+    def is_stopped_well() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with closing(sqlite3.connect(log_path, timeout=0.05, isolation_level=None)) as db:
+                db.execute("BEGIN IMMEDIATE")
+                return True
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            return False
+
+    wait_until(is_stopped_well, "stopped outside of a write")
 
 
 class Tables:

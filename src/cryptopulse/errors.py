@@ -5,7 +5,8 @@ The tree; the kind of an error is its policy, so nobody has to read a message to
     CryptoPulseError
     ├── TransientError            try again, by the one retry policy (`cryptopulse.retry`)
     │   ├── Disconnected            the peer closed, went silent, or can't be reached
-    │   └── RateLimited             the peer said "too many requests"
+    │   ├── RateLimited             the peer said "too many requests"
+    │   └── LogBusy                 another process keeps the durable log to itself
     └── TerminalError             stop: trying again won't help; the text says what will
         ├── ConfigurationError      a setting, an option or a file of the user is wrong
         ├── LogFull                 the durable log reached its size bound, or the disk is full
@@ -40,6 +41,10 @@ class Disconnected(TransientError):
 
 class RateLimited(TransientError):
     """The peer asks for fewer requests."""
+
+
+class LogBusy(TransientError):
+    """Another process has held the durable log for a long time: it stands still in the middle of a write."""
 
 
 class TerminalError(CryptoPulseError):

@@ -16,6 +16,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from cryptopulse.engine.durability import Synced
 from cryptopulse.engine.embedded import EmbeddedEngine
+from cryptopulse.errors import TransientError
 from cryptopulse.lake.tables import BRONZE, TABLES, Table
 from cryptopulse.log import Log
 from cryptopulse.settings import MaintenanceSettings
@@ -55,8 +56,11 @@ class Maintenance:
         self._trimmed_at = time.monotonic()
         stored = {partition: self._engine.stored_to(partition) for partition in self._log.partitions()}
         self._bronze_synced.up_to(self._engine.handles[BRONZE.qualified].version)
-        for partition, offset in stored.items():
-            self._log.trim(partition, offset + 1)
+        try:
+            for partition, offset in stored.items():
+                self._log.trim(partition, offset + 1)
+        except TransientError as error:  # the log is a little longer until the next time
+            logger.warning("trim_put_off", error=str(error))
 
 
 class _TableCare:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 from cryptopulse.engine import Commit
-from cryptopulse.engine.durability import repair_lake
+from cryptopulse.engine.durability import check_file_system, repair_lake
 from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.lake.lock import LakeLock
 from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, COVERAGE, QUARANTINE, SILVER, STATS, Table
@@ -44,6 +44,7 @@ class Pipeline:
         self._log = log
         with ExitStack() as stack:
             stack.enter_context(LakeLock(settings.state_dir))
+            check_file_system(settings.state_dir)
             repair_lake(settings.lake, {partition: log.bounds(partition)[0] for partition in log.partitions()})
             self.engine = EmbeddedEngine(settings)
             stack.callback(self.engine.close)
@@ -77,8 +78,7 @@ class Pipeline:
     def drain(self, progress: ProgressBar) -> None:
         """Works until every table holds what the log holds now."""
         ends = {partition: self._log.bounds(partition)[1] for partition in self._log.partitions()}
-        todo = {p: max(end - max(self.engine.stored_to(p) + 1, self._log.bounds(p)[0]), 0) for p, end in ends.items()}
-        self._on_stored = _Counter(sum(todo.values()), progress)
+        self._on_stored = _Counter(self.lag(), progress)
         for partition, end in ends.items():
             while self.engine.stored_to(partition) < end - 1 and self.step(partition):
                 self.maintenance.run_due()
@@ -136,14 +136,18 @@ class Pipeline:
             count(commit.consumed)
         self._finish()
 
+    def lag(self) -> int:
+        """How many messages of the log are not in bronze."""
+        bounds = {partition: self._log.bounds(partition) for partition in self._log.partitions()}
+        return sum(max(end - max(self.engine.stored_to(p) + 1, first), 0) for p, (first, end) in bounds.items())
+
     def state(self) -> dict[str, object]:
         """What the processing says of itself, ready for JSON; see `cryptopulse.telemetry`."""
-        lag = sum(self._log.bounds(p)[1] - 1 - self.engine.stored_to(p) for p in self._log.partitions())
         tables = {
             name: {"version": handle.version, "rows_written": handle.rows_written}
             for name, handle in self.engine.handles.items()
         }
-        return {**self.telemetry.state(self.engine.episodes, max(lag, 0)), "tables": tables}
+        return {**self.telemetry.state(self.engine.episodes, self.lag()), "tables": tables}
 
 
 class _Counter:

@@ -113,9 +113,7 @@ def test_a_torn_data_file_costs_nothing(
 
 
 @pytest.mark.parametrize("harm", [_short, _zeros, Path.unlink], ids=["short", "zero-filled", "missing"])
-def test_torn_data_files_of_all_tables_cost_nothing(
-    filled: Lake, tmp_path: Path, harm: Callable[[Path], None]
-) -> None:
+def test_torn_data_files_of_all_tables_cost_nothing(filled: Lake, tmp_path: Path, harm: Callable[[Path], None]) -> None:
     for table in TABLES:
         harm(_newest_parquet(filled, table))
     _check(filled, tmp_path)

@@ -84,7 +84,7 @@ def _check_against_models(lake: Lake, trades: Sequence[Trade]) -> None:
     assert model_stats(trades) == close
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32), cuts=st.lists(st.integers(1, 40), max_size=5), batch=st.sampled_from([1000, 13, 5]))
 def test_any_cutting_of_a_stream_gives_the_same_tables(seed: int, cuts: list[int], batch: int) -> None:
     chance = random.Random(seed)
@@ -109,7 +109,7 @@ def test_the_same_stream_twice_changes_nothing_but_bronze(lake: Lake) -> None:
     chance = random.Random(5)
     stream = _stream(chance, _market(chance))
     lake.take_in(one for one in stream if one["body"] != b"junk" and b'"-1"' not in one["body"])
-    versions = {name: handle for name, handle in _loads(lake).items()}
+    versions = _loads(lake)
     lake.take_in(one for one in stream if one["body"] != b"junk" and b'"-1"' not in one["body"])
     assert _loads(lake) == versions
 
@@ -136,7 +136,9 @@ def test_a_bar_is_complete_once_both_neighbours_are_held_however_far_away(lake: 
 
 
 @pytest.mark.parametrize("missing", [[3], [4], [3, 4], [2, 3, 4, 5]])
-def test_a_hole_at_the_edge_of_a_minute_makes_bars_incomplete_until_it_is_filled(lake: Lake, missing: list[int]) -> None:
+def test_a_hole_at_the_edge_of_a_minute_makes_bars_incomplete_until_it_is_filled(
+    lake: Lake, missing: list[int]
+) -> None:
     """Ids 1, 2, 3 are in the first minute, 4, 5, 6 in the second, 7 in the third."""
     times = [1, 2, 59.9, 60, 61, 119, 120]
     trades = [Trade("BTC-USD", 1 + n, at(when), "5") for n, when in enumerate(times)]
@@ -151,13 +153,13 @@ def test_a_hole_at_the_edge_of_a_minute_makes_bars_incomplete_until_it_is_filled
 
 
 def test_deduplication_reaches_over_all_history(lake: Lake) -> None:
-    trades = [Trade("BTC-USD", n, at(n * 86_400.0 * 30), "5") for n in range(1, 8)]
+    trades = [Trade("BTC-USD", n, at(n * 86_400.0 * 30), "5") for n in range(1, 5)]
     for trade in trades:
         lake.append([trade.match()])
         lake.drain(1)
     other_price = [Trade("BTC-USD", t.trade_id, t.time, "6") for t in trades]
     lake.take_in([*(t.match() for t in other_price), page(other_price), advanced(other_price)])
-    assert [row["price"] for row in lake.rows(SILVER)] == [5] * 7
+    assert [row["price"] for row in lake.rows(SILVER)] == [5] * 4
     assert len(lake.rows(COVERAGE)) == 1
 
 

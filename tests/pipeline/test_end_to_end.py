@@ -27,6 +27,7 @@ from support_processes import (
     Processes,
     Tables,
     same_trades,
+    stop_outside_of_writes,
     wait_until,
 )
 
@@ -203,7 +204,7 @@ def test_a_pipeline_that_wakes_up_after_another_took_over_stops_and_writes_nothi
     sent = appended(log, range(1, 501))
     first = processes.start("process", "--lake", str(lake))
     wait_until(lambda: tables.covered() == sent and tables.read(STATS).num_rows, "every table is up to date")
-    os.kill(first.popen.pid, signal.SIGSTOP)
+    stop_outside_of_writes(first.popen.pid, settings.log_path)
 
     sent |= appended(log, range(501, 1001))
     engine = EmbeddedEngine(settings)  # takes no lock

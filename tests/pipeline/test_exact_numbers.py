@@ -15,7 +15,8 @@ from cryptopulse.lake.tables import ALERTS, BARS, SILVER, STATS, TABLES, Table
 from support import Lake, Trade, at
 
 EXTREME = [
-    ("0.000000000001", "1"), ("0.000000000003", "999999999999.999999999999"), ("99999999999.123456789012", "0.000000000001"),
+    ("0.000000000001", "1"), ("0.000000000003", "999999999999.999999999999"),
+    ("99999999999.123456789012", "0.000000000001"),
     ("123456.789012345678", "0.987654321098"), ("0.1", "0.2"), ("0.3", "0.7"), ("1.000000000001", "1000000000000"),
 ]  # fmt: skip
 
@@ -26,7 +27,7 @@ def _trades() -> list[Trade]:
 
 @pytest.fixture(scope="module", params=["as written", "compacted"])
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    lake = Lake(tmp_path_factory.mktemp("exact") / "my lake [1]")
+    lake = Lake(tmp_path_factory.mktemp("exact") / "my lake's")
     for third in range(3):
         lake.take_in(trade.match() for trade in _trades()[third * 14 : third * 14 + 14])
     if request.param == "compacted":
@@ -69,8 +70,10 @@ def test_sql_engines_find_every_decimal_too(filled: Lake, column: str) -> None:
     with reader.connect(filled.path) as duck:
         for value in {row[column] for row in filled.rows(SILVER)}:
             expected = sum(row[column] == value for row in filled.rows(SILVER))
-            where = f'{column} = CAST(\'{value:f}\' AS DECIMAL(38,12))'
-            assert duck.sql(f"SELECT * FROM silver.fact_crypto_trades WHERE {where}").to_arrow_table().num_rows == expected
+            where = f"{column} = CAST('{value:f}' AS DECIMAL(38,12))"
+            assert (
+                duck.sql(f"SELECT * FROM silver.fact_crypto_trades WHERE {where}").to_arrow_table().num_rows == expected
+            )
             assert fusion.execute(f"SELECT * FROM t WHERE {where}").read_all().num_rows == expected
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import sqlglot
 from sqlglot import exp
 
 from cryptopulse.engine.session import Session
+from cryptopulse.lake import tables
 from cryptopulse.lake.dialect import bound_name, duckdb_sql
-from cryptopulse.lake.tables import BRONZE, TABLES, Table, arrow_type, read_sql
+from cryptopulse.lake.tables import BRONZE, TABLES, Table, arrow_type
 
 DERIVED = [table for table in TABLES if table is not BRONZE]
-FILES = [*(table.qualified for table in DERIVED), "silver.parsed_trades", "gold.dm_market_alerts.candidates"]
+FILES = sorted(Path(tables.__file__).with_name("sql").glob("*.sql"))
 
 
 @pytest.mark.parametrize("dialect", ["spark", "databricks"])
-@pytest.mark.parametrize("name", FILES)
-def test_every_sql_file_is_one_statement_of_spark(name: str, dialect: str) -> None:
-    (tree,) = sqlglot.parse(read_sql(name), read=dialect)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_sql_file_is_one_statement_of_spark(file: Path, dialect: str) -> None:
+    (tree,) = sqlglot.parse(file.read_text(), read=dialect)
     assert isinstance(tree, exp.Select)
 
 

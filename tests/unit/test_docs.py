@@ -49,11 +49,23 @@ def command_lines() -> list[Any]:
         for kind, text in _FENCE.findall(page.read_text()):
             if kind in ("sh", "bash", "console"):
                 found += [
-                    pytest.param(words, id=f"{page.stem}: {' '.join(words)[:40]}")
-                    for line in text.replace("\\\n", " ").splitlines()
+                    pytest.param(words, id=f"{page.stem}: {' '.join(' '.join(words).split())[:40]}")
+                    for line in _lines(text)
                     if (words := _own_words(line)) is not None
                 ]
     return found
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a shell block; one that ends within quotes goes on."""
+    line = ""
+    for part in text.splitlines():
+        line += part
+        if line.count('"') % 2:
+            line += "\n"
+        else:
+            yield line
+            line = ""
 
 
 def _own_words(line: str) -> list[str] | None:
@@ -242,3 +254,12 @@ def test_every_make_target_shown_exists() -> None:
     for page in PAGES:
         for name in re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE):
             assert name in targets, f"{page.name}: {name}"
+
+
+def test_the_readme_says_what_to_do_about_every_error_that_stops_a_pipeline() -> None:
+    section = (ROOT / "README.md").read_text().split("## Troubleshooting")[1].split("\n## ")[0]
+    shown = [re.split("…", text)[0].strip() for text in re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)]
+    code = " ".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    for kind in ("The log", "The disk under", "Table", "Another pipeline", "The producer ended", "There is no lake at"):
+        assert any(text.startswith(kind) for text in shown), kind
+        assert kind in code or kind == "The producer ended", kind

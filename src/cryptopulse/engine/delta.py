@@ -155,14 +155,15 @@ class DeltaHandle:
 
     def reopen(self) -> None:
         """Looks at the table anew. Raises Fenced when the positions there are not this handle's."""
-        self._delta = self._opened()
-        self._commits_since_open = 0
+        held, self._delta = self._delta, self._opened()
         recorded = {source: self._recorded(source) for source in self._seen}
         if recorded != self._seen:
+            self._delta = held  # stays behind, so that whatever it tries to commit later is refused too
             raise Fenced(
                 f"Another pipeline has written to {self.table.qualified} (found {recorded}, left {self._seen}). "
                 "This one stops and has written nothing since. Run one pipeline per lake."
             )
+        self._commits_since_open = 0
 
     def _commit(self, write: _Write, rows: pa.Table, positions: Mapping[str, int]) -> None:
         transactions = [Transaction(self._app_id(source), position) for source, position in positions.items()]

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import structlog
 from deltalake import DeltaTable
 
-from cryptopulse.errors import LakeDamaged
+from cryptopulse.errors import ConfigurationError, LakeDamaged
 from cryptopulse.lake.tables import BRONZE, TABLES, Table
 
 _PARQUET_MAGIC = b"PAR1"
@@ -64,6 +64,26 @@ class Synced:
             return self._version + 1
         commits = [number for number in _commit_numbers(self._log) if number <= version]
         return min(commits, default=version + 1)
+
+
+def check_file_system(folder: Path) -> None:
+    """Raises ConfigurationError where two writers could both believe that their commit won.
+
+    delta-rs commits to a local folder by a hard link, which fails when the name is taken. FUSE and blobfuse mounts
+    have none, and the rename used in its place overwrites.
+    """
+    probe, link = folder / f".probe-{os.getpid()}", folder / f".probe-{os.getpid()}-link"
+    try:
+        probe.touch()
+        os.link(probe, link)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The file system of {folder} can't make hard links ({error.strerror}), so commits would not be safe there "
+            "(a FUSE or blobfuse mount?). Use a folder on a local disk."
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
 
 
 def repair_lake(lake: Path, log_starts: Mapping[int, int]) -> None:

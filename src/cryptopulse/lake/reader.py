@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
@@ -33,7 +34,7 @@ def connect(lake: Path) -> duckdb.DuckDBPyConnection:
     files: list[str] = []
     for table, path in present:
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {table.schema}")
-        uris = DeltaTable(str(path)).file_uris()
+        uris = [unquote(uri) for uri in DeltaTable(str(path)).file_uris()]  # `my lake` comes as `my%20lake`
         files += uris
         connection.execute(f"CREATE VIEW {table.qualified} AS {_select(table, uris)}")
     connection.execute(f"SET allowed_paths = {_listed(files)}")

@@ -39,7 +39,8 @@ class Log(Protocol):
     def append(self, messages: pa.Table) -> None:
         """Stores `messages` (MESSAGE_SCHEMA) in order; returns when they are durable.
 
-        Raises LogFull when the size bound or the disk is reached (nothing of the batch is kept then).
+        Raises LogFull when the size bound or the disk is reached, LogBusy when another process keeps the log to
+        itself (nothing of the batch is kept then).
         """
 
     def partitions(self) -> list[int]:

@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cryptopulse.errors import ConfigurationError, CryptoPulseError, LogDamaged, LogFull
+from cryptopulse.errors import ConfigurationError, CryptoPulseError, LogBusy, LogDamaged, LogFull
 from cryptopulse.log import MESSAGE_SCHEMA, RECORD_SCHEMA
 
 PARTITION = 0
 _BATCH_MESSAGES_MAX = 20_000  # some 7 MB of raw messages: bounds what one read must hold
 _COMPRESS_BYTES_MIN = 4_096  # below this a zstd frame costs more time than it saves space
 _PAGE_BYTES = 16_384  # batches are blobs of kilobytes: fewer, larger pages
-_BUSY_TIMEOUT_S = 30.0
+_BUSY_TIMEOUT_S = 10.0  # writes take milliseconds; whoever takes longer stands still
 _TAIL_US = 10_000_000  # kept for a new producer: several heartbeats of each product
 _TAIL_SHARE = 8  # but at most this part of the size bound, so that a small log does not fill up with its tail
 _CODEC = pa.Codec("zstd", compression_level=1)
@@ -232,6 +232,11 @@ class SqliteLog:
             return LogDamaged(
                 f"The log {self._path} is damaged ({error}). Restore it from a copy, or move it away to start a "
                 "new one: trades that only it held are then missing."
+            )
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return LogBusy(
+                f"Can't {doing} the log {self._path}: another process has held it for {_BUSY_TIMEOUT_S:g} s. "
+                "See `cryptopulse status`: it may stand still."
             )
         return ConfigurationError(f"Can't {doing} the log {self._path}: {error}.")
 

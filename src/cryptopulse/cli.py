@@ -23,8 +23,8 @@ from cryptopulse.errors import ERROR_PREFIX, CryptoPulseError
 _EPILOG = (
     "Example: cryptopulse demo --for 60s\n\n"
     "Exit codes: 0 done; 1 a fault of the program, or a demo that lost or doubled a trade; 2 a setting, an "
-    "option or a file is wrong; 3 the log or the lake's disk is full (`status`: not all is well); 4 the log or a table is "
-    "damaged; 5 another pipeline works on this lake; 6 a supervised process died again and again; 130 ended "
+    "option or a file is wrong; 3 the log or the lake's disk is full (`status`: not all is well); 4 the log or a "
+    "table is damaged; 5 another pipeline works on this lake; 6 a supervised process died again and again; 130 ended "
     "by Ctrl-C."
 )
 

@@ -184,6 +184,13 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+def _lake_folder(path: Path) -> Path:
+    absolute = _absolute(path)
+    if set("[]") & set(str(absolute)):
+        raise ValueError("a lake's path can't have [ or ] in it (Delta readers take it for a URL)")
+    return absolute
+
+
 class _DotEnv(DotEnvSettingsSource):
     """The file `.env`, of which other programs' variables are none of our business."""
 
@@ -210,7 +217,7 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    lake: Annotated[Path, AfterValidator(_absolute)] = Path("lake")
+    lake: Annotated[Path, AfterValidator(_lake_folder)] = Path("lake")
     """Folder of the tables: `<lake>/<schema>/<table>`."""
     feed: FeedSettings = FeedSettings()
     log: LogSettings = LogSettings()

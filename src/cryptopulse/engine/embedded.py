@@ -60,8 +60,8 @@ class EmbeddedEngine:
     def _load(self) -> None:
         settings, handles = self._settings, self.handles
         judge = AlertJudge(self._fast, settings.alerts.rules)
-        silver, coverage = handles[SILVER.qualified], handles[COVERAGE.qualified]
-        self.held = Held(settings.lake, self._fast, silver, coverage, judge.lookback_max_s + _MARGIN_S)
+        seen_to = max(handles[table.qualified].position("silver") for table in (ALERTS, BARS))
+        self.held = Held(settings.lake, self._fast, handles, seen_to, judge.lookback_max_s + _MARGIN_S)
         batch_max = settings.processing.batch_messages_max
         self._bronze = Bronze(settings.lake, handles[BRONZE.qualified], batch_max)
         self._messages = MessageSteps(handles, self._fast, self._bronze, self.held)

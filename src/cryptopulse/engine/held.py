@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,15 @@ _COLUMNS = ", ".join(SILVER.arrow_schema.names)
 class Held:
     """Silver as the other tables need it. The fast lane changes it, any thread may read it."""
 
-    def __init__(self, lake: Path, session: Session, silver: DeltaHandle, coverage: DeltaHandle, keep_s: int) -> None:
-        """Reads what silver and its coverage hold; `keep_s`: how many seconds of trades stay in memory."""
+    def __init__(
+        self, lake: Path, session: Session, handles: Mapping[str, DeltaHandle], seen_to: int, keep_s: int
+    ) -> None:
+        """Reads what silver and its coverage hold.
+
+        `seen_to`: the last load_timestamp (µs UTC) of silver that a table derived from it has taken in; `keep_s`: how
+        many seconds of trades stay in memory.
+        """
+        silver, coverage = handles[SILVER.qualified], handles[COVERAGE.qualified]
         self._lake = lake
         self._session = session
         self._keep_s = keep_s
@@ -33,6 +41,8 @@ class Held:
         if coverage.position("silver") > silver.position(LOAD):
             # A power cut took the end of silver but not of its coverage: intervals would claim ids that are gone.
             coverage.replace(COVERAGE.arrow_schema.empty_table(), None, {"silver": NOTHING_YET})
+        # Gold may have kept what silver lost; news must come after what gold has seen, even if the clock went back.
+        silver.skip_to(LOAD, max(silver.position(LOAD), seen_to))
         self.position = silver.position(LOAD)
         """load_timestamp of silver's newest commit, µs UTC."""
         self.intervals: pa.Table = coverage.read("symbol, first_trade_id, last_trade_id").cast(_INTERVALS_SCHEMA)

@@ -179,7 +179,15 @@ class SqliteLog:
 
     def _decode(self, rows: list[_Row]) -> pa.Table:
         batches = []
+        expected = rows[0][0]
         for first_offset, count, enqueued_us, checksum, raw_bytes, body in rows:
+            if first_offset != expected:
+                raise LogDamaged(
+                    f"The log {self._path} is damaged: messages {expected} to {first_offset - 1} are gone. "
+                    "Nothing after them was read. Restore the file from a copy, or move it away to start a new log: "
+                    "trades that only it held are then missing."
+                )
+            expected += count
             if _checksum(first_offset, count, enqueued_us, raw_bytes, body) != checksum:
                 raise LogDamaged(
                     f"The log {self._path} is damaged: messages {first_offset} to {first_offset + count - 1} fail "

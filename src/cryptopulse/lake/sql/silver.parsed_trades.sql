@@ -55,14 +55,16 @@ claimed AS (
         END,
         NULL, NULL, NULL, NULL, NULL, NULL
     FROM decoded
-    WHERE (source = 'rest' AND page IS NULL)
-        OR (source <> 'rest' AND COALESCE(m.type, '') NOT IN (
-            'match', 'last_match', 'subscriptions', 'heartbeat', 'error', 'ticker', 'status', 'snapshot', 'l2update',
-            'received', 'open', 'done', 'change', 'activate', 'auction')
-        AND (m.type IS NOT NULL OR COALESCE(m.channel, '') NOT IN (
-            'market_trades', 'subscriptions', 'heartbeats', 'ticker', 'ticker_batch', 'status', 'candles', 'l2_data', 'user')
-            OR (m.channel = 'market_trades'
-                AND (m.events IS NULL OR SIZE(FILTER(m.events, e -> e.trades IS NULL)) > 0))))
+    WHERE (m.type IS NULL OR m.type NOT IN ('match', 'last_match'))
+        AND ((source = 'rest' AND page IS NULL)
+        OR (source <> 'rest' AND (
+            m IS NULL
+            OR (m.type IS NULL AND m.channel IS NULL)
+            -- Known control messages; a pattern, as a long list of values is planned as a join.
+            OR NOT m.type RLIKE '^(subscriptions|heartbeat|error|ticker|status|snapshot|l2update|received|open|done|change|activate|auction)$'
+            OR (m.type IS NULL AND NOT m.channel RLIKE '^(market_trades|subscriptions|heartbeats|ticker|ticker_batch|status|candles|l2_data|user)$')
+            OR (m.type IS NULL AND m.channel = 'market_trades'
+                AND (m.events IS NULL OR SIZE(FILTER(m.events, e -> e.trades IS NULL)) > 0)))))
 ),
 typed AS (
     SELECT

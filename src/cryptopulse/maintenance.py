@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import structlog
-from deltalake import DeltaTable, PostCommitHookProperties, WriterProperties
+from deltalake import DeltaTable, PostCommitHookProperties
 from deltalake.exceptions import CommitFailedError, DeltaError
 
+from cryptopulse.engine.delta import writer_properties
 from cryptopulse.engine.durability import Synced
 from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.errors import TransientError
@@ -27,7 +28,6 @@ _MB = 1 << 20
 _TIERS = ((1, 4 * _MB), (16, 128 * _MB))
 _TRIM_INTERVAL_S = 2.0
 _NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
-_COMPRESSION = WriterProperties(compression="ZSTD", compression_level=1)
 
 logger = structlog.get_logger()
 
@@ -99,7 +99,7 @@ class _TableCare:
                 DeltaTable(str(self._path)).optimize.compact(
                     target_size=target_size,
                     max_concurrent_tasks=1,
-                    writer_properties=_COMPRESSION,
+                    writer_properties=writer_properties(self.table),
                     post_commithook_properties=_NO_HOOKS,
                 )
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
+import pyarrow as pa
+
 from cryptopulse.engine import Commit
 from cryptopulse.engine.durability import check_file_system, repair_lake
 from cryptopulse.engine.embedded import EmbeddedEngine
@@ -50,6 +52,7 @@ class Pipeline:
             stack.callback(self.engine.close)
             self.telemetry = Telemetry(self.engine.session(), self.engine.held)
             self.maintenance = Maintenance(settings.maintenance, self.engine, log)
+            self._storing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="store"))
             self._release = stack.pop_all()
         self._slow_lane = threading.Lock()
         self._on_stored = _Counter(0, lambda _done, _total: None)
@@ -64,11 +67,15 @@ class Pipeline:
 
     def step(self, partition: int) -> int:
         """Moves what has arrived in `partition` through the fast lane; returns its number of messages."""
-        messages = self._store(partition)
+        records = self._read(partition)
+        storing = self._storing.submit(self._store, records)
+        if 0 < records.num_rows < _BEHIND_MESSAGES:
+            self.engine.anticipate(records)  # parsing takes as long as bronze's commit, and can't wait for it
+        storing.result()
         self._round(_FAST)
-        if messages >= _BEHIND_MESSAGES:
+        if records.num_rows >= _BEHIND_MESSAGES:
             self._catch_up(partition)
-        return messages
+        return int(records.num_rows)
 
     def gold(self) -> None:
         """Brings bars and statistics up to date."""
@@ -90,13 +97,15 @@ class Pipeline:
             messages = _BEHIND_MESSAGES
             while messages >= _BEHIND_MESSAGES:
                 others: list[Future[object]] = [pool.submit(self._round, _FAST), pool.submit(self.gold)]
-                messages = self._store(partition)
+                messages = self._store(self._read(partition))
                 for other in others:
                     other.result()
 
-    def _store(self, partition: int) -> int:
+    def _read(self, partition: int) -> pa.Table:
         after = self.engine.stored_to(partition)
-        records = self._log.read(partition, after + 1, self._settings.processing.batch_messages_max)
+        return self._log.read(partition, after + 1, self._settings.processing.batch_messages_max)
+
+    def _store(self, records: pa.Table) -> int:
         if records.num_rows:
             self.telemetry.committed(self.engine.store(records))
             self.engine.refresh((BRONZE,))

@@ -39,6 +39,9 @@ class Engine(Protocol):
     def store(self, records: pa.Table) -> Commit:
         """Appends `records` of the log (RECORD_SCHEMA, one partition, in order) to bronze."""
 
+    def anticipate(self, records: pa.Table) -> None:
+        """Does of the next step what needs no commit of `records`, so that it can be done while they are stored."""
+
     def advance(self, table: Table) -> Commit | None:
         """One step of `table` over what is new upstream; None when there is nothing new."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from deltalake import (
+    ColumnProperties,
     CommitProperties,
     DeltaTable,
     PostCommitHookProperties,
@@ -41,7 +42,7 @@ LOAD = "load"
 
 _REOPEN_COMMITS = 10  # a handle kept for ever gets slow: 12 ms a commit after 100 commits, 54 after 400 (measured)
 _RETRIES_MAX = 10  # conflicts with compaction; each retry looks at the table anew
-_COMPRESSION = WriterProperties(compression="ZSTD", compression_level=1)
+_HARDLY_REPEAT = {"BINARY", "BIGINT", "TIMESTAMP"}
 _PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 # Checkpoints and the clean-up of the log are maintenance's, beside the commits and not within them.
 _NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
@@ -68,6 +69,13 @@ def utc_literal(us: int) -> str:
     return f"arrow_cast({us}, 'Timestamp(Microsecond, Some(\"UTC\"))')"
 
 
+def writer_properties(table: Table) -> WriterProperties:
+    """How the table's files are written. No dictionaries where values hardly repeat: a third faster (measured)."""
+    plain = ColumnProperties(dictionary_enabled=False)
+    columns = {column.name: plain for column in table.columns if column.type in _HARDLY_REPEAT}
+    return WriterProperties(compression="ZSTD", compression_level=1, column_properties=columns)
+
+
 class DeltaHandle:
     """One table of the lake, for the one process that writes it. Use from one thread at a time."""
 
@@ -78,6 +86,7 @@ class DeltaHandle:
         """
         self.table = table
         self.path = table_path(lake, table)
+        self._writer = writer_properties(table)
         if not DeltaTable.is_deltatable(str(self.path)):
             DeltaTable.create(
                 str(self.path),
@@ -126,7 +135,7 @@ class DeltaHandle:
                 delta,
                 data,
                 mode="append",
-                writer_properties=_COMPRESSION,
+                writer_properties=self._writer,
                 commit_properties=commit,
                 post_commithook_properties=_NO_HOOKS,
             )
@@ -142,7 +151,7 @@ class DeltaHandle:
                 data,
                 mode="overwrite",
                 predicate=predicate,
-                writer_properties=_COMPRESSION,
+                writer_properties=self._writer,
                 commit_properties=commit,
                 post_commithook_properties=_NO_HOOKS,
             )

@@ -88,6 +88,10 @@ class EmbeddedEngine:
         """See `cryptopulse.engine.Engine.store`."""
         return self._bronze.store(records)
 
+    def anticipate(self, records: pa.Table) -> None:
+        """See `cryptopulse.engine.Engine.anticipate`."""
+        self._messages.parse(records["partition"][0].as_py(), records)
+
     def advance(self, table: Table) -> Commit | None:
         """See `cryptopulse.engine.Engine.advance`."""
         return self._steps[table.qualified]()

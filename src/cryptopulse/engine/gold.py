@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from cryptopulse.engine import Commit
 from cryptopulse.engine.delta import LOAD, DeltaHandle
-from cryptopulse.engine.held import Held, after
+from cryptopulse.engine.held import Held, after, id_spans
 from cryptopulse.engine.recent import MICROS
 from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.engine.session import Session
@@ -24,9 +24,11 @@ _BARS_COLUMNS = ", ".join(f'"{name}"' for name in BARS.arrow_schema.names)
 # The ids next to what is new, when they are held: whether a bar is complete depends on them.
 _NEIGHBOURS_SQL = """
 WITH runs AS (
-    SELECT symbol, trade_id, trade_id - row_number() OVER (PARTITION BY symbol ORDER BY trade_id) AS run FROM news),
+    SELECT symbol, trade_id, trade_id - row_number() OVER (PARTITION BY symbol ORDER BY trade_id) AS run FROM gappy),
 edges AS (
-    SELECT symbol, min(trade_id) - 1 AS before, max(trade_id) + 1 AS after FROM runs GROUP BY symbol, run),
+    SELECT symbol, first - 1 AS before, last + 1 AS after FROM dense
+    UNION ALL
+    SELECT symbol, min(trade_id) - 1, max(trade_id) + 1 FROM runs GROUP BY symbol, run),
 neighbours AS (
     SELECT e.symbol, e.before AS trade_id FROM edges AS e
     JOIN coverage AS c ON c.symbol = e.symbol AND e.before BETWEEN c.first_trade_id AND c.last_trade_id
@@ -113,8 +115,9 @@ class WindowSteps:
         In order the neighbour is the last trade of a product's newest bar. A neighbour elsewhere lies in a touched
         window, or at an edge of a bar that the table knows (times follow ids).
         """
-        ids = news.select(["symbol", "trade_id"])
-        found = self._session.query(_NEIGHBOURS_SQL, {"news": ids, "coverage": coverage, "tails": self._tails})
+        dense, gappy = id_spans(news)
+        inputs = {"dense": dense, "gappy": gappy, "coverage": coverage, "tails": self._tails}
+        found = self._session.query(_NEIGHBOURS_SQL, inputs)
         at_tails = found.filter(pc.is_valid(found["window_us"])).select(["symbol", "window_us"])
         others = found.filter(pc.is_null(found["window_us"]))
         parts = [touched, at_tails.cast(touched.schema)]

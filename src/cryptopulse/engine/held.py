@@ -85,11 +85,9 @@ class Held:
         """Adds `ids` (symbol, trade_id). In order and without a gap they are an interval a product: no need of SQL."""
         if ids.num_rows == 0:
             return
-        found = ids.group_by("symbol").aggregate([("trade_id", "min"), ("trade_id", "max"), ("trade_id", "count")])
-        width = pc.add(pc.subtract(found["trade_id_max"], found["trade_id_min"]), 1)
-        is_dense = pc.all(pc.equal(width, found["trade_id_count"])).as_py()
-        if is_dense and self.intervals.num_rows < self._joined_rows + _LOOSE_INTERVALS_MAX:
-            spans = pa.table([found["symbol"], found["trade_id_min"], found["trade_id_max"]], schema=_INTERVALS_SCHEMA)
+        dense, gappy = id_spans(ids)
+        if gappy.num_rows == 0 and self.intervals.num_rows < self._joined_rows + _LOOSE_INTERVALS_MAX:
+            spans = dense.rename_columns(_INTERVALS_SCHEMA.names).cast(_INTERVALS_SCHEMA)
             self.intervals = pa.concat_tables([self.intervals, spans])
             return
         inputs = {SILVER.qualified: ids, COVERAGE.qualified: self.intervals}
@@ -104,6 +102,18 @@ class Held:
         far = self.watermark_us + 366 * 86_400 * MICROS
         trades = silver.read(_COLUMNS, between_us("event_time", "event_date", max(first, 0), far))
         self.recent.load(trades, first, self.position)
+
+
+def id_spans(trades: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Splits new `trades`: products without a gap as (symbol, first, last), the trades of the others as they are."""
+    found = trades.group_by("symbol").aggregate([("trade_id", "min"), ("trade_id", "max"), ("trade_id", "count")])
+    found = found.select(["symbol", "trade_id_min", "trade_id_max", "trade_id_count"])
+    width = pc.add(pc.subtract(found["trade_id_max"], found["trade_id_min"]), 1)
+    is_dense = pc.equal(width, found["trade_id_count"])
+    dense = found.filter(is_dense).select([0, 1, 2]).rename_columns(["symbol", "first", "last"])
+    gappy = found.filter(pc.invert(is_dense))["symbol"]
+    ids = trades.select(["symbol", "trade_id"])
+    return dense, ids.filter(pc.is_in(ids["symbol"], gappy.combine_chunks())) if len(gappy) else ids.slice(0, 0)
 
 
 def after(position: int) -> str:

@@ -38,7 +38,7 @@ class MessageSteps:
         """Bronze → silver: the trades not held yet."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(SILVER, partition)) is not None:
-                parsed = self._parse(partition, news)
+                parsed = self.parse(partition, news)
                 inputs = {_PARSED: parsed, COVERAGE.qualified: self._held.intervals}
                 trades = self._session.derive(SILVER.qualified, inputs)
                 skipped = parsed["reason"].null_count - trades.num_rows
@@ -52,7 +52,7 @@ class MessageSteps:
         """Bronze → quarantine: the messages that were refused."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(QUARANTINE, partition)) is not None:
-                parsed = self._parse(partition, news)
+                parsed = self.parse(partition, news)
                 refused = parsed.filter(pc.is_valid(parsed["reason"]))
                 if refused.num_rows:
                     inputs = {_PARSED: refused, BRONZE.qualified: news}
@@ -95,8 +95,8 @@ class MessageSteps:
     def _news(self, table: Table, partition: int) -> pa.Table | None:
         return self._bronze.after(partition, self._handles[table.qualified].position(f"bronze/{partition}"))
 
-    def _parse(self, partition: int, messages: pa.Table) -> pa.Table:
-        """Bronze rows → the parsed view; remembered, as silver and quarantine both need it."""
+    def parse(self, partition: int, messages: pa.Table) -> pa.Table:
+        """Messages → the parsed view; remembered: silver and quarantine both need it, and it can be had in advance."""
         key = (partition, messages["offset"][0].as_py(), messages["offset"][-1].as_py())
         if self._parsed is None or self._parsed[0] != key:
             self._parsed = (key, self._session.derive(_PARSED, {BRONZE.qualified: messages}))

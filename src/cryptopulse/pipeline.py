@@ -113,10 +113,10 @@ class Pipeline:
         return int(records.num_rows)
 
     def _finish(self) -> None:
-        """Brings every table up to what bronze holds, and writes what was held back."""
+        """Brings every table up to what bronze holds, with nothing held back."""
+        self.engine.settle()
         while self._round((*_FAST, *_SLOW)):
             pass
-        self.engine.settle()
 
     def _round(self, tables: Sequence[Table]) -> bool:
         """One step of each of `tables`, upstream first; whether any had news."""

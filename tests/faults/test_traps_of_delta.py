@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from cryptopulse.engine import embedded
 from cryptopulse.engine.delta import DeltaHandle
 from cryptopulse.errors import Fenced, LakeBusy
 from cryptopulse.lake.lock import LakeLock
@@ -58,7 +57,6 @@ def test_a_kill_before_or_after_any_commit_loses_and_doubles_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(DeltaHandle, "_commit", killing)
-        patch.setattr(embedded.EmbeddedEngine, "settle", lambda self: self._messages.commit_coverage())
         with pytest.raises(Killed):
             lake.drain()
     lake.append(stream(11, 5))

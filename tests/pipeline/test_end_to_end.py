@@ -216,10 +216,10 @@ def test_a_pipeline_that_wakes_up_after_another_took_over_stops_and_writes_nothi
 
     sent |= appended(log, range(1001, 1501))
     engine.store(log.read(0, engine.stored_to(0) + 1, 10_000))
+    engine.settle()
     for table in DERIVED:
         while engine.advance(table) is not None:
             pass
-    engine.settle()
     engine.close()
     log.close()
     assert tables.ids() == dict.fromkeys(sent, 1)

@@ -46,7 +46,7 @@ class Engine(Protocol):
         """One step of `table` over what is new upstream; None when there is nothing new."""
 
     def settle(self) -> None:
-        """Writes what is held back for a while, before a stop."""
+        """From now on nothing is held back for a while: what follows is the end."""
 
     def reset(self, tables: Sequence[Table]) -> None:
         """Empties derived `tables` in this order and forgets their positions: they are derived again from the start."""

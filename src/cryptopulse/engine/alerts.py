@@ -6,6 +6,8 @@ episodes the SQL must see, so that judging costs little while nothing happens.
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.engine import Commit
-from cryptopulse.engine.delta import LOAD, DeltaHandle
+from cryptopulse.engine.delta import LOAD, NOTHING_YET, DeltaHandle
 from cryptopulse.engine.held import Held
 from cryptopulse.engine.recent import MICROS
 from cryptopulse.engine.rows import shaped, stamped
@@ -41,6 +43,7 @@ _RULES_SCHEMA = pa.schema(
 _SPAN_COLUMNS = ("symbol", "event_time_min", "event_time_max")
 # Closed episodes stay in memory so long: twice the longest cool-down. Trades later than half of it ask the table.
 _EPISODES_KEPT_US = 2 * 86_400 * MICROS
+_HOLD_S = 1.0  # an update of an open episode costs some 60 ms (judging, commit): every second is often enough
 _MARKER_US = 30 * MICROS  # a position that moved so far without rows is committed: bounds what a restart judges again
 
 
@@ -83,14 +86,21 @@ class AlertJudge:
         inputs = {SILVER.qualified: stretch, "alert_rules": scoped, ALERTS.qualified: near, "alert_clock": clock}
         return _changes(self._session.derive(ALERTS.qualified, inputs), near)
 
+    def rules_for(self, symbol: str, alert_type: str) -> int:
+        """How many rules of `alert_type` apply to a product."""
+        return sum(rule["alert_type"] == alert_type for rule in self._rules_for(symbol))
+
+    def _rules_for(self, symbol: str) -> list[dict[str, object]]:
+        if symbol not in self._rules_of:
+            self._rules_of[symbol] = _rules_of(symbol, self._rules)
+        return self._rules_of[symbol]
+
     def _scoped(self, news: pa.Table) -> pa.Table:
         """The rules of each product in `news`, with the times between which its trades are to be judged."""
         spans = news.group_by("symbol").aggregate([("event_time", "min"), ("event_time", "max")])
         rows = []
         for symbol, first, last in zip(*(spans[name].to_pylist() for name in _SPAN_COLUMNS), strict=True):
-            if symbol not in self._rules_of:
-                self._rules_of[symbol] = _rules_of(symbol, self._rules)
-            rows += [rule | {"judge_from": first, "judge_to": last} for rule in self._rules_of[symbol]]
+            rows += [rule | {"judge_from": first, "judge_to": last} for rule in self._rules_for(symbol)]
         return pa.Table.from_pylist(rows, schema=_RULES_SCHEMA)
 
 
@@ -159,48 +169,99 @@ class AlertStep:
         self._handle, self._judge, self._held = handle, judge, held
         self.episodes = self._near(handle.read(_ALERT_COLUMNS))
         """Episodes that are open or not long closed; replaced as a whole, never changed."""
+        self.hold_s = _HOLD_S
+        """How long news of episodes that are open already may wait."""
+        self._looked_to = NOTHING_YET
+        self._newest_us: dict[str, int] = {}
+        self._suspects: set[tuple[str, str]] = set()
+        self._judged_at = time.monotonic()
 
     def advance(self) -> Commit | None:
-        """Judges silver's newest trades; see `cryptopulse.engine.Engine.advance`."""
-        handle = self._handle
-        news = self._held.since(handle.position("silver"))
-        if news is None:
+        """Judges silver's newest trades; see `cryptopulse.engine.Engine.advance`.
+
+        A quick look at prices tells which products can have a trade over a threshold. When all that can change is an
+        episode that is open already, its update waits a little: an open crash is over the threshold with every trade.
+        """
+        fresh = self._held.since(max(self._handle.position("silver"), self._looked_to))
+        if fresh is not None:
+            self._suspects |= self._look_at(fresh)
+            self._looked_to = pc.cast(pc.max(fresh["load_timestamp"]), pa.int64()).as_py()
+        elif not self._suspects:
             return None
-        end = pc.cast(pc.max(news["load_timestamp"]), pa.int64()).as_py()
-        judgement = self._judgement(news)
+        if not self._suspects and not self._is_any_due():
+            self._move_on()
+            return self._commit(ALERTS.arrow_schema.empty_table(), fresh)
+        if self._may_wait():
+            return None if fresh is None else self._commit(ALERTS.arrow_schema.empty_table(), self._unsuspected(fresh))
+        return self._commit(self._judge_suspects(), fresh)
+
+    def _judge_suspects(self) -> pa.Table:
+        """Judges all news of the products suspected, writes what changed, and returns the rows written."""
+        news = self._held.since(self._handle.position("silver"))
+        assert news is not None  # there are suspects in it, or an episode that trades after it made due
+        suspects = news.filter(pc.is_in(news["symbol"], pa.array(sorted({s for s, _ in self._suspects}), pa.string())))
+        judgement = self._judge.judge(suspects, self._trades_for, self._known(news), self._held.watermark_us)
+        self._suspects.clear()
+        self._judged_at = time.monotonic()
         if judgement is None:
-            empty = ALERTS.arrow_schema.empty_table()
-            if end - handle.recorded("silver") > _MARKER_US:
-                handle.append(empty, {"silver": end})
-            handle.skip_to("silver", end)
-            return Commit(ALERTS, empty, news.num_rows, received=news["ingestion_time"])
-        load = handle.next_load()
+            self._move_on()
+            return ALERTS.arrow_schema.empty_table()
+        load = self._handle.next_load()
         rows = shaped(stamped(judgement.episodes, load), ALERTS)
         ids = ", ".join(f"'{alert_id}'" for alert_id in judgement.replaced)
-        handle.replace(rows, f"alert_id IN ({ids})", {"silver": end, LOAD: load})
+        self._handle.replace(rows, f"alert_id IN ({ids})", {"silver": self._looked_to, LOAD: load})
         is_replaced = pc.is_in(self.episodes["alert_id"], pa.array(judgement.replaced))
         self.episodes = self._near(pa.concat_tables([self.episodes.filter(pc.invert(is_replaced)), rows]))
-        return Commit(ALERTS, rows, news.num_rows, received=news["ingestion_time"])
+        return rows
 
-    def _judgement(self, news: pa.Table) -> Judgement | None:
-        """Judges the products of `news` whose recent prices lie wide enough apart, and what is due to close."""
-        suspects = news.filter(pc.is_in(news["symbol"], pa.array(self._suspects(news), pa.string())))
-        if suspects.num_rows == 0 and not self._is_any_due():
-            return None
-        return self._judge.judge(suspects, self._trades_for, self._known(news), self._held.watermark_us)
+    def _move_on(self) -> None:
+        """Counts the news looked at as judged; now and then the table says so too."""
+        if self._looked_to - self._handle.recorded("silver") > _MARKER_US:
+            self._handle.append(ALERTS.arrow_schema.empty_table(), {"silver": self._looked_to})
+        self._handle.skip_to("silver", self._looked_to)
 
-    def _suspects(self, news: pa.Table) -> list[str]:
-        """Products that can have a trade over a threshold: a quick look that spares the SQL most of the time."""
-        symbols: list[str] = pc.unique(news["symbol"]).to_pylist()
-        earliest = pc.cast(pc.min(news["event_time"]), pa.int64()).as_py()
-        first_us = earliest - self._judge.lookback_max_s * MICROS
-        if first_us < self._held.recent.complete_from_us:
-            return symbols
-        ranges = self._held.recent.price_ranges(symbols, first_us)
-        # A surge needs a narrower range than a crash of the same percentage. Floats stand for exact prices: a hair
-        # wider, so that no trade at exactly the threshold is passed over.
-        narrow = 1 / (1 + self._judge.threshold_min_pct / 100) + 1e-9
-        return [symbol for symbol, (low, high) in ranges.items() if low <= high * narrow]
+    @staticmethod
+    def _commit(rows: pa.Table, taken_in: pa.Table | None) -> Commit:
+        if taken_in is None:
+            return Commit(ALERTS, rows, 0)
+        return Commit(ALERTS, rows, taken_in.num_rows, received=taken_in["ingestion_time"])
+
+    def _unsuspected(self, fresh: pa.Table) -> pa.Table:
+        symbols = pa.array(sorted({symbol for symbol, _ in self._suspects}), pa.string())
+        return fresh.filter(pc.invert(pc.is_in(fresh["symbol"], symbols)))
+
+    def _look_at(self, fresh: pa.Table) -> set[tuple[str, str]]:
+        """Products and types of which a trade can be over a threshold: all that are, and few more."""
+        spans = fresh.group_by("symbol").aggregate([(c, f) for c in ("event_time", "price") for f in ("min", "max")])
+        symbols: list[str] = spans["symbol"].to_pylist()
+        first, last = (pc.cast(spans[f"event_time_{f}"], pa.int64()).to_pylist() for f in ("min", "max"))
+        lows, highs = (pc.cast(spans[f"price_{f}"], pa.float64()).to_pylist() for f in ("min", "max"))
+        back_to_us = min(first) - self._judge.lookback_max_s * MICROS
+        if back_to_us < self._held.recent.complete_from_us:
+            return {(symbol, alert_type) for symbol in symbols for alert_type in ("FLASH_CRASH", "PRICE_SURGE")}
+        wide = self._held.recent.price_ranges(symbols, back_to_us)
+        late = self._held.recent.price_ranges(symbols, min(first))
+        share = self._judge.threshold_min_pct / 100
+        found = set()
+        for symbol, first_us, last_us, low, high in zip(symbols, first, last, lows, highs, strict=True):
+            # A trade that comes late also changes what later trades look back at: then those are looked at too.
+            in_order = first_us >= self._newest_us.get(symbol, last_us + 1)
+            lowest, highest = (low, high) if in_order else late[symbol]
+            # Floats stand for exact prices: a hair wider, so that no trade at exactly the threshold is passed over.
+            if lowest <= wide[symbol][1] * (1 - share) * (1 + 1e-9):
+                found.add((symbol, "FLASH_CRASH"))
+            if highest >= wide[symbol][0] * (1 + share) * (1 - 1e-9):
+                found.add((symbol, "PRICE_SURGE"))
+            self._newest_us[symbol] = max(last_us, self._newest_us.get(symbol, last_us))
+        return found
+
+    def _may_wait(self) -> bool:
+        """Whether each suspect has its episodes open, and they were judged just now."""
+        if time.monotonic() - self._judged_at >= self.hold_s or self._is_any_due():
+            return False
+        still_open = self.episodes.filter(pc.equal(self.episodes["state"], "OPEN"))
+        opened = Counter(zip(still_open["symbol"].to_pylist(), still_open["alert_type"].to_pylist(), strict=True))
+        return all(opened[suspect] >= self._judge.rules_for(*suspect) for suspect in self._suspects)
 
     def _is_any_due(self) -> bool:
         """Whether an open episode has been quiet for its cool-down."""

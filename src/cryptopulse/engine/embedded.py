@@ -102,8 +102,8 @@ class EmbeddedEngine:
             self.handles[table.qualified].refresh_if_due()
 
     def settle(self) -> None:
-        """Writes what is held back for a while (the coverage), before a stop."""
-        self._messages.commit_coverage()
+        """See `cryptopulse.engine.Engine.settle`."""
+        self._alerts.hold_s = self._messages.hold_s = 0
 
     def reset(self, tables: Sequence[Table]) -> None:
         """See `cryptopulse.engine.Engine.reset`."""

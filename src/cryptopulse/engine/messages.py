@@ -17,7 +17,7 @@ from cryptopulse.engine.session import Session
 from cryptopulse.lake.tables import BRONZE, COVERAGE, QUARANTINE, SILVER, Table
 
 _PARSED = "silver.parsed_trades"
-_COVERAGE_COMMIT_S = 2.0  # silver's ids since the last commit are read again after a kill: cheap, so seldom is fine
+_COVERAGE_HOLD_S = 2.0  # silver's ids since the last commit are read again after a kill: cheap, so seldom is fine
 _MARKER_MESSAGES = 50_000  # a position that moved so far without rows is committed: bounds what a restart reads again
 
 
@@ -33,6 +33,8 @@ class MessageSteps:
         self._held = held
         self._parsed: tuple[tuple[int, int, int], pa.Table] | None = None
         self._coverage_committed = time.monotonic()
+        self.hold_s = _COVERAGE_HOLD_S
+        """How long the intervals may wait to be written."""
 
     def advance_silver(self) -> Commit | None:
         """Bronze → silver: the trades not held yet."""
@@ -62,14 +64,10 @@ class MessageSteps:
 
     def advance_coverage(self) -> Commit | None:
         """Writes the intervals of ids every few seconds; in memory they are up to date with each commit of silver."""
-        if time.monotonic() - self._coverage_committed < _COVERAGE_COMMIT_S:
-            return None
-        return self.commit_coverage()
-
-    def commit_coverage(self) -> Commit | None:
-        """Writes the intervals of ids now, if they changed."""
         position = self._held.position
         if self._coverage.position("silver") >= position:
+            return None
+        if time.monotonic() - self._coverage_committed < self.hold_s:
             return None
         rows = shaped(stamped(self._held.coverage(self._session), position), COVERAGE)
         self._coverage.replace(rows, None, {"silver": position})

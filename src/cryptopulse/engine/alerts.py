@@ -40,6 +40,7 @@ _RULES_SCHEMA = pa.schema(
         ("judge_to", pa.timestamp("us", tz="UTC")),
     ]
 )
+_NO_EPISODES = ALERTS.arrow_schema.empty_table()
 _SPAN_COLUMNS = ("symbol", "event_time_min", "event_time_max")
 # Closed episodes stay in memory so long: twice the longest cool-down. Trades later than half of it ask the table.
 _EPISODES_KEPT_US = 2 * 86_400 * MICROS
@@ -65,6 +66,8 @@ class AlertJudge:
         self._rules_of: dict[str, list[dict[str, object]]] = {}
         self.lookback_max_s = max((rule.lookback_s for rule in rules), default=0)
         self.threshold_min_pct = float(min((rule.threshold_pct for rule in rules), default=100))
+        # Once on nothing: translating and planning the statement takes 0.1 s, for which the first crash must not wait.
+        self.judge(SILVER.arrow_schema.empty_table(), lambda _: SILVER.arrow_schema.empty_table(), _NO_EPISODES, 0)
 
     def judge(
         self,
@@ -190,9 +193,9 @@ class AlertStep:
             return None
         if not self._suspects and not self._is_any_due():
             self._move_on()
-            return self._commit(ALERTS.arrow_schema.empty_table(), fresh)
+            return self._commit(_NO_EPISODES, fresh)
         if self._may_wait():
-            return None if fresh is None else self._commit(ALERTS.arrow_schema.empty_table(), self._unsuspected(fresh))
+            return None if fresh is None else self._commit(_NO_EPISODES, self._unsuspected(fresh))
         return self._commit(self._judge_suspects(), fresh)
 
     def _judge_suspects(self) -> pa.Table:
@@ -205,7 +208,7 @@ class AlertStep:
         self._judged_at = time.monotonic()
         if judgement is None:
             self._move_on()
-            return ALERTS.arrow_schema.empty_table()
+            return _NO_EPISODES
         load = self._handle.next_load()
         rows = shaped(stamped(judgement.episodes, load), ALERTS)
         ids = ", ".join(f"'{alert_id}'" for alert_id in judgement.replaced)
@@ -217,7 +220,7 @@ class AlertStep:
     def _move_on(self) -> None:
         """Counts the news looked at as judged; now and then the table says so too."""
         if self._looked_to - self._handle.recorded("silver") > _MARKER_US:
-            self._handle.append(ALERTS.arrow_schema.empty_table(), {"silver": self._looked_to})
+            self._handle.append(_NO_EPISODES, {"silver": self._looked_to})
         self._handle.skip_to("silver", self._looked_to)
 
     @staticmethod

@@ -96,7 +96,7 @@ class LogSettings(_Section):
     size_max_mb: int = Field(default=8192, ge=1)
     """Largest size of the log. When it is reached appending fails with a clear error: nothing is
     overwritten."""
-    group_commit_ms: int = Field(default=10, ge=1, le=50)
+    group_commit_ms: int = Field(default=5, ge=1, le=50)
     """Messages that arrive within this time share one synced write."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -44,7 +44,7 @@ _NO_EPISODES = ALERTS.arrow_schema.empty_table()
 _SPAN_COLUMNS = ("symbol", "event_time_min", "event_time_max")
 # Closed episodes stay in memory so long: twice the longest cool-down. Trades later than half of it ask the table.
 _EPISODES_KEPT_US = 2 * 86_400 * MICROS
-_HOLD_S = 1.0  # an update of an open episode costs some 60 ms (judging, commit): every second is often enough
+_HOLD_S = 2.0  # an update of an open episode costs some 60 ms (judging, commit) that new trades wait for
 _MARKER_US = 30 * MICROS  # a position that moved so far without rows is committed: bounds what a restart judges again
 
 
@@ -75,14 +75,15 @@ class AlertJudge:
         trades: Callable[[pa.Table], pa.Table],
         known: pa.Table,
         watermark_us: int,
+        suspects: Set[tuple[str, str]] | None = None,
     ) -> Judgement | None:
-        """Judges the trades `news` (silver's columns).
+        """Judges the trades `news` (silver's columns), for all rules or only for those of `suspects` (symbol, type).
 
         `trades` gives silver's trades for a table of (symbol, judge_from, judge_to): from one look-back before to one
         after. `known` are the episodes so far that could be near. `watermark_us` is the newest event time of silver:
         episodes that were quiet since close. Returns None when nothing changed.
         """
-        scoped = self._scoped(news)
+        scoped = self._scoped(news, suspects)
         stretch = trades(scoped)
         clock = pa.table({"watermark_us": pa.array([watermark_us], pa.int64())})
         near = _near(known, scoped)
@@ -98,12 +99,16 @@ class AlertJudge:
             self._rules_of[symbol] = _rules_of(symbol, self._rules)
         return self._rules_of[symbol]
 
-    def _scoped(self, news: pa.Table) -> pa.Table:
+    def _scoped(self, news: pa.Table, suspects: Set[tuple[str, str]] | None) -> pa.Table:
         """The rules of each product in `news`, with the times between which its trades are to be judged."""
         spans = news.group_by("symbol").aggregate([("event_time", "min"), ("event_time", "max")])
         rows = []
         for symbol, first, last in zip(*(spans[name].to_pylist() for name in _SPAN_COLUMNS), strict=True):
-            rows += [rule | {"judge_from": first, "judge_to": last} for rule in self._rules_for(symbol)]
+            rows += [
+                rule | {"judge_from": first, "judge_to": last}
+                for rule in self._rules_for(symbol)
+                if suspects is None or (symbol, rule["alert_type"]) in suspects
+            ]
         return pa.Table.from_pylist(rows, schema=_RULES_SCHEMA)
 
 
@@ -203,7 +208,9 @@ class AlertStep:
         news = self._held.since(self._handle.position("silver"))
         assert news is not None  # there are suspects in it, or an episode that trades after it made due
         suspects = news.filter(pc.is_in(news["symbol"], pa.array(sorted({s for s, _ in self._suspects}), pa.string())))
-        judgement = self._judge.judge(suspects, self._trades_for, self._known(news), self._held.watermark_us)
+        judgement = self._judge.judge(
+            suspects, self._trades_for, self._known(news), self._held.watermark_us, self._suspects
+        )
         self._suspects.clear()
         self._judged_at = time.monotonic()
         if judgement is None:

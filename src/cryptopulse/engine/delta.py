@@ -40,7 +40,7 @@ NOTHING_YET = -1
 LOAD = "load"
 """The source name under which a table's commits carry their own load_timestamp."""
 
-_REOPEN_COMMITS = 10  # a handle kept for ever gets slow: 12 ms a commit after 100 commits, 54 after 400 (measured)
+_REOPEN_COMMITS = 20  # a handle kept for ever gets slow: 12 ms a commit after 100 commits, 54 after 400 (measured)
 _RETRIES_MAX = 10  # conflicts with compaction; each retry looks at the table anew
 _HARDLY_REPEAT = {"BINARY", "BIGINT", "TIMESTAMP"}
 _PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}

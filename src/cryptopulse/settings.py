@@ -159,9 +159,9 @@ class AlertSettings(_Section):
 class MaintenanceSettings(_Section):
     """Keeps tables fast to write and to read; one owner, the processing."""
 
-    compact_commits: int = Field(default=64, ge=8)
+    compact_commits: int = Field(default=100, ge=8)
     """Small files of a table are merged after this many commits."""
-    checkpoint_commits: int = Field(default=20, ge=5)
+    checkpoint_commits: int = Field(default=50, ge=5)
     """Delta log checkpoints are written after this many commits."""
     log_retention_s: int = Field(default=30, ge=10)
     """Delta log entries older than this and covered by a checkpoint are removed. Each entry kept makes a

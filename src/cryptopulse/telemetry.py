@@ -122,7 +122,7 @@ class Telemetry:
 
     def summary(self) -> dict[str, object]:
         """What was done since the start, and what the lake holds now, for a person who waited for it."""
-        held = self._session.query(_HELD_SQL, {"coverage": self._held.coverage(self._session)}).to_pylist()
+        held = self._session.query(_HELD_SQL, {"coverage": self._held.coverage}).to_pylist()
         return {
             **{name: self._totals[name] for name in ("messages", "trades", "duplicates", "quarantined")},
             "symbols": {row["symbol"]: row["held"] for row in held},

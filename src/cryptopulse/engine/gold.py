@@ -13,7 +13,7 @@ from cryptopulse.engine.held import Held, after, id_spans
 from cryptopulse.engine.recent import MICROS
 from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.engine.session import Session
-from cryptopulse.engine.windows import Runs, between_us, distinct_windows, touched_windows
+from cryptopulse.engine.windows import Runs, between_us, distinct_windows, in_windows, touched_windows
 from cryptopulse.lake.tables import BARS, COVERAGE, SILVER, STATS
 
 _STATS_US = STATS.window_seconds * MICROS
@@ -35,18 +35,7 @@ neighbours AS (
     UNION
     SELECT e.symbol, e.after FROM edges AS e
     JOIN coverage AS c ON c.symbol = e.symbol AND e.after BETWEEN c.first_trade_id AND c.last_trade_id)
-SELECT n.symbol, n.trade_id, epoch_us(t.window_start) AS window_us
-FROM neighbours AS n LEFT JOIN tails AS t ON t.symbol = n.symbol AND t.last_trade_id = n.trade_id
-"""
-_TAILS_SQL = """
-SELECT symbol, max(last_trade_id) AS last_trade_id, arg_max(window_start, last_trade_id) AS window_start
-FROM bars GROUP BY symbol
-"""
-_OF_WINDOWS_SQL = """
-SELECT d.* FROM derived AS d SEMI JOIN touched AS t ON t.symbol = d.symbol AND t.window_us = epoch_us(d.window_start)
-"""
-_OTHERS_SQL = """
-SELECT m.* FROM matching AS m ANTI JOIN touched AS t ON t.symbol = m.symbol AND t.window_us = epoch_us(m.window_start)
+SELECT symbol, trade_id FROM neighbours
 """
 
 
@@ -58,8 +47,10 @@ class WindowSteps:
         self._bars, self._stats = handles[BARS.qualified], handles[STATS.qualified]
         self._session = session
         self._held = held
-        tails = self._bars.read("symbol, last_trade_id, window_start")
-        self._tails = session.query(_TAILS_SQL, {"bars": tails})
+        self._tails: dict[str, tuple[int, int]] = {}
+        """By product the last trade id that bars hold, and the window (µs UTC) that it lies in."""
+        newest = "max(last_trade_id) AS last_trade_id, max(window_start) AS window_start"
+        self._note_tails(self._bars.read(f"symbol, {newest}", "true GROUP BY symbol"))
         self._changed = [self._bars.read("symbol, window_start", after(self._stats.position("bars")))]
         """Bars that the statistics have not taken in."""
         self._kept_from_us = (held.watermark_us - _BARS_KEPT_US) // _STATS_US * _STATS_US
@@ -72,15 +63,14 @@ class WindowSteps:
         news = self._held.since(self._bars.position("silver"))
         if news is None:
             return None
-        coverage = self._held.coverage(self._session)
+        coverage = self._held.coverage
         touched = touched_windows(news, "event_time", BARS.window_seconds)
         touched = self._with_neighbours(touched, news, coverage)
         trades = self._trades_of(touched)
         inputs = {SILVER.qualified: trades, COVERAGE.qualified: coverage}
         position = pc.cast(pc.max(news["load_timestamp"]), pa.int64()).as_py()
         rows = self._replace(self._bars, touched, inputs, {"silver": position})
-        newest = rows.select(self._tails.column_names).cast(self._tails.schema)
-        self._tails = self._session.query(_TAILS_SQL, {"bars": pa.concat_tables([self._tails, newest])})
+        self._note_tails(rows)
         self._changed.append(rows.select(["symbol", "window_start"]))
         self._keep(rows, touched)
         return Commit(BARS, rows, news.num_rows, received=news["ingestion_time"])
@@ -104,8 +94,7 @@ class WindowSteps:
         times = pc.cast(rows["window_start"], pa.int64())
         horizon = (pc.max(times).as_py() - _BARS_KEPT_US) // _STATS_US * _STATS_US
         self._kept_from_us = max(self._kept_from_us, min(horizon, self._held.watermark_us))
-        others = self._session.query(_OTHERS_SQL, {"matching": self._kept, "touched": touched})
-        kept = pa.concat_tables([shaped(others, BARS), rows])
+        kept = pa.concat_tables([self._kept.filter(pc.invert(in_windows(self._kept, touched))), rows])
         is_new = pc.greater_equal(pc.cast(kept["window_start"], pa.int64()), self._kept_from_us)
         self._kept = kept.filter(is_new)
 
@@ -116,18 +105,34 @@ class WindowSteps:
         window, or at an edge of a bar that the table knows (times follow ids).
         """
         dense, gappy = id_spans(news)
-        inputs = {"dense": dense, "gappy": gappy, "coverage": coverage, "tails": self._tails}
-        found = self._session.query(_NEIGHBOURS_SQL, inputs)
-        at_tails = found.filter(pc.is_valid(found["window_us"])).select(["symbol", "window_us"])
-        others = found.filter(pc.is_null(found["window_us"]))
-        parts = [touched, at_tails.cast(touched.schema)]
-        if others.num_rows:
-            edges = ", ".join(map(str, pc.unique(others["trade_id"]).to_pylist()))
-            symbols = ", ".join(f"'{symbol}'" for symbol in pc.unique(others["symbol"]).to_pylist())
-            where = f"symbol IN ({symbols}) AND (first_trade_id IN ({edges}) OR last_trade_id IN ({edges}))"
-            bars = self._bars.read("symbol, window_start", where)
-            parts.append(touched_windows(bars, "window_start", BARS.window_seconds).cast(touched.schema))
+        at_tails, elsewhere = [], []
+        for symbol, first, last in zip(*(column.to_pylist() for column in dense.columns), strict=True):
+            tail, window_us = self._tails.get(symbol, (first - 2, 0))
+            if tail == first - 1:
+                at_tails.append({"symbol": symbol, "window_us": window_us})
+            elif tail >= first:
+                elsewhere.append({"symbol": symbol, "first": first, "last": last})
+        parts = [touched, pa.Table.from_pylist(at_tails, schema=touched.schema)]
+        if elsewhere or gappy.num_rows:
+            late = pa.Table.from_pylist(elsewhere, schema=dense.schema)
+            parts.append(self._neighbours(late, gappy, coverage).cast(touched.schema))
         return distinct_windows(pa.concat_tables(parts))
+
+    def _neighbours(self, dense: pa.Table, gappy: pa.Table, coverage: pa.Table) -> pa.Table:
+        """The windows of bars that begin or end with the neighbour of one of these trades."""
+        inputs = {"dense": dense, "gappy": gappy, "coverage": coverage}
+        found = self._session.query(_NEIGHBOURS_SQL, inputs)
+        if found.num_rows == 0:
+            return pa.table({"symbol": pa.array([], pa.string()), "window_us": pa.array([], pa.int64())})
+        edges = ", ".join(map(str, pc.unique(found["trade_id"]).to_pylist()))
+        symbols = ", ".join(f"'{symbol}'" for symbol in pc.unique(found["symbol"]).to_pylist())
+        where = f"symbol IN ({symbols}) AND (first_trade_id IN ({edges}) OR last_trade_id IN ({edges}))"
+        return touched_windows(self._bars.read("symbol, window_start", where), "window_start", BARS.window_seconds)
+
+    def _note_tails(self, bars: pa.Table) -> None:
+        columns = (bars["symbol"], bars["last_trade_id"], pc.cast(bars["window_start"], pa.int64()))
+        for symbol, last, window_us in zip(*(column.to_pylist() for column in columns), strict=True):
+            self._tails[symbol] = max(self._tails.get(symbol, (-1, 0)), (last, window_us))
 
     def _trades_of(self, touched: pa.Table) -> pa.Table:
         """At least all trades of the `touched` minutes: the recent ones from memory, older ones from the table."""
@@ -152,8 +157,7 @@ class WindowSteps:
         """Derives the rows of the `touched` windows and puts them in the place of the old ones."""
         table, load = handle.table, handle.next_load()
         derived = self._session.derive(table.qualified, inputs)
-        derived = self._session.query(_OF_WINDOWS_SQL, {"derived": derived, "touched": touched})
-        rows = shaped(stamped(derived, load), table)
+        rows = shaped(stamped(derived.filter(in_windows(derived, touched)), load), table)
         runs = Runs(touched, table.window_seconds)
         condition = runs.condition("window_start", "window_date")
         written = rows if runs.are_exact else pa.concat_tables([rows, self._others(handle, touched, condition)])
@@ -164,4 +168,4 @@ class WindowSteps:
         """The rows that match `condition` but are of other windows: they stay as they are."""
         names = ", ".join(f'"{name}"' for name in handle.table.arrow_schema.names)
         matching = handle.read(names, condition)
-        return shaped(self._session.query(_OTHERS_SQL, {"matching": matching, "touched": touched}), handle.table)
+        return shaped(matching.filter(pc.invert(in_windows(matching, touched))), handle.table)

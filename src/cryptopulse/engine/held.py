@@ -16,7 +16,6 @@ from cryptopulse.engine.windows import between_us
 from cryptopulse.lake.tables import COVERAGE, SILVER
 
 _MINUTE_US = 60 * MICROS
-_LOOSE_INTERVALS_MAX = 500  # intervals that touch are joined when there are more of them: each is a row to sort
 _INTERVALS_SCHEMA = pa.schema([("symbol", pa.string()), ("first_trade_id", pa.int64()), ("last_trade_id", pa.int64())])
 _COLUMNS = ", ".join(SILVER.arrow_schema.names)
 
@@ -45,9 +44,9 @@ class Held:
         silver.skip_to(LOAD, max(silver.position(LOAD), seen_to))
         self.position = silver.position(LOAD)
         """load_timestamp of silver's newest commit, µs UTC."""
-        self.intervals: pa.Table = coverage.read("symbol, first_trade_id, last_trade_id").cast(_INTERVALS_SCHEMA)
-        """Intervals of the ids held. Replaced as a whole, never changed. They may touch: `coverage` joins them."""
-        self._joined_rows = self.intervals.num_rows
+        self._intervals: tuple[pa.Table, dict[str, tuple[int, int]]]
+        """All intervals but each product's newest, and those."""
+        self._split(coverage.read("symbol, first_trade_id, last_trade_id").cast(_INTERVALS_SCHEMA))
         self._cover(silver.read("symbol, trade_id", after(coverage.position("silver"))))
         newest = pc.cast(silver.read("max(event_time) AS at", "event_time <= now()")["at"], pa.int64())[0].as_py()
         self.watermark_us: int = newest or 0
@@ -76,23 +75,51 @@ class Held:
         """Silver's rows on disk that match `where`."""
         return read_table(self._lake, SILVER, _COLUMNS, where)
 
-    def coverage(self, session: Session) -> pa.Table:
-        """The intervals of the ids held, as few as they can be, worked out by the caller's `session`."""
-        no_news = _INTERVALS_SCHEMA.empty_table().select(["symbol"]).append_column("trade_id", pa.array([], pa.int64()))
-        return session.derive(COVERAGE.qualified, {SILVER.qualified: no_news, COVERAGE.qualified: self.intervals})
+    @property
+    def coverage(self) -> pa.Table:
+        """The intervals of the ids held (symbol, first_trade_id, last_trade_id), as few as they can be."""
+        earlier, newest = self._intervals
+        rows = [list(newest), [first for first, _ in newest.values()], [last for _, last in newest.values()]]
+        arrays = [pa.array(r, field.type) for r, field in zip(rows, _INTERVALS_SCHEMA, strict=True)]
+        return pa.concat_tables([earlier, pa.table(arrays, schema=_INTERVALS_SCHEMA)])
 
     def _cover(self, ids: pa.Table) -> None:
-        """Adds `ids` (symbol, trade_id). In order and without a gap they are an interval a product: no need of SQL."""
+        """Adds `ids` (symbol, trade_id). In order they lengthen a product's newest interval: no SQL is needed."""
         if ids.num_rows == 0:
             return
         dense, gappy = id_spans(ids)
-        if gappy.num_rows == 0 and self.intervals.num_rows < self._joined_rows + _LOOSE_INTERVALS_MAX:
-            spans = dense.rename_columns(_INTERVALS_SCHEMA.names).cast(_INTERVALS_SCHEMA)
-            self.intervals = pa.concat_tables([self.intervals, spans])
+        spans = list(zip(*(column.to_pylist() for column in dense.columns), strict=True))
+        if gappy.num_rows == 0 and all(
+            first > self._intervals[1].get(symbol, (0, -1))[1] for symbol, first, _ in spans
+        ):
+            self._lengthen(spans)
             return
-        inputs = {SILVER.qualified: ids, COVERAGE.qualified: self.intervals}
-        self.intervals = self._session.derive(COVERAGE.qualified, inputs).cast(_INTERVALS_SCHEMA)
-        self._joined_rows = self.intervals.num_rows
+        inputs = {SILVER.qualified: ids, COVERAGE.qualified: self.coverage}
+        self._split(self._session.derive(COVERAGE.qualified, inputs).cast(_INTERVALS_SCHEMA))
+
+    def _lengthen(self, spans: list[tuple[str, int, int]]) -> None:
+        earlier, newest, left = self._intervals[0], dict(self._intervals[1]), []
+        for symbol, first, last in spans:
+            known = newest.get(symbol)
+            if known is not None and known[1] + 1 < first:
+                left.append({"symbol": symbol, "first_trade_id": known[0], "last_trade_id": known[1]})
+            joins = known is not None and known[1] + 1 == first
+            newest[symbol] = (known[0] if known is not None and joins else first, last)
+        if left:
+            earlier = pa.concat_tables([earlier, pa.Table.from_pylist(left, schema=_INTERVALS_SCHEMA)])
+        self._intervals = (earlier, newest)
+
+    def _split(self, intervals: pa.Table) -> None:
+        """Takes each product's newest interval apart from the earlier ones, which seldom change."""
+        ordered = intervals.sort_by([("symbol", "ascending"), ("first_trade_id", "ascending")])
+        symbols = ordered["symbol"].to_numpy()
+        is_newest = np.append(symbols[1:] != symbols[:-1], True) if len(symbols) else np.zeros(0, dtype=bool)
+        newest = ordered.filter(pa.array(is_newest))
+        by_symbol: dict[str, tuple[int, int]] = {
+            symbol: (first, last) for symbol, first, last in zip(*(c.to_pylist() for c in newest.columns), strict=True)
+        }
+        # One assignment: another thread sees both or neither.
+        self._intervals = (ordered.filter(pa.array(~is_newest)).combine_chunks(), by_symbol)
 
     def _load_recent(self, silver: DeltaHandle) -> None:
         first = (self.watermark_us - self._keep_s * MICROS) // _MINUTE_US * _MINUTE_US

@@ -41,7 +41,7 @@ class MessageSteps:
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(SILVER, partition)) is not None:
                 parsed = self.parse(partition, news)
-                inputs = {_PARSED: parsed, COVERAGE.qualified: self._held.intervals}
+                inputs = {_PARSED: parsed, COVERAGE.qualified: self._held.coverage}
                 trades = self._session.derive(SILVER.qualified, inputs)
                 skipped = parsed["reason"].null_count - trades.num_rows
                 commit, position = self._append(SILVER, partition, news, trades, skipped)
@@ -69,7 +69,7 @@ class MessageSteps:
             return None
         if time.monotonic() - self._coverage_committed < self.hold_s:
             return None
-        rows = shaped(stamped(self._held.coverage(self._session), position), COVERAGE)
+        rows = shaped(stamped(self._held.coverage, position), COVERAGE)
         self._coverage.replace(rows, None, {"silver": position})
         self._coverage_committed = time.monotonic()
         return Commit(COVERAGE, rows, rows.num_rows)

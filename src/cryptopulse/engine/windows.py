@@ -26,6 +26,13 @@ def distinct_windows(windows: pa.Table) -> pa.Table:
     return windows.group_by(["symbol", "window_us"]).aggregate([]).select(["symbol", "window_us"])
 
 
+def in_windows(rows: pa.Table, windows: pa.Table) -> pa.Array:
+    """For each of `rows` (symbol, window_start) whether it is one of `windows` (symbol, window_us)."""
+    named = set(zip(windows["symbol"].to_pylist(), windows["window_us"].to_pylist(), strict=True))
+    starts = pc.cast(rows["window_start"], pa.int64()).to_pylist()
+    return pa.array([row in named for row in zip(rows["symbol"].to_pylist(), starts, strict=True)], pa.bool_())
+
+
 _RUNS_MAX = 64  # longer conditions plan slowly, and some thousands overflow DataFusion's stack (measured)
 
 

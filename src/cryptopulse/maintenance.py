@@ -18,7 +18,7 @@ from cryptopulse.engine.delta import writer_properties
 from cryptopulse.engine.durability import Synced
 from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.errors import TransientError
-from cryptopulse.lake.tables import BRONZE, TABLES, Table
+from cryptopulse.lake.tables import TABLES, Table
 from cryptopulse.log import Log
 from cryptopulse.settings import MaintenanceSettings
 
@@ -41,21 +41,19 @@ class Maintenance:
         self._engine = engine
         self._log = log
         self._tables = [_TableCare(settings, engine.handles[table.qualified].path, table) for table in TABLES]
-        self._bronze_synced = Synced(engine.handles[BRONZE.qualified].path)
         self._trimmed_at = time.monotonic()
 
     def run_due(self) -> None:
-        """Does for each table what its commits since the last time ask for; trims the log."""
+        """Syncs what the tables' commits wrote, does what they ask for, and trims the log below what is safe."""
+        stored = {partition: self._engine.stored_to(partition) for partition in self._log.partitions()}
         for care in self._tables:
             care.run_due(self._engine.handles[care.table.qualified].version)
         if time.monotonic() - self._trimmed_at >= _TRIM_INTERVAL_S:
-            self.trim_log()
+            self._trimmed_at = time.monotonic()
+            self._trim_log(stored)
 
-    def trim_log(self) -> None:
-        """Syncs bronze's newest files and lets the log forget what they hold."""
-        self._trimmed_at = time.monotonic()
-        stored = {partition: self._engine.stored_to(partition) for partition in self._log.partitions()}
-        self._bronze_synced.up_to(self._engine.handles[BRONZE.qualified].version)
+    def _trim_log(self, stored: dict[int, int]) -> None:
+        """Lets the log forget what bronze had `stored` before it was synced."""
         try:
             for partition, offset in stored.items():
                 self._log.trim(partition, offset + 1)
@@ -77,6 +75,7 @@ class _TableCare:
 
     def run_due(self, version: int) -> None:
         """Does what the commits up to `version` ask for. What fails is said, and tried again after as many commits."""
+        self._synced.up_to(version)  # a few files each second: the log's own syncs would wait for many at once
         try:
             if version - self._compacted >= self._settings.compact_commits:
                 self._compacted = version

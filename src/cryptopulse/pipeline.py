@@ -2,8 +2,7 @@
 
 Two lanes share the work. The fast lane moves messages from the log to bronze, silver and alerts, as small a batch as
 has arrived. The slow lane brings bars and statistics up to date every so often. When the fast lane is behind it takes
-large batches, three at once in three stages: one is stored while the one before is parsed and the one before that
-aggregated, so that what gold needs is still in memory.
+large batches, in stages that run at once, so that what gold needs is still in memory.
 """
 
 from __future__ import annotations
@@ -67,10 +66,10 @@ class Pipeline:
 
     def step(self, partition: int) -> int:
         """Moves what has arrived in `partition` through the fast lane; returns its number of messages."""
-        records = self._read(partition)
+        records = self._read(partition, self.engine.stored_to(partition))
         storing = self._storing.submit(self._store, records)
-        if 0 < records.num_rows < _BEHIND_MESSAGES:
-            self.engine.anticipate(records)  # parsing takes as long as bronze's commit, and can't wait for it
+        if records.num_rows:
+            self.engine.anticipate(records)  # parsing takes as long as bronze's commit, and need not wait for it
         storing.result()
         self._round(_FAST)
         if records.num_rows >= _BEHIND_MESSAGES:
@@ -92,17 +91,24 @@ class Pipeline:
         self._finish()
 
     def _catch_up(self, partition: int) -> None:
-        """Works off a long log: a batch is stored while the one before is parsed and the one before that aggregated."""
-        with ThreadPoolExecutor(2, thread_name_prefix="catch-up") as pool:
-            messages = _BEHIND_MESSAGES
-            while messages >= _BEHIND_MESSAGES:
-                others: list[Future[object]] = [pool.submit(self._round, _FAST), pool.submit(self.gold)]
-                messages = self._store(self._read(partition))
-                for other in others:
-                    other.result()
+        """Works off a long log in stages: a batch is stored and parsed, the one before goes to silver, the one before
+        that to gold, and the one after is read.
+        """
+        records = self._read(partition, self.engine.stored_to(partition))
+        with ThreadPoolExecutor(3, thread_name_prefix="catch-up") as pool:
+            while records.num_rows >= _BEHIND_MESSAGES:
+                work: list[Future[object]] = [
+                    pool.submit(self._store, records),
+                    pool.submit(self._round, _FAST),
+                    pool.submit(self.gold),
+                ]
+                self.engine.anticipate(records)
+                records = self._read(partition, records["offset"][-1].as_py())
+                for stage in work:
+                    stage.result()
+        self._store(records)
 
-    def _read(self, partition: int) -> pa.Table:
-        after = self.engine.stored_to(partition)
+    def _read(self, partition: int, after: int) -> pa.Table:
         return self._log.read(partition, after + 1, self._settings.processing.batch_messages_max)
 
     def _store(self, records: pa.Table) -> int:

@@ -90,7 +90,7 @@ class EmbeddedEngine:
 
     def anticipate(self, records: pa.Table) -> None:
         """See `cryptopulse.engine.Engine.anticipate`."""
-        self._messages.parse(records["partition"][0].as_py(), records)
+        self._messages.anticipate(records)
 
     def advance(self, table: Table) -> Commit | None:
         """See `cryptopulse.engine.Engine.advance`."""

@@ -26,12 +26,13 @@ class MessageSteps:
 
     def __init__(self, handles: Mapping[str, DeltaHandle], session: Session, bronze: Bronze, held: Held) -> None:
         """`session` belongs to this lane alone."""
+        self._ahead = session.sibling()
         self._coverage = handles[COVERAGE.qualified]
         self._handles = handles
         self._session = session
         self._bronze = bronze
         self._held = held
-        self._parsed: tuple[tuple[int, int, int], pa.Table] | None = None
+        self._parsed: dict[tuple[int, int, int], pa.Table] = {}
         self._coverage_committed = time.monotonic()
         self.hold_s = _COVERAGE_HOLD_S
         """How long the intervals may wait to be written."""
@@ -40,7 +41,7 @@ class MessageSteps:
         """Bronze → silver: the trades not held yet."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(SILVER, partition)) is not None:
-                parsed = self.parse(partition, news)
+                parsed = self._parse(news)
                 inputs = {_PARSED: parsed, COVERAGE.qualified: self._held.coverage}
                 trades = self._session.derive(SILVER.qualified, inputs)
                 skipped = parsed["reason"].null_count - trades.num_rows
@@ -54,7 +55,7 @@ class MessageSteps:
         """Bronze → quarantine: the messages that were refused."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(QUARANTINE, partition)) is not None:
-                parsed = self.parse(partition, news)
+                parsed = self._parse(news)
                 refused = parsed.filter(pc.is_valid(parsed["reason"]))
                 if refused.num_rows:
                     inputs = {_PARSED: refused, BRONZE.qualified: news}
@@ -93,9 +94,25 @@ class MessageSteps:
     def _news(self, table: Table, partition: int) -> pa.Table | None:
         return self._bronze.after(partition, self._handles[table.qualified].position(f"bronze/{partition}"))
 
-    def parse(self, partition: int, messages: pa.Table) -> pa.Table:
-        """Messages → the parsed view; remembered: silver and quarantine both need it, and it can be had in advance."""
-        key = (partition, messages["offset"][0].as_py(), messages["offset"][-1].as_py())
-        if self._parsed is None or self._parsed[0] != key:
-            self._parsed = (key, self._session.derive(_PARSED, {BRONZE.qualified: messages}))
-        return self._parsed[1]
+    def anticipate(self, messages: pa.Table) -> None:
+        """Parses `messages` before their turn. The one method that another thread may call meanwhile."""
+        self._remember(_key(messages), self._ahead.derive(_PARSED, {BRONZE.qualified: messages}))
+
+    def _parse(self, messages: pa.Table) -> pa.Table:
+        """Messages → the parsed view; remembered, as silver and quarantine both need it."""
+        key = _key(messages)
+        parsed = self._parsed.get(key)
+        if parsed is None:
+            parsed = self._session.derive(_PARSED, {BRONZE.qualified: messages})
+            self._remember(key, parsed)
+        return parsed
+
+    def _remember(self, key: tuple[int, int, int], parsed: pa.Table) -> None:
+        newest = list(self._parsed.items())[-1:]  # the batch in work; this one is the next
+        self._parsed = {**dict(newest), key: parsed}
+
+
+def _key(messages: pa.Table) -> tuple[int, int, int]:
+    """Partition, first and last offset."""
+    offsets = messages["offset"]
+    return messages["partition"][0].as_py(), offsets[0].as_py(), offsets[-1].as_py()

@@ -9,10 +9,10 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test test-long lint format bench clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## virtual environment in .venv with everything at pinned versions
 
@@ -21,6 +21,9 @@ demo: install ## simulator and the whole pipeline, live in the terminal: make de
 
 test: install ## all tests
 	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+test-long: install ## tests too long for every change: 60 kills, every table torn in every way
+	$(BIN)/pytest -n 2 -m long $(ARGS)
 
 lint: install ## style, format and types
 	$(BIN)/ruff check .

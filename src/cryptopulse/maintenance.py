@@ -37,7 +37,6 @@ class Maintenance:
 
     def __init__(self, settings: MaintenanceSettings, engine: EmbeddedEngine, log: Log) -> None:
         """Reads nothing yet; each table is looked at when enough commits have gone by."""
-        self._settings = settings
         self._engine = engine
         self._log = log
         self._tables = [_TableCare(settings, engine.handles[table.qualified].path, table) for table in TABLES]
@@ -69,7 +68,7 @@ class _TableCare:
         self._settings = settings
         self._path = path
         self._synced = Synced(path)
-        self._checkpointed = self._compacted = self._start = DeltaTable(str(path)).version()
+        self._checkpointed = self._compacted = DeltaTable(str(path)).version()
         self._compactions = 0
         self._vacuumed_at = time.monotonic()
 

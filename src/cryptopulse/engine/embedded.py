@@ -94,7 +94,12 @@ class EmbeddedEngine:
 
     def advance(self, table: Table) -> Commit | None:
         """See `cryptopulse.engine.Engine.advance`."""
-        return self._steps[table.qualified]()
+        commit = self._steps[table.qualified]()
+        if commit is not None and table is BARS:
+            # Else a catch-up would keep every trade of it in memory.
+            seen_to = min(self.handles[other.qualified].position("silver") for other in (ALERTS, BARS))
+            self.held.recent.forget_commits(seen_to)
+        return commit
 
     def refresh(self, tables: Sequence[Table]) -> None:
         """Reopens those of `tables` that have become slow. From their lane, when nobody waits."""

@@ -125,8 +125,9 @@ async def producing(settings: Settings, log: Log) -> AsyncIterator[Run]:
 
 
 def settings_for(url: str, **feed: Any) -> Settings:
+    """Settings of a feed that only reports what is missing."""
     given = {"products": ["A-USD"], "websocket_url": url, "backoff_max_s": 0.05} | feed
-    return Settings.model_validate({"feed": given})
+    return Settings.model_validate({"feed": given, "healing": {"enabled": False}})
 
 
 async def stays_from_fourteen(peer: Peer) -> None:

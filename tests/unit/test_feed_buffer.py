@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from cryptopulse.errors import LogFull, TransientError
-from cryptopulse.feed.buffer import MESSAGE_OVERHEAD_BYTES, LogWriter, MessageBuffer
+from cryptopulse.feed.buffer import MESSAGE_OVERHEAD_BYTES, REST, SPARE_SHARE, LogWriter, MessageBuffer
 from cryptopulse.log import MESSAGE_SCHEMA, Log
 from cryptopulse.log.sqlite import SqliteLog
 
@@ -121,6 +121,48 @@ def test_messages_that_the_log_has_not_acknowledged_count_against_the_bound() ->
     assert not buffer.has_room(0)
     log.open.set()
     writer.close()
+    assert buffer.has_room(1000)
+
+
+def test_a_page_of_the_rest_interface_keeps_its_source_among_others(tmp_path: Path) -> None:
+    buffer = MessageBuffer(MB)
+    log = SqliteLog(tmp_path / "log.db", 64 * MB)
+    buffer.put("A-USD", 0, b"{}")
+    buffer.put("A-USD", 0, b"[]", REST)
+    buffer.put("", 0, b"{}")
+    writer, _ = _writer(buffer, log)
+    writer.close()
+    records = log.read(0, log.bounds(0)[0], 9)
+    log.close()
+    assert list(zip(records["source"].to_pylist(), records["body"].to_pylist(), strict=True)) == [
+        ("websocket", b"{}"),
+        ("rest", b"[]"),
+        ("websocket", b"{}"),
+    ]
+
+
+def test_a_message_is_done_when_the_log_has_acknowledged_it_and_not_before() -> None:
+    buffer = MessageBuffer(MB)
+    log = ScriptedLog()
+    log.open.clear()
+    buffer.put("A-USD", 0, b"first")
+    position = buffer.position
+    assert not buffer.is_done(position)
+    writer, _ = _writer(buffer, log)
+    assert log.appending.wait(5)
+    buffer.put("A-USD", 0, b"second")
+    assert not buffer.is_done(position)
+    log.open.set()
+    writer.close()
+    assert buffer.is_done(position)
+    assert buffer.is_done(buffer.position)
+
+
+def test_pages_find_no_room_long_before_live_messages_do() -> None:
+    buffer = MessageBuffer(SPARE_SHARE * 1000)
+    assert buffer.has_room_to_spare(1000 - MESSAGE_OVERHEAD_BYTES)
+    buffer.put("A-USD", 0, b"live")
+    assert not buffer.has_room_to_spare(1000 - MESSAGE_OVERHEAD_BYTES)
     assert buffer.has_room(1000)
 
 

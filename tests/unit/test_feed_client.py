@@ -30,8 +30,9 @@ from cryptopulse.log.sqlite import SqliteLog
 
 
 @pytest.fixture(autouse=True)
-def _frequent_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests wait for reports; a person has more time."""
+def _frequent_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests wait for reports; a person has more time. The lake, if one is made, is the test's own."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(producer, "REPORT_INTERVAL_S", 0.02)
 
 

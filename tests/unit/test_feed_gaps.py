@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptopulse.feed.gaps import GRACE_NS, JUMP_MAX, NEVER_NS, OPEN_GAPS_MAX, Hole, TradeIds
+from cryptopulse.feed.gaps import GRACE_NS, JUMP_MAX, NEVER_NS, OPEN_GAPS_MAX, UNKNOWN, Hole, IdWatch, TradeIds
 
 
 def _seen(*trade_ids: int, now_ns: int = 0) -> TradeIds:
@@ -117,6 +117,65 @@ def test_open_gaps_are_bounded_by_reporting_the_oldest_early() -> None:
     early = ids.expired(0)
     assert _missing(early) == [1, 3, 5, 7]
     assert len(ids.expired(GRACE_NS)) == OPEN_GAPS_MAX
+
+
+def test_the_record_begins_with_the_first_trade_or_behind_what_a_heartbeat_or_the_tables_name() -> None:
+    assert (TradeIds().first, _seen(12).first, _seen(12, 10).first) == (UNKNOWN, 12, 12)
+    ids = TradeIds()
+    ids.claimed(10, 0)
+    ids.seen(12, 1)
+    assert ids.first == 11
+    ids = TradeIds()
+    ids.claimed(10, 0)
+    ids.expired(GRACE_NS)
+    assert ids.first == 11
+    ids = TradeIds()
+    ids.held_to(10)
+    assert (ids.first, ids.highest) == (10, 10)
+    ids = TradeIds()
+    ids.lost(10, 0)
+    assert ids.first == 10
+
+
+def test_what_was_traded_after_that_which_the_tables_hold_is_missing() -> None:
+    ids = TradeIds()
+    ids.held_to(10)
+    ids.seen(14, 0)
+    assert ids.expired(GRACE_NS) == [Hole(11, 13, "trade")]
+    ids.held_to(12)
+    assert ids.highest == 14
+
+
+def test_a_copy_is_of_interest_only_up_to_the_highest_id_that_something_waits_for() -> None:
+    ids = _seen(10, 14, 15)
+    assert ids.unsettled == 13
+    ids.seen(12, 1)
+    assert ids.unsettled == 13
+    ids.seen(13, 1)
+    assert ids.unsettled == 11
+    ids.wanted_to = 5
+    assert ids.unsettled == 11
+    ids.expired(GRACE_NS)
+    assert ids.unsettled == 5
+    ids.wanted_to = UNKNOWN
+    assert ids.unsettled == UNKNOWN
+    ids.lost(16, 0)
+    ids.lost(17, 0)
+    assert ids.unsettled == 17
+
+
+def test_a_watch_says_when_it_has_something_to_report_and_says_it_once() -> None:
+    watch = IdWatch(["A-USD", "B-USD"])
+    for product, came in (("A-USD", (10, 12)), ("B-USD", (5, 9))):
+        for trade_id in came:
+            watch.ids[product].seen(trade_id, 7)
+        watch.changed(product)
+    assert (watch.due_ns, watch.ids_open) == (7 + GRACE_NS, 4)
+    watch.ids["A-USD"].seen(11, 8)
+    watch.changed("A-USD")
+    assert watch.report(7 + GRACE_NS) == [("B-USD", Hole(6, 8, "trade"))]
+    assert watch.report(99 * GRACE_NS) == []
+    assert (watch.holes, watch.ids_missing, watch.due_ns, watch.ids_open) == (1, 3, NEVER_NS, 0)
 
 
 @st.composite

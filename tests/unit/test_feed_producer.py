@@ -21,6 +21,7 @@ from feed_exchange import (
 from structlog.testing import capture_logs
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.feed import lines as event_lines
 from cryptopulse.feed import producer
 from cryptopulse.feed.advanced import Advanced
 from cryptopulse.feed.exchange import Exchange
@@ -32,8 +33,9 @@ from cryptopulse.simulator.server import serve
 
 
 @pytest.fixture(autouse=True)
-def _frequent_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests wait for reports; a person has more time."""
+def _frequent_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests wait for reports; a person has more time. The lake, if one is made, is the test's own."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(producer, "REPORT_INTERVAL_S", 0.02)
 
 
@@ -169,6 +171,7 @@ def test_a_currency_without_products_is_the_users_mistake(log: SqliteLog) -> Non
         ({"websocket_url": "https://ws-feed.exchange.coinbase.com"}, "feed.websocket_url"),
         ({"websocket_url": "wss://localhost:port"}, "feed.websocket_url"),
         ({"websocket_url": "ws-feed.exchange.coinbase.com"}, "feed.websocket_url"),
+        ({"dialect": "both", "advanced_url": "coinbase.com"}, "feed.advanced_url"),
         ({"dialect": "advanced", "products": ["BTC-USDC"]}, "Ask for BTC-USD"),
     ],
 )
@@ -205,7 +208,7 @@ async def _simulated(dialect: str, faults: str, log: SqliteLog) -> dict[str, tup
 def test_every_trade_that_a_faulty_exchange_published_is_in_the_log_or_reported_missing(
     dialect: str, log: SqliteLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(producer, "LINES_PER_REPORT_MAX", 10_000)
+    monkeypatch.setattr(event_lines, "LINES_PER_REPORT_MAX", 10_000)
     faults = "drop=0.02,duplicate=0.02,garbage=0.02,disconnect=1s,oversized=500ms"
     with capture_logs() as lines:
         published = uvloop.run(_simulated(dialect, faults, log))

@@ -10,8 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cryptopulse.feed.advanced import Advanced
 from cryptopulse.feed.exchange import Exchange
+from cryptopulse.feed.gaps import IdWatch
 from cryptopulse.feed.protocol import (
     CONFIRM_NS,
+    CameLate,
     Event,
     HoleFound,
     Malformed,
@@ -211,7 +213,7 @@ def test_a_trade_that_could_not_be_kept_is_found_missing_like_any_other() -> Non
     session.receive(_match(13), 3)
     session.tick(2 * S)
     assert session.take_events() == [HoleFound("A-USD", 11, 12, "refused")]
-    assert (session.holes, session.ids_missing) == (1, 2)
+    assert (session.watch.holes, session.watch.ids_missing) == (1, 2)
 
 
 def test_a_message_that_could_not_be_kept_is_a_sign_of_life() -> None:
@@ -275,6 +277,67 @@ def test_the_advanced_feed_confirms_one_channel_after_the_other() -> None:
     assert session.take_events() == [Subscribed(("A-USD",), ())]
 
 
+def _two_sessions() -> tuple[Session, Session]:
+    """An Exchange and an Advanced session of the same products."""
+    watch = IdWatch(["A-USD"])
+    first = Session(Exchange(), ["A-USD"], heartbeats_missed_max=MISSED_MAX, watch=watch)
+    return first, Session(Advanced(), ["A-USD"], heartbeats_missed_max=MISSED_MAX, watch=watch)
+
+
+def test_what_came_on_one_of_two_connections_is_not_missing() -> None:
+    exchange, advanced = _two_sessions()
+    exchange.receive(_match(10), 0)
+    exchange.receive(_match(13), 1)
+    advanced.receive(_batch(0, 10, 11, 12, 13, 14), S // 2)
+    exchange.tick(2 * S)
+    advanced.tick(2 * S)
+    assert exchange.take_events() + advanced.take_events() == []
+    assert (exchange.watch.repeated, exchange.trades, advanced.trades) == (2, 2, 5)
+
+
+def test_what_came_on_neither_is_reported_once_and_by_the_first_that_is_asked() -> None:
+    exchange, advanced = _two_sessions()
+    for session, raw in ((exchange, _match(10)), (exchange, _match(13)), (advanced, _batch(0, 10, 12, 13))):
+        session.receive(raw, 0)
+    assert exchange.deadline_ns == S
+    advanced.tick(2 * S)
+    exchange.tick(2 * S)
+    assert exchange.take_events() == []
+    assert advanced.take_events() == [HoleFound("A-USD", 11, 11, "trade")]
+
+
+def test_a_heartbeat_of_one_connection_is_a_witness_for_both() -> None:
+    exchange, advanced = _two_sessions()
+    advanced.receive(_batch(0, 10), 0)
+    exchange.receive(_heartbeat(12), 0)
+    advanced.receive(_batch(1, 11), S // 2)
+    exchange.tick(2 * S)
+    assert exchange.take_events() == [HoleFound("A-USD", 12, 12, "heartbeat")]
+
+
+def test_a_message_that_one_connection_could_not_keep_and_the_other_could_is_not_lost() -> None:
+    exchange, advanced = _two_sessions()
+    exchange.receive(_match(10), 0)
+    exchange.refused(_match(11), 1)
+    advanced.receive(_batch(0, 11), 2)
+    exchange.refused(_match(11), 3)
+    exchange.tick(2 * S)
+    assert exchange.take_events() == []
+
+
+def test_a_trade_that_somebody_waits_for_is_told_and_other_copies_are_not() -> None:
+    session = _session()
+    session.receive(_match(10), 0)
+    session.receive(_match(14), 0)
+    session.tick(2 * S)
+    session.take_events()
+    session.watch.ids["A-USD"].wanted_to = 12
+    for trade_id in (14, 13, 12, 9):
+        session.receive(_match(trade_id), 3 * S)
+    assert session.take_events() == [CameLate("A-USD", 12), CameLate("A-USD", 9)]
+    assert session.watch.repeated == 4
+
+
 class _AnyInput(RuleBasedStateMachine):
     """Whatever happens in whatever order: no exception, no deadline in the past, no id reported twice."""
 
@@ -324,7 +387,7 @@ class _AnyInput(RuleBasedStateMachine):
                 ids = set(range(event.first_missing, event.last_missing + 1))
                 assert not ids & self.reported
                 self.reported |= ids
-        assert len(self.reported) == self.session.ids_missing
+        assert len(self.reported) == self.session.watch.ids_missing
 
 
 TestAnyInput = _AnyInput.TestCase
@@ -373,7 +436,7 @@ def test_the_exchange_recording_of_2026_has_437_trades_and_no_hole() -> None:
     session = _session("BTC-USD", "ETH-USD")
     events = _play(session, "exchange-2026-07-07/messages.jsonl")
     assert events == [Subscribed(("BTC-USD", "ETH-USD"), ())]
-    assert (session.trades, session.repeated, session.holes, session.malformed) == (437, 0, 0, 0)
+    assert (session.trades, session.watch.repeated, session.watch.holes, session.malformed) == (437, 0, 0, 0)
 
 
 @needs_captures
@@ -386,7 +449,7 @@ def test_the_exchange_recording_of_2021_has_107_trades_and_no_hole() -> None:
     assert session.trades == len(trades) == 107
     # Recorded without heartbeats, so the subscription never counts as confirmed; nothing else is amiss.
     assert events == []
-    assert (session.repeated, session.holes, session.malformed) == (0, 0, 0)
+    assert (session.watch.repeated, session.watch.holes, session.malformed) == (0, 0, 0)
 
 
 @needs_captures
@@ -400,4 +463,4 @@ def test_the_advanced_recording_has_279_trades_and_skips_only_what_was_left_out_
     assert [event for event in events if not isinstance(event, MessagesSkipped)] == [
         Subscribed(("BTC-USD", "ETH-USD"), ())
     ]
-    assert (session.trades, session.repeated, session.holes, session.malformed) == (279, 0, 0, 0)
+    assert (session.trades, session.watch.repeated, session.watch.holes, session.malformed) == (279, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""The list of products over REST, against a real HTTP server that also misbehaves."""
+"""Products and trades over REST, against a real HTTP server that also misbehaves."""
 
 import asyncio
 import json
@@ -6,12 +6,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from simulator_server import run, simulator
 
-from cryptopulse.errors import ConfigurationError, Disconnected, RateLimited, TransientError
-from cryptopulse.feed.rate_limit import TokenBucket
-from cryptopulse.feed.rest import Product, RestClient, online_products
+from cryptopulse.errors import ConfigurationError, Disconnected, RateLimited, TransientError, UnknownProduct
+from cryptopulse.feed.rate_limit import SharedTokenBucket, TokenBucket
+from cryptopulse.feed.rest import Page, Product, RestClient, online_products
 
 PRODUCTS = [
     {"id": "ETH-USD", "quote_currency": "USD", "status": "online", "quote_increment": "0.01"},
@@ -87,7 +89,7 @@ def test_the_kind_of_the_error_says_whether_to_try_again(status: int, body: byte
 
 
 def test_a_server_that_does_not_answer_in_time_counts_as_disconnected() -> None:
-    with _server(200, b"[]", delay_s=5) as url, pytest.raises(Disconnected, match="ReadTimeout"):
+    with _server(200, b"[]", delay_s=5) as url, pytest.raises(Disconnected, match="Timeout"):
         _products(url, timeout_s=0.05)
 
 
@@ -101,6 +103,70 @@ def test_an_address_where_nobody_listens_counts_as_disconnected() -> None:
 def test_what_is_no_web_address_is_the_users_mistake() -> None:
     with pytest.raises(ConfigurationError, match=r"feed\.rest_url"):
         _products("coinbase.com")
+
+
+def test_a_page_has_the_ids_below_and_is_kept_exactly_as_it_came() -> None:
+    async def talk() -> None:
+        async with simulator(products=2, rate=10_000) as running:
+            await running.has_traded(500)
+            ledger = (await running.stop_trading())["products"]["ETH-USD"]
+            last = ledger["last_trade_id"]
+            async with RestClient(str(running.http.base_url)) as rest:
+                page = await rest.trades("ETH-USD", after=last - 4, limit=20)
+                assert page.ids == list(range(last - 5, last - 25, -1))
+                query = {"after": last - 4, "limit": 20}
+                assert page.body == (await running.http.get("/products/ETH-USD/trades", params=query)).content
+                assert (await rest.trades("ETH-USD", after=ledger["first_trade_id"], limit=5)).ids == []
+                assert (rest.requests, rest.failures) == (2, 0)
+                with pytest.raises(UnknownProduct, match="OLD-USD is no product"):
+                    await rest.trades("OLD-USD", after=9, limit=5)
+
+    run(talk)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("rest-429=1", RateLimited),
+        ("rest-500=1", TransientError),
+        ("rest-slow=5s", Disconnected),
+        ("rest-truncated=1", Disconnected),
+    ],
+)
+def test_each_fault_of_the_exchange_is_one_that_may_pass(fault: str, error: type[Exception]) -> None:
+    async def talk() -> None:
+        async with simulator(products=1, rate=10_000) as running:
+            await running.has_traded(100)
+            async with RestClient(str(running.http.base_url), timeout_s=1) as rest:
+                await running.http.post("/simulator/faults", content=fault)
+                with pytest.raises(error, match="BTC-USD/trades"):
+                    await rest.trades("BTC-USD", after=2**60, limit=10)
+                await running.http.post("/simulator/faults", content="")
+                assert len((await rest.trades("BTC-USD", after=2**60, limit=10)).ids) == 10
+                assert (rest.requests, rest.failures) == (2, 1)
+
+    run(talk)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>Log in to the hotel's network</html>",
+        b'{"message": "try later"}',
+        b'[{"trade_id": "12"}]',
+        b'[{"trade_id": 5}, {"price": "1"}]',
+        b'[{"trade_id": 5}, {"trade_id": 6}]',
+        b'[{"trade_id": 5}, {"trade_id": 5}]',
+        b'[{"trade_id": 10}]',
+    ],
+)
+def test_what_is_no_page_of_trades_below_the_id_that_was_asked_for_is_no_answer(body: bytes) -> None:
+    async def ask(url: str) -> Page:
+        async with RestClient(url) as rest:
+            return await rest.trades("A-USD", after=10, limit=5)
+
+    with _server(200, body) as url, pytest.raises(TransientError, match="did not answer with trades"):
+        asyncio.run(ask(url))
 
 
 class _Clock:
@@ -132,3 +198,38 @@ def test_a_bucket_lets_a_burst_through_and_then_ten_a_second() -> None:
     clock.now_ns += 10**10
     refilled_s = (clock.now_ns - start_ns) / 1e9
     assert asyncio.run(take(16)) == [pytest.approx(refilled_s)] * 15 + [pytest.approx(refilled_s + 0.1)]
+
+
+def test_two_processes_share_one_limit(tmp_path: Path) -> None:
+    clock = _Clock()
+    start_ns = clock.now_ns
+    state = tmp_path / "state" / "rest.allowance"
+    buckets = [SharedTokenBucket(state, per_second=10, burst=15, clock=clock, sleep=clock.sleep) for _ in range(2)]
+
+    async def take() -> list[float]:
+        for number in range(17):
+            await buckets[number % 2].take()
+        return [(clock.now_ns - start_ns) / 1e9]
+
+    assert asyncio.run(take()) == [pytest.approx(0.2)]
+
+
+def test_an_allowance_of_before_the_last_boot_counts_for_nothing(tmp_path: Path) -> None:
+    state = tmp_path / "rest.allowance"
+    clock = _Clock()
+    state.write_bytes((clock.now_ns + 10**15).to_bytes(8, "little"))
+    asyncio.run(SharedTokenBucket(state, per_second=10, burst=1, clock=clock, sleep=clock.sleep).take())
+    assert clock.now_ns == 10**12
+
+
+def test_a_folder_that_cant_be_written_leaves_each_process_its_own_limit(tmp_path: Path) -> None:
+    clock = _Clock()
+    (tmp_path / "file").touch()
+    bucket = SharedTokenBucket(tmp_path / "file" / "state", per_second=10, burst=1, clock=clock, sleep=clock.sleep)
+
+    async def take() -> None:
+        for _ in range(3):
+            await bucket.take()
+
+    asyncio.run(take())
+    assert clock.now_ns == 10**12 + 2 * 10**8

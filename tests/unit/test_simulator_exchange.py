@@ -84,6 +84,7 @@ def test_the_ledger_is_what_a_client_without_faults_received() -> None:
                     "first_trade_id": ids[0],
                     "last_trade_id": ids[-1],
                     "count": len(ids),
+                    "skipped_trade_ids": [],
                 }
                 assert ids == list(range(ids[0], ids[-1] + 1))
                 exact = await running.trades(product)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import Any
 
 import httpx
 import pytest
-from simulator_server import Running, is_type, receive_all, receive_until, run, simulator, subscribe
+from simulator_server import Running, is_type, receive, receive_all, receive_until, run, simulator, subscribe
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -148,6 +149,56 @@ def test_silence_keeps_the_connection_open_and_says_nothing_while_new_ones_work(
     run(talk)
 
 
+def test_faults_of_one_connection_leave_the_others_alone() -> None:
+    async def talk() -> None:
+        async with (
+            simulator(**options("drop=1,disconnect=300ms,only=0")) as running,
+            running.connect() as struck,
+            running.connect() as spared,
+        ):
+            for client in (struck, spared):
+                await client.send(subscribe("BTC-USD"))
+            got = []
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    got.append((await receive(struck))["type"])
+            assert set(got) <= {"subscriptions", "last_match", "heartbeat"}
+            received, published = await match_ids(running, spared)
+            assert received[-1000:] == published[-1000:]
+
+    run(talk)
+
+
+def test_a_skipped_id_is_nowhere() -> None:
+    async def talk() -> None:
+        async with simulator(**options("skip=0.1")) as running, running.connect() as client:
+            received, published = await match_ids(running, client)
+            ledger = (await running.ledger())["products"]["BTC-USD"]
+            skipped = ledger["skipped_trade_ids"]
+            assert 0.03 < len(skipped) / len(published) < 0.25
+            assert sorted(received + skipped) == published
+            assert ledger["count"] == len(received) == (await running.ledger())["trades"]
+            assert [trade["trade_id"] for trade in await running.trades("BTC-USD")] == received
+            page = await running.http.get("/products/BTC-USD/trades", params={"limit": 300})
+            assert [trade["trade_id"] for trade in page.json()] == received[:-301:-1]
+
+    run(talk)
+
+
+def test_stale_pages_are_those_of_some_seconds_ago() -> None:
+    async def talk() -> None:
+        async with simulator(**options("rest-stale=1s")) as running, running.connect() as client:
+            _, published = await match_ids(running, client)
+            path = "/products/BTC-USD/trades"
+            page = (await running.http.get(path, params={"limit": 1})).json()
+            assert page[0]["trade_id"] < published[-1]
+            while page[0]["trade_id"] != published[-1]:
+                page = (await running.http.get(path, params={"limit": 1})).json()
+            assert (await running.ledger())["rest_requests"]["trades"] > 1
+
+    run(talk)
+
+
 def test_an_oversized_message_has_megabytes() -> None:
     async def talk() -> None:
         async with simulator(**options("oversized=200ms")) as running, running.connect() as client:
@@ -196,8 +247,8 @@ def test_faults_can_be_changed_while_running() -> None:
 
 
 def test_faults_are_read_from_and_written_to_their_short_form() -> None:
-    text = "drop=0.01,duplicate=0.05,reorder=1,garbage=0.001,disconnect=30s,silence=20s+10s,oversized=60s"
-    text += ",rest-429=0.2,rest-500=0.1,rest-slow=2s,rest-truncated=0.3"
+    text = "skip=0.001,only=2,drop=0.01,duplicate=0.05,reorder=1,garbage=0.001,disconnect=30s,silence=20s+10s"
+    text += ",oversized=60s,rest-429=0.2,rest-500=0.1,rest-slow=2s,rest-stale=3s,rest-truncated=0.3"
     faults = Faults.parse(text)
     assert str(faults) == text
     assert faults.silence == (20.0, 10.0)
@@ -207,7 +258,7 @@ def test_faults_are_read_from_and_written_to_their_short_form() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["lightning=1", "drop", "drop=2", "drop=x", "disconnect=30", "disconnect=1.1.1s", "silence=3s"],
+    ["lightning=1", "drop", "drop=2", "drop=x", "disconnect=30", "disconnect=1.1.1s", "silence=3s", "only=-1"],
 )
 def test_faults_that_can_not_be_are_refused_by_name(wrong: str) -> None:
     with pytest.raises(ConfigurationError, match=wrong.partition("=")[0]):

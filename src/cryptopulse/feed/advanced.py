@@ -46,10 +46,14 @@ class Advanced:
     trades_channel = "market_trades"
     heartbeat_channel = "heartbeats"
 
+    def takes(self, product: str) -> bool:
+        """No `-USDC` products: this feed answers for them with the `-USD` trades."""
+        return not product.endswith("-USDC")
+
     def check_products(self, products: Sequence[str]) -> None:
-        """Refuses `-USDC` products: this feed answers for them with the `-USD` trades."""
+        """Refuses products that this feed does not take."""
         for product in products:
-            if product.endswith("-USDC"):
+            if not self.takes(product):
                 right = product.removesuffix("C")
                 raise ConfigurationError(
                     f"Product {product}: the Advanced Trade feed answers with the trades of {right}. "

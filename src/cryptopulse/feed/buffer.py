@@ -18,11 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import structlog
 
-from cryptopulse.errors import TransientError
+from cryptopulse.errors import MessageTooLarge, TransientError
 from cryptopulse.log import MESSAGE_SCHEMA, Log
 from cryptopulse.retry import Backoff
 
-SOURCE = "websocket"
+WEBSOCKET = "websocket"
+REST = "rest"
+"""Where a message came from."""
 
 MESSAGE_OVERHEAD_BYTES = 200
 """Memory of a held message beside its bytes: object headers, the receive time, the tuple, its place in the
@@ -37,12 +39,17 @@ LATENCY_WINDOW_NS = 10_000_000_000
 _log = structlog.get_logger()
 
 
+SPARE_SHARE = 4
+"""Pages of the REST interface may use this part of the bound; the rest is for what can't be asked for again."""
+
+
 class ReceivedMessage(NamedTuple):
-    """A message as it came: product id or "", UTC nanoseconds, the bytes."""
+    """A message as it came: product id or "", UTC nanoseconds, the bytes, WEBSOCKET or REST."""
 
     partition_key: str
     received_ns: int
     body: bytes
+    source: str
 
 
 class MessageBuffer:
@@ -69,10 +76,23 @@ class MessageBuffer:
         """Whether a message of `size` bytes may be put. Stays true until it is put: only one thread puts."""
         return self.bytes_held + size + MESSAGE_OVERHEAD_BYTES <= self._bytes_max
 
-    def put(self, partition_key: str, received_ns: int, body: bytes) -> None:
+    def has_room_to_spare(self, size: int) -> bool:
+        """Whether a message of `size` bytes takes no room from what comes off the sockets."""
+        return self.bytes_held + size + MESSAGE_OVERHEAD_BYTES <= self._bytes_max // SPARE_SHARE
+
+    @property
+    def position(self) -> int:
+        """The place behind what was put last; see `is_done`."""
+        return self._bytes_put
+
+    def is_done(self, position: int) -> bool:
+        """Whether the log has acknowledged all that was put before `position`."""
+        return self._bytes_done >= position
+
+    def put(self, partition_key: str, received_ns: int, body: bytes, source: str = WEBSOCKET) -> None:
         """Adds a message; ask `has_room` first."""
         self._bytes_put += len(body) + MESSAGE_OVERHEAD_BYTES
-        self._messages.append(ReceivedMessage(partition_key, received_ns, body))
+        self._messages.append(ReceivedMessage(partition_key, received_ns, body, source))
         if not self.news.is_set():
             self.news.set()
 
@@ -126,6 +146,10 @@ class LogWriter:
     def __init__(self, buffer: MessageBuffer, log: Log, *, group_commit_ms: int, failed: Callable[[], None]) -> None:
         self.error: BaseException | None = None
         self.messages_logged = 0
+        self.messages_refused = 0
+        """Messages that the log does not take for their size: lost, and said so."""
+        self.last_logged_ns = 0
+        """When the log acknowledged the newest of them, UTC; 0: never."""
         self.latencies = Latencies()
         self.in_flight = 0
         """Messages taken from the buffer that the log has not acknowledged."""
@@ -169,23 +193,25 @@ class LogWriter:
         return True
 
     def _write(self, messages: list[ReceivedMessage]) -> None:
-        keys, times, bodies = zip(*messages, strict=True)
+        keys, times, bodies, sources = zip(*messages, strict=True)
         received_ns = np.array(times, dtype=np.int64)
         table = pa.Table.from_arrays(
             [
                 pa.array(keys, pa.string()),
                 pa.array(received_ns // 1000, MESSAGE_SCHEMA.field("received_time").type),
-                pa.repeat(SOURCE, len(messages)),
+                # Nearly every group is of one source: 20,000 texts would cost a millisecond.
+                pa.array(sources, pa.string()) if REST in sources else pa.repeat(WEBSOCKET, len(messages)),
                 pa.array(bodies, pa.binary()),
             ],
             schema=MESSAGE_SCHEMA,
         )
-        self.in_flight = len(messages)
+        self.in_flight, refused = len(messages), self.messages_refused
         self._append(table)
         self.in_flight = 0
-        self.messages_logged += len(messages)
+        self.messages_logged += len(messages) - (self.messages_refused - refused)
         self._buffer.done(sum(map(len, bodies)) + MESSAGE_OVERHEAD_BYTES * len(messages))
-        self.latencies.add(received_ns, time.time_ns())
+        self.last_logged_ns = time.time_ns()
+        self.latencies.add(received_ns, self.last_logged_ns)
 
     def _append(self, table: pa.Table) -> None:
         """Appends, again and again while the log says that it may pass: nothing is lost, the buffer fills."""
@@ -193,9 +219,23 @@ class LogWriter:
         while True:
             try:
                 return self._log.append(table)
+            except MessageTooLarge as error:
+                return self._append_apart(table, error)
             except TransientError as error:
                 if self._closing.is_set():
                     raise
                 pause_s = backoff.next_pause()
                 _log.warning("waiting_for_log", error=str(error), retry_in_s=round(pause_s, 2))
                 self._closing.wait(pause_s)
+
+    def _append_apart(self, table: pa.Table, error: MessageTooLarge) -> None:
+        """Appends the halves: of a group that is refused for one message the others must not be lost."""
+        half = table.num_rows // 2
+        if half:
+            self._append(table.slice(0, half))
+            self._append(table.slice(half))
+            return
+        # The feed goes on: a hole of one message is better than one that grows until somebody comes.
+        self.messages_refused += 1
+        key, size = table["partition_key"][0].as_py(), len(table["body"][0].as_buffer())
+        _log.error("message_refused", product=key, bytes=size, error=str(error))

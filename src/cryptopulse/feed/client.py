@@ -263,15 +263,15 @@ class Connection(WSListener):
         self._schedule()
 
 
-def check_url(url: str) -> None:
-    """Raises ConfigurationError if `url` is no WebSocket address."""
+def check_url(url: str, setting: str) -> None:
+    """Raises ConfigurationError if `url`, the value of `setting`, is no WebSocket address."""
     try:
         parts = urlsplit(url)
         right = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, an IPv6 address without its end
         right = False
     if not right:
-        raise ConfigurationError(f"Setting feed.websocket_url: {url!r} is not a WebSocket address (wss://… or ws://…).")
+        raise ConfigurationError(f"Setting {setting}: {url!r} is not a WebSocket address (wss://… or ws://…).")
 
 
 def _proxy_for(url: str) -> str | None:

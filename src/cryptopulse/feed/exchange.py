@@ -47,6 +47,10 @@ class Exchange:
     trades_channel = "matches"
     heartbeat_channel = "heartbeat"
 
+    def takes(self, product: str) -> bool:  # noqa: ARG002 - the protocol's signature
+        """Every product may be asked for."""
+        return True
+
     def check_products(self, products: Sequence[str]) -> None:
         """Every product may be asked for."""
 

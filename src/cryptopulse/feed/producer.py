@@ -1,40 +1,32 @@
 """The producer: everything of the feed put together.
 
 Products are known or asked for; their sessions are spread over connections; messages flow through one
-buffer into the log; what happens is said in the structured log and, twice a second, in a status report.
+buffer into the log, and so do the pages that heal holes; what happens is said in the structured log and, twice a
+second, in a status report.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import structlog
 
-from cryptopulse.errors import ConfigurationError, LogDamaged, TransientError
+from cryptopulse.completeness.heal import Healer
+from cryptopulse.errors import ConfigurationError, TransientError
 from cryptopulse.feed.advanced import Advanced
 from cryptopulse.feed.buffer import LogWriter, MessageBuffer
 from cryptopulse.feed.client import Connection, Shared, check_url
 from cryptopulse.feed.exchange import Exchange
-from cryptopulse.feed.protocol import (
-    Dialect,
-    Event,
-    HoleFound,
-    Malformed,
-    MessagesSkipped,
-    ServerError,
-    Session,
-    Stale,
-    State,
-    Subscribed,
-)
+from cryptopulse.feed.gaps import IdWatch
+from cryptopulse.feed.lines import EventLines
+from cryptopulse.feed.protocol import CameLate, Dialect, Event, HoleFound, Session, State
 from cryptopulse.feed.rate_limit import TokenBucket
 from cryptopulse.feed.rest import RestClient, online_products
+from cryptopulse.feed.resume import LogEnd, log_end, resume
 from cryptopulse.log import Log
 from cryptopulse.retry import Backoff, retrying
 from cryptopulse.settings import FeedSettings, Settings
@@ -46,13 +38,6 @@ CONNECTS_PER_SECOND = 4
 """Half of Coinbase's limit for one address (8 a second, bursts of 20)."""
 
 CONNECTS_BURST = 8
-
-RESUME_MESSAGES_MAX = 50_000
-"""Newest messages of the log that a new producer looks at (0.2 s of work): at 20,000 a second they hold two
-heartbeats of each product, and so its last trade id."""
-
-LINES_PER_REPORT_MAX = 10
-"""Lines about one kind of event between two reports; a broken feed could say thousands."""
 
 _log = structlog.get_logger()
 
@@ -68,39 +53,49 @@ async def produce(settings: Settings, log: Log, stop: asyncio.Event, report: Cal
     refuses for good (LogFull and others): what was held in memory is lost then, and the structured log says
     how much.
     """
-    feed = _Feed(settings, log, report)
-    feed.kept = await asyncio.to_thread(_newest_messages, log)
-    tasks = {
-        asyncio.create_task(stop.wait()),
-        asyncio.create_task(feed.log_failed.wait()),
-        asyncio.create_task(feed.record()),
-        asyncio.create_task(feed.keep_reporting()),
-    }
-    feed.writer.start()
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        await asyncio.to_thread(feed.writer.close)
-        feed.finish()
+    async with RestClient(settings.feed.rest_url, allowance=settings.rest_allowance) as rest:
+        feed = _Feed(settings, log, rest, report)
+        feed.log_end = await asyncio.to_thread(log_end, log)
+        tasks = {
+            asyncio.create_task(stop.wait()),
+            asyncio.create_task(feed.log_failed.wait()),
+            asyncio.create_task(feed.record()),
+            asyncio.create_task(feed.keep_reporting()),
+        }
+        feed.writer.start()
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await asyncio.to_thread(feed.writer.close)
+            feed.finish()
     if feed.writer.error is not None:
         raise feed.writer.error
     for task in done:
         task.result()
 
 
+class _Source(NamedTuple):
+    """One of the exchange's feeds, and where it is."""
+
+    dialect: Dialect
+    url: str
+
+
 class _Feed:
     """The parts of a running feed, and the picture of its state."""
 
-    def __init__(self, settings: Settings, log: Log, report: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, settings: Settings, log: Log, rest: RestClient, report: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._all_settings = settings
         self._settings = settings.feed
         self._report = report
-        self._dialect = _dialect(settings.feed)
-        self._url = settings.feed.websocket_url or self._dialect.default_url
-        check_url(self._url)
-        self._dialect.check_products(settings.feed.products)
+        self._rest = rest
+        self._sources = _sources(settings.feed)
+        self._check(settings.feed.products)
         self._loop = asyncio.get_running_loop()
         self.log_failed = asyncio.Event()
         self._buffer = MessageBuffer(settings.feed.buffer_max_mb * 1024 * 1024)
@@ -110,11 +105,13 @@ class _Feed:
             group_commit_ms=settings.log.group_commit_ms,
             failed=self._fail,
         )
+        self._lines = EventLines()
+        self._watch = IdWatch()
+        self._healer = Healer(settings, rest, self._buffer, self._watch, self._lines)
         self._connections: list[Connection] = []
-        self.kept: list[tuple[bytes, int]] = []
-        """What the producer before this one recorded last, with its times on the monotonic clock (ns)."""
+        self.log_end = LogEnd([], {}, is_all=True)
+        """What the producer before this one recorded last."""
         self._state = "waiting for products"
-        self._events = _EventLines()
         self._lost_said = 0
         self._totals: deque[tuple[float, int]] = deque()
 
@@ -122,25 +119,60 @@ class _Feed:
         """Called by the writer's thread when the log has refused for good."""
         self._loop.call_soon_threadsafe(self.log_failed.set)
 
+    def _check(self, products: list[str]) -> None:
+        """One feed must take every product; of two, one takes what the other does not."""
+        if len(self._sources) == 1:
+            self._sources[0].dialect.check_products(products)
+
     async def record(self) -> None:
-        """Connects and keeps connected until cancelled."""
+        """Connects and keeps connected until cancelled; fetches what is missing."""
         products = self._settings.products or await self._ask_products()
-        self._dialect.check_products(products)
-        connects = TokenBucket(per_second=CONNECTS_PER_SECOND, burst=CONNECTS_BURST)
-        shared = Shared(self._url, self._settings, self._buffer, connects, self._events.say)
-        missed_max = self._settings.heartbeats_missed_max
-        size = self._settings.products_per_connection_max
-        for number, start in enumerate(range(0, len(products), size), start=1):
-            part = products[start : start + size]
-            session = Session(self._dialect, part, heartbeats_missed_max=missed_max)
-            session.resume(self.kept)
-            self._connections.append(Connection(str(number), session, shared))
-        self.kept = []
+        self._check(products)
+        self._watch.follow(products)
+        self._healer.resume(resume(self._watch, self.log_end))
+        self.log_end = LogEnd([], {}, is_all=False)  # it was some megabytes
+        self._connections = self._made_connections(products)
         self._state = "recording"
-        _log.info("feed_started", url=self._url, products=len(products), connections=len(self._connections))
+        urls = " ".join(source.url for source in self._sources)
+        _log.info("feed_started", url=urls, products=len(products), connections=len(self._connections))
         async with asyncio.TaskGroup() as group:
             for connection in self._connections:
                 group.create_task(connection.run())
+            if self._all_settings.healing.enabled:
+                group.create_task(self._heal())
+
+    async def _heal(self) -> None:
+        """Heals until cancelled. A fault in it is said, and does not end the recording."""
+        try:
+            await self._healer.run()
+        except Exception as error:  # noqa: BLE001 - trades that are not recorded now are lost for longer
+            _log.exception("unexpected_error", error=str(error))
+        finally:
+            await self._healer.close()
+
+    def _made_connections(self, products: list[str]) -> list[Connection]:
+        """The connections, each with a part of the products; all of them share what is known of the ids."""
+        connects = TokenBucket(per_second=CONNECTS_PER_SECOND, burst=CONNECTS_BURST)
+        size, missed_max = self._settings.products_per_connection_max, self._settings.heartbeats_missed_max
+        made: list[Connection] = []
+        for dialect, url in self._sources * self._settings.connections:
+            shared = Shared(url, self._settings, self._buffer, connects, self._on_event)
+            taken = [product for product in products if dialect.takes(product)]
+            for start in range(0, len(taken), size):
+                part = taken[start : start + size]
+                session = Session(dialect, part, heartbeats_missed_max=missed_max, watch=self._watch)
+                made.append(Connection(str(len(made) + 1), session, shared))
+        return made
+
+    def _on_event(self, connection: Connection, event: Event) -> None:
+        match event:
+            case HoleFound(product, first, last, witness):
+                self._lines.hole(product, first, last, witness)
+                self._healer.found(product, first, last)
+            case CameLate(product, trade_id):
+                self._healer.arrived(product, trade_id)
+            case _:
+                self._lines.event(connection.name, event)
 
     async def _ask_products(self) -> list[str]:
         """All online products of the quote currency; keeps asking until there is an answer."""
@@ -149,9 +181,8 @@ class _Feed:
         def waiting(error: TransientError, pause_s: float) -> None:
             _log.warning("waiting_for_products", error=str(error), retry_in_s=round(pause_s, 2))
 
-        async with RestClient(self._settings.rest_url) as rest:
-            backoff = Backoff(longest_s=self._settings.backoff_max_s)
-            products = online_products(await retrying(rest.products, backoff, waiting), currency)
+        backoff = Backoff(longest_s=self._settings.backoff_max_s)
+        products = online_products(await retrying(self._rest.products, backoff, waiting), currency)
         if not products:
             raise ConfigurationError(
                 f"Setting feed.quote_currency: no product is traded against {currency!r} at "
@@ -177,7 +208,7 @@ class _Feed:
         _log.info("feed_stopped", messages_logged=self.writer.messages_logged)
 
     def _say_losses(self) -> None:
-        self._events.new_interval()
+        self._lines.new_interval()
         lost = sum(connection.traffic.lost_messages for connection in self._connections)
         if lost > self._lost_said:
             _log.error(
@@ -199,24 +230,27 @@ class _Feed:
         return {
             "state": self._state,
             "time": now_ns / 1e9,
-            "url": self._url,
+            "url": " ".join(source.url for source in self._sources),
             "connections": sum(session.state is State.LIVE for session in sessions),
             "connection_states": [_connection_picture(connection) for connection in self._connections],
-            "products": sum(len(session.products) for session in sessions),
+            "products": len(self._watch.ids),
             "messages_total": messages,
             "messages_per_s": self._rate(messages),
             "bytes_total": sum(part.bytes for part in traffic),
             "messages_logged": self.writer.messages_logged,
+            "last_logged_age_s": (now_ns - self.writer.last_logged_ns) / 1e9 if self.writer.last_logged_ns else None,
             "buffer_messages": len(self._buffer),
             "buffer_bytes": self._buffer.bytes_held,
             "trades_total": sum(session.trades for session in sessions),
-            "trades_repeated": sum(session.repeated for session in sessions),
-            "holes": sum(session.holes for session in sessions),
-            "ids_missing": sum(session.ids_missing for session in sessions),
-            "ids_open": sum(session.ids_open for session in sessions),
+            "trades_repeated": self._watch.repeated,
+            "holes": self._watch.holes,
+            "ids_open": self._watch.ids_open,
+            **self._healer.picture(),
             "malformed": sum(session.malformed for session in sessions),
             "messages_skipped": sum(session.messages_skipped for session in sessions),
-            "lost_messages": sum(part.lost_messages for part in traffic) + lost_in_memory,
+            "lost_messages": sum(part.lost_messages for part in traffic)
+            + lost_in_memory
+            + self.writer.messages_refused,
             "reconnects": sum(max(0, connection.sockets_opened - 1) for connection in self._connections),
             "last_message_age_s": (now_ns - last_ns) / 1e9 if last_ns else None,
             "logged_latency_p50_ms": latency[0] if latency else None,
@@ -233,63 +267,6 @@ class _Feed:
         return (messages - first) / (now_s - first_s) if now_s > first_s else 0.0
 
 
-def _newest_messages(log: Log) -> list[tuple[bytes, int]]:
-    """The log's newest messages off a socket, oldest first, and when they came by the monotonic clock (ns)."""
-    found = []
-    to_monotonic_ns = time.monotonic_ns() - time.time_ns()
-    try:
-        for partition in log.partitions():
-            first, end = log.bounds(partition)
-            records = log.read(partition, max(first, end - RESUME_MESSAGES_MAX), RESUME_MESSAGES_MAX)
-            live = records.filter(pc.equal(records["source"], "websocket"))
-            received_us = pc.cast(live["received_time"], pa.int64()).to_pylist()
-            times_ns = (at_us * 1000 + to_monotonic_ns for at_us in received_us)
-            found += list(zip(live["body"].to_pylist(), times_ns, strict=True))
-    except LogDamaged as error:  # recording goes on: it is what can still be saved
-        _log.error("holes_before_start_unknown", error=str(error))
-    return found
-
-
-class _EventLines:
-    """Says what sessions find, a bounded number of lines between two reports."""
-
-    def __init__(self) -> None:
-        self._said: Counter[str] = Counter()
-
-    def say(self, connection: Connection, event: Event) -> None:
-        """One line for `event`, unless there have been many of its kind lately."""
-        name, level, values = _line(event)
-        self._said[name] += 1
-        if self._said[name] <= LINES_PER_REPORT_MAX:
-            getattr(_log, level)(name, connection=connection.name, **values)
-
-    def new_interval(self) -> None:
-        """Says how many lines were left out, and starts counting again."""
-        for name, count in self._said.items():
-            if count > LINES_PER_REPORT_MAX:
-                _log.warning("lines_left_out", about=name, count=count - LINES_PER_REPORT_MAX)
-        self._said.clear()
-
-
-def _line(event: Event) -> tuple[str, str, dict[str, Any]]:
-    """Name, level and values of the line about `event`."""
-    match event:
-        case Subscribed(products, refused):
-            values: dict[str, Any] = {"products": len(products)}
-            return "subscribed", "warning" if refused else "info", values | {"refused": list(refused)}
-        case HoleFound(product, first, last, witness):
-            values = {"product": product, "first_missing": first, "last_missing": last}
-            return "hole_found", "warning", values | {"missing": last - first + 1, "witness": witness}
-        case Stale(reason):
-            return "connection_stale", "warning", {"reason": reason}
-        case ServerError(text):
-            return "exchange_error", "error", {"text": text}
-        case Malformed(reason, size):
-            return "message_malformed", "warning", {"reason": reason, "bytes": size}
-        case MessagesSkipped(count):
-            return "messages_skipped", "warning", {"count": count}
-
-
 def _connection_picture(connection: Connection) -> dict[str, Any]:
     state = connection.session.state
     return {
@@ -300,5 +277,13 @@ def _connection_picture(connection: Connection) -> dict[str, Any]:
     }
 
 
-def _dialect(settings: FeedSettings) -> Dialect:
-    return Advanced() if settings.dialect == "advanced" else Exchange()
+def _sources(settings: FeedSettings) -> list[_Source]:
+    """The feeds to record. Raises ConfigurationError for an address that is none."""
+    exchange, advanced = Exchange(), Advanced()
+    first: Dialect = advanced if settings.dialect == "advanced" else exchange
+    made = [_Source(first, settings.websocket_url or first.default_url)]
+    check_url(made[0].url, "feed.websocket_url")
+    if settings.dialect == "both":
+        made.append(_Source(advanced, settings.advanced_url or advanced.default_url))
+        check_url(made[1].url, "feed.advanced_url")
+    return made

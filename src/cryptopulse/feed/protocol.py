@@ -5,9 +5,9 @@ Everything that decides lives here, and nothing that waits: no socket, no clock,
 come frames to send (`frames_to_send`), events (`take_events`) and the time at which the core wants to be
 asked again (`deadline_ns`). All times are integer nanoseconds of one clock that never goes back.
 
-A session belongs to a set of products and outlives its connections: the highest id of each product is kept,
-so what was traded between two connections is known to be missing as soon as the new one brings its first
-trade::
+A session belongs to a set of products and outlives its connections: the highest id of each product is kept
+(in an `IdWatch`, which sessions of the same products share), so what was traded between two connections is
+known to be missing as soon as a new one brings its first trade::
 
     disconnected ──connected──▶ subscribing ──answer──▶ live
          ▲                          │ no answer           │ no heartbeat
@@ -19,13 +19,13 @@ types.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
 
 import msgspec
 
-from cryptopulse.feed.gaps import GRACE_NS, NEVER_NS, TradeIds, Witness
+from cryptopulse.feed.gaps import NEVER_NS, IdWatch, TradeIds, Witness
 
 SECOND_NS = 1_000_000_000
 
@@ -103,6 +103,9 @@ class Dialect(Protocol):
     def heartbeat_channel(self) -> str:
         """Name of the channel that carries heartbeats, as it stands in the exchange's answer."""
 
+    def takes(self, product: str) -> bool:
+        """Whether this feed may be asked for `product`."""
+
     def check_products(self, products: Sequence[str]) -> None:
         """Raises ConfigurationError if this feed can't be asked for one of `products`."""
 
@@ -127,6 +130,13 @@ class HoleFound(msgspec.Struct, frozen=True):
     first_missing: int
     last_missing: int
     witness: Witness
+
+
+class CameLate(msgspec.Struct, frozen=True):
+    """A trade came after all that the work list may be waiting for."""
+
+    product: str
+    trade_id: int
 
 
 class Stale(msgspec.Struct, frozen=True):
@@ -155,7 +165,7 @@ class MessagesSkipped(msgspec.Struct, frozen=True):
     count: int
 
 
-Event = Subscribed | HoleFound | Stale | ServerError | Malformed | MessagesSkipped
+Event = Subscribed | HoleFound | CameLate | Stale | ServerError | Malformed | MessagesSkipped
 
 
 class State(Enum):
@@ -170,8 +180,12 @@ class State(Enum):
 class Session:
     """One subscription to `products`, over any number of connections one after the other."""
 
-    def __init__(self, dialect: Dialect, products: Sequence[str], *, heartbeats_missed_max: int) -> None:
+    def __init__(
+        self, dialect: Dialect, products: Sequence[str], *, heartbeats_missed_max: int, watch: IdWatch | None = None
+    ) -> None:
+        """`watch`: what is known of the products' ids, shared with other sessions; unset: this session's own."""
         self.products = tuple(products)
+        self.watch = watch or IdWatch(products)
         self.state = State.DISCONNECTED
         self.deadline_ns = NEVER_NS
         """When `tick` is due. It may come earlier after any input; too early a tick does no harm."""
@@ -179,31 +193,15 @@ class Session:
         """Trades received, repeated ones included."""
         self.malformed = 0
         self.messages_skipped = 0
-        self.holes = 0
-        self.ids_missing = 0
-        """Trades reported missing, over the session's whole life."""
         self._dialect = dialect
         self._silence_ns = heartbeats_missed_max * HEARTBEAT_NS
-        self._ids = {product: TradeIds() for product in self.products}
-        # Products with gaps or claims whose grace is running; empty nearly always.
-        self._uncertain: set[str] = set()
-        self._gaps_due_ns = NEVER_NS
+        self._ids = {product: self.watch.ids[product] for product in self.products}
         self._watch_due_ns = NEVER_NS
         self._next_sequence: int | None = None
         self._channels: dict[str, frozenset[str]] = {}
         self._frames: list[bytes] = []
         self.events: list[Event] = []
         """What has happened since `take_events`; to be looked at, not changed."""
-
-    @property
-    def ids_open(self) -> int:
-        """Ids that were jumped over and whose grace is running."""
-        return sum(self._ids[product].open_count for product in self._uncertain)
-
-    @property
-    def repeated(self) -> int:
-        """Trades that came more than once, or after they were reported missing."""
-        return sum(ids.repeated for ids in self._ids.values())
 
     def frames_to_send(self) -> list[bytes]:
         """Text frames to send now, in order; each is handed out once."""
@@ -214,31 +212,6 @@ class Session:
         """What has happened since the last call, in order."""
         events, self.events = self.events, []
         return events
-
-    def resume(self, kept: Iterable[tuple[bytes, int]]) -> None:
-        """Goes on where an earlier session ended: `kept` are the newest messages of its record and when they
-        came, oldest first. To be called before `connected`.
-
-        Only trade ids are taken from them. Holes that they show were reported; those that were still in
-        their grace when the record ends, or ran out so shortly before that nobody may have said so, are
-        this session's to report.
-        """
-        at_ns = 0
-        for raw, at_ns in kept:
-            message = self._dialect.read(raw)
-            if isinstance(message, Trades):
-                for product, trade_id in message.ids:
-                    ids = self._ids.get(product)
-                    if ids is not None and ids.believable(trade_id):
-                        ids.seen(trade_id, at_ns)
-            elif isinstance(message, Heartbeat) and message.product in self._ids:
-                ids = self._ids[message.product]
-                ids.expired(at_ns - GRACE_NS)
-                ids.claimed(message.last_trade_id, at_ns)
-        for product, ids in self._ids.items():
-            ids.expired(at_ns - GRACE_NS)
-            ids.repeated = 0
-            self._note_uncertain(product, ids)
 
     def connected(self, now_ns: int) -> None:
         """A connection is open: subscribe, and expect the answer in time."""
@@ -269,6 +242,8 @@ class Session:
                 self.trades += 1
                 if trade_id == ids.highest + 1:
                     ids.highest = trade_id
+                elif ids.unsettled < trade_id <= ids.highest:
+                    ids.repeated += 1
                 else:
                     self._out_of_order(product, ids, trade_id, now_ns)
         self._follow(message, raw, now_ns)
@@ -285,12 +260,12 @@ class Session:
                 ids = self._ids.get(product)
                 if ids is not None and ids.believable(trade_id):
                     ids.lost(trade_id, now_ns)
-                    self._note_uncertain(product, ids)
+                    self._ids_changed(product)
         self._follow(message, raw, now_ns)
 
     def tick(self, now_ns: int) -> None:
         """Time has passed: reports holes whose grace is over, and a connection that is silent too long."""
-        if now_ns >= self._gaps_due_ns:
+        if now_ns >= self.watch.due_ns:
             self._report_holes(now_ns)
         if now_ns >= self._watch_due_ns:
             if now_ns >= self._watch_due_ns + OVERSLEPT_NS:
@@ -311,7 +286,7 @@ class Session:
             self.events.append(ServerError(message.text[:TEXT_MAX]))
         elif isinstance(message, Unreadable):
             self._unreadable(message.reason, len(raw))
-        if now_ns >= self._gaps_due_ns:
+        if now_ns >= self.watch.due_ns:
             self._report_holes(now_ns)
             self._set_deadline()
 
@@ -321,37 +296,27 @@ class Session:
         ids = self._ids.get(message.product)
         if ids is not None and message.last_trade_id > ids.highest:
             ids.claimed(message.last_trade_id, now_ns)
-            self._note_uncertain(message.product, ids)
+            self._ids_changed(message.product)
 
     def _out_of_order(self, product: str, ids: TradeIds, trade_id: int, now_ns: int) -> None:
         """A trade that is not the next one: the first, one ahead, one late, one repeated."""
         if not ids.believable(trade_id):
             self._unreadable(f"trade id {trade_id} of {product} is far beyond {ids.highest}", 0)
             return
+        if trade_id <= ids.wanted_to:
+            self.events.append(CameLate(product, trade_id))
         ids.seen(trade_id, now_ns)
-        self._note_uncertain(product, ids)
+        self._ids_changed(product)
 
-    def _note_uncertain(self, product: str, ids: TradeIds) -> None:
-        due_ns = ids.due_ns
-        if due_ns == NEVER_NS:
-            self._uncertain.discard(product)
-            return
-        self._uncertain.add(product)
-        if due_ns < self._gaps_due_ns:
-            self._gaps_due_ns = due_ns
+    def _ids_changed(self, product: str) -> None:
+        self.watch.changed(product)
+        if self.watch.due_ns < self.deadline_ns:
             self._set_deadline()
 
     def _report_holes(self, now_ns: int) -> None:
         """Turns what is certain now into events."""
-        for product in sorted(self._uncertain):
-            ids = self._ids[product]
-            for hole in ids.expired(now_ns):
-                self.holes += 1
-                self.ids_missing += hole.last_missing - hole.first_missing + 1
-                self.events.append(HoleFound(product, hole.first_missing, hole.last_missing, hole.witness))
-            if ids.due_ns == NEVER_NS:
-                self._uncertain.discard(product)
-        self._gaps_due_ns = min((self._ids[product].due_ns for product in self._uncertain), default=NEVER_NS)
+        for product, hole in self.watch.report(now_ns):
+            self.events.append(HoleFound(product, hole.first_missing, hole.last_missing, hole.witness))
 
     def _check_sequence(self, sequence_num: int) -> None:
         """Counts messages that the connection skipped; one that comes late was counted and stays so."""
@@ -397,4 +362,4 @@ class Session:
         self._set_deadline()
 
     def _set_deadline(self) -> None:
-        self.deadline_ns = min(self._gaps_due_ns, self._watch_due_ns)
+        self.deadline_ns = min(self.watch.due_ns, self._watch_due_ns)

@@ -1,7 +1,7 @@
 """Misbehaviour on order: what can go wrong between an exchange and its readers, with a seed of its own.
 
 Faults strike on the way out. The market, its ledger and (but for the REST faults) REST stay right: a dropped
-trade was published, and can be fetched.
+trade was published, and can be fetched. Only `skip` strikes the market itself.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ _DURATION = re.compile(r"([0-9.]+)(ms|s|m|h)")
 class Faults:
     """What goes wrong, and how often. The default is nothing."""
 
+    skip: float = 0.0
+    """Probability that the exchange gives an id to no trade: it is missing on every feed, over REST, and in the
+    ledger."""
+    only: int = -1
+    """Number of the one connection (the first is 0) that faults of messages and connections strike; -1: all."""
     drop: float = 0.0
     """Probability that a trade message is not delivered."""
     duplicate: float = 0.0
@@ -47,6 +52,8 @@ class Faults:
     """Probability that REST answers 500."""
     rest_slow: float = 0.0
     """Seconds that each REST answer takes."""
+    rest_stale: float = 0.0
+    """Pages of trades are so many seconds old, as those of a cache."""
     rest_truncated: float = 0.0
     """Probability that a REST answer ends in the middle of its JSON."""
 
@@ -56,7 +63,7 @@ class Faults:
 
         Raises ConfigurationError for unknown names and values that can't be.
         """
-        given: dict[str, float | tuple[float, float]] = {}
+        given: dict[str, int | float | tuple[float, float]] = {}
         for item in filter(None, (part.strip() for part in text.split(","))):
             name, _, value = item.partition("=")
             if name not in _READERS:
@@ -92,6 +99,12 @@ def _probability(name: str, text: str) -> float:
     return value
 
 
+def _connection(name: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigurationError(f"Fault {name}={text}: give the number of a connection; the first is {name}=0.")
+    return int(text)
+
+
 def _duration(name: str, text: str) -> float:
     match = _DURATION.fullmatch(text)
     try:
@@ -111,7 +124,9 @@ def _window(name: str, text: str) -> tuple[float, float]:
     return _duration(name, start), _duration(name, length)
 
 
-_READERS: dict[str, Callable[[str, str], float | tuple[float, float]]] = {
+_READERS: dict[str, Callable[[str, str], int | float | tuple[float, float]]] = {
+    "skip": _probability,
+    "only": _connection,
     "drop": _probability,
     "duplicate": _probability,
     "reorder": _probability,
@@ -122,6 +137,7 @@ _READERS: dict[str, Callable[[str, str], float | tuple[float, float]]] = {
     "rest-429": _probability,
     "rest-500": _probability,
     "rest-slow": _duration,
+    "rest-stale": _duration,
     "rest-truncated": _probability,
 }
 

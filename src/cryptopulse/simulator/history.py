@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ class History:
         self._next = self._first.copy()
         self.published: Ints = self._first - 1
         """Newest published id of each product; one under the first id when there is none."""
+        self._skipped: list[list[int]] = [[] for _ in products]
         # An eighth on top: a random stream strays from the shares.
         self._rings = [
             np.empty(max(int(product.weight * trades_max * 1.125), PRODUCT_TRADES_MIN), dtype=RECORD)
@@ -44,6 +46,16 @@ class History:
         """Makes trades visible: the next ones of a block that was added."""
         np.maximum.at(self.published, trades["product"], trades["trade_id"])
 
+    def skip(self, trades: Trades) -> None:
+        """There never were such trades: to be called for them in the place of `publish`."""
+        for trade in trades:
+            self._skipped[trade["product"]].append(int(trade["trade_id"]))
+
+    def skipped(self, number: int) -> list[int]:
+        """The ids under the newest one that no trade has."""
+        ids = self._skipped[number]
+        return ids[: bisect_right(ids, self.last_id(number))]
+
     def first_id(self, number: int) -> int:
         """The id with which the product started."""
         return int(self._first[number])
@@ -58,7 +70,8 @@ class History:
 
     def count(self) -> int:
         """Published trades of all products."""
-        return int((self.published - self._first + 1).sum())
+        skipped = sum(len(self.skipped(number)) for number in range(len(self._rings)))
+        return int((self.published - self._first + 1).sum()) - skipped
 
     def between(self, number: int, low: int, high: int) -> Trades:
         """Published trades of a product with `low` <= id <= `high`, as far as held, in the order of ids."""
@@ -68,12 +81,21 @@ class History:
         if low > high:
             return np.empty(0, dtype=RECORD)
         found: Trades = ring[(np.arange(low, high + 1) - self._first[number]) % len(ring)]
+        if self._skipped[number]:
+            found = found[~np.isin(found["trade_id"], self._skipped[number])]
         return found
 
     def newest(self, number: int, count: int) -> Trades:
         """The last `count` published trades of a product, in the order of ids."""
-        high = self.last_id(number)
-        return self.between(number, high - count + 1, high)
+        return self.below(number, self.last_id(number) + 1, count)
+
+    def below(self, number: int, after: int, count: int) -> Trades:
+        """The last `count` published trades with ids below `after`, in the order of ids."""
+        high = min(after - 1, self.last_id(number))
+        low = high - count + 1
+        while len(found := self.between(number, low, high)) < count and low > self.first_held_id(number):
+            low -= count - len(found)  # so many ids were skipped
+        return found
 
     def _add_rows(self, number: int, rows: Trades) -> None:
         ring = self._rings[number]

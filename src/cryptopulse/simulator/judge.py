@@ -13,9 +13,11 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.simulator.faults import Faults
 from cryptopulse.simulator.market import PlayedEpisode
 from cryptopulse.simulator.messages import encode, iso_micros
+from cryptopulse.simulator.rest import Rest
 from cryptopulse.simulator.venue import Venue
 from cryptopulse.simulator.wire import Request, Response
 
+_SKIPPED_MAX = 10_000
 _TRADES_MAX = 100_000
 """Trades in one answer, about 12 MB; ask again for more."""
 
@@ -23,9 +25,10 @@ _TRADES_MAX = 100_000
 class Judge:
     """Answers everything under `/simulator/`; never touched by faults or limits."""
 
-    def __init__(self, venue: Venue, stop_trading: Callable[[], None]) -> None:
+    def __init__(self, venue: Venue, rest: Rest, stop_trading: Callable[[], None]) -> None:
         """`stop_trading` ends the market and sends on what was still waiting."""
         self._venue = venue
+        self._rest = rest
         self._stop_trading = stop_trading
 
     def respond(self, request: Request) -> Response:
@@ -52,7 +55,8 @@ class Judge:
                 products[product.product_id] = {
                     "first_trade_id": first,
                     "last_trade_id": last,
-                    "count": last - first + 1,
+                    "count": last - first + 1 - len(history.skipped(number)),
+                    "skipped_trade_ids": history.skipped(number)[-_SKIPPED_MAX:],
                 }
         return {
             "started_at": iso_micros(venue.started_ns // 1000) if venue.started.is_set() else None,
@@ -60,6 +64,7 @@ class Judge:
             "trading": venue.started.is_set() and not venue.stopped,
             "trades": history.count(),
             "products": products,
+            "rest_requests": dict(self._rest.requests),
             "episodes": [
                 self._episode(played)
                 for played in venue.market.played

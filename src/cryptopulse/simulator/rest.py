@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -20,6 +21,8 @@ from cryptopulse.simulator.wire import Request, Response
 
 _PAGE_MAX = 1000
 _CANDLES_MAX = 300
+_STALE_TRADES_MAX = 20_000
+"""More trades of one product than this are not made within the age of a stale page."""
 _GRANULARITIES = (60, 300, 900, 3600, 21600, 86400)
 _RATE_PER_S, _BURST = 10.0, 15.0
 
@@ -40,10 +43,13 @@ class Rest:
         self._venue = venue
         self._random = random.Random(venue.options.faults_seed)  # noqa: S311  nothing secret
         self._allowance: dict[str, tuple[float, float]] = {}
+        self.requests: Counter[str] = Counter()
+        """Requests by the last part of their path: `products`, `trades`, `candles`; refused ones count as well."""
 
     async def respond(self, request: Request) -> Response:
         """Answers one request: slowly, wrongly or not at all as the faults say."""
         faults = self._venue.faults
+        self.requests[request.path.rstrip("/").rpartition("/")[2]] += 1
         if faults.rest_slow:
             await asyncio.sleep(faults.rest_slow)
         if not self._allowed(request.peer) or self._random.random() < faults.rest_429:
@@ -92,13 +98,23 @@ class Rest:
         """A page, newest first: the newest ids below `after`, the newest of all above `before`."""
         history = self._venue.history
         limit = min(max(_whole(query, "limit", _PAGE_MAX), 1), _PAGE_MAX)
-        high = min(_whole(query, "after", 2**62) - 1, history.last_id(number))
-        low = max(_whole(query, "before", 0) + 1, high - limit + 1)
-        page = history.between(number, low, high)[::-1]
+        after = min(_whole(query, "after", 2**62), self._newest_shown(number) + 1)
+        page = history.below(number, after, limit)[::-1]
+        page = page[page["trade_id"] > _whole(query, "before", 0)]
         headers = {}
         if len(page):
             headers = {"cb-before": str(page["trade_id"][0]), "cb-after": str(page["trade_id"][-1])}
         return Response(encode(self._venue.writer.rest_trades(page)), headers=headers)
+
+    def _newest_shown(self, number: int) -> int:
+        """The newest id that pages show: an older one than the newest when they are to be old."""
+        history, venue = self._venue.history, self._venue
+        if not venue.faults.rest_stale:
+            return history.last_id(number)
+        trades = history.newest(number, _STALE_TRADES_MAX)
+        until_us = venue.offset_us() - venue.faults.rest_stale * 1e6
+        shown = trades[: np.searchsorted(trades["time_us"], until_us, side="right")]
+        return int(shown["trade_id"][-1]) if len(shown) else history.first_id(number) - 1
 
     def _candles(self, number: int, query: Mapping[str, str]) -> Response:
         """Rows of [time, low, high, open, close, volume], newest first; spans without trades are left out."""

@@ -51,7 +51,7 @@ class Simulator:
         self.venue = Venue(options)
         self._recording: Timeline | None = load_timeline(options.recording) if options.recording else None
         self._rest = Rest(self.venue)
-        self._judge = Judge(self.venue, self.stop_trading)
+        self._judge = Judge(self.venue, self._rest, self.stop_trading)
         self._sessions: set[Session] = set()
         self._connections = 0
         self._stirred = asyncio.Event()

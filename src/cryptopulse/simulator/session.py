@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from cryptopulse.simulator.faults import MessageFaults
+from cryptopulse.simulator.faults import Faults, MessageFaults
 from cryptopulse.simulator.venue import Batch, Venue
 from cryptopulse.simulator.wire import WebSocket
 
 log = structlog.get_logger()
 
 _POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
+_NO_FAULTS = Faults()
 
 
 class Session(ABC):
@@ -37,7 +38,7 @@ class Session(ABC):
         self._connected_at = time.monotonic()
         self._oversized_at = 0.0
         self._changed = changed
-        self._faults = MessageFaults(venue.options.faults_seed + number, venue.products[0].product_id)
+        self._message_faults = MessageFaults(venue.options.faults_seed + number, venue.products[0].product_id)
 
     @abstractmethod
     def on_message(self, message: bytes) -> None:
@@ -77,15 +78,21 @@ class Session(ABC):
 
     def deliver(self, frames: Sequence[bytes], joined: bytes | None = None) -> None:
         """Sends trade messages, or what the faults leave of them; `joined` is all of them in one piece."""
-        faults = self.venue.faults
+        faults = self._faults_here
         if faults.touch_messages:
-            self.send(b"".join(self._faults.through(frames, faults)))
+            self.send(b"".join(self._message_faults.through(frames, faults)))
         else:
             self.send(b"".join(frames) if joined is None else joined)
 
+    @property
+    def _faults_here(self) -> Faults:
+        """What goes wrong on this connection."""
+        faults = self.venue.faults
+        return faults if faults.only in (-1, self.number) else _NO_FAULTS
+
     def release(self) -> None:
         """Sends what faults held back."""
-        self.send(b"".join(self._faults.release()))
+        self.send(b"".join(self._message_faults.release()))
 
     def send(self, frames: bytes) -> None:
         """Sends frames; a reader that leaves too much unread is cut off, as the exchange does."""
@@ -104,7 +111,7 @@ class Session(ABC):
 
     def tick(self, now: float) -> None:
         """Does what is due at `now` (monotonic seconds): deadline and faults of the connection."""
-        venue, faults = self.venue, self.venue.faults
+        venue, faults = self.venue, self._faults_here
         if self.subscribed_at is None:
             if now - self._connected_at >= venue.options.subscribe_within_s:
                 self.socket.close(_POLICY_VIOLATION, "no subscription in time")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from functools import cached_property
 
@@ -68,6 +69,7 @@ class Venue:
         """Time of day at which trading started."""
         self._started_monotonic = 0.0
         self._published_us = 0
+        self._random = random.Random(options.faults_seed)  # noqa: S311  nothing secret
         self.writer = Writer(self.products, 0)
 
     def start(self) -> None:
@@ -103,9 +105,14 @@ class Venue:
 
     def publish(self, trades: Trades) -> Batch:
         """Makes the next trades of the market public."""
+        if self.faults.skip:
+            there = np.array([self._random.random() >= self.faults.skip for _ in trades])
+            self.history.skip(trades[~there])
+            trades = trades[there]
         self.history.publish(trades)
         np.maximum.at(self.sequences, trades["product"], trades["sequence"])
-        self._published_us = int(trades["time_us"][-1])
+        if len(trades):
+            self._published_us = int(trades["time_us"][-1])
         return Batch(trades, self.writer)
 
     @cached_property

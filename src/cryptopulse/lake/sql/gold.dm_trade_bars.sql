@@ -12,6 +12,7 @@ WITH bars AS (
         SUM(CASE WHEN side = 'BUY' THEN trade_size ELSE CAST(0 AS DECIMAL(28, 12)) END) AS buy_volume,
         COUNT(*) AS trade_count,
         COUNT(CASE WHEN side = 'BUY' THEN 1 END) AS buy_count,
+        COUNT(CASE WHEN source = 'rest' THEN 1 END) AS rest_count,
         SUM(price) AS price_sum,
         MIN(trade_id) AS first_trade_id,
         MAX(trade_id) AS last_trade_id
@@ -23,7 +24,8 @@ WITH bars AS (
 SELECT
     b.symbol, TIMESTAMP_MICROS(b.window_us) AS window_start, b.open, b.high, b.low, b.close, b.volume, b.notional,
     CAST(b.notional AS DOUBLE) / CAST(b.volume AS DOUBLE) AS vwap,
-    b.buy_volume, b.volume - b.buy_volume AS sell_volume, b.trade_count, b.buy_count, b.price_sum, b.first_trade_id, b.last_trade_id,
+    b.buy_volume, b.volume - b.buy_volume AS sell_volume, b.trade_count, b.buy_count, b.rest_count, b.price_sum,
+    b.first_trade_id, b.last_trade_id,
     c.symbol IS NOT NULL AS is_complete,
     CAST(TIMESTAMP_MICROS(b.window_us) AS DATE) AS window_date
 FROM bars AS b

@@ -1,0 +1,187 @@
+"""Bars against the exchange's own candles: a second opinion from outside.
+
+Only minutes that are proven complete are compared, and only those that ended some time ago: the exchange publishes a
+candle a moment after its minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from cryptopulse.completeness.audit.ids import by_product
+from cryptopulse.completeness.audit.intervals import Ints
+from cryptopulse.completeness.audit.report import Check, Finding, moment, utc
+from cryptopulse.completeness.audit.scope import Scope
+from cryptopulse.completeness.audit.snapshot import BARS, Snapshot
+from cryptopulse.errors import ConfigurationError, TransientError, UnknownProduct
+from cryptopulse.feed.rest import CANDLES_MAX, Candle, RestClient
+from cryptopulse.retry import Backoff, retrying
+
+_MINUTE_US = 60_000_000
+_PUBLISHED_US = 120_000_000
+_ATTEMPTS_MAX = 6  # some 6 s of pauses: an audit is not there to wait for a network
+_PRICES = ("open", "high", "low", "close")
+# Volumes come as binary floating-point numbers, of 8 decimals.
+_NEAR, _NEAR_ENOUGH = Decimal("1e-9"), Decimal("5e-9")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Where candles come from."""
+
+    rest_url: str
+    allowance: Path | None = None
+    """A file by which the processes of this machine share the limit of requests."""
+
+
+@dataclass(frozen=True)
+class _Bars:
+    """One product's bars, in the order of time."""
+
+    symbol: str
+    minutes: Ints
+    is_complete: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    rows: pa.Table
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """First and last minute of each request that is needed to compare all complete bars."""
+        wanted = self.minutes[self.is_complete]
+        while len(wanted):
+            first = int(wanted[0])
+            inside = wanted[wanted < first + CANDLES_MAX]
+            yield first, int(inside[-1])
+            wanted = wanted[len(inside) :]
+
+    def within(self, first: int, last: int) -> dict[int, dict[str, Decimal]]:
+        """The complete bars of some minutes."""
+        chosen = (self.minutes >= first) & (self.minutes <= last) & self.is_complete
+        return {row["minute"]: row for row in self.rows.filter(pa.array(chosen)).to_pylist()}
+
+    def was_quiet(self, minute: int) -> bool:
+        """Whether the bars around a minute without one prove that nothing was traded in it."""
+        place = int(np.searchsorted(self.minutes, minute))
+        if place == 0 or place == len(self.minutes) or self.minutes[place] == minute:
+            return False
+        before, after = self.rows["last_trade_id"][place - 1].as_py(), self.rows["first_trade_id"][place].as_py()
+        return bool(self.is_complete[place - 1] and self.is_complete[place]) and before + 1 == after
+
+
+def check_candles(
+    snapshot: Snapshot, scope: Scope, exchange: Exchange, progressed: Callable[[int, int], None]
+) -> list[Check]:
+    """Tells of complete bars that the exchange's candles contradict; `progressed(requests done, all)` is told."""
+    if BARS not in snapshot.tables:
+        return []
+    compared = asyncio.run(_compare_all(snapshot, _bars(snapshot, scope), exchange, progressed))
+    return [Check("candles", compared)]
+
+
+def _bars(snapshot: Snapshot, scope: Scope) -> list[_Bars]:
+    table = snapshot.tables[BARS]
+    files = [file for file in table.files if file.day is None or scope.has_day(file.day)]
+    until_us = snapshot.opened_us - _PUBLISHED_US
+    rows = snapshot.rows(
+        f"""
+        SELECT symbol, epoch_us(window_start) // {_MINUTE_US} AS minute, open, high, low, close, volume, is_complete,
+            first_trade_id, last_trade_id
+        FROM dm_trade_bars
+        WHERE {scope.has_product()} AND {scope.has_time("epoch_us(window_start)")}
+            AND epoch_us(window_start) + {_MINUTE_US} <= {until_us}
+        ORDER BY symbol, minute""",
+        {BARS: files},
+    )
+    return [
+        _Bars(symbol, part["minute"].to_numpy(), part["is_complete"].to_numpy(zero_copy_only=False), part)
+        for symbol, part in by_product(rows)
+    ]
+
+
+async def _compare_all(
+    snapshot: Snapshot, products: Sequence[_Bars], exchange: Exchange, progressed: Callable[[int, int], None]
+) -> int:
+    """Returns how many bars were compared."""
+    requests = [(bars, span) for bars in products for span in bars.spans()]
+    compared = 0
+    async with RestClient(exchange.rest_url, allowance=exchange.allowance) as client:
+        for number, (bars, (first, last)) in enumerate(requests, start=1):
+            try:
+                candles = await _fetched(client, bars.symbol, first, last)
+            except (TransientError, ConfigurationError, UnknownProduct) as error:
+                _tell_unreachable(snapshot, bars.symbol, first, str(error))
+                break
+            compared += _compare(snapshot, bars, first, last, candles)
+            progressed(number, len(requests))
+    return compared
+
+
+async def _fetched(client: RestClient, symbol: str, first: int, last: int) -> list[Candle]:
+    """Raises the last TransientError when it failed again and again."""
+    failures = 0
+
+    def waiting(error: TransientError, _pause_s: float) -> None:
+        nonlocal failures
+        failures += 1
+        if failures >= _ATTEMPTS_MAX:
+            raise error
+
+    start, end = utc(first * _MINUTE_US), utc(last * _MINUTE_US)
+    return await retrying(lambda: client.candles(symbol, start, end), Backoff(), waiting)
+
+
+def _compare(snapshot: Snapshot, bars: _Bars, first: int, last: int, candles: Sequence[Candle]) -> int:
+    theirs = {candle.time // 60: candle for candle in candles if first <= candle.time // 60 <= last}
+    ours = bars.within(first, last)
+    for minute, bar in ours.items():
+        candle = theirs.get(minute)
+        if candle is None:
+            _tell(snapshot, bars.symbol, minute, "the exchange has none", {})
+            continue
+        differing = {
+            name: {"stored": bar[name], "exchange": getattr(candle, name)}
+            for name in (*_PRICES, "volume")
+            if not _agree(name, bar[name], getattr(candle, name))
+        }
+        if differing:
+            said = [
+                f"{name} {_plain(pair['exchange'])}, the bar {_plain(pair['stored'])}"
+                for name, pair in differing.items()
+            ]
+            _tell(snapshot, bars.symbol, minute, f"has {'; '.join(said)}", {"columns": differing})
+    for minute, candle in theirs.items():
+        if bars.was_quiet(minute):
+            columns = {"volume": {"stored": None, "exchange": candle.volume}}
+            what = f"has a volume of {_plain(candle.volume)}, but all ids around it are held and none was traded then"
+            _tell(snapshot, bars.symbol, minute, what, {"columns": columns})
+    return len(ours)
+
+
+def _agree(name: str, ours: Decimal, theirs: Decimal) -> bool:
+    return abs(ours - theirs) <= ours * _NEAR + _NEAR_ENOUGH if name == "volume" else ours == theirs
+
+
+def _plain(value: Decimal) -> str:
+    return f"{value.normalize():f}"
+
+
+def _tell(snapshot: Snapshot, symbol: str, minute: int, said: str, details: dict[str, object]) -> None:
+    start = utc(minute * _MINUTE_US)
+    text = f"{symbol}: the exchange's candle of {moment(start)} {said}"
+    if said == "the exchange has none":
+        text = f"{symbol}: the exchange has no candle of {moment(start)}, of which there is a complete bar"
+    repair = "look at the minute's trades; when all ids are held, it is the exchange that differs with itself"
+    details = {"window_start": start, **details}
+    snapshot.findings.add(Finding("candle_differs", BARS, text, repair, symbol, details))
+
+
+def _tell_unreachable(snapshot: Snapshot, symbol: str, minute: int, error: str) -> None:
+    text = f"{symbol}: candles from {moment(utc(minute * _MINUTE_US))} on were not compared: {error}"
+    details = {"error": error}
+    repair = "run the audit again when the exchange answers (feed.rest_url)"
+    snapshot.findings.add(Finding("candles_unreachable", "", text, repair, symbol, details))

@@ -1,0 +1,64 @@
+"""The audit names the messages that bronze lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cryptopulse.lake.tables import ALERTS, BRONZE, COVERAGE
+from support_audit import append, audit, copied, delete, intervals_of, overwrite, rows
+
+
+@pytest.fixture
+def lake(market_lake: Path, tmp_path: Path) -> Path:
+    """A lake of one's own to harm."""
+    return copied(market_lake, tmp_path / "lake")
+
+
+def test_ids_that_coverage_claims_without_a_message_or_a_trade_are_told(lake: Path) -> None:
+    claims = rows(lake, COVERAGE).to_pylist()
+    claims[0]["last_trade_id"] += 5
+    overwrite(lake, COVERAGE, pa.Table.from_pylist(claims, schema=rows(lake, COVERAGE).schema))
+    found = audit(lake)
+    assert (found.code, found.kinds) == (8, ["ids_lost"])
+    lost = found.one("ids_lost")
+    assert intervals_of([lost]) == [(claims[0]["symbol"], 220, 224)]
+    assert lost["told_by"] == COVERAGE.qualified
+    assert lost["repair"] == (
+        f"run `cryptopulse rebuild --lake {lake}`, then `cryptopulse backfill {claims[0]['symbol']} "
+        f"--from 2026-07-07T12:03:58Z --lake {lake}`: no message of them is in bronze.coinbase_raw_trades"
+    )
+    assert found.product(claims[0]["symbol"])["holes"][0]["witness"] == "table"
+
+
+def test_a_message_that_was_taken_out_of_bronze_is_named_by_offset_and_by_trade(lake: Path) -> None:
+    offset = sorted(rows(lake, BRONZE)["offset"].to_pylist())[100]
+    delete(lake, BRONZE, f'"offset" = {offset}')
+    found = audit(lake)
+    assert (found.code, found.kinds) == (8, ["message_missing", "offsets_missing"])
+    assert found.one("offsets_missing")["text"] == (
+        f"bronze.coinbase_raw_trades: offset {offset} of partition 0 missing: messages that were stored are gone"
+    )
+    assert intervals_of(found.of("message_missing")) == [("BTC-USD", 150, 150)]
+
+
+def test_messages_taken_off_the_end_of_bronze_are_missed(lake: Path) -> None:
+    offsets = sorted(rows(lake, BRONZE)["offset"].to_pylist())
+    delete(lake, BRONZE, f'"offset" > {offsets[-5]}')
+    found = audit(lake)
+    missing = found.one("offsets_missing")
+    assert (missing["first_offset"], missing["last_offset"]) == (offsets[-4], offsets[-1])
+
+
+def test_messages_that_are_there_twice_are_counted(lake: Path) -> None:
+    append(lake, BRONZE, rows(lake, BRONZE).slice(5, 2))
+    found = audit(lake)
+    assert (found.code, found.kinds) == (8, ["offsets_doubled"])
+    assert found.findings[0]["rows"] == 2
+
+
+def test_what_a_user_does_to_alerts_is_no_business_of_the_audit(lake: Path) -> None:
+    delete(lake, ALERTS, "true")
+    assert audit(lake).code == 0

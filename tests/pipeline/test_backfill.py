@@ -1,0 +1,123 @@
+"""`cryptopulse backfill` against a simulated exchange: the past comes into the tables, whole and once."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from contextlib import closing, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cryptopulse.lake.tables import BARS
+from support import model_bars
+from support_processes import Exchange, Processes, Tables, same_trades, wait_until
+
+QUOTIENTS = ("vwap", "load_timestamp", "window_date", "rest_count")
+
+
+def exchange_with_a_past(processes: Processes, trades: int, *options: str) -> Exchange:
+    """It has stopped trading."""
+    exchange = Exchange(processes, *options, products=2, rate=4000.0)
+    wait_until(lambda: exchange.ledger()["trades"] >= trades, "the exchange has traded")
+    exchange.stop_trading()
+    return exchange
+
+
+def before_all(exchange: Exchange) -> str:
+    """A time shortly before the first trade."""
+    return (datetime.fromisoformat(exchange.ledger()["started_at"]) - timedelta(seconds=1)).isoformat()
+
+
+def backfill(processes: Processes, exchange: Exchange, *arguments: str) -> list[dict[str, Any]]:
+    rest_url = exchange.feed()["FEED__REST_URL"]
+    done = processes.call("backfill", *arguments, "--lake", "lake", "--rest-url", rest_url, "--json")
+    assert done.returncode == 0, done.stderr
+    answer: list[dict[str, Any]] = json.loads(done.stdout)
+    return answer
+
+
+def pages_in_log(lake: Path) -> int:
+    log = lake / "_cryptopulse" / "log.db"
+    if not log.exists():
+        return 0
+    with closing(sqlite3.connect(log)) as db, suppress(sqlite3.OperationalError):  # its tables may not be there yet
+        return int(db.execute("SELECT coalesce(sum(messages), 0) FROM batches").fetchone()[0])
+    return 0
+
+
+def test_the_past_comes_into_the_tables_and_a_second_time_changes_nothing(processes: Processes) -> None:
+    exchange = exchange_with_a_past(processes, 5_000, "--faults", "rest-429=0.1,rest-500=0.1,rest-truncated=0.1")
+    tables, published = Tables(processes.folder / "lake"), exchange.published()
+    first = backfill(processes, exchange, *exchange.products, "--from", before_all(exchange))
+    assert sum(one["fetched"] for one in first) == len(published)
+    assert all(one["stored"] for one in first)
+    assert tables.ids() == dict.fromkeys(published, 1)
+    assert same_trades(tables.trades(), published)
+    bars = [{n: v for n, v in bar.items() if n not in QUOTIENTS} for bar in model_bars(published.values())]
+    assert tables.contents(BARS, *QUOTIENTS) == bars
+    second = backfill(processes, exchange, *exchange.products, "--from", before_all(exchange))
+    assert [(one["fetched"], one["held_before"]) for one in second] == [(0, one["trades"]) for one in first]
+    assert tables.ids() == dict.fromkeys(published, 1)
+
+
+def test_only_the_time_that_is_asked_for_is_fetched(processes: Processes) -> None:
+    exchange = exchange_with_a_past(processes, 6_000)
+    product = exchange.products[0]
+    trades = sorted(trade for trade in exchange.published().values() if trade.symbol == product)
+    start, end = trades[len(trades) // 3].time, trades[len(trades) // 2].time
+    backfill(processes, exchange, product, "--from", start.isoformat(), "--to", end.isoformat())
+    wanted = {(product, trade.trade_id) for trade in trades if start <= trade.time < end}
+    ids = set(Tables(processes.folder / "lake").ids())
+    assert ids >= wanted
+    assert len(ids - wanted) <= 4  # neighbours that come along
+
+
+def test_a_backfill_that_was_killed_goes_on_where_it_was(processes: Processes) -> None:
+    exchange = exchange_with_a_past(processes, 16_000)
+    product, tables = exchange.products[0], Tables(processes.folder / "lake")
+    rest_url, start = exchange.feed()["FEED__REST_URL"], before_all(exchange)
+    stopped = processes.start("backfill", product, "--from", start, "--lake", "lake", "--rest-url", rest_url)
+    wait_until(lambda: pages_in_log(processes.folder / "lake") > 0, f"pages come: {stopped.said}")
+    stopped.kill()
+    (again,) = backfill(processes, exchange, product, "--from", before_all(exchange))
+    assert again["held_before"] > 0
+    assert again["fetched"] == again["trades"] - again["held_before"]
+    published = {trade: 1 for trade in exchange.published() if trade[0] == product}
+    assert tables.ids() == published
+
+
+def test_beside_a_live_pipeline_the_past_comes_in_and_the_present_goes_on(processes: Processes) -> None:
+    exchange = Exchange(processes, products=2, rate=1000.0)
+    tables = Tables(processes.folder / "lake")
+    wait_until(lambda: exchange.ledger()["trades"] >= 4_000, "there is a past")
+    run = processes.start("run", "--lake", "lake", **exchange.feed())
+    wait_until(lambda: {symbol for symbol, _ in tables.ids()} == set(exchange.products), "each product is recorded")
+    done = backfill(processes, exchange, *exchange.products, "--from", before_all(exchange))
+    assert not any(one["stored"] for one in done)
+    time.sleep(1)  # the market goes on meanwhile
+    exchange.stop_trading()
+    published = exchange.published()
+    wait_until(lambda: tables.ids() == dict.fromkeys(published, 1), f"all is stored: {run.said[-2000:]}")
+    assert run.stop() == 0, run.said[-2000:]
+    assert same_trades(tables.trades(), published)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("BTC-USD", "--from", "yesterday"), "'yesterday' is no time"),
+        (("BTC-USD", "--from", "2026-11-02", "--to", "2026-11-01"), "--to 2026-11-01 is not after"),
+        (("NO-SUCH", "--from", "2026-11-01"), "NO-SUCH is no product"),
+        (("BTC-USD",), "Missing option '--from'"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(processes: Processes, arguments: tuple[str, ...], told: str) -> None:
+    exchange = Exchange(processes, products=1, rate=100.0)
+    done = processes.call("backfill", *arguments, "--lake", "lake", FEED__REST_URL=exchange.feed()["FEED__REST_URL"])
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -62,6 +62,22 @@ def test_reading_starts_and_ends_anywhere(log: SqliteLog, skip: int, most: int) 
     assert found or not expected
 
 
+def test_one_read_holds_a_bounded_amount_of_bytes_and_the_next_goes_on(
+    log: SqliteLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryptopulse.log.sqlite._READ_BYTES_MAX", 250_000)
+    pages = [bytes([number]) * 100_000 for number in range(7)]
+    for page in pages:
+        log.append(batch(page))
+    first = log.bounds(0)[0]
+    counts, found = [], []
+    while (records := log.read(0, first + len(found), 1_000_000)).num_rows:
+        counts.append(records.num_rows)
+        found += records["body"].to_pylist()
+    assert counts == [3, 3, 1]
+    assert found == pages
+
+
 def test_one_append_of_many_messages_is_one_unit(log: SqliteLog) -> None:
     log.append(batch(*[str(n).encode() for n in range(45_000)]))
     assert bodies(log) == [str(n).encode() for n in range(45_000)]

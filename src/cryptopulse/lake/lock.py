@@ -1,40 +1,48 @@
-"""One pipeline a lake: an advisory lock that the system lets go when its process dies, however it dies."""
+"""One pipeline a lake: an advisory lock that the system lets go when its process dies, however it dies.
+
+It guards one machine. Against pipelines on other machines, which a lake on S3 or Azure can have, tables guard
+themselves: who commits second is fenced (`cryptopulse.engine.delta`).
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from cryptopulse.errors import ConfigurationError, LakeBusy
+from cryptopulse.errors import LakeBusy
+from cryptopulse.folders import cannot_use
 
 
 class LakeLock:
     """Holds `<state_dir>/pipeline.lock` while in use as a context manager."""
 
-    def __init__(self, state_dir: Path) -> None:
-        """Names the lock; nothing is taken yet."""
+    def __init__(self, state_dir: Path, lake: str) -> None:
+        """Names the lock of `lake`; nothing is taken yet."""
+        self._lake = lake
         self._path = state_dir / "pipeline.lock"
 
     def __enter__(self) -> LakeLock:
-        """Takes the lock. Raises LakeBusy, naming the process that holds it."""
+        """Takes the lock. Raises LakeBusy, naming the process that holds it; ConfigurationError and LakeFull."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise ConfigurationError(f"Can't use {self._path.parent}: {error.strerror}.") from error
+            raise cannot_use(self._path.parent, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
             os.close(self._file)
             raise LakeBusy(
-                f"Another pipeline (process {holder}) works on the lake {self._path.parent.parent}. "
+                f"Another pipeline (process {holder}) works on the lake {self._lake}. "
                 "Stop it first, or use another --lake."
             ) from error
-        os.ftruncate(self._file, 0)
-        os.write(self._file, str(os.getpid()).encode())
+        with suppress(OSError):  # on a full disk the one who is refused is told of an unknown process
+            os.ftruncate(self._file, 0)
+            os.write(self._file, str(os.getpid()).encode())
         return self
 
     def __exit__(

@@ -207,6 +207,28 @@ COVERAGE = Table(
     stats=("symbol", "first_trade_id", "last_trade_id"),
 )
 
+ABSENT = Table(
+    schema="silver",
+    name="absent_trade_ids",
+    comment="One closed interval of trade ids that the exchange itself does not have, and the page that proves it.",
+    columns=(
+        Column("symbol", "STRING", "Product id."),
+        Column("first_trade_id", "BIGINT", "First absent id; the page holds the trade before it."),
+        Column("last_trade_id", "BIGINT", "Last absent id, included; the page holds the trade after it."),
+        Column("partition", "INT", "Proof: the page's partition of the log."),
+        Column("offset", "BIGINT", "Proof: the page's place in the partition."),
+        Column("received_time", "TIMESTAMP", "When the page was received (UTC)."),
+        _LOADED,
+        Column("received_date", "DATE", "UTC day of received_time; partitions the table."),
+    ),
+    key=("partition", "offset", "first_trade_id"),
+    growth=Growth.APPEND,
+    derived_from=BRONZE.qualified,
+    partition_by=("received_date",),
+    position="load_timestamp",
+    stats=("symbol", "first_trade_id", "last_trade_id", "partition", "offset", "load_timestamp"),
+)
+
 BARS = Table(
     schema="gold",
     name="dm_trade_bars",
@@ -225,6 +247,7 @@ BARS = Table(
         Column("sell_volume", SUM, "Base quantity of trades with a selling taker."),
         Column("trade_count", "BIGINT", "Number of trades."),
         Column("buy_count", "BIGINT", "Number of trades with a buying taker."),
+        Column("rest_count", "BIGINT", "Number of trades that came over REST: healed or backfilled."),
         Column("price_sum", SUM, "Sum of the trades' prices, for exact averages over longer windows."),
         Column("first_trade_id", "BIGINT", "Lowest id in the minute."),
         Column("last_trade_id", "BIGINT", "Highest id in the minute."),
@@ -274,6 +297,46 @@ STATS = Table(
     sort_by=("symbol", "window_start"),
 )
 
+COMPLETENESS = Table(
+    schema="gold",
+    name="dm_completeness",
+    comment="One product and hour: which trade ids it answers for, how many are held, and what is known of the others.",
+    columns=(
+        Column("symbol", "STRING", "Product id."),
+        Column("window_start", "TIMESTAMP", "Start of the hour (UTC), included."),
+        Column("window_end", "TIMESTAMP", "End of the hour (UTC), not included."),
+        Column(
+            "first_trade_id",
+            "BIGINT",
+            "The id after the newest one held below; the lowest held where the record begins.",
+        ),
+        Column("last_trade_id", "BIGINT", "Highest id held in the hour."),
+        Column("expected_ids", "BIGINT", "Number of ids from first to last."),
+        Column("held_ids", "BIGINT", "How many of them silver holds."),
+        Column("healed_ids", "BIGINT", "How many of the hour's trades came over REST."),
+        Column(
+            "absent_ids", "BIGINT", "How many are not held because the exchange does not have them, as a page proved."
+        ),
+        Column("missing_ids", "BIGINT", "How many are neither held nor proved absent."),
+        Column("healed_from", "STRING", "Where healed trades came from: rest; NULL for none.", nullable=True),
+        Column(
+            "witness", "STRING", "What shows that ids were missing: trade, a later id; NULL for none.", nullable=True
+        ),
+        Column("is_complete", "BOOLEAN", "True when missing_ids is 0."),
+        _LOADED,
+        Column("window_date", "DATE", "UTC day of window_start; partitions the table."),
+    ),
+    key=("symbol", "window_start"),
+    growth=Growth.WINDOWS,
+    derived_from=BARS.qualified,
+    partition_by=("window_date",),
+    position="load_timestamp",
+    stats=("symbol", "window_start", "load_timestamp", "first_trade_id", "absent_ids", "missing_ids"),
+    time="window_start",
+    window_seconds=3600,
+    sort_by=("symbol", "window_start"),
+)
+
 ALERTS = Table(
     schema="gold",
     name="dm_market_alerts",
@@ -309,7 +372,19 @@ ALERTS = Table(
     stats=("symbol", "opened_at", "last_trigger_at"),
 )
 
-TABLES: tuple[Table, ...] = (BRONZE, SILVER, QUARANTINE, COVERAGE, ALERTS, BARS, STATS)
+TABLES: tuple[Table, ...] = (BRONZE, SILVER, QUARANTINE, COVERAGE, ABSENT, ALERTS, BARS, STATS, COMPLETENESS)
 """All tables, upstream before downstream."""
 BY_NAME: dict[str, Table] = {table.qualified: table for table in TABLES}
 """Tables by `schema.name`."""
+
+
+def other_columns(table: Table, found: pa.Schema) -> str:
+    """How the columns `found` differ from the contract's, for people; empty when they don't. Order does not count."""
+    wanted = {field.name: field.type for field in table.arrow_schema}
+    there = {field.name: field.type for field in found}
+    parts = {
+        "it lacks": [name for name in wanted if name not in there],
+        "it has also": [name for name in there if name not in wanted],
+        "of another type:": [name for name in wanted if name in there and there[name] != wanted[name]],
+    }
+    return "; ".join(f"{what} {', '.join(names)}" for what, names in parts.items() if names)

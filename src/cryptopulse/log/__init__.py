@@ -33,6 +33,11 @@ RECORD_SCHEMA = pa.schema(
 """What is read: a message, its place, and the time at which the log took it."""
 
 
+EPOCH_PARTITIONS = 10_000
+"""Numbers of partitions that an epoch (`log.epoch`) has: bronze's `partition` is epoch · EPOCH_PARTITIONS + the
+partition of the log. Offsets that began anew stand in another epoch, so none is taken for one already stored."""
+
+
 class Log(Protocol):
     """A durable buffer. One process appends, one reads; each opens its own."""
 
@@ -40,17 +45,24 @@ class Log(Protocol):
         """Stores `messages` (MESSAGE_SCHEMA) in order; returns when they are durable.
 
         Raises LogFull when the size bound or the disk is reached, LogBusy when another process keeps the log to
-        itself (nothing of the batch is kept then).
+        itself, MessageTooLarge when a message is larger than the log takes: of the batch nothing is kept then.
+        Raises Disconnected when brokers don't answer: some of the batch may have been kept, and appending it again
+        gives duplicates, whose first copies are in order.
         """
 
     def partitions(self) -> list[int]:
         """The partitions that exist."""
 
+    def origin(self, partition: int) -> int:
+        """The first offset that the log ever gave: below it nothing can be missing."""
+
     def bounds(self, partition: int) -> tuple[int, int]:
         """First offset still held, and the offset that the next message will get."""
 
     def read(self, partition: int, offset: int, messages_max: int) -> pa.Table:
-        """Messages (RECORD_SCHEMA) from `offset` on, at most about `messages_max`; empty when there are none.
+        """Messages (RECORD_SCHEMA) from `offset` on, at most about `messages_max` or 64 MB; empty when there are none.
+
+        The first has a greater offset when the log has forgotten `offset`; see `cryptopulse.log.continuity`.
 
         Raises LogDamaged when a record is not what was written.
         """

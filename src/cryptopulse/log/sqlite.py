@@ -11,6 +11,7 @@ new one is taken for one already stored.
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 import time
@@ -23,15 +24,19 @@ import numpy as np
 import pyarrow as pa
 
 from cryptopulse.errors import ConfigurationError, CryptoPulseError, LogBusy, LogDamaged, LogFull
+from cryptopulse.folders import is_full, make_folder
 from cryptopulse.log import MESSAGE_SCHEMA, RECORD_SCHEMA
 
 PARTITION = 0
 _BATCH_MESSAGES_MAX = 20_000  # some 7 MB of raw messages: bounds what one read must hold
+_READ_BYTES_MAX = 64 << 20  # pages of the REST interface are some 500 times as large as messages of the feed
 _COMPRESS_BYTES_MIN = 4_096  # below this a zstd frame costs more time than it saves space
 _PAGE_BYTES = 16_384  # batches are blobs of kilobytes: fewer, larger pages
+_INCREMENTAL = 2  # what SQLite calls it
 _BUSY_TIMEOUT_S = 10.0  # writes take milliseconds; whoever takes longer stands still
 _TAIL_US = 10_000_000  # kept for a new producer: several heartbeats of each product
 _TAIL_SHARE = 8  # but at most this part of the size bound, so that a small log does not fill up with its tail
+_ANY_CAUSE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)  # a full disk among others, when no file can be made
 _CODEC = pa.Codec("zstd", compression_level=1)
 _Row = tuple[int, int, int, int, int, bytes]
 _SCHEMA_SQL = """
@@ -60,7 +65,8 @@ class SqliteLog:
         self._opened: list[sqlite3.Connection] = []
         self._tail_bytes_max = size_max_bytes // _TAIL_SHARE
         with self._errors("open"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                make_folder(path.parent)
             with self._transaction():
                 self._db.execute(_SCHEMA_SQL)
                 self._db.execute("CREATE TABLE IF NOT EXISTS origin (first_offset INTEGER NOT NULL)")
@@ -85,6 +91,12 @@ class SqliteLog:
         """The one partition."""
         return [PARTITION]
 
+    def origin(self, partition: int) -> int:
+        """First offset of this file. See `cryptopulse.log.Log.origin`."""
+        _check_partition(partition)
+        with self._errors("read"):
+            return int(self._db.execute("SELECT first_offset FROM origin").fetchone()[0])
+
     def bounds(self, partition: int) -> tuple[int, int]:
         """First offset held and the next offset to be given. See `cryptopulse.log.Log.bounds`."""
         _check_partition(partition)
@@ -94,10 +106,10 @@ class SqliteLog:
         return (end if first is None else first), end
 
     def read(self, partition: int, offset: int, messages_max: int) -> pa.Table:
-        """Messages from `offset` on, in whole batches until `messages_max`. See `cryptopulse.log.Log.read`."""
+        """Messages from `offset` on, in whole batches until `messages_max` or 64 MB. See `cryptopulse.log.Log.read`."""
         _check_partition(partition)
         rows: list[_Row] = []
-        messages = 0
+        messages = size = 0
         with self._errors("read"):
             cursor = self._db.execute(
                 "SELECT first_offset, messages, enqueued_us, checksum, raw_bytes, body FROM batches "
@@ -109,7 +121,8 @@ class SqliteLog:
                 if row[0] + row[1] > offset:
                     rows.append(row)
                     messages += row[1]
-                if messages >= messages_max:
+                    size += row[4] or len(row[5])
+                if messages >= messages_max or size >= _READ_BYTES_MAX:
                     break
             cursor.close()
         if not rows:
@@ -149,7 +162,8 @@ class SqliteLog:
     def _connected(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if db.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:  # to set it again would write
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA journal_size_limit = 67108864")  # a grown WAL file is cut back to 64 MB
@@ -211,6 +225,12 @@ class SqliteLog:
             schema=RECORD_SCHEMA,
         )
 
+    def _is_disk_full(self) -> bool:
+        try:
+            return shutil.disk_usage(self._path.parent).free < _PAGE_BYTES * 16
+        except OSError:
+            return False
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
@@ -231,7 +251,7 @@ class SqliteLog:
 
     def _explained(self, doing: str, error: sqlite3.Error | OSError) -> CryptoPulseError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
+        if code == sqlite3.SQLITE_FULL or is_full(error) or (code in _ANY_CAUSE and self._is_disk_full()):
             return LogFull(
                 f"The log {self._path} is full (its bound log.size_max_mb, or the disk). Start the processing, "
                 "which empties it, free some disk, or raise the bound."

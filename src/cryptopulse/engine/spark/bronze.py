@@ -1,0 +1,121 @@
+"""Kafka → bronze."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import structlog
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812
+
+from cryptopulse.engine.spark.checkpoint import Checkpoint, Offsets
+from cryptopulse.engine.spark.session import SparkSql
+from cryptopulse.engine.spark.tables import SparkTables, Turn, shaped
+from cryptopulse.lake.tables import BRONZE
+from cryptopulse.log import EPOCH_PARTITIONS, Log
+from cryptopulse.log.continuity import Continuity, check_follows
+from cryptopulse.log.kafka_address import KafkaAddress
+from cryptopulse.settings import Settings
+
+logger = structlog.get_logger()
+
+
+class BronzeStep:
+    """Takes records from Kafka as they are."""
+
+    name = "bronze"
+
+    def __init__(self, tables: SparkTables, address: KafkaAddress, log: Log, settings: Settings) -> None:
+        """`log` tells partitions and bounds; Spark reads the records by itself, from `address`."""
+        self._tables = tables
+        self._address = address
+        self._log = log
+        self._first_partition = settings.log.epoch * EPOCH_PARTITIONS
+        self._messages_max = settings.spark.messages_per_batch_max
+        self._stored: dict[int, int] = {}
+        self._is_checked = False
+        self.expired = 0
+        """Messages that were gone before they were read, since the start."""
+
+    def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:
+        """The topic: after what bronze holds when the `checkpoint` is new, else Spark knows where.
+
+        Raises ConfigurationError when the log ends before what was read of it.
+        """
+        read_to = checkpoint.offsets().get(self._address.topic)
+        if read_to is None:  # also in the checkpoint of another topic
+            held = self._tables.read(sql.session, BRONZE).groupBy("partition").agg(F.max("offset").alias("last"))
+            self._stored = {row["partition"]: row["last"] for row in held.collect()}
+            continuity = Continuity(self._log)
+            continuity.check_start(lambda partition: self._stored.get(partition, -1))
+            self.expired += continuity.expired
+        elif not self._is_checked:  # once: of brokers that are away later, the log tells only what they last said
+            last = {int(partition) + self._first_partition: offset - 1 for partition, offset in read_to.items()}
+            check_follows(self._log, lambda partition: last.get(partition, -1))
+        self._is_checked = True
+        options = {
+            **self._address.spark_options(databricks="DATABRICKS_RUNTIME_VERSION" in os.environ),
+            "subscribe": self._address.topic,
+            "includeHeaders": "true",
+            "failOnDataLoss": "false",  # what retention has taken is said by `passed`, and shows in the coverage
+            "maxOffsetsPerTrigger": str(self._messages_max),
+            "startingOffsets": self._starting_offsets(),
+        }
+        return sql.session.readStream.format("kafka").options(**options).load()
+
+    def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
+        """Appends one batch; returns nothing to count: the query's progress has the number of messages."""
+        records = batch.withColumn("partition", F.col("partition") + F.lit(self._first_partition))
+        for partition, last in self._stored.items():  # only a new checkpoint could read again what is there
+            records = records.where(f"`partition` <> {partition} OR `offset` > {last}")
+        rows = sql.rows(BRONZE.qualified, {"log.kafka_records": records})
+        cut = rows.withColumn("bronze_ingestion_time", F.expr(f"TIMESTAMP_MICROS({time.time_ns() // 1000})"))
+        self._tables.append(shaped(cut, BRONZE), BRONZE, turn)
+        return {}
+
+    def passed(self, sql: SparkSql, start: Offsets | None, end: Offsets | None, rows: int) -> None:
+        """A batch from `start` to `end` is done, of which Spark has read `rows` messages: says what had expired.
+
+        Before the first batch of a checkpoint there is no `start`; `source` has looked at that one.
+        """
+        spans = _spans(start, end)
+        lost = sum(behind - first for _, first, behind in spans) - rows
+        if lost > 0 and rows == 0:  # a batch that bronze held already, from before a kill, is not read again
+            lost -= self._held(sql, spans)
+        if lost > 0:
+            self.expired += lost
+            logger.warning("messages_expired", count=lost, first_offsets=start, end_offsets=end)
+
+    def _held(self, sql: SparkSql, spans: list[tuple[int, int, int]]) -> int:
+        """How many messages of `spans` bronze has."""
+        parts = (
+            f"(`partition` = {partition + self._first_partition} AND `offset` BETWEEN {first} AND {behind - 1})"
+            for partition, first, behind in spans
+        )
+        return int(self._tables.read(sql.session, BRONZE).where(" OR ".join(parts)).count())
+
+    def _starting_offsets(self) -> str:
+        """For each partition what follows the last offset held. Spark looks at it for a new checkpoint only."""
+        if not self._stored:
+            return "earliest"
+        starts = {
+            str(partition - self._first_partition): max(
+                self._stored.get(partition, -1) + 1, self._log.bounds(partition)[0]
+            )
+            for partition in self._log.partitions()
+        }
+        return json.dumps({self._address.topic: starts})
+
+
+def _spans(start: Offsets | None, end: Offsets | None) -> list[tuple[int, int, int]]:
+    """(partition of Kafka, first offset, offset behind the last) of what lies between two of Kafka's offsets."""
+    if not start or not end:
+        return []
+    return [
+        (int(partition), start[topic][partition], offset)
+        for topic, offsets in end.items()
+        for partition, offset in offsets.items()
+        if offset > start.get(topic, {}).get(partition, offset)
+    ]

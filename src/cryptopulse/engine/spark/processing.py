@@ -1,0 +1,110 @@
+"""Keeping a lake up to date with Spark: what `process --engine spark` runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from cryptopulse.engine.spark.alerts import AlertsStep
+from cryptopulse.engine.spark.bronze import BronzeStep
+from cryptopulse.engine.spark.prices import PricesStep
+from cryptopulse.engine.spark.session import spark_session
+from cryptopulse.engine.spark.silver import SilverStep
+from cryptopulse.engine.spark.streams import Step, Stream
+from cryptopulse.engine.spark.tables import SparkTables
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.log import Log
+from cryptopulse.log.kafka_address import kafka_address
+from cryptopulse.settings import STEPS, Settings
+
+_REPORT_S = 0.5
+
+Report = Callable[[dict[str, object]], None]
+
+
+def process(settings: Settings, log: Log, stop: threading.Event, report: Report, steps: Sequence[str] = STEPS) -> None:
+    """Keeps the tables of `steps` up to date until `stop` is set; calls `report` with the state now and then.
+
+    Raises Fenced when another driver works on the same checkpoints, ProcessFailed when a query can't be kept running.
+    """
+    with _streams(settings, log, steps) as streams:
+        for stream in streams:
+            stream.start(to_the_end_only=False)
+        while not stop.wait(_REPORT_S):
+            for stream in streams:
+                stream.watch()
+            report(_state(streams))
+
+
+def drain(settings: Settings, log: Log, steps: Sequence[str] = STEPS) -> dict[str, object]:
+    """Brings the tables of `steps` up to what the log holds now, upstream first; returns what was counted."""
+    with _streams(settings, log, steps) as streams:
+        for stream in streams:
+            stream.start(to_the_end_only=True)
+            stream.finish()
+        return _state(streams)
+
+
+@contextmanager
+def _streams(settings: Settings, log: Log, steps: Sequence[str]) -> Iterator[list[Stream]]:
+    address = kafka_address(settings.log)
+    if address is None:
+        raise ConfigurationError(
+            "Spark reads Kafka or Azure Event Hubs: set log.url = kafka://host:port/topic, or "
+            "EVENT_HUB_CONNECTION_STRING."
+        )
+    unknown = [step for step in steps if step not in STEPS]
+    if unknown:
+        raise ConfigurationError(f"There is no step {unknown[0]}; the steps are {', '.join(STEPS)}.")
+    session = spark_session(settings)
+    tables = SparkTables(settings)
+    tables.create(session)
+    files_max = settings.spark.files_per_batch_max
+    made: dict[str, Callable[[], Step]] = {
+        "bronze": lambda: BronzeStep(tables, address, log, settings),
+        "silver": lambda: SilverStep(tables, files_max),
+        "alerts": lambda: AlertsStep(tables, settings.alerts.rules, files_max),
+        "prices": lambda: PricesStep(tables, files_max),
+    }
+    streams = [Stream(session, made[name](), _checkpoint(settings, name)) for name in made if name in steps]
+    try:
+        yield streams
+    finally:
+        for stream in streams:
+            stream.stop()
+
+
+def _checkpoint(settings: Settings, step: str) -> str:
+    """URL of a step's own folder. Offsets of the log that began anew are another checkpoint's."""
+    epoch = settings.log.epoch if step == BronzeStep.name else 0
+    return f"{checkpoints(settings)}/{step}" + (f"-epoch-{epoch}" if epoch else "")
+
+
+def checkpoints(settings: Settings) -> str:
+    """URL of the folder of all checkpoints.
+
+    Raises ConfigurationError when the tables are in a catalog, which has no folder, and none is named.
+    """
+    if settings.spark.checkpoints:
+        return settings.spark.checkpoints.rstrip("/")
+    if settings.spark.catalog:
+        raise ConfigurationError(
+            "Set spark.checkpoints: tables of a catalog have no folder for checkpoints beside them."
+        )
+    return f"{settings.location.spark_url}/_cryptopulse/checkpoints"
+
+
+def _state(streams: Sequence[Stream]) -> dict[str, object]:
+    """What the status shows; see `cryptopulse.telemetry` for the embedded engine's."""
+    totals = {stream.step.name: stream.totals for stream in streams}
+    silver = totals.get("silver", {})
+    return {
+        "engine": "spark",
+        "messages_total": totals.get("bronze", {}).get("rows", 0),
+        "messages_expired": totals.get("bronze", {}).get("messages_expired", 0),
+        "trades_total": silver.get("trades", 0),
+        "duplicates_total": silver.get("duplicates", 0),
+        "quarantined_total": silver.get("quarantined", 0),
+        "batch_ms": {stream.step.name: stream.last_batch_ms for stream in streams},
+    }

@@ -1,0 +1,159 @@
+"""A Spark session as the steps use it: canonical statements over named inputs, small tables in and out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyspark
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.dialect import SPARK_SETTINGS, bound_name, spark_sql
+from cryptopulse.lake.location import LakeLocation
+from cryptopulse.settings import Settings
+
+Input: TypeAlias = DataFrame | pa.Table
+
+_DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+_PACKAGES = {
+    # Spark's version up to its minor number → the Delta Lake that belongs to it.
+    "3.5": ("2.12", "io.delta:delta-spark_2.12:3.3.2"),
+    "4.0": ("2.13", "io.delta:delta-spark_2.13:4.0.1"),
+}
+_SMALL = {
+    # Micro-batches are small: many partitions or a look-up of statistics cost more than they save.
+    "spark.sql.shuffle.partitions": "4",
+    "spark.databricks.delta.snapshotPartitions": "2",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.streaming.metricsEnabled": "false",
+}
+_ALWAYS = {
+    **SPARK_SETTINGS,
+    # Live commits leave small files; Delta merges them in the commit that makes the fiftieth.
+    "spark.databricks.delta.autoCompact.enabled": "true",
+}
+_SQL_TYPES = {
+    pa.string(): "STRING",
+    pa.int32(): "INT",
+    pa.int64(): "BIGINT",
+    pa.float64(): "DOUBLE",
+    pa.bool_(): "BOOLEAN",
+}
+
+
+def spark_session(settings: Settings) -> SparkSession:
+    """The session that runs already (on Databricks, under spark-submit), or a new one by `spark.conf`.
+
+    Without `spark.jars` or `spark.jars.packages` in `spark.conf` a new session asks Maven for Delta Lake and the Kafka
+    source. Raises ConfigurationError when Spark can't start.
+    """
+    session = SparkSession.getActiveSession() or _built(settings)
+    for name, value in _ALWAYS.items():
+        session.conf.set(name, value)
+    hadoop = settings.location.hadoop_options if settings.spark.catalog is None else {}
+    if hadoop:
+        # Given to the builder they would be arguments of the Java process, for everybody on the machine to read.
+        configuration = session.sparkContext._jsc.hadoopConfiguration()
+        for name, value in hadoop.items():
+            configuration.set(name, value)
+    return session
+
+
+def _built(settings: Settings) -> SparkSession:
+    conf = {**_DELTA, **_SMALL, **settings.spark.conf}
+    if not {"spark.jars", "spark.jars.packages"} & set(settings.spark.conf):
+        conf["spark.jars.packages"] = ",".join(_packages(pyspark.__version__, settings.location))
+    builder = SparkSession.builder.appName("cryptopulse")
+    for name, value in conf.items():
+        builder = builder.config(name, value)
+    try:
+        return builder.getOrCreate()
+    except Exception as error:
+        raise ConfigurationError(
+            f"Spark can't start: {str(error).strip().splitlines()[0]}. It needs Java 17 or newer (JAVA_HOME) and its "
+            "jars (spark.conf: spark.jars or spark.jars.packages)."
+        ) from error
+
+
+def _packages(version: str, location: LakeLocation) -> list[str]:
+    minor = ".".join(version.split(".")[:2])
+    if minor not in _PACKAGES:
+        known = ", ".join(_PACKAGES)
+        raise ConfigurationError(
+            f"Spark {version} has not been tried; install one of {known}, or name its jars in spark.conf."
+        )
+    scala, delta = _PACKAGES[minor]
+    hadoop = {"s3": ["org.apache.hadoop:hadoop-aws:3.4.1"], "azure": ["org.apache.hadoop:hadoop-azure:3.4.1"]}
+    return [delta, f"org.apache.spark:spark-sql-kafka-0-10_{scala}:{version}", *hadoop.get(location.kind, [])]
+
+
+class SparkSql:
+    """Runs canonical statements in one session. A streaming query has a session of its own, so names don't meet."""
+
+    def __init__(self, session: SparkSession) -> None:
+        """`session` is where inputs are bound."""
+        self.session = session
+
+    def rows(self, name: str, inputs: Mapping[str, Input]) -> DataFrame:
+        """The rows of `lake/sql/<name>.sql` over `inputs` (qualified name → rows). Nothing runs yet."""
+        for qualified, given in inputs.items():
+            bound = self.local(given) if isinstance(given, pa.Table) else given
+            bound.createOrReplaceTempView(bound_name(qualified))
+        return self.session.sql(spark_sql(name))
+
+    def derive(self, name: str, inputs: Mapping[str, Input]) -> pa.Table:
+        """As `rows`, worked out and brought here: for results of few rows."""
+        return collected(self.rows(name, inputs))
+
+    def local(self, rows: pa.Table) -> DataFrame:
+        """Few rows as a data frame, exact in every type. Without Python workers: Spark reads them from a literal."""
+        columns = [(field.name, _sent(field.type), _received(field.name, field.type)) for field in rows.schema]
+        record = ", ".join(f"`{name}`: {sent}" for name, sent, _ in columns)
+        selected = ", ".join(expression for *_, expression in columns)
+        text = json.dumps([{k: _plain(v) for k, v in row.items()} for row in _by_micros(rows).to_pylist()])
+        return self.session.sql(
+            f"SELECT {selected} FROM (SELECT INLINE(FROM_JSON(:rows, 'ARRAY<STRUCT<{record}>>')))",  # noqa: S608
+            args={"rows": text},
+        )
+
+
+def collected(frame: DataFrame) -> pa.Table:
+    """A data frame's rows here; times are µs UTC."""
+    if hasattr(frame, "toArrow"):  # from Spark 4.0 on
+        return frame.toArrow()
+    batches = frame._collect_as_arrow()
+    return pa.Table.from_batches(batches) if batches else to_arrow_schema(frame.schema).empty_table()
+
+
+def _by_micros(rows: pa.Table) -> pa.Table:
+    columns = [pc.cast(c, pa.int64()) if pa.types.is_timestamp(c.type) else c for c in rows.columns]
+    return pa.table(columns, names=rows.schema.names)
+
+
+def _sent(kind: pa.DataType) -> str:
+    if pa.types.is_timestamp(kind):
+        return "BIGINT"
+    return "STRING" if pa.types.is_decimal(kind) else _SQL_TYPES[kind]
+
+
+def _received(name: str, kind: pa.DataType) -> str:
+    if pa.types.is_timestamp(kind):
+        return f"TIMESTAMP_MICROS(`{name}`) AS `{name}`"
+    if pa.types.is_decimal(kind):
+        return f"CAST(`{name}` AS DECIMAL({kind.precision},{kind.scale})) AS `{name}`"
+    return f"`{name}`"
+
+
+def _plain(value: object) -> object:
+    assert not isinstance(value, datetime | bytes)
+    return f"{value:f}" if isinstance(value, Decimal) else value

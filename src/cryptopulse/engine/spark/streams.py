@@ -1,0 +1,171 @@
+"""The streaming queries: started, watched, started again, stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import structlog
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.streaming.query import StreamingQuery
+
+from cryptopulse.engine.spark.bronze import BronzeStep
+from cryptopulse.engine.spark.checkpoint import Checkpoint
+from cryptopulse.engine.spark.session import SparkSql
+from cryptopulse.engine.spark.tables import Turn, is_taken_over
+from cryptopulse.errors import Fenced, ProcessFailed, TerminalError, TransientError
+from cryptopulse.retry import Backoff
+
+_FAILURES_MAX = 8  # in a row, without a batch between them: about two minutes with the pauses
+_PAUSE_MAX_S = 30.0
+_LOOK_S = 0.1
+
+logger = structlog.get_logger()
+
+
+class Step(Protocol):
+    """One streaming query's part of the way."""
+
+    name: str
+
+    def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:
+        """What streams in; reads the state that the step keeps. `checkpoint`: how far the query has come."""
+
+    def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
+        """Works off one batch; returns what is to be counted."""
+
+
+class Stream:
+    """One step's streaming query."""
+
+    def __init__(self, session: SparkSession, step: Step, checkpoint: str) -> None:
+        """`checkpoint`: URL of the query's own folder."""
+        self.step = step
+        self.totals: dict[str, int] = {}
+        """What the step has counted, and `rows`: what came in."""
+        self._session = session
+        self._checkpoint = checkpoint
+        self._query: StreamingQuery | None = None
+        self._raised: Exception | None = None
+        self._backoff = Backoff(longest_s=_PAUSE_MAX_S)
+        self._failures = 0
+        self._retry_at: float | None = None
+        self._seen_batch = -1
+
+    def start(self, *, to_the_end_only: bool) -> None:
+        """Starts the query: until it is stopped, or only `to_the_end` of what is there now."""
+        self._raised = None
+        query_id: Future[str] = Future()
+        source = self.step.source(SparkSql(self._session), Checkpoint(self._session, self._checkpoint))
+        writer = source.writeStream.queryName(f"cryptopulse-{self.step.name}").option(
+            "checkpointLocation", self._checkpoint
+        )
+        writer = writer.trigger(availableNow=True) if to_the_end_only else writer.trigger(processingTime="0 seconds")
+
+        def take(batch: DataFrame, number: int) -> None:
+            try:
+                counted = self.step.take(SparkSql(batch.sparkSession), batch, Turn(query_id.result(), number))
+            except Exception as error:
+                self._raised = error  # Spark passes on only its text
+                raise
+            for name, count in counted.items():
+                self.totals[name] = self.totals.get(name, 0) + count
+
+        self._query = writer.foreachBatch(take).start()
+        query_id.set_result(str(self._query.id))
+
+    def watch(self) -> bool:
+        """Looks at the query, and starts it again when it failed; returns whether it still runs.
+
+        Raises Fenced when another driver has taken over, ProcessFailed when it fails again and again.
+        """
+        self._look_at_progress()
+        if self._retry_at is not None:
+            if time.monotonic() >= self._retry_at:
+                self._retry_at = None
+                try:
+                    self.start(to_the_end_only=False)
+                except TransientError as failure:
+                    self._failed(failure)
+            return True
+        assert self._query is not None
+        if self._query.isActive:
+            return True
+        error = self._query.exception()
+        if error is None:
+            return False
+        self._failed(error)
+        return True
+
+    def finish(self) -> None:
+        """Waits for a query that was started `to_the_end_only`; raises what stopped it."""
+        assert self._query is not None
+        while self._query.isActive:
+            self._look_at_progress()
+            time.sleep(_LOOK_S)
+        self._look_at_progress()
+        if (error := self._query.exception()) is not None:
+            raise self._judged(error) from error
+
+    def stop(self) -> None:
+        """Ends the query. A batch in work is left: it is done again at the next start."""
+        if self._query is not None and self._query.isActive:
+            self._query.stop()
+
+    @property
+    def last_batch_ms(self) -> float | None:
+        """How long the newest batch took, with its commits."""
+        progress = self._query.lastProgress if self._query is not None else None
+        return None if progress is None else float(progress["durationMs"].get("triggerExecution", 0))
+
+    def _failed(self, error: Exception) -> None:
+        judged = self._judged(error)
+        self._failures += 1
+        if not isinstance(judged, ProcessFailed) or self._failures > _FAILURES_MAX:
+            raise judged from error
+        pause_s = self._backoff.next_pause()
+        self._retry_at = time.monotonic() + pause_s
+        logger.warning("step_failed", step=self.step.name, error=str(judged), retry_in_s=round(pause_s, 2))
+
+    def _judged(self, error: Exception) -> Exception:
+        error = self._raised or error
+        if isinstance(error, TerminalError):
+            return error
+        if is_taken_over(error):
+            return Fenced(
+                f"Another driver works on the step {self.step.name} with the same checkpoint. This one stops and has "
+                "written nothing since. Run each step once."
+            )
+        return ProcessFailed(f"Spark's query for the step {self.step.name} failed: {_first_line(error)}")
+
+    def _look_at_progress(self) -> None:
+        if self._query is None:
+            return
+        for progress in self._query.recentProgress:
+            if progress["batchId"] <= self._seen_batch:
+                continue
+            # From Spark 4.0 on an object, whose members are texts of Python's; before, plain dictionaries.
+            found = json.loads(progress.json) if hasattr(progress, "json") else progress
+            # A query that waits for news reports as well, under the number of the batch to come.
+            if any(source["startOffset"] != source["endOffset"] for source in found["sources"]):
+                self._seen_batch = found["batchId"]
+                self._progressed(found)
+
+    def _progressed(self, progress: Any) -> None:
+        self._failures = 0
+        self._backoff.reset()
+        self.totals["rows"] = self.totals.get("rows", 0) + progress["numInputRows"]
+        if isinstance(self.step, BronzeStep):
+            (source,) = progress["sources"]
+            start, end, rows = source["startOffset"], source["endOffset"], progress["numInputRows"]
+            self.step.passed(SparkSql(self._session), start, end, rows)
+            self.totals["messages_expired"] = self.step.expired
+
+
+def _first_line(error: Exception) -> str:
+    """The cause in one line: Spark puts its own story before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if line.startswith("Caused by:")]
+    return (causes[-1] if causes else lines[0] if lines else type(error).__name__)[:500]

@@ -1,0 +1,139 @@
+"""The lake's tables as Spark sees them: by path, or by name in a catalog."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name that everybody knows it by
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.ddl import create_table
+from cryptopulse.lake.tables import BRONZE, TABLES, Table, other_columns
+from cryptopulse.settings import Settings
+
+_LOG_RETENTION = {"delta.logRetentionDuration": "interval 30 days"}
+"""Streams read a table's log: it must outlast every pause of theirs."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which batch of which streaming query writes."""
+
+    query_id: str
+    """Belongs to the checkpoint: a new checkpoint counts its batches anew, under another id."""
+    batch: int
+
+
+class SparkTables:
+    """Reads and writes the tables of one lake."""
+
+    def __init__(self, settings: Settings) -> None:
+        """By name when `spark.catalog` is set, else by path under the lake."""
+        self._location = settings.location
+        self._catalog = settings.spark.catalog
+
+    def name(self, table: Table) -> str:
+        """The table as it is named in SQL."""
+        if self._catalog:
+            return f"`{self._catalog}`.`{table.schema}`.`{table.name}`"
+        return f"delta.`{self._location.spark_table_url(table)}`"
+
+    def create(self, session: SparkSession) -> None:
+        """Creates what is not there. Raises ConfigurationError for a table of another version of CryptoPulse."""
+        if self._catalog:
+            for schema in dict.fromkeys(table.schema for table in TABLES):
+                session.sql(f"CREATE SCHEMA IF NOT EXISTS `{self._catalog}`.`{schema}`")
+        for table in TABLES:
+            session.sql(create_table(table, self.name(table), _LOG_RETENTION))
+            self._check_columns(session, table)
+
+    def _check_columns(self, session: SparkSession, table: Table) -> None:
+        differs = other_columns(table, to_arrow_schema(self.read(session, table).schema))
+        if not differs:
+            return
+        derived = "all tables of silver and gold" if table.schema == "silver" else "it"
+        remedy = (
+            "Use the version that made it, or name another lake."
+            if table is BRONZE
+            else f"Stop all steps, delete {derived} and the checkpoints (spark.checkpoints), and start again: the "
+            "steps then look at everything once."
+        )
+        raise ConfigurationError(
+            f"Table {self.name(table)} was made by another version of CryptoPulse ({differs}). {remedy}"
+        )
+
+    def read(self, session: SparkSession, table: Table) -> DataFrame:
+        """The table as it is now."""
+        return session.table(self.name(table))
+
+    def stream(self, session: SparkSession, table: Table, files_max: int) -> DataFrame:
+        """What is appended to the table from its beginning on; at most `files_max` files at once."""
+        reader = session.readStream.option("maxFilesPerTrigger", files_max).option("skipChangeCommits", "true")
+        if self._catalog:
+            return reader.table(self.name(table))
+        return reader.format("delta").load(self._location.spark_table_url(table))
+
+    def append(self, rows: DataFrame, table: Table, turn: Turn) -> None:
+        """Adds `rows`, once a turn."""
+        self._write(self._writer(rows, table, turn).mode("append"), table)
+
+    def replace(self, rows: DataFrame, table: Table, turn: Turn, predicate: str = "true") -> None:
+        """Puts `rows` in the place of those that match `predicate`, in one commit, once a turn."""
+        self._write(self._writer(rows, table, turn).mode("overwrite").option("replaceWhere", predicate), table)
+
+    def upsert(self, rows: DataFrame, table: Table, prune: str) -> None:
+        """Replaces the rows of the same key and adds the others. `prune`: SQL that is true for all of both."""
+        rows.createOrReplaceTempView("upserted")
+        same = " AND ".join(f"t.`{name}` = s.`{name}`" for name in table.key)
+        rows.sparkSession.sql(
+            f"MERGE INTO {self.name(table)} AS t USING upserted AS s ON {same} AND {prune} "
+            "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
+        )
+
+    def add_missing(self, rows: DataFrame, table: Table) -> None:
+        """Adds those of `rows` whose key the table does not hold."""
+        rows.createOrReplaceTempView("offered")
+        same = " AND ".join(f"t.`{name}` = s.`{name}`" for name in table.key)
+        rows.sparkSession.sql(
+            f"MERGE INTO {self.name(table)} AS t USING offered AS s ON {same} WHEN NOT MATCHED THEN INSERT *"
+        )
+
+    def _writer(self, rows: DataFrame, table: Table, turn: Turn) -> DataFrameWriter:
+        app_id = f"cryptopulse:{table.qualified}:spark/{turn.query_id}"
+        return rows.write.format("delta").option("txnAppId", app_id).option("txnVersion", turn.batch)
+
+    def _write(self, writer: DataFrameWriter, table: Table) -> None:
+        if self._catalog:
+            writer.saveAsTable(self.name(table))
+        else:
+            writer.save(self._location.spark_table_url(table))
+
+
+def shaped(rows: DataFrame, table: Table, load_us: int | None = None) -> DataFrame:
+    """`rows` with exactly the table's columns and types; with their load_timestamp (µs UTC) when it is given."""
+    if load_us is not None:
+        rows = rows.withColumn("load_timestamp", F.expr(f"TIMESTAMP_MICROS({load_us})"))
+    return rows.select([F.col(column.name).cast(column.type.lower()).alias(column.name) for column in table.columns])
+
+
+def micros_of(frame: DataFrame, expression: str, default: int) -> int:
+    """One time of a table in µs UTC (`expression`: an aggregate), `default` when there is none."""
+    row = frame.select(F.expr(f"UNIX_MICROS({expression}) AS us")).first()
+    return default if row is None or row["us"] is None else int(row["us"])
+
+
+_TAKEN_OVER = (
+    "ConcurrentTransactionException",  # Delta: the batch was written by another, with the same txnAppId
+    "DELTA_CONCURRENT_TRANSACTION",
+    "Multiple streaming jobs detected",  # Spark: the batch was planned by another, in the same checkpoint
+)
+
+
+def is_taken_over(error: Exception) -> bool:
+    """Whether another driver works on this query's checkpoint.
+
+    Delta's error comes as Java's own, in Py4J's wrapping: pyspark knows no class for it.
+    """
+    return any(sign in str(error) for sign in _TAKEN_OVER)

@@ -1,0 +1,277 @@
+"""The Python API: a lake's trades, bars and alerts as Arrow, Polars or pandas, read when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, Self
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.access import present
+from cryptopulse.lake.database import Database, Limits, Params
+from cryptopulse.lake.files import time_of
+from cryptopulse.lake.grains import COLUMNS as BAR_COLUMNS
+from cryptopulse.lake.grains import grain_seconds
+from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.newest import Newest, Pinned, Versions
+from cryptopulse.lake.selection import Moment, Selection, chosen, equalities, id_range, product_ids, time_range
+from cryptopulse.lake.sql_rows import SealedViews, SqlRows, check_reads, tables_named
+from cryptopulse.lake.table_rows import TableRows
+from cryptopulse.lake.tables import (
+    ABSENT,
+    ALERTS,
+    BARS,
+    BY_NAME,
+    COMPLETENESS,
+    COVERAGE,
+    QUARANTINE,
+    SILVER,
+    STATS,
+    TABLES,
+    Table,
+)
+
+Symbols = str | Iterable[str] | None
+"""One product id, several, or None for all."""
+
+_PRODUCTS = f"""
+    SELECT
+        symbol,
+        min(first_trade_id) AS first_trade_id,
+        max(last_trade_id) AS last_trade_id,
+        CAST(sum(last_trade_id - first_trade_id + 1) AS BIGINT) AS trades,
+        CAST(max(last_trade_id) - min(first_trade_id) + 1 - sum(last_trade_id - first_trade_id + 1) AS BIGINT)
+            AS ids_not_held
+    FROM {COVERAGE.qualified} GROUP BY symbol ORDER BY symbol
+"""  # noqa: S608 - a name of our own
+
+
+class Lake:
+    """A lake to read. Make it with `cryptopulse.open`.
+
+    Each method tells which rows are meant and returns `Rows` at once, of the newest versions of the tables at that
+    moment; their methods read them. Nothing here writes, and it works while the pipeline does. A Lake can be used by
+    several threads at once.
+
+    Common to the methods: `symbol` is a product id, several, or None for all. `start` (included) and `end` (not
+    included) are datetimes, dates, or ISO text; without an offset they are UTC, and None is open. `columns`: only
+    these. All of them raise ConfigurationError for an argument that can't be meant, LakeUnreachable when the storage
+    does not answer, and LakeDamaged for a table that can't be opened. A table that is not there yet has no rows.
+    """
+
+    def __init__(
+        self,
+        location: LakeLocation,
+        *,
+        memory_max_mb: int = 1024,
+        threads: int | None = None,
+        timeout_s: float | None = None,
+        versions: Versions | None = None,
+    ) -> None:
+        """Opens nothing yet. See `cryptopulse.open`; `versions`: which files count, None for the newest."""
+        limits = Limits(memory_max_mb, threads)
+        self.location = location
+        self._timeout_s = timeout_s
+        self._versions = versions or Newest(location)
+        self._limits = limits
+        self._database = Database(limits)
+        self._views = SealedViews(limits)
+
+    def trades(
+        self,
+        symbol: Symbols = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        first_id: int | None = None,
+        last_id: int | None = None,
+        columns: Iterable[str] | None = None,
+    ) -> TableRows:
+        """Trades by time, product and id (silver.fact_crypto_trades); `first_id` to `last_id`, both included."""
+        low, high = id_range(first_id, last_id)
+        return self._rows(SILVER, symbol, start, end, columns=columns, first_id=low, last_id=high)
+
+    def bars(
+        self,
+        symbol: Symbols = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        grain: str | int | timedelta = "1m",
+        columns: Iterable[str] | None = None,
+    ) -> TableRows:
+        """Bars that start from `start` to before `end`, by time and product, each made of all its trades.
+
+        `grain`: `"1s"` … `"1d"`, seconds, or a timedelta; it must divide a day, and bars start at its multiples (UTC).
+        Whole minutes are made of gold.dm_trade_bars, others of the trades. There is no bar where nobody traded.
+        """
+        seconds = grain_seconds(grain)
+        source = SILVER if seconds % BARS.window_seconds else BARS
+        files = self._versions.files_of([source, COVERAGE] if source is SILVER else [source])
+        first_us, end_us = time_range(start, end)
+        return TableRows(
+            selection=Selection(
+                BARS, chosen(BAR_COLUMNS, columns), product_ids(symbol), first_us=first_us, end_us=end_us
+            ),
+            files=files[source],
+            coverage=files.get(COVERAGE),
+            versions=self._versions,
+            database=self._database,
+            timeout_s=self._timeout_s,
+            grain_s=0 if seconds == BARS.window_seconds else seconds,
+        )
+
+    def stats(
+        self,
+        symbol: Symbols = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        columns: Iterable[str] | None = None,
+    ) -> TableRows:
+        """Statistics of 5 minutes, by time and product (gold.dm_crypto_price_stats)."""
+        return self._rows(STATS, symbol, start, end, columns=columns)
+
+    def alerts(  # noqa: PLR0913 - one name for each thing to choose by
+        self,
+        symbol: Symbols = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        rule: Symbols = None,
+        alert_type: Symbols = None,
+        severity: Symbols = None,
+        state: Symbols = None,
+        columns: Iterable[str] | None = None,
+    ) -> TableRows:
+        """Alert episodes that opened in the time, by that moment (gold.dm_market_alerts).
+
+        `rule`, `alert_type` (FLASH_CRASH, PRICE_SURGE), `severity` (WARNING, HIGH, CRITICAL) and `state` (OPEN,
+        CLOSED): one value or several.
+        """
+        equal = {"rule": rule, "alert_type": alert_type, "severity": severity, "state": state}
+        return self._rows(ALERTS, symbol, start, end, columns=columns, equals=equalities(equal))
+
+    def completeness(
+        self,
+        symbol: Symbols = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        columns: Iterable[str] | None = None,
+    ) -> TableRows:
+        """Hours, by time and product, with their ids expected, held, healed and missing (gold.dm_completeness)."""
+        return self._rows(COMPLETENESS, symbol, start, end, columns=columns)
+
+    def coverage(self, symbol: Symbols = None) -> TableRows:
+        """The closed intervals of trade ids that are held, by product and id (silver.trade_id_coverage)."""
+        return self._rows(COVERAGE, symbol)
+
+    def absent(self, symbol: Symbols = None) -> TableRows:
+        """The closed intervals of ids that the exchange does not have, with the proof (silver.absent_trade_ids)."""
+        return self._rows(ABSENT, symbol)
+
+    def quarantine(
+        self, start: Moment | None = None, end: Moment | None = None, *, columns: Iterable[str] | None = None
+    ) -> TableRows:
+        """Messages that could not be read, by the time when they were received (silver.quarantined_messages)."""
+        return self._rows(QUARANTINE, None, start, end, columns=columns)
+
+    def table(
+        self,
+        name: str,
+        symbol: Symbols = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        columns: Iterable[str] | None = None,
+    ) -> TableRows:
+        """Rows of the table `name`, such as `gold.dm_trade_bars`, with all its columns as they are stored."""
+        if name not in BY_NAME:
+            raise ConfigurationError(f"There is no table {name!r}; there are {', '.join(BY_NAME)}.")
+        return self._rows(BY_NAME[name], symbol, start, end, columns=columns)
+
+    def products(self) -> SqlRows:
+        """The products of which trades are held: lowest and highest id, trades held, ids between that are not held."""
+        return self.sql(_PRODUCTS)
+
+    def sql(self, text: str, params: Params = None) -> SqlRows:
+        """The rows of one statement that reads, in DuckDB's SQL; tables are `bronze.…`, `silver.…`, `gold.…`.
+
+        `params`: values by name for `$name`, or a list for `?`. It can read nothing but the lake's tables. Raises
+        ConfigurationError, in one line, for what is no such statement; whatever else is wrong shows when it is read.
+        """
+        with self._database.cursor() as parser:
+            check_reads(parser, text)
+        files = self._versions.files_of(tables_named(text))
+        return SqlRows(text, params, self.location, tuple(files.values()), self._versions, self._views, self._timeout_s)
+
+    def snapshot(self) -> Lake:
+        """This lake as it is now: rows that are asked of the returned one fit each other, and do not change.
+
+        Files that compaction replaces are deleted after `maintenance.vacuum_retention_hours`; from then on reading it
+        may raise RowsGone.
+        """
+        pinned = Pinned(self._versions.files_of(TABLES))
+        return Lake(
+            self.location,
+            memory_max_mb=self._limits.memory_max_mb,
+            threads=self._limits.threads,
+            timeout_s=self._timeout_s,
+            versions=pinned,
+        )
+
+    def close(self) -> None:
+        """Releases memory. What is being read is read to its end."""
+        self._views.close()
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        """Itself; `close` at the end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        """Its address, without credentials."""
+        return f"<Lake {self.location}>"
+
+    def _rows(
+        self,
+        table: Table,
+        symbol: Symbols,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        columns: Iterable[str] | None = None,
+        **more: Any,
+    ) -> TableRows:
+        """`more`: fields of `Selection`."""
+        symbols, (first_us, end_us) = product_ids(symbol), time_range(start, end)
+        names = table.arrow_schema.names
+        if symbols is not None and "symbol" not in names:
+            raise ConfigurationError(f"{table.qualified} is not by product: leave out symbol.")
+        if time_of(table) is None and not (start is None and end is None):
+            raise ConfigurationError(f"{table.qualified} is not by time: leave out start and end.")
+        return TableRows(
+            selection=Selection(
+                table,
+                chosen(names, columns),
+                symbols,
+                first_us=first_us,
+                end_us=end_us,
+                **more,
+            ),
+            files=self._versions.files(table),
+            coverage=None,
+            versions=self._versions,
+            database=self._database,
+            timeout_s=self._timeout_s,
+        )
+
+
+def open_lake(location: LakeLocation, *, memory_max_mb: int, threads: int | None, timeout_s: float | None) -> Lake:
+    """See `cryptopulse.open`."""
+    present(location)
+    return Lake(location, memory_max_mb=memory_max_mb, threads=threads, timeout_s=timeout_s)

@@ -1,0 +1,108 @@
+"""The dashboards' queries: `dashboards/queries.sql`, read. How the file is written stands at its top."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import sqlglot
+
+_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_SAID = re.compile(r"-- (title|description|chart): (.+)")
+_MORE = re.compile(r"--   (.+)")
+_CHART = re.compile(r"(line|bar|table)((?: (?:x|y|color)=[\w,]+)*)")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """How to draw a query's rows."""
+
+    kind: str
+    """line, bar or table."""
+    x: str | None = None
+    y: tuple[str, ...] = ()
+    color: str | None = None
+    """Column whose values get a line or a part of a bar each."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query; `sql` is Spark SQL, without a semicolon."""
+
+    name: str
+    title: str
+    description: str
+    chart: Chart
+    sql: str
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns that it returns, in their order."""
+        tree = sqlglot.parse_one(self.sql, read="databricks")
+        assert isinstance(tree, sqlglot.exp.Query)
+        return [str(name) for name in tree.named_selects]
+
+
+@cache
+def load_queries() -> dict[str, Query]:
+    """All queries by name, in the order of the file."""
+    return {query.name: query for query in parse_queries(_text())}
+
+
+def parse_queries(text: str) -> list[Query]:
+    """The queries of a file's text. Raises ValueError, with the query's name, for one that is not as it should be."""
+    places = [(found[1], found.start(), found.end()) for found in _NAME.finditer(text)]
+    ends = [start for _, start, _ in places[1:]] + [len(text)]
+    queries = [_query(name, text[start:end]) for (name, _, start), end in zip(places, ends, strict=True)]
+    names = [query.name for query in queries]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"Query {', '.join(sorted(twice))}: there are two of that name")
+    return queries
+
+
+def _text() -> str:
+    """The file's text: from the package or, in a checkout, from its place there."""
+    packaged = resources.files(__package__).joinpath("queries.sql")
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    return (Path(__file__).parents[3] / "dashboards" / "queries.sql").read_text(encoding="utf-8")
+
+
+def _query(name: str, text: str) -> Query:
+    lines = text.strip().splitlines()
+    said: dict[str, str] = {}
+    last = ""
+    while lines and lines[0].startswith("--"):
+        line = lines.pop(0)
+        if found := _SAID.fullmatch(line):
+            last = found[1]
+            said[last] = found[2].strip()
+        elif last and (more := _MORE.fullmatch(line)):
+            said[last] += f" {more[1].strip()}"
+        else:
+            raise ValueError(f"Query {name}: {line!r} is neither title, description nor chart")
+    sql, semicolon, rest = "\n".join(lines).partition(";\n") if ";\n" in text.rstrip() else _last(lines)
+    if not semicolon or rest.strip() or not sql.strip():
+        raise ValueError(f"Query {name}: write one statement, with a semicolon at its end")
+    if missing := [key for key in ("title", "description", "chart") if key not in said]:
+        raise ValueError(f"Query {name}: {missing[0]} is missing")
+    return Query(name, said["title"], said["description"], _chart(name, said["chart"]), sql.strip())
+
+
+def _last(lines: list[str]) -> tuple[str, str, str]:
+    text = "\n".join(lines).rstrip()
+    return (text[:-1], ";", "") if text.endswith(";") else (text, "", "")
+
+
+def _chart(name: str, text: str) -> Chart:
+    found = _CHART.fullmatch(text)
+    if not found:
+        raise ValueError(f"Query {name}: chart {text!r} can't be read")
+    given = dict(part.split("=") for part in found[2].split())
+    chart = Chart(found[1], given.get("x"), tuple(filter(None, given.get("y", "").split(","))), given.get("color"))
+    if chart.kind != "table" and not (chart.x and chart.y):
+        raise ValueError(f"Query {name}: a {chart.kind} needs x and y")
+    return chart

@@ -1,0 +1,222 @@
+"""What is asked of one table, checked, and as SQL: products, a stretch of time, a place to go on from, an order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from cryptopulse.durations import parse_time
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.database import quoted
+from cryptopulse.lake.files import TIME_MAX_US, time_of
+from cryptopulse.lake.tables import ABSENT, ALERTS, BRONZE, COVERAGE, QUARANTINE, SILVER, Table
+
+Moment = datetime | date | str
+"""A time as people give it; without an offset it is UTC. A date is its first moment."""
+
+_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+_MICROSECOND = timedelta(microseconds=1)
+_PRODUCT = re.compile(r"[A-Z0-9]+-[A-Z0-9]+")
+_ID_MAX = 2**63 - 1
+
+_ORDERS = {
+    BRONZE.qualified: ("received_time", "partition", "offset"),
+    QUARANTINE.qualified: ("received_time", "partition", "offset"),
+    SILVER.qualified: ("event_time", "symbol", "trade_id"),
+    COVERAGE.qualified: ("symbol", "first_trade_id"),
+    ABSENT.qualified: ("symbol", "first_trade_id"),
+    ALERTS.qualified: ("opened_at", "alert_id"),
+}
+_WINDOWS_ORDER = ("window_start", "symbol")
+
+
+def order_of(table: Table) -> tuple[str, ...]:
+    """The columns that the rows of `table` are ordered by; no two rows are alike in them."""
+    return _ORDERS.get(table.qualified, _WINDOWS_ORDER)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a table."""
+
+    table: Table
+    columns: tuple[str, ...]
+    symbols: tuple[str, ...] | None = None
+    """None: all."""
+    first_us: int = 0
+    end_us: int = TIME_MAX_US
+    """Not included; µs UTC."""
+    first_id: int = 0
+    last_id: int = _ID_MAX
+    """Trade ids, both included; for trades."""
+    equals: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """By column the values that it may have."""
+    after: tuple[int | str, ...] | None = None
+    """Only rows behind this key, in the order in which they come; times as µs UTC."""
+    is_reversed: bool = False
+    rows_max: int | None = None
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """See `order_of`."""
+        return order_of(self.table)
+
+    @property
+    def is_by_time(self) -> bool:
+        """Whether the rows come in the order of the time that files know."""
+        return self.order[0] == time_of(self.table)
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether trade ids are bounded."""
+        return (self.first_id, self.last_id) != (0, _ID_MAX)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is every row of the table."""
+        bounded = self.symbols, self.after, self.rows_max
+        return bounded == (None, None, None) and not self.equals and not self.has_ids and self.has_all_times
+
+    @property
+    def has_all_times(self) -> bool:
+        """Whether neither start nor end is bounded."""
+        return (self.first_us, self.end_us) == (0, TIME_MAX_US)
+
+    @property
+    def stretch(self) -> tuple[int, int]:
+        """Where, by time, rows can be: from (included) and to (not included), µs UTC; also by `after`."""
+        if self.after is None or not self.is_by_time:
+            return self.first_us, self.end_us
+        edge = int(self.after[0])
+        if self.is_reversed:
+            return self.first_us, min(self.end_us, edge + 1)
+        return max(self.first_us, edge), self.end_us
+
+    def conditions(self) -> list[str]:
+        """SQL, but for what is about times."""
+        parts = [f'"{name}" IN ({_texts(values)})' for name, values in self.equals]
+        if self.symbols is not None:
+            parts.append(f"symbol IN ({_texts(self.symbols)})")
+        if self.has_ids:
+            parts.append(f"trade_id BETWEEN {self.first_id} AND {self.last_id}")
+        return parts
+
+    def behind(self) -> list[str]:
+        """SQL: the row comes behind `after`."""
+        if self.after is None:
+            return []
+        values = ", ".join(self._key_sql(name, value) for name, value in zip(self.order, self.after, strict=True))
+        return [f"({', '.join(map(_name, self.order))}) {'<' if self.is_reversed else '>'} ({values})"]
+
+    def ordered(self) -> str:
+        """SQL: the order."""
+        way = " DESC" if self.is_reversed else ""
+        return ", ".join(_name(name) + way for name in self.order)
+
+    def key_of(self, values: Sequence[object]) -> tuple[int | str, ...]:
+        """A place in the order as `after` has it. Raises ConfigurationError for what is none."""
+        if len(values) != len(self.order):
+            raise ConfigurationError(f"after: write the values of {', '.join(self.order)}.")
+        return tuple(self._key(name, value) for name, value in zip(self.order, values, strict=True))
+
+    def _key(self, name: str, value: object) -> int | str:
+        kind = self.table.arrow_schema.field(name).type
+        if str(kind).startswith("timestamp"):
+            return moment_us(name, value)
+        if str(kind) != "string":
+            return whole_number(name, value)
+        return str(value)
+
+    def _key_sql(self, name: str, value: int | str) -> str:
+        if str(self.table.arrow_schema.field(name).type).startswith("timestamp"):
+            return time_sql(int(value))
+        return quoted(value) if isinstance(value, str) else str(value)
+
+
+def moment_us(name: str, value: object) -> int:
+    """A moment as µs UTC; `name` is that of the argument. Raises ConfigurationError for what is none.
+
+    A finer time, such as pandas', is cut to microseconds.
+    """
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = value.isoformat()
+    try:
+        moment = parse_time(value.isoformat() if isinstance(value, datetime) else str(value).replace("Z", "+00:00"))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {error}") from error
+    return min(max((moment - _EPOCH) // _MICROSECOND, 0), TIME_MAX_US)
+
+
+def time_range(start: Moment | None, end: Moment | None) -> tuple[int, int]:
+    """[start, end) as µs UTC; None is open."""
+    first_us = 0 if start is None else moment_us("start", start)
+    end_us = TIME_MAX_US if end is None else moment_us("end", end)
+    if end_us < first_us:
+        raise ConfigurationError(f"end ({end}) lies before start ({start}).")
+    return first_us, end_us
+
+
+def id_range(first: int | None, last: int | None) -> tuple[int, int]:
+    """[first, last] of trade ids; None is open."""
+    low = 0 if first is None else whole_number("first_id", first)
+    return low, _ID_MAX if last is None else whole_number("last_id", last)
+
+
+def product_ids(symbol: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    """The products that are asked for, each once; None for all. Raises ConfigurationError for what is no product id."""
+    if symbol is None:
+        return None
+    given = [symbol] if isinstance(symbol, str) else list(symbol)
+    for one in given:
+        if not isinstance(one, str) or not _PRODUCT.fullmatch(one):
+            raise ConfigurationError(f"{one!r} is no product id; they look like BTC-USD.")
+    if not given:
+        raise ConfigurationError("symbol: the list is empty; leave it out for all products.")
+    return tuple(sorted(set(given)))
+
+
+def chosen(known: Sequence[str], columns: Iterable[str] | None) -> tuple[str, ...]:
+    """The columns that are asked for, in the given order; None for all `known`. Raises ConfigurationError."""
+    if columns is None:
+        return tuple(known)
+    wanted = [columns] if isinstance(columns, str) else list(dict.fromkeys(columns))
+    if unknown := [name for name in wanted if name not in known]:
+        raise ConfigurationError(f"There is no column {unknown[0]!r}; there are {', '.join(known)}.")
+    if not wanted:
+        raise ConfigurationError("columns: the list is empty; leave it out for all columns.")
+    return tuple(wanted)
+
+
+def equalities(given: Mapping[str, str | Iterable[str] | None]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """By column the texts that it may have; a column with None is left out."""
+    return tuple(
+        (name, (values,) if isinstance(values, str) else tuple(values))
+        for name, values in given.items()
+        if values is not None
+    )
+
+
+def whole_number(name: str, value: object) -> int:
+    """`value` as an int that a BIGINT holds. Raises ConfigurationError for anything else."""
+    try:
+        number = int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{name}={value!r} is no whole number.") from error
+    if not -_ID_MAX <= number <= _ID_MAX:
+        raise ConfigurationError(f"{name}={value!r} is too large.")
+    return int(number)
+
+
+def time_sql(us: int) -> str:
+    """A time (µs UTC) as SQL."""
+    return f"make_timestamptz({us})"
+
+
+def _texts(values: Iterable[str]) -> str:
+    return ", ".join(map(quoted, values)) or "NULL"
+
+
+def _name(name: str) -> str:
+    return f'"{name}"'

@@ -1,0 +1,215 @@
+"""The log in Kafka, or in an Azure Event Hub by its Kafka endpoint: one topic.
+
+A message is a record: the body as its value, the product id as its key, and the receive time and the source as
+headers. Where a reader stands is known to bronze, in the same commit as its rows; consumer groups are not used.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+
+import pyarrow as pa
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined] # it is not in its list
+
+from cryptopulse.errors import ConfigurationError, CryptoPulseError, TransientError
+from cryptopulse.log import EPOCH_PARTITIONS
+from cryptopulse.log.kafka_address import KafkaAddress
+from cryptopulse.log.kafka_client import Line, made
+from cryptopulse.log.kafka_reader import PartitionReader
+from cryptopulse.log.kafka_writer import KafkaWriter
+
+_OPEN_S = 15.0  # a broker that restarts is back by then; longer silence is worth an error that says so
+_ASK_S = 2.0
+_PAUSE_S = 0.2
+_PARTITIONS_S = 5.0  # how soon a new partition is noticed
+_MADE_S = 30.0
+_log = structlog.get_logger()
+
+
+class KafkaLog:
+    """Implements `cryptopulse.log.Log` on one topic. Threads may share an object."""
+
+    def __init__(self, address: KafkaAddress, epoch: int = 0, partitions: int = 1) -> None:
+        """Asks the brokers for the topic, which is made with `partitions` when it isn't there (not on Event Hubs).
+
+        `epoch`: see the setting log.epoch. Raises Disconnected when no broker answers within 15 s,
+        ConfigurationError when one refuses us or has no such topic.
+        """
+        self._address = address
+        self._epoch = epoch
+        self._line = Line(address)
+        self._options = self._line.options(address.client_options())
+        self._asking = made(Consumer, {**self._options, "group.id": "cryptopulse", "enable.auto.commit": False})
+        self._writer = KafkaWriter(address)
+        self._readers: dict[int, PartitionReader] = {}
+        self._bounds: dict[int, tuple[int, int]] = {}
+        self._ask_again_at = 0.0
+        self._lock = threading.Lock()
+        self._count = self._opened(partitions)
+        self._counted_at = time.monotonic()
+
+    def append(self, messages: pa.Table) -> None:
+        """Returns when the brokers have acknowledged every message. See `cryptopulse.log.Log.append`.
+
+        After Disconnected some of the batch may be there; appended again, it is there twice, each first copy in order.
+        """
+        if messages.num_rows:
+            self._release_readers()
+            self._writer.append(messages)
+
+    def partitions(self) -> list[int]:
+        """The topic's partitions, in the numbers of the epoch; a new one is noticed within seconds."""
+        if time.monotonic() - self._counted_at > _PARTITIONS_S:
+            self._counted_at = time.monotonic()
+            with suppress(TransientError):
+                self._count = max(self._count, self._asked_count() or 0)
+        first = self._epoch * EPOCH_PARTITIONS
+        return list(range(first, first + self._count))
+
+    def origin(self, partition: int) -> int:
+        """Kafka numbers from 0. See `cryptopulse.log.Log.origin`."""
+        self._of_topic(partition)
+        return 0
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        """First offset that the brokers still hold, and the next. What they last said while they can't be asked.
+
+        Raises Disconnected when they have not said it within 15 s. See `cryptopulse.log.Log.bounds`.
+        """
+        known = partition in self._bounds
+        deadline = time.monotonic() + _OPEN_S
+        while not known or time.monotonic() >= self._ask_again_at:
+            try:
+                self._bounds[partition] = self._asked_bounds(self._of_topic(partition))
+            except TransientError:  # for example while a new partition has no leader
+                if known:
+                    break
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_S)
+            else:
+                break
+        return self._bounds[partition]
+
+    def read(self, partition: int, offset: int, messages_max: int) -> pa.Table:
+        """What has arrived from `offset` on. See `cryptopulse.log.Log.read`.
+
+        Waits up to 5 s, and then gives nothing, only for messages that `bounds` has announced and a broker that is
+        away still has to send. Raises ConfigurationError when the topic is gone or begins anew.
+        """
+        known_end = self._bounds.get(partition, (0, 0))[1]
+        return self._reader(partition).read(offset, messages_max, known_end)
+
+    def trim(self, partition: int, below: int) -> None:
+        """Does nothing: how long messages stay is the topic's retention."""
+
+    def close(self) -> None:
+        """Lets go of the brokers."""
+        self._writer.close()
+        self._release_readers()
+        self._asking.close()
+
+    def _reader(self, partition: int) -> PartitionReader:
+        with self._lock:
+            if partition not in self._readers:
+                self._readers[partition] = PartitionReader(self._address, self._of_topic(partition), partition)
+            return self._readers[partition]
+
+    def _release_readers(self) -> None:
+        """A producer reads the end of the log once, at its start: no reason to fetch what it writes from then on."""
+        if self._readers:
+            with self._lock:
+                readers, self._readers = self._readers, {}
+            for reader in readers.values():
+                reader.close()
+
+    def _of_topic(self, partition: int) -> int:
+        found = partition - self._epoch * EPOCH_PARTITIONS
+        if not 0 <= found < self._count:
+            raise ConfigurationError(
+                f"The Kafka log {self._address} has no partition {partition}; it has {self._count} in epoch "
+                f"{self._epoch} (log.epoch)."
+            )
+        return found
+
+    def _asked_bounds(self, partition: int) -> tuple[int, int]:
+        try:
+            found: tuple[int, int] = self._asking.get_watermark_offsets(
+                TopicPartition(self._address.topic, partition), _ASK_S
+            )
+        except KafkaException as error:
+            self._failed(error)
+            raise self._line.explained("read", error) from error
+        self._line.works()
+        return found
+
+    def _opened(self, partitions: int) -> int:
+        """How many partitions the topic has; it is made when it isn't there."""
+        deadline = time.monotonic() + _OPEN_S
+        while True:
+            try:
+                count = self._asked_count()
+            except TransientError:
+                if time.monotonic() > deadline:
+                    raise
+                self._line.say_waiting("open")
+                continue
+            if count:
+                return count
+            if time.monotonic() > deadline:
+                raise ConfigurationError(f"The topic {self._address.topic} was made, but has no partition yet; wait.")
+            self._make_topic(partitions)
+
+    def _asked_count(self) -> int | None:
+        """How many partitions the topic has; None when there is no such topic."""
+        topic = self._address.topic
+        try:
+            found = self._asking.list_topics(topic, timeout=_ASK_S).topics[topic]
+        except KafkaException as error:
+            self._failed(error)
+            raise self._line.explained("open", error) from error
+        self._line.works()
+        if found.error is not None:
+            if found.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE):
+                return None
+            raise self._line.explained("open", found.error)
+        if len(found.partitions) > EPOCH_PARTITIONS:
+            raise ConfigurationError(f"The topic {topic} has more than {EPOCH_PARTITIONS:,} partitions.")
+        return len(found.partitions)
+
+    def _failed(self, error: KafkaException) -> None:
+        """The brokers did not answer: hears why, which librdkafka tells on the side, and asks less often."""
+        self._asking.poll(0)
+        self._line.failed(error)
+        self._ask_again_at = time.monotonic() + _ASK_S
+
+    def _make_topic(self, partitions: int) -> None:
+        topic = self._address.topic
+        if self._address.is_event_hub:
+            raise ConfigurationError(
+                f"There is no hub {topic} at {self._address.bootstrap_servers}. Make it (`az eventhubs eventhub "
+                "create`), or name another in log.eventhub_name."
+            )
+        admin = made(AdminClient, self._options)
+        # The broker's clock says when the log took a message; each producer's own would differ.
+        new = NewTopic(topic, partitions, config={"message.timestamp.type": "LogAppendTime"})
+        try:
+            admin.create_topics([new], operation_timeout=_MADE_S)[topic].result(_MADE_S)
+            _log.info("topic_made", topic=topic, partitions=partitions, log=str(self._address))
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise self._not_made(error) from error
+            time.sleep(_PAUSE_S)  # by another process, or it has no leader yet
+
+    def _not_made(self, error: KafkaException) -> CryptoPulseError:
+        explained = self._line.explained("make the topic of", error)
+        if isinstance(explained, TransientError):
+            return explained
+        return ConfigurationError(
+            f"There is no topic {self._address.topic} at {self._address.bootstrap_servers} and it can't be made: "
+            f"{error.args[0].str()}. Make it, or name another in log.url."
+        )

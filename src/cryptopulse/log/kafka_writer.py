@@ -1,0 +1,166 @@
+"""Appending to Kafka: an idempotent producer, of which only the delivery reports count.
+
+Messages never time out inside librdkafka: it would drop one and go on with the next, which turns the order of a
+product round. Instead the whole batch is given up, together with the producer, when nothing has been acknowledged for
+a while; the caller appends it again. What of it had arrived after all is then there twice, which is harmless, and
+every first copy stands in order.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from cryptopulse.errors import MessageTooLarge
+from cryptopulse.log.kafka_address import KafkaAddress
+from cryptopulse.log.kafka_client import Line, made, number
+
+RECEIVED_HEADER = "received_us"
+SOURCE_HEADER = "source"
+
+_MESSAGE_BYTES_MAX = 1_000_000  # librdkafka's default for message.max.bytes; Kafka's brokers take 1,048,588
+_FRAME_BYTES = 200  # of a record beside key and value: our two headers, lengths, the batch's header (61)
+_UNREACHABLE_S = 8.0  # without a broker: the feed must be able to stop within its 15 s
+_STALLED_S = 60.0  # with one that is slow: Event Hubs may hold a request so long when it throttles
+_SAY_AFTER_S = 1.0  # a connection that closes and opens again is no news
+_FLUSH_S = 0.1
+_QUEUE_MESSAGES = 100_000
+_QUEUE_KBYTES = 131_072
+_OPTIONS: dict[str, str | int] = {
+    "enable.idempotence": "true",
+    "acks": "all",
+    "message.timeout.ms": 0,
+    "linger.ms": 2,  # within one append; its end flushes, which waits for no linger
+    "compression.type": "lz4",
+    "partitioner": "murmur2_random",  # the Java client's, so that all producers put a product into one partition
+    "queue.buffering.max.messages": _QUEUE_MESSAGES,
+    "queue.buffering.max.kbytes": _QUEUE_KBYTES,
+}
+
+
+class _Delivery:
+    """The delivery reports of one batch."""
+
+    def __init__(self, messages: int) -> None:
+        self.pending = messages
+        self.error: KafkaError | None = None
+
+    def __call__(self, error: KafkaError | None, _message: Message) -> None:
+        """One message was acknowledged or refused."""
+        self.pending -= 1
+        if error is not None and self.error is None:
+            self.error = error
+
+
+class KafkaWriter:
+    """Appends batches to one topic; one batch at a time, from any thread."""
+
+    def __init__(self, address: KafkaAddress) -> None:
+        """Connects with the first batch. Raises ConfigurationError for an option that librdkafka does not know."""
+        self._line = Line(address)
+        self._topic = address.topic
+        self._options = self._line.options({**_OPTIONS, **address.producer_options()})
+        self._message_bytes_max = number(address.client_options(), "message.max.bytes", _MESSAGE_BYTES_MAX)
+        self._lock = threading.Lock()
+        self._producer: Producer | None = None
+
+    def append(self, messages: pa.Table) -> None:
+        """See `cryptopulse.log.Log.append`."""
+        self._check_sizes(messages)
+        with self._lock:
+            delivery = _Delivery(messages.num_rows)
+            try:
+                self._send(self._connected(), messages, delivery)
+                error = self._line.explained("write to", delivery.error) if delivery.error else None
+            except KafkaException as failure:
+                error = self._line.explained("write to", failure)
+            except _Stalled:
+                error = self._line.explained("write to")
+            if error is not None:
+                self._give_up()
+                raise error
+            self._line.works()
+
+    def close(self) -> None:
+        """Lets go of the brokers."""
+        with self._lock:
+            self._give_up()
+
+    def _check_sizes(self, messages: pa.Table) -> None:
+        """Before anything is sent. Raises MessageTooLarge."""
+        lengths = pc.add(pc.binary_length(messages["body"]), pc.binary_length(messages["partition_key"]))
+        longest = (pc.max(lengths).as_py() or 0) + _FRAME_BYTES
+        if longest > self._message_bytes_max:
+            raise MessageTooLarge(
+                f"A message of {longest:,} bytes is larger than the Kafka log {self._line.address} takes "
+                f"({self._message_bytes_max:,}); message.max.bytes in log.kafka_options is the limit."
+            )
+
+    def _connected(self) -> Producer:
+        if self._producer is None:
+            self._producer = made(Producer, self._options)
+        return self._producer
+
+    def _send(self, producer: Producer, messages: pa.Table, delivery: _Delivery) -> None:
+        """Returns when every message was acknowledged or refused."""
+        patience = _Patience(self._line)
+        keys = messages["partition_key"].to_pylist()
+        received_us = pc.cast(pc.cast(messages["received_time"], pa.int64()), pa.string()).to_pylist()
+        columns = (keys, received_us, messages["source"].to_pylist(), messages["body"].to_pylist())
+        produce, topic = producer.produce, self._topic
+        for key, received, source, body in zip(*columns, strict=True):
+            headers = [(RECEIVED_HEADER, received), (SOURCE_HEADER, source)]
+            # A message of no product goes to the first partition: they keep their order as well.
+            place = {"key": key} if key else {"partition": 0}
+            while True:
+                try:
+                    produce(topic, body, on_delivery=delivery, headers=headers, **place)
+                    break
+                except BufferError:  # full: this is how far the brokers have come
+                    producer.poll(_FLUSH_S)
+                    patience.check(delivery.pending)
+        while delivery.pending:
+            producer.flush(_FLUSH_S)
+            if delivery.pending:
+                patience.check(delivery.pending)
+
+    def _give_up(self) -> None:
+        """Forgets the producer with all that it still holds; it may be stuck for good."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            with suppress(KafkaException):
+                producer.purge()
+            producer.flush(1.0)
+            producer.close()
+
+
+class _Stalled(Exception):
+    """Never leaves the module. Nothing was acknowledged for a long time."""
+
+
+class _Patience:
+    """How long to wait for the next acknowledgement."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._pending = -1
+        self._since = time.monotonic()
+
+    def check(self, pending: int) -> None:
+        """Raises _Stalled when `pending` has not changed for too long."""
+        now = time.monotonic()
+        if pending != self._pending:
+            self._pending, self._since = pending, now
+            self._line.works()
+            return
+        waited_s = now - max(self._since, self._line.throttled_at)
+        trouble = self._line.trouble
+        if trouble is not None and waited_s > _SAY_AFTER_S:
+            self._line.say_waiting("append")
+        if waited_s > (_STALLED_S if trouble is None else _UNREACHABLE_S) or (trouble is not None and trouble.fatal()):
+            raise _Stalled

@@ -1,0 +1,165 @@
+"""The embedded engine and Spark make the same tables of the same log: every row, decimals exact, times to the µs."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+from kafka_broker import KafkaBroker
+from parity_messages import crash_day, misbehaving, recorded
+from requirements import ROOT, jars
+from spark_session import spark_conf
+
+from cryptopulse import pipeline
+from cryptopulse.lake.tables import ABSENT, ALERTS, BRONZE, COMPLETENESS, QUARANTINE, SILVER, TABLES, Table
+from cryptopulse.log import MESSAGE_SCHEMA
+from cryptopulse.log.opening import open_log
+from cryptopulse.settings import Settings, load_settings
+from support import LOADS, Message, message
+from support_audit import audit
+
+sys.path.insert(0, str(ROOT / "tests" / "pipeline"))
+from test_bad_messages import BAD, CONTROL
+
+pytestmark = pytest.mark.cluster
+
+DONE_HERE = {*LOADS, "bronze_ingestion_time"}
+"""Columns that say when an engine did something."""
+
+DEEP = {BAD[name][0]["body"] for name in ("deeply nested", "deeply nested array")}
+"""Declared difference: Spark's reader gives up at 1,000 levels, so it gives another reason for the same refusal."""
+
+DIGITS = 1e-14
+"""Declared difference: doubles may differ in their last digit; the decimals that they are made of may not."""
+
+KAFKA_MESSAGE_MAX = 900_000
+
+PRODUCTS = ("BTC-USD", "ETH-USD", "SHIB-USD")
+
+
+def parts() -> list[list[Message]]:
+    """What arrives, in three parts; late trades of the first arrive with the last."""
+    sent = list(misbehaving(crash_day(seed=11), seed=12))
+    third = len(sent) // 3
+    late = [m for number, m in enumerate(sent[:third]) if number % 200 == 0]
+    first = [m for number, m in enumerate(sent[:third]) if number % 200]
+    bad = [*(one for one, _reason in BAD.values()), *map(message, CONTROL)]
+    arriving = [first, [*sent[third : 2 * third], *bad], [*sent[2 * third :], *late, *recorded(), *first[::300]]]
+    return [[one for one in part if len(one["body"]) < KAFKA_MESSAGE_MAX] for part in arriving]
+
+
+@pytest.fixture(scope="module")
+def lakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, Settings]]:
+    """Settings of the embedded engine's lake and of Spark's, each brought up to date after each part."""
+    folder = tmp_path_factory.mktemp("parity")
+    conf = spark_conf()
+    with KafkaBroker(folder / "kafka", jars("kafka")) as broker:
+        broker.create_topic("trades", partitions=3)
+        log = {"url": f"kafka://{broker.bootstrap}/trades"}
+        embedded = load_settings(lake=folder / "embedded", log=log, processing={"batch_messages_max": 700})
+        spark = load_settings(lake=folder / "spark", log=log, processing={"engine": "spark"}, spark={"conf": conf})
+        for number, messages in enumerate(parts()):
+            kafka = open_log(embedded)
+            kafka.append(pa.Table.from_pylist(messages, schema=MESSAGE_SCHEMA))
+            pipeline.drain(embedded, kafka, lambda _done, _total: None)
+            kafka.close()
+            # The last time with checkpoints lost: everything is read again, and nothing may change by that.
+            drain_with_spark(spark, folder, "_lost" if number == 2 else "")
+        yield embedded, spark
+
+
+def drain_with_spark(settings: Settings, folder: Path, checkpoints: str) -> None:
+    """As a user does it: a process of its own, told by a configuration file."""
+    config = folder / "cryptopulse.toml"
+    conf = "\n".join(f'"{name}" = "{value}"' for name, value in settings.spark.conf.items())
+    config.write_text(
+        f'lake = "{settings.lake}"\n[log]\nurl = "{settings.log.url}"\n[processing]\nengine = "spark"\n'
+        f'[spark]\ncheckpoints = "{folder}/checkpoints{checkpoints}"\n[spark.conf]\n{conf}\n'
+    )
+    command = [sys.executable, "-m", "cryptopulse", "process", "--config", str(config), "--once"]
+    # In a folder of its own: Spark makes one for its warehouse where it is started. A slow machine needs long for it.
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=1200, env=dict(os.environ), cwd=folder, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.qualified)
+def test_both_engines_keep_the_same_rows(lakes: tuple[Settings, Settings], table: Table) -> None:
+    ours, sparks = (rows_of(settings, table) for settings in lakes)
+    assert len(ours) > 3
+    assert sparks.keys() == ours.keys()
+    for key, row in ours.items():
+        assert differences(row, sparks[key]) == {}, key
+
+
+def test_the_input_has_something_of_everything(lakes: tuple[Settings, Settings]) -> None:
+    embedded, _ = lakes
+    alerts = rows_of(embedded, ALERTS).values()
+    assert {row["alert_type"] for row in alerts} == {"FLASH_CRASH", "PRICE_SURGE"}
+    assert len(rows_of(embedded, QUARANTINE)) > len(BAD) * 0.9
+    assert len({row["partition"] for row in rows_of(embedded, BRONZE).values()}) > 1
+    silver = rows_of(embedded, SILVER).values()
+    assert {*PRODUCTS} <= {row["symbol"] for row in silver}
+    assert {row["source"] for row in silver} == {"websocket", "rest"}
+    proofs = [(row["symbol"], row["first_trade_id"]) for row in rows_of(embedded, ABSENT).values()]
+    assert len(proofs) > len(set(proofs)) > 10
+    hours = rows_of(embedded, COMPLETENESS).values()
+    assert {row["is_complete"] for row in hours} == {True, False}
+    for count in ("healed_ids", "absent_ids", "missing_ids"):
+        assert len([row for row in hours if row[count]]) > 10, count
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.qualified)
+def test_both_engines_make_the_same_columns_and_partitions(lakes: tuple[Settings, Settings], table: Table) -> None:
+    ours, sparks = (DeltaTable(f"{settings.lake}/{table.schema}/{table.name}") for settings in lakes)
+    assert [(f.name, f.type, f.nullable) for f in sparks.schema().fields] == [
+        (f.name, f.type, f.nullable) for f in ours.schema().fields
+    ]
+    assert sparks.metadata().partition_columns == ours.metadata().partition_columns
+    statistics = "delta.dataSkippingStatsColumns"
+    assert sparks.metadata().configuration[statistics] == ours.metadata().configuration[statistics]
+
+
+def rows_of(settings: Settings, table: Table) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The table's rows by key, read with nothing but deltalake, without the columns that say when it was done."""
+    rows = DeltaTable(f"{settings.lake}/{table.schema}/{table.name}").to_pyarrow_table()
+    found = rows.drop_columns([name for name in rows.column_names if name in DONE_HERE]).to_pylist()
+    by_key = {tuple(row[name] for name in table.key): row for row in found}
+    assert len(by_key) == len(found), "a key stands twice"
+    return by_key
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    assert one.keys() == other.keys()
+    return {name: (one[name], other[name]) for name in one if not is_same(name, one, other)}
+
+
+def is_same(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    if isinstance(one[name], float):
+        return math.isclose(one[name], other[name], rel_tol=DIGITS)
+    if name == "reason" and one["body"] in DEEP:
+        return bool(other[name])
+    return bool(one[name] == other[name])
+
+
+def test_the_audit_finds_nothing_wrong_with_either_lake(
+    lakes: tuple[Settings, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the trades that the misbehaving feed dropped. Spark does not say how far it is: ten minutes settle it."""
+    clock = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: clock() + 700 * 10**9)
+    embedded, spark = (audit(settings.lake) for settings in lakes)
+    for found in (embedded, spark):
+        assert set(found.kinds) == {"hole"}
+        assert all(check["skipped"] == 0 for check in found.json["checks"])
+    assert embedded.json["products"] == spark.json["products"]

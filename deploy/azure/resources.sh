@@ -1,0 +1,182 @@
+# shellcheck shell=bash
+# What is created, one function for each; the variables come from azure.sh.
+
+OWNER=cryptopulse-azure
+PROVIDERS="Microsoft.ContainerInstance Microsoft.ContainerRegistry Microsoft.Databricks Microsoft.EventHub
+    Microsoft.ManagedIdentity Microsoft.Storage"
+DATABRICKS_API=2024-05-01
+
+register_providers() { # a new subscription knows none of them
+    local provider state
+    for provider in $PROVIDERS; do
+        state=unknown
+        [ "$MODE" = plan ] || state=$(look provider show --namespace "$provider" --query registrationState)
+        if [ "$state" = Registered ]; then continue; fi
+        say "registering $provider"
+        change provider register --namespace "$provider" --wait
+    done
+}
+
+group_owner() { # prints nothing when there is no such group, `nobody` when it has no tag
+    if found group show --name "$GROUP"; then
+        look group show --name "$GROUP" --query "tags.managed_by || 'nobody'"
+    fi
+}
+
+ensure_group() {
+    local owner=
+    [ "$MODE" = plan ] || owner=$(group_owner)
+    case $owner in
+    "$OWNER") say "exists   resource group $GROUP" ;;
+    "")
+        say "creating resource group $GROUP"
+        change group create --name "$GROUP" --location "$LOCATION" --tags "managed_by=$OWNER"
+        ;;
+    *) fail "Resource group $GROUP exists and was not made by this script; choose another name with --prefix." ;;
+    esac
+}
+
+ensure_event_hub() {
+    ensure "Event Hubs namespace $NAMESPACE" eventhubs namespace show -- \
+        eventhubs namespace create --location "$LOCATION" --sku Standard --capacity 1 --enable-kafka true \
+        --enable-auto-inflate false --minimum-tls-version 1.2 -- \
+        --resource-group "$GROUP" --name "$NAMESPACE"
+    # One partition keeps the order of all products and is one throughput unit's worth; Standard can't add one later.
+    ensure "event hub $HUB" eventhubs eventhub show -- \
+        eventhubs eventhub create --partition-count 1 --cleanup-policy Delete --retention-time-in-hours 168 -- \
+        --resource-group "$GROUP" --namespace-name "$NAMESPACE" --name "$HUB"
+    # A starting producer looks at the newest messages, to find the trades that it missed while it was down.
+    ensure_rule producer Send Listen
+    ensure_rule processing Listen
+}
+
+ensure_rule() { # name, rights
+    local name=$1
+    shift
+    ensure "access rule $name ($*)" eventhubs eventhub authorization-rule show -- \
+        eventhubs eventhub authorization-rule create --rights "$@" -- \
+        --resource-group "$GROUP" --namespace-name "$NAMESPACE" --eventhub-name "$HUB" --name "$name"
+}
+
+connection_string() { # of an access rule; the caller must not print it nor hand it over as an argument
+    look eventhubs eventhub authorization-rule keys list --resource-group "$GROUP" --namespace-name "$NAMESPACE" \
+        --eventhub-name "$HUB" --name "$1" --query primaryConnectionString
+}
+
+ensure_registry() {
+    ensure "container registry $REGISTRY" acr show -- \
+        acr create --location "$LOCATION" --sku Basic --admin-enabled false -- \
+        --resource-group "$GROUP" --name "$REGISTRY"
+}
+
+image_tag() { # names what the image is built from, so an unchanged source is not built again
+    local version
+    version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$ROOT/pyproject.toml")
+    printf 'cryptopulse:%s-%s\n' "$version" "$(source_hash | cut -c 1-12)"
+}
+
+source_hash() {
+    (cd "$ROOT" && find .dockerignore LICENSE README.md constraints.txt dashboards deploy/docker/Dockerfile pyproject.toml src \
+        -type f ! -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 "${SHA256[@]}") | sha256
+}
+
+ensure_image() {
+    if image_is_built; then
+        say "exists   image $IMAGE"
+        return
+    fi
+    say "building image $IMAGE in the registry (some minutes; from the root of the repository)"
+    (cd "$ROOT" && change acr build --registry "$REGISTRY" --resource-group "$GROUP" --image "${IMAGE#*/}" \
+        --file deploy/docker/Dockerfile .)
+}
+
+image_is_built() {
+    local known
+    [ "$MODE" != plan ] || return 1
+    # To ask for the tags of a repository that is not there is an error.
+    known=$(look acr repository list --name "$REGISTRY" --query "[?@=='cryptopulse']") || fail "The images can't be listed."
+    [ -n "$known" ] || return 1
+    known=$(look acr repository show-tags --name "$REGISTRY" --repository cryptopulse --query "[?@=='${IMAGE##*:}']") ||
+        fail "The tags of the images can't be listed."
+    [ -n "$known" ]
+}
+
+ensure_role() { # what, principal id, role, scope
+    local what=$1 principal=$2 role=$3 scope=$4 known=
+    if [ "$MODE" != plan ]; then
+        known=$(look role assignment list --scope "$scope" --role "$role" --query "[?principalId=='$principal'].id")
+    fi
+    if [ -n "$known" ]; then
+        say "exists   $what"
+        return
+    fi
+    say "creating $what"
+    change role assignment create --assignee-object-id "$principal" --assignee-principal-type ServicePrincipal \
+        --role "$role" --scope "$scope"
+}
+
+ensure_pull_identity() { # so that no password of the registry is needed
+    local principal="<principal of $IDENTITY>"
+    ensure "identity $IDENTITY" identity show -- identity create --location "$LOCATION" -- \
+        --resource-group "$GROUP" --name "$IDENTITY"
+    if [ "$MODE" != plan ]; then
+        principal=$(look identity show --resource-group "$GROUP" --name "$IDENTITY" --query principalId)
+    fi
+    ensure_role "right of $IDENTITY to pull images" "$principal" AcrPull "$REGISTRY_ID"
+}
+
+ensure_lake() {
+    ensure "storage account $ACCOUNT (hierarchical namespace)" storage account show -- \
+        storage account create --location "$LOCATION" --kind StorageV2 --sku Standard_LRS \
+        --enable-hierarchical-namespace true --min-tls-version TLS1_2 --https-only true \
+        --allow-blob-public-access false -- \
+        --resource-group "$GROUP" --name "$ACCOUNT"
+    ensure "lake container $FILESYSTEM" storage container-rm show -- storage container-rm create -- \
+        --resource-group "$GROUP" --storage-account "$ACCOUNT" --name "$FILESYSTEM"
+}
+
+# az's own databricks commands are an extension that has to be downloaded; `az resource` creates the same objects.
+ensure_databricks() {
+    local principal="<principal of $CONNECTOR>"
+    ensure "Databricks workspace $WORKSPACE" resource show -- \
+        resource create --is-full-object --properties "{\"location\": \"$LOCATION\", \"sku\": {\"name\": \"premium\"},
+ \"properties\": {\"managedResourceGroupId\": \"$GROUP_ID-databricks\"}}" -- \
+        --resource-group "$GROUP" --resource-type Microsoft.Databricks/workspaces --name "$WORKSPACE" \
+        --api-version "$DATABRICKS_API"
+    # Unity Catalog reads and writes the lake as this connector.
+    ensure "Databricks access connector $CONNECTOR" resource show -- \
+        resource create --is-full-object --properties "{\"location\": \"$LOCATION\",
+ \"identity\": {\"type\": \"SystemAssigned\"}, \"properties\": {}}" -- \
+        --resource-group "$GROUP" --resource-type Microsoft.Databricks/accessConnectors --name "$CONNECTOR" \
+        --api-version "$DATABRICKS_API"
+    DATABRICKS_HOST=
+    if [ "$MODE" != plan ]; then
+        principal=$(look resource show --ids "$CONNECTOR_ID" --api-version "$DATABRICKS_API" --query identity.principalId)
+        DATABRICKS_HOST=https://$(look resource show --resource-group "$GROUP" --name "$WORKSPACE" --resource-type \
+            Microsoft.Databricks/workspaces --api-version "$DATABRICKS_API" --query properties.workspaceUrl)
+    fi
+    ensure_role "right of $CONNECTOR to write the lake" "$principal" "Storage Blob Data Contributor" "$ACCOUNT_ID"
+}
+
+ensure_secret() { # the bundle's jobs read the connection string from a secret scope
+    local scope=cryptopulse-scope key=eventhub-conn-string scopes secret
+    say "storing  secret $scope/$key in the Databricks workspace"
+    if [ "$MODE" = plan ]; then
+        show databricks secrets create-scope "$scope"
+        say "  $ (connection string of rule processing, by a pipe) | databricks secrets put-secret $scope $key"
+        return
+    fi
+    if ! command -v databricks >/dev/null 2>&1; then
+        say "skipped: the Databricks CLI is not installed. Install it and run this again, or see README.md."
+        return
+    fi
+    export DATABRICKS_HOST DATABRICKS_AUTH_TYPE=azure-cli
+    scopes=$(databricks secrets list-scopes --output json) || fail "The workspace's secret scopes can't be listed."
+    case $scopes in
+    *"\"$scope\""*) ;;
+    *) databricks secrets create-scope "$scope" || fail "The secret scope could not be made; the Databricks CLI says why." ;;
+    esac
+    secret=$(connection_string processing)
+    printf '%s' "$secret" | databricks secrets put-secret "$scope" "$key" ||
+        fail "The secret could not be stored; the Databricks CLI says why."
+}

@@ -1,0 +1,297 @@
+"""The Azure scripts keep their word: nothing twice, nothing that is not theirs, no secret where it can be read."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fake_az import SECRET, SUBSCRIPTION
+from support_azure import SCRIPT, FakeAzure, planned
+
+FOLDER = SCRIPT.parent
+
+
+@pytest.fixture
+def azure(tmp_path: Path) -> FakeAzure:
+    return FakeAzure(tmp_path / "azure")
+
+
+UP = ("up", "--products", "SOL-USD,ADA-USD")
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> FakeAzure:
+    """After one `up`: its calls can be looked at."""
+    azure = FakeAzure(tmp_path_factory.mktemp("first") / "azure")
+    done = azure.run(*UP)
+    assert done.returncode == 0, done.stderr
+    return azure
+
+
+@pytest.fixture
+def complete(first_run: FakeAzure, tmp_path: Path) -> FakeAzure:
+    """Everything is there."""
+    return first_run.copy(tmp_path / "complete")
+
+
+def databricks(azure: FakeAzure) -> Path:
+    """Installs a stand-in for the Databricks CLI; the file it writes its calls and its input to."""
+    said = azure.home / "databricks.txt"
+    scopes = azure.home / "scopes"
+    scopes.write_text("")
+    azure.install(
+        "databricks",
+        f"""echo "$DATABRICKS_HOST $DATABRICKS_AUTH_TYPE $*" >> {said}
+case $2 in
+list-scopes) cat {scopes} ;;
+create-scope) echo "[{{\\"name\\": \\"$3\\"}}]" > {scopes} ;;
+put-secret) cat >> {said}; echo >> {said} ;;
+esac""",
+    )
+    return said
+
+
+def test_the_scripts_are_clean_for_shellcheck() -> None:
+    tool = Path(sys.executable).with_name("shellcheck")
+    scripts = sorted(FOLDER.glob("*.sh"))
+    assert len(scripts) == 4
+    done = subprocess.run([tool, "-x", *scripts], cwd=FOLDER.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_without_a_command_nothing_is_changed_and_everything_is_shown(azure: FakeAzure) -> None:
+    done = azure.run()
+    assert done.returncode == 0, done.stderr
+    assert [call["command"] for call in azure.calls()] == ["account show"]
+    assert azure.state["objects"] == {}
+    assert len(planned(done.stdout)) == 21
+
+
+def test_a_plan_needs_neither_az_nor_a_subscription(azure: FakeAzure) -> None:
+    azure.uninstall("az")
+    done = azure.run("plan")
+    assert done.returncode == 0, done.stderr
+    assert "is not installed" in done.stdout
+    assert len(planned(done.stdout)) == 21
+
+
+def test_the_plan_shows_the_commands_that_are_then_run(first_run: FakeAzure, azure: FakeAzure) -> None:
+    shown = planned(azure.run("plan", *UP[1:]).stdout)
+    run = [[word for word in argv if word not in ("--output", "none")] for argv in first_run.changes()]
+    principals = re.compile("<principal of (.*)>")
+    assert [[principals.sub(r"principal-of-\1", word) for word in argv] for argv in shown] == run
+
+
+def test_what_was_asked_for_is_created(first_run: FakeAzure) -> None:
+    by_command = {call["command"]: " ".join(call["argv"]) for call in first_run.calls()}
+    assert "--sku Standard --capacity 1 --enable-kafka true" in by_command["eventhubs namespace create"]
+    hub = by_command["eventhubs eventhub create"]
+    assert "--partition-count 1" in hub
+    assert "--retention-time-in-hours 168" in hub
+    assert "--name coinbase-raw-trades" in hub
+    assert "--enable-hierarchical-namespace true" in by_command["storage account create"]
+    assert "--allow-blob-public-access false" in by_command["storage account create"]
+    assert "--admin-enabled false" in by_command["acr create"]
+    rules = [
+        argv for argv in first_run.changes() if argv[:4] == ["eventhubs", "eventhub", "authorization-rule", "create"]
+    ]
+    rights = {argv[argv.index("--name") + 1]: argv[argv.index("--rights") + 1 :] for argv in rules}
+    assert rights["producer"][:2] == ["Send", "Listen"]
+    assert rights["processing"][0] == "Listen"
+    assert rights["processing"][1].startswith("--")
+
+
+def test_the_container_restarts_on_failure_and_gets_the_connection_string_as_a_secure_value(
+    first_run: FakeAzure,
+) -> None:
+    (piped,) = [call["piped"] for call in first_run.calls() if call["command"] == "container create"]
+    group = yaml.safe_load(piped)
+    assert group["properties"]["restartPolicy"] == "OnFailure"
+    (container,) = group["properties"]["containers"]
+    variables = {variable["name"]: variable for variable in container["properties"]["environmentVariables"]}
+    assert variables["CRYPTOPULSE_FEED__PRODUCTS"]["value"] == "SOL-USD,ADA-USD"
+    secret = variables["EVENT_HUB_CONNECTION_STRING"]
+    assert "value" not in secret
+    assert secret["secureValue"].endswith(f"SharedAccessKeyName=producer;SharedAccessKey={SECRET}")
+    (credential,) = group["properties"]["imageRegistryCredentials"]
+    assert list(group["identity"]["userAssignedIdentities"]) == [credential["identity"]]
+    assert container["properties"]["image"].startswith(credential["server"] + "/cryptopulse:")
+
+
+def test_no_secret_is_in_a_command_line_nor_in_what_is_printed(azure: FakeAzure) -> None:
+    said = databricks(azure)
+    for command in ("plan", "up", "names"):
+        done = azure.run(command)
+        assert done.returncode == 0, done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        assert all(SECRET not in word for call in azure.calls() for word in call["argv"])
+    assert not any(SECRET in line for line in said.read_text().splitlines() if "put-secret" in line)
+
+
+def test_the_listening_connection_string_goes_into_the_secret_scope_by_a_pipe(complete: FakeAzure) -> None:
+    said = databricks(complete)
+    assert complete.run(*UP).returncode == 0
+    assert complete.run(*UP).returncode == 0
+    lines = said.read_text().splitlines()
+    commands = [line for line in lines if "secrets" in line]
+    host = "https://adb-1.2.azuredatabricks.net azure-cli secrets "
+    assert [line.removeprefix(host) for line in commands] == [
+        "list-scopes --output json",
+        "create-scope cryptopulse-scope",
+        "put-secret cryptopulse-scope eventhub-conn-string",
+        "list-scopes --output json",
+        "put-secret cryptopulse-scope eventhub-conn-string",
+    ]
+    assert sum(line.endswith(f"SharedAccessKeyName=processing;SharedAccessKey={SECRET}") for line in lines) == 2
+
+
+def test_a_second_run_creates_nothing(complete: FakeAzure) -> None:
+    before = complete.state
+    done = complete.run(*UP)
+    assert done.returncode == 0, done.stderr
+    assert complete.changes() == []
+    assert complete.state == before
+    assert done.stderr.count("exists   ") == 15
+
+
+STEPS = [
+    "provider register",
+    "eventhubs namespace create",
+    "eventhubs eventhub create",
+    "eventhubs eventhub authorization-rule create",
+    "identity create",
+    "acr build",
+    "eventhubs eventhub authorization-rule keys list",
+    "storage account create",
+    "storage container-rm create",
+]
+SOME_STEPS = ["group create", "acr create", "role assignment create", "container create", "resource create"]
+
+
+@pytest.mark.parametrize("command", [*SOME_STEPS, *(pytest.param(step, marks=pytest.mark.long) for step in STEPS)])
+def test_a_run_after_a_failure_in_the_middle_does_the_rest_and_nothing_twice(
+    azure: FakeAzure, first_run: FakeAzure, command: str
+) -> None:
+    azure.change(fail_on=command)
+    failed = azure.run("up")
+    assert failed.returncode == 1
+    assert "failed in the middle" in failed.stderr
+    done_before = [argv for argv in azure.changes() if not " ".join(argv).startswith(command)]
+    azure.change(fail_on=None)
+    assert azure.run("up").returncode == 0
+    assert not [argv for argv in azure.changes() if argv in done_before]
+    complete = FakeAzure(azure.home / "other")
+    assert complete.run("up").returncode == 0
+    assert azure.state["objects"].keys() == complete.state["objects"].keys()
+
+
+def test_an_answer_that_is_not_that_something_is_missing_stops_the_run(complete: FakeAzure) -> None:
+    complete.change(forbidden="eventhubs namespace show")
+    done = complete.run(*UP)
+    assert done.returncode == 1
+    assert "AuthorizationFailed" in done.stderr
+    assert complete.changes() == []
+
+
+def test_other_products_replace_the_container_and_nothing_else(complete: FakeAzure) -> None:
+    assert complete.run("up", "--products", "ETH-USD").returncode == 0
+    assert [argv[:2] for argv in complete.changes()] == [["container", "create"]]
+
+
+def test_names_are_the_same_each_time_and_others_in_another_subscription(azure: FakeAzure) -> None:
+    names = {azure.run("names").stdout for _ in range(2)}
+    names.add(azure.run("plan", "--subscription", SUBSCRIPTION).stdout[-len(next(iter(names))) :])
+    assert len(names) == 1
+    account = re.compile(r"lake@(\w+)\.dfs")
+    here = account.findall(names.pop())
+    there = account.findall(azure.run("plan", "--subscription", SUBSCRIPTION.replace("1", "9")).stdout)
+    assert here != there
+    assert re.fullmatch("[a-z0-9]{3,24}", here[0])
+
+
+def test_down_deletes_the_group_that_up_made_and_only_with_consent(complete: FakeAzure) -> None:
+    refused = complete.run("down")
+    assert refused.returncode == 1
+    assert "--yes" in refused.stderr
+    assert complete.state["objects"]
+    done = complete.run("down", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert complete.state["objects"] == {}
+    assert [argv[:2] for argv in complete.changes()] == [["group", "delete"]]
+    again = complete.run("down", "--yes")
+    assert again.returncode == 0
+    assert "nothing to delete" in again.stderr
+    assert complete.changes() == []
+
+
+@pytest.mark.parametrize("tags", [None, {"managed_by": "somebody"}])
+def test_a_group_of_somebody_else_is_neither_used_nor_deleted(azure: FakeAzure, tags: dict[str, str] | None) -> None:
+    azure.change(objects={"group cryptopulse": {"tags": tags}}, providers=["Microsoft.Storage"])
+    for command in (["up"], ["down", "--yes"]):
+        done = azure.run(*command)
+        assert done.returncode == 1
+        assert "was not made by this script" in done.stderr
+        assert [argv[0] for argv in azure.changes() if argv[0] != "provider"] == []
+
+
+def test_up_says_what_is_wrong_when_az_is_missing_or_not_signed_in(azure: FakeAzure) -> None:
+    azure.change(signed_in=False)
+    done = azure.run("up")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "run az login" in done.stderr
+    azure.uninstall("az")
+    done = azure.run("up")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "az, is not installed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["start"],
+        ["up", "--region", "x"],
+        ["up", "--prefix"],
+        ["up", "--prefix", "Crypto-Pulse"],
+        ["up", "--prefix", "a"],
+        ["up", "--products", "BTC"],
+        ["up", "--products", "BTC-USD' }"],
+        ["up", "--location", "East US"],
+    ],
+)
+def test_a_mistake_in_the_command_line_is_one_line_and_changes_nothing(azure: FakeAzure, arguments: list[str]) -> None:
+    done = azure.run(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("azure.sh: ")
+    assert done.stderr.count("\n") == 1
+    assert azure.calls() == []
+
+
+def test_the_image_is_built_again_only_when_its_source_has_changed(complete: FakeAzure) -> None:
+    source = complete.script.parents[2] / "src"
+    (source / "cache.pyc").write_bytes(b"not source")
+    assert complete.run(*UP).returncode == 0
+    assert complete.changes() == []
+    (source / "new.py").write_text("")
+    assert complete.run(*UP).returncode == 0
+    assert [argv[:2] for argv in complete.changes()] == [["acr", "build"], ["container", "create"]]
+
+
+def test_the_cost_note_says_of_when_its_figures_are(azure: FakeAzure) -> None:
+    done = azure.run("cost")
+    assert done.returncode == 0
+    assert "as of 20" in done.stdout
+    assert azure.calls() == []
+
+
+def test_the_guide_names_only_commands_and_options_that_exist(azure: FakeAzure) -> None:
+    text = (FOLDER / "README.md").read_text()
+    usage = azure.run("--help").stdout
+    used = set(re.findall(r"azure\.sh (\w+)", text)) | set(re.findall(r"azure\.sh [^`\n]*?(--[a-z]+)", text))
+    assert len(used) >= 4
+    for word in used:
+        assert re.search(rf"^ +{word}\b", usage, re.MULTILINE) or word == "--help", word

@@ -1,8 +1,8 @@
-"""`alerts list` and `alerts backtest`: what happened, and what a rule would have said."""
+"""`alerts list`, `alerts backtest`, `alerts test-notify`: what happened, what a rule would have said, who is told."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +14,7 @@ from cryptopulse.commands.common import (
     print_json,
     print_table,
     progress_bar,
+    quiet,
     settings_from,
 )
 
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
     group.command(
         epilog="Example: cryptopulse alerts backtest --rule 'threshold_pct=0.5,lookback_s=60,products=*-USD'"
     )(backtest)
+    group.command("test-notify", epilog="Example: cryptopulse alerts test-notify --target 1")(try_targets)
     app.add_typer(group, name="alerts", epilog="Example: cryptopulse alerts list")
 
 
@@ -63,7 +65,7 @@ def list_alerts(
         "SELECT * FROM gold.dm_market_alerts WHERE len($wanted) = 0 OR list_contains($wanted, symbol) "
         "ORDER BY opened_at DESC LIMIT $rows"
     )
-    with connect(settings.lake) as connection:
+    with connect(settings.location) as connection:
         try:
             result = connection.sql(query, params={"wanted": wanted, "rows": rows})
             found = result.to_arrow_table().to_pylist()
@@ -88,15 +90,40 @@ def backtest(
     json: Json = False,
 ) -> None:
     """Judge the stored trades by a rule, without storing anything. Without --rule: by the rules in force."""
+    from cryptopulse.durations import parse_time
+
     settings = settings_from(lake, config)
     rules = [parse_rule(text) for text in rule or ()] or settings.alerts.rules
-    wanted, from_time, to_time = _ids(products), _time(start), _time(end)
+    wanted = _ids(products)
+    from_time, to_time = (parse_time(text) if text else None for text in (start, end))
 
     from cryptopulse.engine.backtest import backtest as judge_history
 
     with progress_bar("hours") as progress:
-        found = judge_history(settings.lake, rules, wanted, from_time, to_time, progress)
+        found = judge_history(settings.location, rules, wanted, from_time, to_time, progress)
     _print_alerts(found.to_pylist(), json)
+
+
+def try_targets(
+    lake: Lake = None,
+    config: Config = None,
+    target: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only this one: 1 is the first of notify.targets.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Send a test message to the targets of `notify.targets`. Exit code 1: not every one took it."""
+    from cryptopulse.serve.notify.notifier import send_trial
+
+    settings = settings_from(lake, config)
+    quiet(settings)
+    results = send_trial(settings, target)
+    if json:
+        print_json([{"target": name, "accepted": error is None, "error": error} for name, error in results])
+    else:
+        print_table(("target", "test message"), [(name, error or "accepted") for name, error in results])
+    if any(error for _, error in results):
+        raise typer.Exit(1)
 
 
 def parse_rule(text: str) -> AlertRule:
@@ -147,15 +174,3 @@ def _ids(products: str | None) -> list[str]:
     from cryptopulse.settings import load_settings
 
     return load_settings(feed={"products": products}).feed.products if products else []
-
-
-def _time(text: str | None) -> datetime | None:
-    from cryptopulse.errors import ConfigurationError
-
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigurationError(f"'{text}' is no time; write it like 2026-07-07T22:00.") from error
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

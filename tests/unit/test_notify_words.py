@@ -1,0 +1,109 @@
+"""What a message says: a title that tells what happened, a text with the evidence, fields for machines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from cryptopulse.serve.notify.episodes import Episode, Told
+from cryptopulse.serve.notify.outbox import Item, Letter
+from cryptopulse.serve.notify.words import (
+    LINES_MAX,
+    Message,
+    change_text,
+    duration_text,
+    headline,
+    message_of,
+    time_text,
+)
+from cryptopulse.settings_notify import Event
+from support import START, at
+from support_notify import episode
+
+NOTHING = Told(0, is_closed=False, last_trigger_us=0)
+CRASH = episode(rank=1, price_change_pct=-3.2148)
+
+
+def told(row: Episode, *events: Event) -> Message:
+    return message_of(Letter((Item(row, events, NOTHING),)))
+
+
+def test_the_title_tells_what_happened_at_one_look() -> None:
+    expected = "FLASH_CRASH BTC-USD −3.21 % in 41 s (100,234.50 → 97,012.10), HIGH, rule price-move"
+    assert told(CRASH, "opened").title == headline(CRASH) == expected
+    assert told(CRASH, "escalated").title == f"Escalated: {expected}"
+    assert told(CRASH, "closed").title == f"Closed: {expected}"
+
+
+def test_the_text_names_the_evidence_the_delay_and_the_alert_id() -> None:
+    body = told(CRASH, "opened").body
+    for part in (
+        "100,234.50 at 2026-07-07 12:00:00.000 UTC (trade 90) → 97,012.10 at 2026-07-07 12:00:41.000 UTC (trade 105)",
+        "Over the threshold (1 % within 120 s) from 2026-07-07 12:00:40.000 UTC (trade 100) to",
+        "12:00:42.000 UTC (trade 106)",
+        "Detected 0.310 s after the first of these trades",
+        "alert_id: price-move:FLASH_CRASH:BTC-USD:100",
+    ):
+        assert part in body
+
+
+def test_an_episode_that_became_part_of_another_says_of_which() -> None:
+    whole = episode(95)
+    assert f"a part of {whole.alert_id}" in told(whole.absorbed(CRASH.alert_id, NOTHING), "closed").body
+
+
+def test_kinds_follow_the_severity_and_a_close_is_good_news() -> None:
+    assert [told(episode(rank=rank), "opened").kind for rank in range(3)] == ["warning", "warning", "failure"]
+    assert told(episode(rank=2, is_closed=True), "closed").kind == "success"
+
+
+def test_machines_get_the_row_as_plain_data_with_exact_prices_and_utc() -> None:
+    (fields,) = told(CRASH, "opened").alerts
+    assert json.loads(json.dumps(fields)) == fields
+    assert (fields["alert_id"], fields["event"], fields["severity"]) == (CRASH.alert_id, "opened", "HIGH")
+    assert (fields["start_price"], fields["end_price"]) == ("100234.5", "97012.1")
+    assert fields["opened_at"] == "2026-07-07T12:00:40.000000Z"
+
+
+def test_the_key_is_the_same_for_the_same_news_and_another_for_other_news() -> None:
+    grown = replace(CRASH, price_change_pct=-3.9, last_trigger_at=START + timedelta(seconds=60))
+    assert told(CRASH, "opened").key == told(grown, "opened").key == f"{CRASH.alert_id}:opened:HIGH"
+    others = {told(CRASH, "closed").key, told(episode(rank=2), "escalated").key, told(episode(7), "opened").key}
+    assert len(others | {told(CRASH, "opened").key}) == 4
+
+
+def test_several_episodes_are_one_message_that_shows_the_worst_and_counts_the_rest() -> None:
+    rows = [episode(n, rank=n % 2, symbol=f"P{n}-USD", price_change_pct=-1.0 - n / 100) for n in range(12)]
+    surge = episode(99, rank=2, symbol="ETH-USD", alert_type="PRICE_SURGE", price_change_pct=5.125)
+    items = tuple(Item(row, ("opened", "closed"), NOTHING) for row in (*rows, surge))
+    message = message_of(Letter(items))
+    assert message.title == "13 more episodes: 12 FLASH_CRASH, 1 PRICE_SURGE; the worst: ETH-USD +5.12 %"
+    lines = message.body.splitlines()
+    assert lines[0].startswith("Opened and closed: PRICE_SURGE ETH-USD +5.12 % in 41 s")
+    assert len(lines) == LINES_MAX + 1
+    assert lines[-1] == "and 3 more: cryptopulse alerts list"
+    assert len(message.body) < 1900  # Discord takes 2,000
+    assert [alert["alert_id"] for alert in message.alerts] == [item.episode.alert_id for item in items]
+    assert message.key == message_of(Letter(items)).key != message_of(Letter(items[1:])).key
+
+
+@pytest.mark.parametrize(
+    ("percent", "text"), [(-3.2, "−3.2 %"), (0.75, "+0.75 %"), (-3.0, "−3 %"), (12.345, "+12.35 %"), (1250, "+1,250 %")]
+)
+def test_changes_have_a_sign_and_no_more_digits_than_needed(percent: float, text: str) -> None:
+    assert change_text(percent) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0 s"), (0.36, "0.4 s"), (9.0, "9 s"), (41.4, "41 s"), (119, "119 s"), (185, "3 min 5 s"), (3600, "60 min")],
+)
+def test_lengths_of_time_have_their_unit(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+def test_times_are_utc_to_the_millisecond() -> None:
+    assert time_text(at(1.2345)) == "2026-07-07 12:00:01.234 UTC"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from cryptopulse.status import PROCESSES, ProcessStatus, read_status
+from cryptopulse.status import DASHBOARD, NOTIFIER, PROCESSES, ProcessStatus, read_status
 
 _STATE_WORDS = {"absent": "starting"}
 
@@ -37,6 +37,17 @@ class Snapshot:
         return self.processes["processing"].report
 
     @property
+    def notifier(self) -> Mapping[str, Any]:
+        """The notifier's figures; none where nobody is notified."""
+        return self.processes[NOTIFIER].report if NOTIFIER in self.processes else {}
+
+    @property
+    def dashboard_url(self) -> str | None:
+        """Where browsers find the dashboard; None where there is none, or it does not listen yet."""
+        status = self.processes.get(DASHBOARD)
+        return str(status.report["url"]) if status and status.healthy and "url" in status.report else None
+
+    @property
     def products(self) -> dict[str, dict[str, Any]]:
         """By product: price, open, trades, volume."""
         return dict(self.processing.get("products") or {})
@@ -50,10 +61,11 @@ class Snapshot:
 class Watcher:
     """Reads status files and log files of one lake."""
 
-    def __init__(self, state_dir: Path, title: str) -> None:
-        """`state_dir` is `<lake>/_cryptopulse`. Processes that started before this do not count."""
+    def __init__(self, state_dir: Path, title: str, processes: Sequence[str] = PROCESSES) -> None:
+        """`state_dir`: see `Settings.state_dir`. Processes that started before this do not count."""
         self._state_dir = state_dir
         self._title = title
+        self._processes = processes
         self._started = time.monotonic()
         self._started_at = datetime.now(UTC)
         self._positions: dict[Path, int] = {}
@@ -68,7 +80,7 @@ class Watcher:
         return Snapshot(
             title=self._title,
             elapsed_s=time.monotonic() - self._started,
-            processes={name: self._status(name) for name in PROCESSES},
+            processes={name: self._status(name) for name in self._processes},
             warnings=list(self._warnings),
         )
 

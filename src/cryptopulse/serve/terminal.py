@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -36,11 +36,12 @@ from cryptopulse.serve.snapshot import (
     state_word,
     to_decimal,
 )
-from cryptopulse.status import ProcessStatus
+from cryptopulse.status import NOTIFIER, PROCESSES, ProcessStatus
 
 _REFRESH_S = 0.5  # as often as the processes report
 _PLAIN_EVERY_S = 3.0
 _HISTORY_LENGTH = 24
+_LATENCY_HEIGHT = 9
 _BARS = "▁▂▃▄▅▆▇█"
 _STATE_STYLES = {"running": "green", "stopped": "dim", "absent": "yellow", "silent": "yellow"}
 
@@ -48,8 +49,8 @@ _STATE_STYLES = {"running": "green", "stopped": "dim", "absent": "yellow", "sile
 class LiveView:
     """Draws over itself on a terminal. Use as a context manager and call `refresh` often."""
 
-    def __init__(self, state_dir: Path, title: str = "CryptoPulse") -> None:
-        self._watcher = Watcher(state_dir, title)
+    def __init__(self, state_dir: Path, title: str = "CryptoPulse", processes: Sequence[str] = PROCESSES) -> None:
+        self._watcher = Watcher(state_dir, title, processes)
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False, screen=True)
         self._history: dict[str, deque[Decimal]] = {}
@@ -82,11 +83,12 @@ class LiveView:
 class PlainView:
     """Writes a line every few seconds, and one for each alert; for files, pipes and machines."""
 
-    def __init__(self, state_dir: Path, title: str = "CryptoPulse") -> None:
-        self._watcher = Watcher(state_dir, title)
+    def __init__(self, state_dir: Path, title: str = "CryptoPulse", processes: Sequence[str] = PROCESSES) -> None:
+        self._watcher = Watcher(state_dir, title, processes)
         self._next = 0.0
         self._told: set[str] = set()
         self._warned: set[str] = set()
+        self._dashboard_url: str | None = None
         self.note = ""
 
     def __enter__(self) -> Self:
@@ -106,6 +108,9 @@ class PlainView:
             _say(snapshot.elapsed_s, plain_line(snapshot))
 
     def _tell(self, snapshot: Snapshot) -> None:
+        if snapshot.dashboard_url not in (None, self._dashboard_url):
+            self._dashboard_url = snapshot.dashboard_url
+            _say(snapshot.elapsed_s, f"dashboard: {snapshot.dashboard_url}")
         for alert in snapshot.alerts:
             if alert["alert_id"] not in self._told:
                 self._told.add(alert["alert_id"])
@@ -138,11 +143,13 @@ def render(
     """The whole view for a terminal of `width` columns and `height` lines."""
     wide = width >= 110
     alert_rows = 3 if height < 30 else 8
-    body_height = max(min(height - 3 - (alert_rows + 2) - 1, max(len(snapshot.products) + 3, 17)), 6)
+    figures = _pipeline_figures(snapshot)
+    wanted_height = max(len(snapshot.products) + 3, _LATENCY_HEIGHT + len(figures) + 2)
+    body_height = max(min(height - 3 - (alert_rows + 2) - 1, wanted_height), 6)
     body = Table.grid(expand=True)
     body.add_column(ratio=1)
     body.add_column(width=46 if wide else 35)
-    right = Group(_latency_panel(snapshot, wide), _pipeline_panel(snapshot, body_height - 9 - 2))
+    right = Group(_latency_panel(snapshot, wide), _pipeline_panel(figures, body_height - _LATENCY_HEIGHT - 2))
     body.add_row(_products_panel(snapshot, history, wide, body_height), right)
     return Group(
         _headline(snapshot),
@@ -210,25 +217,37 @@ def _latency_panel(snapshot: Snapshot, wide: bool) -> RenderableType:
     for hop, figures in (snapshot.processing.get("latency_ms") or {}).items():
         values = [figures.get("p50"), figures.get("p99"), *([figures.get("max")] if wide else [])]
         table.add_row(hop_words(hop), *(ms_text(value) for value in values))
-    return _panel(table, "latency", 9)
+    return _panel(table, "latency", _LATENCY_HEIGHT)
 
 
-def _pipeline_panel(snapshot: Snapshot, rows_max: int) -> RenderableType:
+def _pipeline_figures(snapshot: Snapshot) -> list[tuple[str, str]]:
     producer, processing = snapshot.producer, snapshot.processing
+    healing = f"{number(producer, 'ids_missing'):,.0f} / {number(producer, 'ids_healed'):,.0f}"
     rows = [
-        ("messages/s", number(producer, "messages_per_s")),
-        ("connections", number(producer, "connections")),
-        ("reconnects", number(producer, "reconnects")),
-        ("ids missing", number(producer, "ids_missing")),
-        ("commits", number(processing, "commits_total")),
-        ("restarts", sum(status.restarts for status in snapshot.processes.values())),
+        ("messages/s", f"{number(producer, 'messages_per_s'):,.0f}"),
+        ("connections", f"{number(producer, 'connections'):,.0f}"),
+        ("reconnects", f"{number(producer, 'reconnects'):,.0f}"),
+        ("ids missing / healed", healing),
+        ("commits", f"{number(processing, 'commits_total'):,.0f}"),
+        ("restarts", f"{sum(status.restarts for status in snapshot.processes.values()):,}"),
     ]
+    if NOTIFIER in snapshot.processes:
+        notifier = snapshot.notifier
+        rows += [
+            ("notified", f"{number(notifier, 'notifications_sent'):,.0f}"),
+            ("to be notified", f"{number(notifier, 'notifications_waiting'):,.0f}"),
+            ("tries failed", f"{number(notifier, 'notifications_failed'):,.0f}"),
+        ]
+    return rows
+
+
+def _pipeline_panel(figures: Sequence[tuple[str, str]], rows_max: int) -> RenderableType:
     table = _table()
     table.show_header = False
     table.add_column()
     table.add_column(justify="right")
-    for name, value in rows[: max(rows_max, 0)]:
-        table.add_row(name, f"{value:,.0f}")
+    for row in figures[: max(rows_max, 0)]:
+        table.add_row(*row)
     if rows_max <= 0:
         return Text()
     return _panel(table, "pipeline", rows_max + 2)
@@ -258,9 +277,10 @@ def _alert_line(alert: Mapping[str, Any], wide: bool) -> Text:
 
 
 def _last_line(snapshot: Snapshot, note: str) -> RenderableType:
-    if not (snapshot.warnings and snapshot.products):  # without products the warning stands in their place
-        return Text(f" {note}", style="dim")
-    return Text(f" {snapshot.warnings[-1]}", style="yellow", no_wrap=True, overflow="ellipsis")
+    left = Text(f" {note}", style="dim")
+    if snapshot.warnings and snapshot.products:  # without products the warning stands in their place
+        left = Text(f" {snapshot.warnings[-1]}", style="yellow", no_wrap=True, overflow="ellipsis")
+    return _two_sided(left, Text(f"{snapshot.dashboard_url or ''} ", style="cyan"))
 
 
 def _panel(content: RenderableType, title: str, height: int) -> Panel:

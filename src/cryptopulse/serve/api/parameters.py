@@ -1,0 +1,212 @@
+"""The parameters of the API: what may be written, checked before anything is asked, and described for OpenAPI.
+
+A parameter that breaks its own rule is 422; one that is well written but means nothing (an end before the start, a 31st
+of February) is 400.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from cryptopulse.serve.api import paging
+from cryptopulse.serve.api.formats import FORMATS
+from cryptopulse.serve.problems import Problem
+
+LIMIT_MAX: Final = 100_000
+LIMIT_DEFAULT: Final = 1000
+VALUES_MAX: Final = 100
+"""Of one parameter that may be repeated."""
+
+_DAY = "(19|20|21)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+_CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?"
+_OFFSET = "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_ID_MAX = 2**63 - 1
+
+
+def _text(pattern: str, how: str) -> tuple[BeforeValidator, WithJsonSchema]:
+    """The rule of a text, and how it is told; `pattern` without its ends."""
+
+    def checked(value: Any) -> str:
+        if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
+            raise ValueError(how)
+        return value
+
+    return BeforeValidator(checked), WithJsonSchema({"type": "string", "pattern": f"^{pattern}$"})
+
+
+def _whole(low: int, high: int, **more: Any) -> tuple[BeforeValidator, WithJsonSchema]:
+    """The rule of a whole number."""
+
+    def checked(value: Any) -> int:
+        # Python reads more than digits as a whole number, such as `1_000`; a default is one already.
+        is_one = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20
+        if not is_one or not low <= int(value) <= high:
+            raise ValueError(f"write a whole number from {low} to {high}")
+        return int(value)
+
+    schema = {"type": "integer", "minimum": low, "maximum": high, **more}
+    return BeforeValidator(checked), WithJsonSchema(schema)
+
+
+Limit = Annotated[int, *_whole(1, LIMIT_MAX, default=LIMIT_DEFAULT)]
+TradeId = Annotated[int | None, *_whole(0, _ID_MAX)]
+Cursor = Annotated[str | None, *_text(paging.PATTERN, "take it from the page before")]
+FormatName = Annotated[str | None, WithJsonSchema({"type": "string", "enum": list(FORMATS)})]
+Symbol = Annotated[
+    str, *_text("[A-Z0-9]{1,20}-[A-Z0-9]{1,20}", "write a product like BTC-USD, and repeat symbol= for several")
+]
+Time = Annotated[
+    str | None,
+    *_text(
+        f"{_DAY}(T{_CLOCK}{_OFFSET}?)?",
+        "write a time like 2026-11-27T12:00:00Z, or a day; the + of an offset is %2B in an address",
+    ),
+]
+EventId = Annotated[str | None, *_text("[0-9]{1,17}", "take it from the event that was received last")]
+RuleName = Annotated[str, *_text("[ -~]{1,100}", "write the name of a rule")]
+Grain = Literal["1s", "5s", "10s", "15s", "30s", "1m", "5m", "15m", "30m", "1h", "4h", "12h", "1d"]
+
+
+class PageAsked(BaseModel):
+    """Which page, and how it is written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Limit = Field(LIMIT_DEFAULT, description="Most rows of a page.", examples=[100])
+    cursor: Cursor = Field(
+        None,
+        description="Where the page begins: `next` of the page before. All other parameters must be as they were "
+        "there, but for `limit` and `format`.",
+    )
+    format: FormatName = Field(
+        None,
+        description="How the page is written, whatever the header Accept says: JSON, an Arrow IPC stream, or Parquet.",
+        examples=["json"],
+    )
+
+
+class RowsAsked(PageAsked):
+    """Which products, in which time."""
+
+    symbol: list[Symbol] = Field(
+        [],
+        description="A product; repeat it for several. Without it: all.",
+        max_length=VALUES_MAX,
+        examples=[["BTC-USD", "ETH-USD"]],
+    )
+    start: Time = Field(
+        None,
+        description="Rows from this moment on (included): ISO 8601, UTC unless it has an offset; write the + of an "
+        "offset as %2B.",
+        examples=["2026-11-27T12:00:00Z"],
+    )
+    end: Time = Field(
+        None,
+        description="Rows before this moment (not included), written like start.",
+        examples=["2026-11-27T13:00:00Z"],
+    )
+    order: Literal["asc", "desc"] = Field("asc", description="By time: from the oldest, or from the newest.")
+
+    @property
+    def symbols(self) -> list[str] | None:
+        """The products; None for all."""
+        return sorted(set(self.symbol)) or None
+
+    @property
+    def times(self) -> tuple[datetime | None, datetime | None]:
+        """Start and end. Raises Problem when they are none, or in the wrong order."""
+        start, end = (_moment(name, getattr(self, name)) for name in ("start", "end"))
+        if start is not None and end is not None and start >= end:
+            raise Problem(400, "empty_time", "end must lie after start.", parameters=[("end", "not after start")])
+        return start, end
+
+    @property
+    def question(self) -> str:
+        """What a cursor of this question is good for."""
+        return paging.question_of(type(self).__name__, self.model_dump(exclude={"limit", "cursor", "format"}))
+
+
+class TradesAsked(RowsAsked):
+    """Which trades."""
+
+    first_id: TradeId = Field(
+        None, description="Trades from this trade id on (included). Ids are counted by product.", examples=[1000]
+    )
+    last_id: TradeId = Field(None, description="Trades up to this trade id (included).", examples=[1999])
+
+
+class BarsAsked(RowsAsked):
+    """Which bars."""
+
+    grain: Grain = Field(
+        "1m", description="Length of a bar: seconds, minutes, hours, or a day. Bars begin at its multiples (UTC)."
+    )
+
+
+class AlertsAsked(RowsAsked):
+    """Which alert episodes."""
+
+    rule: list[RuleName] = Field(
+        [], description="Name of a rule; repeat it for several.", max_length=VALUES_MAX, examples=[["default"]]
+    )
+    alert_type: list[Literal["FLASH_CRASH", "PRICE_SURGE"]] = Field(
+        [], description="What happened; repeat it for both.", max_length=2
+    )
+    severity: list[Literal["WARNING", "HIGH", "CRITICAL"]] = Field(
+        [], description="How severe; repeat it for several.", max_length=3
+    )
+    state: list[Literal["OPEN", "CLOSED"]] = Field(
+        [], description="Whether the episode is over; repeat it for both.", max_length=2
+    )
+
+
+class EventsAsked(BaseModel):
+    """Which events."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    symbol: list[Symbol] = Field(
+        [],
+        description="A product; repeat it for several. Without it: all.",
+        max_length=VALUES_MAX,
+        examples=[["BTC-USD"]],
+    )
+    kind: list[Literal["alerts", "prices"]] = Field(
+        [], description="What is told of; repeat it for both. Without it: both.", max_length=2, examples=[["alerts"]]
+    )
+
+    @property
+    def symbols(self) -> list[str] | None:
+        """The products; None for all."""
+        return sorted(set(self.symbol)) or None
+
+
+def check_names(given: Iterable[str], asked: type[BaseModel]) -> None:
+    """Raises Problem for a parameter that is given twice, though there can be one only."""
+    seen: set[str] = set()
+    for name in given:
+        field = asked.model_fields.get(name)
+        if name in seen and field is not None and field.default != []:
+            raise Problem(422, "bad_parameter", f"{name} is given twice.", parameters=[(name, "given twice")])
+        seen.add(name)
+
+
+def _moment(name: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        said = f"there is no such time ({error})"
+        raise Problem(400, "no_such_time", f"{name}: {said}.", parameters=[(name, said)]) from None
+    if moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:  # within a day of the year 1 or 9999
+        return moment.replace(tzinfo=UTC)

@@ -1,0 +1,134 @@
+// The one connection of a page to the server: topics are subscribed to, messages handed on, and the state told.
+
+const QUIET_MS = 6000; // the server says something every 2 s; three times that, and nobody is there
+const BACKOFF_FIRST_MS = 250;
+const BACKOFF_MAX_MS = 4000;
+export const STALE_S = 10; // pipelines commit several times a second; even a quiet product trades within seconds
+
+const handlers = new Map(); // topic → functions
+const watchers = new Set(); // told of every change of the state
+let socket = null;
+let heardAt = 0;
+let backoff = BACKOFF_FIRST_MS;
+let retry = null;
+
+const state = {
+  connected: false,
+  everConnected: false,
+  lake: null, // the newest message of topic "lake"
+  skewMs: 0, // this clock minus the server's
+};
+
+// Calls `handler(message)` for each message of `topic`; returns a function that ends that.
+export function subscribe(topic, handler) {
+  const first = !handlers.has(topic);
+  if (first) handlers.set(topic, new Set());
+  handlers.get(topic).add(handler);
+  if (first) ask();
+  return () => {
+    const rest = handlers.get(topic);
+    rest?.delete(handler);
+    if (rest && !rest.size) {
+      handlers.delete(topic);
+      ask();
+    }
+  };
+}
+
+// Calls `watcher(state)` now and whenever the state of connection or data changes.
+export function watchState(watcher) {
+  watchers.add(watcher);
+  watcher(describe());
+  return () => watchers.delete(watcher);
+}
+
+// What is to be said of the data: {name, ageS, said}.
+export function describe() {
+  const lake = state.lake;
+  const ageS = lake?.loaded_us ? Math.max(0, (Date.now() - state.skewMs - lake.loaded_us / 1000) / 1000) : null;
+  let name = "live";
+  if (!state.connected) name = state.everConnected ? "disconnected" : "loading";
+  else if (!lake || lake.state === "loading") name = "loading";
+  else if (lake.state === "refused" || lake.state === "unreachable") name = lake.state;
+  else if (lake.state === "empty") name = "empty";
+  else if (ageS === null || ageS > STALE_S) name = "stale";
+  return { name, ageS, said: lake?.said ?? null, lake };
+}
+
+function tell() {
+  const now = describe();
+  for (const watcher of watchers) watcher(now);
+}
+
+function ask() {
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ topics: [...handlers.keys()] }));
+}
+
+function connect() {
+  retry = null;
+  const scheme = location.protocol === "https:" ? "wss:" : "ws:";
+  const opened = new WebSocket(`${scheme}//${location.host}${window.path_prefix ?? ""}/live`);
+  socket = opened;
+  heardAt = Date.now();
+  opened.onopen = () => {
+    state.connected = state.everConnected = true;
+    backoff = BACKOFF_FIRST_MS;
+    heardAt = Date.now();
+    ask();
+    tell();
+  };
+  opened.onmessage = (event) => {
+    heardAt = Date.now();
+    for (const message of JSON.parse(event.data)) take(message);
+  };
+  opened.onclose = () => {
+    if (socket !== opened) return;
+    lose();
+  };
+}
+
+function take(message) {
+  if (message.topic === "lake") {
+    // Of the server's clock as seen here the smallest difference is the truest: the others waited on the way.
+    const skewMs = Date.now() - message.clock_us / 1000;
+    state.skewMs = state.lake ? Math.min(state.skewMs + 1, skewMs) : skewMs;
+    state.lake = message;
+    tell();
+  }
+  for (const handler of handlers.get(message.topic) ?? []) {
+    try {
+      handler(message);
+    } catch (error) {
+      console.error(error);
+    }
+  }
+}
+
+function lose() {
+  socket = null;
+  state.connected = false;
+  tell();
+  if (retry === null) {
+    retry = setTimeout(connect, backoff * (0.5 + Math.random() / 2));
+    backoff = Math.min(backoff * 2, BACKOFF_MAX_MS);
+  }
+}
+
+setInterval(() => {
+  if (socket && Date.now() - heardAt > QUIET_MS) {
+    const silent = socket;
+    lose();
+    silent.close();
+  }
+  tell(); // ages go on
+}, 1000);
+
+addEventListener("online", () => {
+  if (!state.connected) {
+    clearTimeout(retry);
+    connect();
+  }
+});
+
+handlers.set("lake", new Set());
+connect();

@@ -1,0 +1,259 @@
+// A rule tried on the stored trades: a form, how far it is, and what it would have raised, as rows and on the price.
+
+import { ask, named } from "./answers.js";
+import { span } from "./evidence.js";
+import { shownRow } from "./feed.js";
+import * as format from "./format.js";
+import { MarkedPrice, decimalsOf } from "./marks.js";
+import { Table } from "./table.js";
+
+const LOOK_EVERY_MS = 400;
+const COLUMNS = [
+  { key: "opened_ms", label: "Opened", kind: "time" },
+  { key: "symbol", label: "Product", kind: "symbol" },
+  { key: "alert_type", label: "Type", kind: "badge" },
+  { key: "price_change_pct", label: "Change", kind: "percent" },
+  { key: "severity", label: "Severity", kind: "badge", sortKey: "rank" },
+  { key: "from_to", label: "From → to", hide: "tablet", sortable: false },
+  { key: "lasted", label: "Lasted", hide: "phone", sortKey: "lasted_s" },
+];
+const FIELDS = [
+  ["threshold_pct", "Threshold", "%", "Fall or rise that opens an episode", "decimal"],
+  ["lookback_s", "Look-back", "s", "How far a trade looks back for the highest or lowest price", "numeric"],
+  ["cool_down_s", "Cool-down", "s", "Quiet time that closes an episode", "numeric"],
+  ["min_trades", "Least trades", "", "Trades that the look-back must have", "numeric"],
+  ["min_volume", "Least volume", "", "Base-currency volume that the look-back must have", "decimal"],
+  ["products", "Products", "", "Ids or patterns, with commas between: BTC-USD, *-EUR", "text"],
+  ["name", "Name", "", "Name of the rule", "text"],
+];
+const SPANS = { "1h": 3600, "24h": 86_400, "7d": 604_800 };
+
+export class TrialView {
+  constructor(parent, { path, rules }) {
+    this.path = path;
+    this.build(parent);
+    this.fill(rules[0] ?? {});
+    this.end = format.onZone(() => this.zoned());
+    this.zoned();
+  }
+
+  build(parent) {
+    const columns = document.createElement("div");
+    columns.className = "cp-try";
+    parent.append(columns);
+    this.form = document.createElement("form");
+    this.form.className = "cp-panel cp-form";
+    this.form.noValidate = true;
+    this.form.setAttribute("aria-label", "Rule");
+    const inputs = FIELDS.map(
+      ([name, label, unit, hint, mode]) =>
+        `<label title="${hint}"><span>${label}</span><span class="cp-unit" data-unit="${unit}"><input class="cp-input" name="${name}" inputmode="${mode}" autocomplete="off" spellcheck="false" aria-describedby="cp-fault-${name}"></span></label><p class="cp-fault" id="cp-fault-${name}" hidden></p>`,
+    ).join("");
+    this.form.innerHTML =
+      `<h2 class="cp-panel-head">Rule</h2>${inputs}` +
+      '<fieldset><legend>Types</legend><label class="cp-check"><input type="checkbox" name="FLASH_CRASH"> Crashes</label><label class="cp-check"><input type="checkbox" name="PRICE_SURGE"> Surges</label></fieldset><p class="cp-fault" id="cp-fault-types" hidden></p>' +
+      '<label><span>Time</span><select class="cp-input" name="span"><option value="">All that is stored</option><option value="1h">Last hour</option><option value="24h">Last 24 hours</option><option value="7d">Last 7 days</option><option value="own">From … to …</option></select></label>' +
+      '<div class="cp-own" hidden><label><span>From <small></small></span><input class="cp-input" type="datetime-local" step="1" name="start"></label><p class="cp-fault" id="cp-fault-start" hidden></p>' +
+      '<label><span>To <small></small></span><input class="cp-input" type="datetime-local" step="1" name="end"></label><p class="cp-fault" id="cp-fault-end" hidden></p></div>' +
+      '<div class="cp-doing"><button class="cp-button cp-primary" type="submit">Try it</button><button class="cp-button" type="button" name="stop" hidden>Stop</button></div>' +
+      '<p class="cp-fault" id="cp-fault-" role="alert" hidden></p>';
+    this.form.onsubmit = (event) => {
+      event.preventDefault();
+      this.begin();
+    };
+    this.form.elements.span.onchange = () => (this.form.querySelector(".cp-own").hidden = this.form.elements.span.value !== "own");
+    this.form.elements.stop.onclick = () => this.stop();
+    const found = document.createElement("section");
+    found.className = "cp-panel cp-found";
+    found.setAttribute("aria-label", "What it would have raised");
+    found.innerHTML =
+      '<h2 class="cp-panel-head"><span>What it would have raised</span><span class="cp-panel-tools"></span></h2><div class="cp-progress" hidden><progress max="1"></progress><span></span></div>' +
+      '<p class="cp-empty" role="status">Nothing is stored by a trial, and nobody is told. It judges the stored trades as the pipeline would have done, with this rule.</p><div class="cp-drawn" hidden></div><div class="cp-trial-rows"></div>';
+    columns.append(this.form, found);
+    this.found = found;
+    this.note = found.querySelector(".cp-empty");
+    this.progress = found.querySelector(".cp-progress");
+    this.drawn = found.querySelector(".cp-drawn");
+    this.tools = found.querySelector(".cp-panel-tools");
+    this.chart = new MarkedPrice(this.drawn, { height: 260, label: "Price with the episodes that the rule would have raised", onPick: (name) => this.pick(name) });
+    this.table = new Table(found.querySelector(".cp-trial-rows"), COLUMNS, {
+      label: "Episodes of the trial",
+      keyOf: (row) => row.alert_id,
+      href: (row) => `#${encodeURIComponent(row.alert_id)}`,
+      sort: { key: "opened_ms", down: true },
+    });
+    this.hashed = () => this.pick(decodeURIComponent(location.hash.slice(1)));
+    addEventListener("hashchange", this.hashed);
+  }
+
+  fill(rule) {
+    for (const [name] of FIELDS) {
+      const value = rule[name] ?? "";
+      this.form.elements[name].value = Array.isArray(value) ? value.join(", ") : /^\d+\.\d+$/.test(value) ? String(Number(value)) : value;
+    }
+    for (const type of ["FLASH_CRASH", "PRICE_SURGE"]) this.form.elements[type].checked = !rule.types || rule.types.includes(type);
+  }
+
+  zoned() {
+    for (const small of this.form.querySelectorAll(".cp-own small")) small.textContent = format.zoneName();
+  }
+
+  asked() {
+    const values = this.form.elements;
+    const asked = Object.fromEntries(FIELDS.map(([name]) => [name, values[name].value.trim()]));
+    asked.products ||= "*";
+    asked.types = ["FLASH_CRASH", "PRICE_SURGE"].filter((type) => values[type].checked);
+    const seconds = SPANS[values.span.value];
+    if (seconds) asked.start = Date.now() - seconds * 1000;
+    if (values.span.value === "own") {
+      for (const name of ["start", "end"]) if (values[name].value) asked[name] = Date.parse(`${values[name].value}${format.zone() === "utc" ? "Z" : ""}`);
+    }
+    return asked;
+  }
+
+  async begin() {
+    this.showFaults({});
+    this.table.replace([]);
+    this.drawn.hidden = true;
+    this.tools.replaceChildren();
+    const asked = (this.range = this.asked());
+    this.working(true, "Begins …");
+    try {
+      this.trial = await ask(`${this.path}/trials`, { method: "POST", body: asked });
+      this.look();
+    } catch (error) {
+      this.working(false);
+      if (error.faults) this.showFaults(error.faults);
+      this.say(error.faults ? "The form needs a change; what it is stands beside the fields." : error.message);
+    }
+  }
+
+  async look() {
+    const { id } = this.trial;
+    try {
+      const now = await ask(`${this.path}/trials/${id}`);
+      if (this.trial?.id !== id) return;
+      if (now.state === "waiting" || now.state === "running") {
+        const share = now.steps ? now.done / now.steps : null;
+        this.working(true, now.state === "waiting" ? "Waits for another trial …" : share === null ? "Reads the trades …" : `${Math.floor(share * 100)}\u202f% judged`, share);
+        this.timer = setTimeout(() => this.look(), LOOK_EVERY_MS);
+        return;
+      }
+      this.working(false);
+      if (now.state === "done") this.show(now);
+      else this.say(now.said);
+    } catch (error) {
+      this.working(false);
+      this.say(error.message);
+    }
+  }
+
+  stop() {
+    if (this.trial) ask(`${this.path}/trials/${this.trial.id}`, { method: "DELETE" }).catch(() => {});
+    this.working(true, "Ends …");
+  }
+
+  working(isWorking, text = "", share = null) {
+    this.progress.hidden = !isWorking;
+    this.form.elements.stop.hidden = !isWorking;
+    this.form.querySelector("[type=submit]").disabled = isWorking;
+    this.progress.querySelector("span").textContent = text;
+    const bar = this.progress.querySelector("progress");
+    if (share === null) bar.removeAttribute("value");
+    else bar.value = share;
+    if (isWorking) this.say("");
+  }
+
+  say(text) {
+    this.note.textContent = text ?? "";
+    this.note.hidden = !text;
+  }
+
+  showFaults(faults) {
+    for (const note of this.form.querySelectorAll(".cp-fault")) {
+      const name = note.id.slice("cp-fault-".length);
+      note.textContent = faults[name] ?? "";
+      note.hidden = !faults[name];
+      this.form.elements[name]?.setAttribute?.("aria-invalid", String(Boolean(faults[name])));
+    }
+    const first = Object.keys(faults).find((name) => this.form.elements[name]?.focus);
+    if (first) this.form.elements[first].focus();
+  }
+
+  show(result) {
+    this.episodes = result.episodes.map(shownRow);
+    this.table.replace(this.episodes);
+    const bySymbol = new Map();
+    for (const row of this.episodes) bySymbol.set(row.symbol, (bySymbol.get(row.symbol) ?? 0) + 1);
+    const products = [...bySymbol.keys()].sort((a, b) => bySymbol.get(b) - bySymbol.get(a) || (a < b ? -1 : 1));
+    const more = result.found > this.episodes.length ? `, the newest ${this.episodes.length} of them below` : "";
+    this.found.dataset.found = result.found;
+    const told = `${format.count(result.found)} ${result.found === 1 ? "episode" : "episodes"}${more}, judged in ${span(result.took_s)}`;
+    this.tools.replaceChildren(Object.assign(document.createElement("span"), { className: "cp-count", textContent: told }));
+    if (!result.found) {
+      this.say("This rule would have raised nothing. A lower threshold or a longer look-back finds more.");
+      return;
+    }
+    const list = Object.assign(document.createElement("select"), { className: "cp-input" });
+    list.setAttribute("aria-label", "Product on the chart");
+    list.append(...products.map((symbol) => new Option(`${symbol} (${bySymbol.get(symbol)})`, symbol)));
+    list.onchange = () => this.plot(list.value);
+    this.list = list;
+    this.tools.append(list);
+    this.plot(products[0]);
+  }
+
+  async plot(symbol) {
+    if (this.shown !== symbol || this.shownOf !== this.trial.id) {
+      const query = new URLSearchParams();
+      for (const name of ["start", "end"]) if (this.range[name]) query.set(name, this.range[name]);
+      try {
+        const { bars, grain_s: grainS } = await ask(`${this.path}/prices/${encodeURIComponent(symbol)}?${query}`);
+        this.bars = named(bars.columns, bars.rows);
+        this.grainS = grainS;
+      } catch (error) {
+        this.say(`The prices could not be read: ${error.message}`);
+        return;
+      }
+      this.shown = symbol;
+      this.shownOf = this.trial.id;
+      this.drawn.hidden = false;
+      this.chart.chart.resize();
+    }
+    this.list.value = symbol;
+    const own = this.episodes.filter((row) => row.symbol === symbol);
+    this.chart.show({
+      bars: this.bars,
+      grainS: this.grainS,
+      areas: own.map((row) => ({ name: row.alert_id, from: row.window_start / 1000, until: Math.max(row.last_trigger_at, row.opened_at + 1e6) / 1000, color: row.price_change_pct > 0 ? "up" : "down" })),
+      points: own.map((row) => ({
+        at: row.window_end / 1000,
+        price: Number(row.end_price),
+        words: own.length <= 12 || row.alert_id === this.picked ? format.percent(row.price_change_pct, 1) : "",
+        color: row.price_change_pct > 0 ? "up" : "down",
+        position: row.price_change_pct > 0 ? "top" : "bottom",
+      })),
+      decimals: decimalsOf(this.bars),
+      isSame: false,
+    });
+  }
+
+  pick(id) {
+    const row = this.episodes?.find((one) => one.alert_id === id);
+    if (!row) return;
+    this.picked = id;
+    for (const [key, { tr }] of this.table.rows) tr.setAttribute("aria-selected", String(key === id));
+    this.table.rows.get(id).tr.scrollIntoView({ block: "nearest" });
+    this.plot(row.symbol);
+  }
+
+  unmount() {
+    clearTimeout(this.timer);
+    if (this.trial && !this.progress.hidden) this.stop();
+    this.trial = null;
+    removeEventListener("hashchange", this.hashed);
+    this.end();
+    this.chart.unmount();
+    this.table.unmount();
+  }
+}

@@ -1,0 +1,1 @@
+"""What is going on in the lake now: commits noticed, read once, and handed to everybody who looks."""

@@ -1,0 +1,235 @@
+"""The candles of one product in one grain, kept up to date. No I/O, and no Python per row.
+
+Grains of a minute and more are made of bars, finer ones of trades. Only the candles are kept: what changes is computed
+again from the market's minutes, or added from new trades, of which each comes once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cryptopulse.engine.recent import MICROS
+from cryptopulse.serve.live.market import Market, Trades, float64, int64
+from cryptopulse.serve.live.ring import Floats, Ints
+
+GRAINS: Final[Mapping[str, int]] = {"1s": 1, "5s": 5, "15s": 15, "1m": 60, "5m": 300, "15m": 900, "1h": 3600}
+"""The grains by name, in seconds."""
+CANDLES: Final = 1200
+"""How many candles are kept: 20 minutes of seconds, 50 days of hours."""
+COLUMNS: Final = (
+    "time",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "notional",
+    "buy_volume",
+    "trade_count",
+    "average_1h",
+    "first_trade_id",
+    "last_trade_id",
+)
+"""Of a candle; `time` is its start in seconds since 1970, `average_1h` the mean price of the trades of the hour up to
+and with the candle's last minute, as `price_trend` of `dashboards/queries.sql`. Ids are 0 where candles are made of
+bars."""
+HISTORY_COLUMNS: Final = (
+    "symbol",
+    "window_start",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "notional",
+    "buy_volume",
+    "trade_count",
+    "price_sum",
+)
+"""What `BarCandles.load` needs of gold.dm_trade_bars."""
+TRADE_CANDLE_COLUMNS: Final = tuple(name for name in COLUMNS if name != "average_1h")
+"""What `TradeCandles.past` needs."""
+
+_MINUTE = 60
+_HOUR_MINUTES = 60
+_TIME, _OPEN, _HIGH, _LOW, _CLOSE, _VOLUME, _NOTIONAL, _BUY, _COUNT, _AVERAGE, _FIRST_ID, _LAST_ID = range(len(COLUMNS))
+_SUMS = [_VOLUME, _NOTIONAL, _BUY, _COUNT]
+
+
+def candles_of(product: int, seconds: int, market: Market) -> BarCandles | TradeCandles:
+    """Empty candles of the product that has this number in `market`."""
+    kind = BarCandles if seconds >= _MINUTE else TradeCandles
+    return kind(product, seconds, market)
+
+
+class BarCandles:
+    """Candles of a minute or more."""
+
+    def __init__(self, product: int, seconds: int, market: Market) -> None:
+        """`seconds`: the grain, a whole number of minutes."""
+        self.product = product
+        self._minutes = seconds // _MINUTE
+        self._market = market
+        self.rows: Floats = _empty()
+        """COLUMNS, in the order of time."""
+
+    def past(self, rows: pa.Table) -> Floats:
+        """Candles of bars of the product (HISTORY_COLUMNS); those of the hour before are for the averages. Changes
+        nothing, so any thread may ask.
+        """
+        rows = rows.sort_by("window_start")
+        minutes = int64(rows["window_start"]) // (_MINUTE * MICROS)
+        bars = _of_columns(minutes, {name: float64(rows[name]) for name in HISTORY_COLUMNS[2:]})
+        made = _merged(bars, self._minutes * _MINUTE)
+        newest = made[-1, _TIME] if len(made) else 0
+        return made[made[:, _TIME] > newest - CANDLES * self._minutes * _MINUTE]  # not those of the hour before
+
+    def begin(self, past: Floats) -> None:
+        """Begins with candles of the past."""
+        self.rows = past
+
+    def take(self, rows: pa.Table) -> Floats | None:
+        """The candles that changed by new bars, which the market has taken in; None: they are too old, begin anew."""
+        market = self._market
+        places = market.places(rows["symbol"])
+        minutes = int64(rows["window_start"])[places == self.product] // (_MINUTE * MICROS)
+        if not len(minutes):
+            return self.rows[:0]
+        starts = np.unique(minutes // self._minutes * self._minutes)
+        oldest = int(self.rows[0, _TIME]) // _MINUTE if len(self.rows) else 0
+        starts = starts[starts >= oldest]
+        if len(starts) and starts[0] - _HOUR_MINUTES < market.minutes.first:
+            return None
+        if not len(starts):
+            return self.rows[:0]
+        made = self._from_minutes(int(starts[0]))
+        concerned = made[made[:, _TIME] < (starts[-1] + _HOUR_MINUTES) * _MINUTE + self._minutes * _MINUTE]
+        changed: Floats = concerned[~_are_in(concerned, self.rows)]  # the averages of an hour after a late trade, too
+        self.rows = _replaced(self.rows, changed)[-CANDLES:]
+        return changed
+
+    def _from_minutes(self, first: int) -> Floats:
+        """The candles from minute `first` on, by the market's minutes."""
+        columns, begin = self._market.minutes.row(self.product, first - _HOUR_MINUTES)
+        held = np.flatnonzero(columns["trade_count"] > 0)
+        bars = _of_columns(held + begin, {name: values[held] for name, values in columns.items()})
+        return _merged(bars[bars[:, _TIME] >= first * _MINUTE], self._minutes * _MINUTE)
+
+
+class TradeCandles:
+    """Candles of less than a minute."""
+
+    def __init__(self, product: int, seconds: int, market: Market) -> None:
+        """`seconds`: the grain."""
+        self.product = product
+        self._seconds = seconds
+        self._market = market
+        self.rows: Floats = _empty()
+        """COLUMNS, in the order of time."""
+
+    def past(self, rows: pa.Table) -> Floats:
+        """Candles as the query of the past gives them (TRADE_CANDLE_COLUMNS). Any thread may ask."""
+        past = np.zeros((rows.num_rows, len(COLUMNS)))
+        for name in TRADE_CANDLE_COLUMNS:
+            past[:, COLUMNS.index(name)] = float64(rows[name])
+        return past[-CANDLES:]
+
+    def begin(self, past: Floats) -> None:
+        """Begins with candles of the past."""
+        self.rows = self._with_averages(past)
+
+    def take(self, trades: Trades) -> Floats:
+        """The candles that changed by new trades."""
+        own = trades.of(self.product)
+        if own.start == own.stop:
+            return self.rows[:0]
+        parts = _of_trades(trades, own, self._seconds)
+        starts = np.unique(parts[:, _TIME])
+        if len(self.rows) >= CANDLES:
+            starts = starts[starts >= self.rows[0, _TIME]]
+        concerned = self.rows[np.isin(self.rows[:, _TIME], starts)]
+        changed = _merged(np.concatenate([concerned, parts[np.isin(parts[:, _TIME], starts)]]), self._seconds)
+        self.rows = _replaced(self.rows, self._with_averages(changed))[-CANDLES:]
+        return changed
+
+    def _with_averages(self, rows: Floats) -> Floats:
+        rows[:, _AVERAGE] = self._market.average_1h(self.product, rows[:, _TIME].astype(np.int64) // _MINUTE)
+        return rows
+
+
+def _empty() -> Floats:
+    return np.zeros((0, len(COLUMNS)))
+
+
+def _of_columns(minutes: Ints, columns: Mapping[str, Floats]) -> Floats:
+    """Bars as candles of a minute, with the average of the hour up to each."""
+    rows = np.zeros((len(minutes), len(COLUMNS)))
+    rows[:, _TIME] = minutes * _MINUTE
+    for place, name in enumerate(COLUMNS[_OPEN:_AVERAGE], _OPEN):
+        rows[:, place] = columns[name]
+    sums = np.concatenate([[0.0], np.cumsum(columns["price_sum"])])
+    counts = np.concatenate([[0.0], np.cumsum(columns["trade_count"])])
+    since = np.searchsorted(minutes, minutes - _HOUR_MINUTES, side="right")
+    until = np.arange(1, len(minutes) + 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rows[:, _AVERAGE] = (sums[until] - sums[since]) / (counts[until] - counts[since])
+    rows[:, _FIRST_ID] = rows[:, _LAST_ID] = 0
+    return rows
+
+
+def _of_trades(trades: Trades, own: slice, seconds: int) -> Floats:
+    """Each trade as a candle of its own."""
+    price, size = trades.price[own], trades.size[own]
+    rows = np.zeros((len(price), len(COLUMNS)))
+    rows[:, _TIME] = trades.time_us[own] // (seconds * MICROS) * seconds
+    rows[:, _OPEN] = rows[:, _HIGH] = rows[:, _LOW] = rows[:, _CLOSE] = price
+    rows[:, _VOLUME], rows[:, _NOTIONAL] = size, price * size
+    rows[:, _BUY] = np.where(trades.is_buy[own], size, 0.0)
+    rows[:, _COUNT] = 1
+    rows[:, _FIRST_ID] = rows[:, _LAST_ID] = trades.trade_id[own]
+    return rows
+
+
+def _merged(rows: Floats, seconds: int) -> Floats:
+    """Candles, or parts of them, as candles of `seconds`: the lowest id opens, the highest closes; of parts without ids
+    the earliest and the latest.
+    """
+    if not len(rows):
+        return rows
+    starts = rows[:, _TIME] // seconds * seconds
+    order = np.lexsort((rows[:, _TIME], rows[:, _FIRST_ID], starts))
+    rows, starts = rows[order], starts[order]
+    first = np.flatnonzero(np.concatenate([[True], starts[1:] != starts[:-1]]))
+    last = np.concatenate([first[1:], [len(rows)]]) - 1
+    made = rows[first].copy()
+    made[:, _TIME] = starts[first]
+    made[:, _HIGH] = np.maximum.reduceat(rows[:, _HIGH], first)
+    made[:, _LOW] = np.minimum.reduceat(rows[:, _LOW], first)
+    made[:, _SUMS] = np.add.reduceat(rows[:, _SUMS], first, axis=0)
+    by_end = np.lexsort((rows[:, _TIME], rows[:, _LAST_ID], starts))
+    made[:, [_CLOSE, _AVERAGE, _LAST_ID]] = rows[by_end][last][:, [_CLOSE, _AVERAGE, _LAST_ID]]
+    return made
+
+
+def _are_in(rows: Floats, others: Floats) -> npt.NDArray[np.bool_]:
+    """Which of `rows` stand in `others` as they are; both in the order of time."""
+    if not len(others):
+        return np.zeros(len(rows), np.bool_)
+    places = np.minimum(np.searchsorted(others[:, _TIME], rows[:, _TIME]), len(others) - 1)
+    return np.asarray((others[places] == rows).all(axis=1))
+
+
+def _replaced(rows: Floats, changed: Floats) -> Floats:
+    """`rows` with those of `changed` in the place of theirs, or added."""
+    if not len(changed):
+        return rows
+    if not len(rows) or changed[0, _TIME] > rows[-1, _TIME]:
+        return np.concatenate([rows, changed])
+    kept = rows[~np.isin(rows[:, _TIME], changed[:, _TIME])]
+    both = np.concatenate([kept, changed])
+    return np.asarray(both[np.argsort(both[:, _TIME], kind="stable")])

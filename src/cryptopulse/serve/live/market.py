@@ -1,0 +1,273 @@
+"""Every product as it is now: last price, changes, volume, sparkline. No I/O, and no Python per row.
+
+Two rings of numpy columns, a row for each product: minutes of the last 25 hours, which bars fill, and seconds of the
+last minutes, which trades fill. So the changes over 1 and 5 minutes are exact to a second, those over 1 and 24 hours to
+a minute. "Now" is the time of the newest trade, as in `dashboards/queries.sql`: a lake that stands still looks as then.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptopulse.engine.recent import MICROS
+from cryptopulse.serve.live.ring import Floats, Ints, Ring
+
+BAR_COLUMNS: Final = (
+    "symbol",
+    "window_start",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "notional",
+    "buy_volume",
+    "trade_count",
+    "price_sum",
+    "last_trade_id",
+)
+"""What `Market.take_bars` needs of gold.dm_trade_bars."""
+TRADE_COLUMNS: Final = ("symbol", "trade_id", "price", "trade_size", "side", "event_time")
+"""What trades are made of, in silver.fact_crypto_trades."""
+
+MINUTES: Final = 1500
+"""25 hours: a day, and the hour before it for the averages over an hour."""
+SECONDS: Final = 390
+"""The 5 minutes over which a change is told, the minute before them that may have begun within, and some to spare."""
+SPARK_MINUTES: Final = 60
+PRODUCTS_MAX: Final = 2_000
+"""Coinbase has some 800. At 12 MB for 100 products this bounds the memory; more are left out."""
+DECIMALS_MAX: Final = 12  # those of the tables
+
+_FUTURE_US = 60 * MICROS  # a clock may be off by so much; what is later must not push the present out
+_MINUTE_US = 60 * MICROS
+_DAY_MINUTES = 1440
+_HOUR_MINUTES = 60
+
+FIGURES: Final = (
+    "price",
+    "change_1m",
+    "change_5m",
+    "change_1h",
+    "change_24h",
+    "notional_24h",
+    "volume_24h",
+    "high_24h",
+    "low_24h",
+    "trades_24h",
+    "buy_share_1h",
+)
+"""The columns of `Market.figures`: prices and amounts in the quote currency, volume in the base currency, changes and
+the buyers' share in percent."""
+
+
+class Trades:
+    """A batch of trades as numpy columns, in the order of (product, id)."""
+
+    def __init__(self, rows: pa.Table, products: Ints) -> None:
+        """`rows` have TRADE_COLUMNS; `products`: each one's product by number, negative for one that is left out."""
+        ids = int64(rows["trade_id"])
+        order = np.lexsort((ids, products))
+        order = order[products[order] >= 0]
+        self.product: Ints = products[order]
+        self.trade_id: Ints = ids[order]
+        self.time_us: Ints = int64(rows["event_time"])[order]
+        self.price: Floats = float64(rows["price"])[order]
+        self.size: Floats = float64(rows["trade_size"])[order]
+        self.is_buy = np.asarray(pc.equal(rows["side"], "BUY").to_numpy(), dtype=np.bool_)[order]
+
+    @classmethod
+    def of_one(cls, rows: pa.Table, product: int) -> Self:
+        """Trades that are all of one product."""
+        return cls(rows, np.full(rows.num_rows, product, np.int64))
+
+    def __len__(self) -> int:
+        """Number of trades."""
+        return len(self.product)
+
+    def of(self, product: int) -> slice:
+        """The trades of one product."""
+        first, last = np.searchsorted(self.product, (product, product + 1))
+        return slice(int(first), int(last))
+
+
+class Market:
+    """The products and their figures. From one thread at a time."""
+
+    def __init__(self) -> None:
+        """Knows of no product yet."""
+        self.symbols: list[str] = []
+        """Product ids; an id's place here is the product's number everywhere, and stays."""
+        self.now_us = 0
+        """Time of the newest trade, µs UTC; 0: none yet."""
+        self.left_out = 0
+        """Products beyond PRODUCTS_MAX."""
+        sums = ("volume", "notional", "buy_volume", "trade_count", "price_sum")
+        self.minutes = Ring(MINUTES, gauges=("open", "high", "low", "close"), sums=sums)
+        self._seconds = Ring(SECONDS, gauges=("price",), sums=("trade_id",))
+        self._numbers: dict[str, int] = {}
+        self._price: Floats = np.zeros(0)
+        self._price_id: Ints = np.zeros(0, np.int64)
+        self.decimals: npt.NDArray[np.int8] = np.zeros(0, np.int8)
+        """How many decimals the product's prices have had: its tick."""
+
+    def number(self, symbol: str) -> int | None:
+        """The place of `symbol`; None when it is not known."""
+        return self._numbers.get(symbol)
+
+    def forget_bars(self) -> None:
+        """Forgets what bars told, and the last prices; products keep their places."""
+        self.minutes.clear()
+        self._price[:] = np.nan
+        self._price_id[:] = -1
+        self.now_us = self._seconds.head * MICROS
+
+    def forget_trades(self) -> None:
+        """Forgets what trades told of the last minutes."""
+        self._seconds.clear()
+
+    def take_bars(self, rows: pa.Table, wall_us: int) -> None:
+        """Bars (BAR_COLUMNS) that are new or have changed, in the order of their commits. `wall_us`: now, µs UTC."""
+        starts = int64(rows["window_start"])
+        products = self.places(rows["symbol"])
+        known = np.flatnonzero((products >= 0) & (starts <= wall_us + _FUTURE_US))
+        if not len(known):
+            return
+        products, starts = products[known], starts[known]
+        columns = {name: float64(rows[name])[known] for name in self.minutes.columns}
+        self.minutes.put(products, starts // _MINUTE_US, columns)
+        self._note_decimals(np.tile(products, 3), np.concatenate([columns[n] for n in ("close", "high", "low")]))
+        self._note_prices(products, int64(rows["last_trade_id"])[known], columns["close"])
+        if not self._seconds.head:  # without trades the newest bar is all that is known of the time
+            self.now_us = max(self.now_us, int(starts.max()))
+
+    def take_trades(self, trades: Trades, wall_us: int) -> None:
+        """Trades that are new, each once."""
+        known = np.flatnonzero(trades.time_us <= wall_us + _FUTURE_US)
+        if not len(known):
+            return
+        product, price, ids = trades.product[known], trades.price[known], trades.trade_id[known]
+        times = trades.time_us[known]
+        self.now_us = max(self.now_us, int(times.max()))
+        self._note_decimals(product, price)
+        self._note_prices(product, ids, price)
+        second = times // MICROS
+        self._seconds.reach(int(second.max()))
+        is_last = self._seconds.get("trade_id", product, second) <= ids  # a trade that was fetched later is not
+        self._seconds.put(product[is_last], second[is_last], {"price": price[is_last], "trade_id": ids[is_last]})
+
+    def figures(self) -> Floats:
+        """A row for each product, FIGURES as columns; NaN where nothing is known."""
+        price = np.where(self._price_id >= 0, self._price, np.nan)
+        day = self.minutes.stretch(self._minute - _DAY_MINUTES + 1, self._minute)
+        hour = self.minutes.stretch(self._minute - _HOUR_MINUTES + 1, self._minute)
+        volume_1h = hour.sum("volume")
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = 100 * hour.sum("buy_volume") / volume_1h
+        columns = (
+            price,
+            _change(price, self._price_ago(60)),
+            _change(price, self._price_ago(300)),
+            _change(price, self._price_ago(3600)),
+            _change(price, self._price_ago(86_400)),
+            day.sum("notional"),
+            day.sum("volume"),
+            np.fmax(day.highest("high"), price),
+            np.fmin(day.lowest("low"), price),
+            day.sum("trade_count"),
+            share,
+        )
+        return np.column_stack(columns) if len(price) else np.zeros((0, len(FIGURES)))
+
+    def sparks(self) -> Floats:
+        """A row for each product: its price at the end of each of the last SPARK_MINUTES; NaN before its first."""
+        stretch = self.minutes.stretch(self._minute - SPARK_MINUTES + 1, self._minute)
+        return stretch.filled("close")
+
+    def average_1h(self, product: int, minutes: Ints) -> Floats:
+        """Mean price of the trades of the hour up to and with each of `minutes` (numbers since 1970); NaN for none."""
+        sums, counts = (self.minutes.running(name, product) for name in ("price_sum", "trade_count"))
+        places = np.clip(minutes - self.minutes.first + 1, 0, len(sums) - 1)
+        before = np.maximum(places - _HOUR_MINUTES, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray((sums[places] - sums[before]) / (counts[places] - counts[before]))
+
+    def places(self, symbols: pa.ChunkedArray) -> Ints:
+        """The number of each row's product; -1 for one that is left out."""
+        encoded = pc.dictionary_encode(symbols.combine_chunks())
+        numbers = [self._place(symbol) for symbol in encoded.dictionary.to_pylist()]
+        return np.asarray(numbers, np.int64)[encoded.indices.to_numpy()] if numbers else np.zeros(0, np.int64)
+
+    @property
+    def _minute(self) -> int:
+        return self.now_us // _MINUTE_US
+
+    def _place(self, symbol: str) -> int:
+        if (number := self._numbers.get(symbol)) is not None:
+            return number
+        if len(self.symbols) >= PRODUCTS_MAX:
+            self.left_out += 1
+            return -1
+        number = self._numbers[symbol] = len(self.symbols)
+        self.symbols.append(symbol)
+        self.minutes.resize(number + 1)
+        self._seconds.resize(number + 1)
+        self._price = np.append(self._price, np.nan)
+        self._price_id = np.append(self._price_id, -1)
+        self.decimals = np.append(self.decimals, np.int8(0))
+        return number
+
+    def _price_ago(self, seconds: int) -> Floats:
+        """The last price at or before so long ago: by the seconds where they reach, else by the minutes."""
+        then_us = self.now_us - seconds * MICROS
+        by_minutes = self.minutes.last("close", then_us // _MINUTE_US - 1)
+        if seconds > SECONDS:
+            return by_minutes
+        by_seconds = self._seconds.last("price", then_us // MICROS)
+        return np.where(np.isnan(by_seconds), by_minutes, by_seconds)
+
+    def _note_prices(self, products: Ints, ids: Ints, prices: Floats) -> None:
+        """The price of the highest id is the last one."""
+        order = np.argsort(ids, kind="stable")
+        products, ids, prices = products[order], ids[order], prices[order]
+        is_newer = ids >= self._price_id[products]
+        self._price_id[products[is_newer]] = ids[is_newer]  # of repeated products the last one stays
+        self._price[products[is_newer]] = prices[is_newer]
+
+    def _note_decimals(self, products: Ints, prices: Floats) -> None:
+        needed = _decimals(prices)
+        np.maximum.at(self.decimals, products, needed)
+
+
+def _decimals(prices: Floats) -> npt.NDArray[np.int8]:
+    """How many decimals each price has; the tables keep DECIMALS_MAX, a float some 15 digits."""
+    needed = np.zeros(len(prices), np.int8)
+    open_ = np.arange(len(prices))
+    for decimals in range(DECIMALS_MAX):
+        rounded = np.round(prices[open_], decimals)
+        # Half a unit of the last decimal that the tables keep, and what a float can't tell.
+        open_ = open_[np.abs(rounded - prices[open_]) > np.maximum(5e-13, 4e-16 * np.abs(prices[open_]))]
+        if not len(open_):
+            break
+        needed[open_] = decimals + 1
+    return needed
+
+
+def _change(now: Floats, then: Floats) -> Floats:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(100 * (now / then - 1))
+
+
+def int64(column: pa.ChunkedArray) -> Ints:
+    """A column of whole numbers or times as numpy has it."""
+    return np.asarray(pc.cast(column, pa.int64()).to_numpy())
+
+
+def float64(column: pa.ChunkedArray) -> Floats:
+    """A column of decimals or numbers, for showing: some 15 digits."""
+    return np.asarray(pc.cast(column, pa.float64()).to_numpy())

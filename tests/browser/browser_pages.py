@@ -1,0 +1,32 @@
+"""What tests do with pages, in words."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Page, expect
+
+MINUS = "−"
+
+
+def state_is(page: Page, name: str) -> None:
+    """Waits until the header says this of the data."""
+    expect(page.locator("#cp-state")).to_have_attribute("data-state", name)
+
+
+def shown_symbols(page: Page) -> list[str]:
+    """The products in the table, from top to bottom."""
+    found: list[str] = page.evaluate("[...document.querySelectorAll('tbody tr')].map(row => row.dataset.key)")
+    return found
+
+
+def prices(page: Page) -> dict[str, str]:
+    """The prices in the table, from top to bottom."""
+    found: dict[str, str] = page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('tbody tr')].map("
+        "row => [row.dataset.key, row.querySelector('[data-key=price]').textContent]))"
+    )
+    return found
+
+
+def sort_by(page: Page, heading: str) -> None:
+    """Clicks a heading of the table."""
+    page.locator("th").get_by_role("button", name=heading, exact=True).click()

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import catchup, commits, live, machine, report, startup
+from benchmarks import catchup, commits, dashboard, live, machine, report, startup
 from benchmarks.processes import MeasurementError
 from benchmarks.results import Results, targets_of
 from benchmarks.tables import tables_of
 
-_KINDS = ("live", "catchup", "startup", "storage")
+_KINDS = ("live", "catchup", "startup", "storage", "dashboard")
 _QUICK = {"seconds": 8.0, "warm_up": 2.0, "rates": [100.0, 1000.0], "messages": 300_000, "runs": 1, "rounds": 1}
 _FULL = {"seconds": 30.0, "warm_up": 5.0, "rates": [100.0, 1000.0, 5000.0], "messages": 2_000_000, "runs": 3}
 _FULL |= {"rounds": 5}
@@ -61,7 +61,16 @@ def _measure(options: argparse.Namespace, say: startup.Say) -> Results:
     started = (
         startup.measure(options.dir, options.rounds, _LOAD_RATE, _KILL_AFTER_S, say) if "startup" in kinds else None
     )
-    return Results(found, options.quick, lives, caught_up, started, storage_only=storage_only)
+    shown = _dashboard(options, say) if "dashboard" in kinds else None
+    return Results(found, options.quick, lives, caught_up, started, dashboard=shown, storage_only=storage_only)
+
+
+def _dashboard(options: argparse.Namespace, say: startup.Say) -> dashboard.Dashboard | None:
+    if not dashboard.can_measure():
+        say("dashboard: left out, Chromium is not installed")
+        return None
+    say(f"dashboard, {_LOAD_RATE:,.0f} trades/s, {options.seconds:g} s each with 0, 1 and 20 viewers")
+    return dashboard.measure(options.dir, _LOAD_RATE, options.seconds, options.warm_up, 0 if options.quick else 100)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -76,7 +85,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--append", type=int, default=1_000, metavar="N", help="messages that share a write to that log [1000]")
     add("--runs", type=int, metavar="N", help="how often the catch-up is run [3]")
     add("--rounds", type=int, metavar="N", help="how often the pipeline is started and killed [5]")
-    add("--commits", type=int, metavar="N", help="instead: N small commits, does latency stay? Try 50000 (an hour)")
+    add("--commits", type=int, metavar="N", help="instead: N small steps, does latency stay? `make soak` makes 50000")
     add("--dir", type=_folder, default=Path(tempfile.gettempdir()), help="folder for everything [the system's]")
     add("--markdown", type=Path, metavar="FILE", help="also write the tables into FILE")
     add("--json", type=Path, metavar="FILE", help="also write all figures into FILE")

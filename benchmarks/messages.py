@@ -32,7 +32,7 @@ def message_batches(messages: int, batch_messages: int, rate: float, seed: int =
     for block in Market(products, rate, seed).blocks():
         trades = block[: messages - made]
         made += len(trades)
-        waiting.append(_table(trades, writer, names))
+        waiting.append(table_of(trades, writer, names))
         held += len(trades)
         if held >= batch_messages or made == messages:
             yield from _cut(pa.concat_tables(waiting), batch_messages, made == messages)
@@ -49,7 +49,8 @@ def _cut(table: pa.Table, rows: int, to_the_end: bool) -> Iterator[pa.Table]:
         yield table.slice(start, min(rows, end - start))
 
 
-def _table(trades: Trades, writer: Writer, names: np.ndarray[tuple[int], np.dtype[np.object_]]) -> pa.Table:
+def table_of(trades: Trades, writer: Writer, names: np.ndarray[tuple[int], np.dtype[np.object_]]) -> pa.Table:
+    """Trades as messages (MESSAGE_SCHEMA), received 20 ms after their own time; `names`: the products' ids."""
     received_us = trades["time_us"] + writer.start_us + _ON_THE_WAY_US
     columns = [
         pa.array(names[trades["product"]], pa.string()),

@@ -80,12 +80,14 @@ def _kill_tree(popen: subprocess.Popen[str]) -> None:
 
 
 class Exchange:
-    """A simulated exchange of 20 products."""
+    """A simulated exchange."""
 
-    def __init__(self, scratch: Scratch, rate: float, start: str, episodes: Sequence[str] = (), seed: int = 7) -> None:
+    def __init__(
+        self, scratch: Scratch, rate: float, start: str, episodes: Sequence[str] = (), *, products: int = 20
+    ) -> None:
         """Returns when it accepts connections. `rate`: trades/s; `start`, `episodes`: as for `cryptopulse simulate`."""
         options = [text for episode in episodes for text in ("--episode", episode)]
-        given = ("--products", "20", "--rate", str(rate), "--seed", str(seed), "--port", "0", "--start", start)
+        given = ("--products", str(products), "--rate", str(rate), "--seed", "7", "--port", "0", "--start", start)
         self.popen = scratch.start("simulate", *given, *options, "--json")
         assert self.popen.stdout is not None
         line = self.popen.stdout.readline()
@@ -105,12 +107,12 @@ class Exchange:
 class Deployment:
     """`cryptopulse run` on a fresh lake."""
 
-    def __init__(self, scratch: Scratch, exchange: Exchange, name: str = "lake") -> None:
-        """Starts it and returns at once; `started_s` is the moment before (monotonic clock)."""
+    def __init__(self, scratch: Scratch, exchange: Exchange, name: str = "lake", options: Sequence[str] = ()) -> None:
+        """Starts it and returns at once; `started_s` is the moment before (monotonic clock). `options`: of `run`."""
         self.lake = scratch.folder / name
         self.state_dir = self.lake / "_cryptopulse"
         self.started_s = time.monotonic()
-        self.popen = scratch.start("run", "--no-view", "--lake", str(self.lake), *exchange.feed_options)
+        self.popen = scratch.start("run", "--no-view", "--lake", str(self.lake), *exchange.feed_options, *options)
 
     def status(self, name: str) -> ProcessStatus:
         """What `producer` or `processing` says of itself."""

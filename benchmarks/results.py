@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.catchup import CatchUp
 from benchmarks.commits import Mark
+from benchmarks.dashboard import Dashboard
 from benchmarks.live import Live
 from benchmarks.machine import Machine
 from benchmarks.startup import Startup
@@ -23,6 +24,7 @@ class Results:
     catchup: CatchUp | None = None
     startup: Startup | None = None
     commits: list[Mark] = field(default_factory=list)
+    dashboard: Dashboard | None = None
     storage_only: bool = False
     """Live and catch-up were run for the sake of their storage alone."""
 
@@ -58,7 +60,19 @@ def targets_of(results: Results) -> list[Target]:
         start, recovery = max(results.startup.first_trade_s), max(results.startup.recovery_s)
         found.append(Target("start → first trade committed, slowest round", 3, start, "s"))
         found.append(Target("kill -9 → caught up, slowest round", 3, recovery, "s"))
+    if results.dashboard:
+        found += _dashboard_targets(results.dashboard)
     return found
+
+
+def _dashboard_targets(dashboard: Dashboard) -> list[Target]:
+    found = [
+        Target(f"commit → screen with {one.viewers} viewer(s), p99", 500, one.p99_ms, "ms")
+        for one in dashboard.viewers
+        if one.p99_ms is not None
+    ]
+    alone = next(one for one in dashboard.viewers if one.viewers == 1)
+    return [*found, Target("server with one viewer", 15, 100 * alone.cpu, "% of a core")]
 
 
 def _live_targets(live: Live) -> list[Target]:

@@ -18,10 +18,12 @@ from cryptopulse.pipeline import Pipeline
 _TABLE_STAGES = {
     "fact_crypto_trades": "silver",
     "quarantined_messages": "quarantine",
+    "absent_trade_ids": "absent",
     "trade_id_coverage": "coverage",
     "dm_market_alerts": "alerts",
     "dm_trade_bars": "bars",
     "dm_crypto_price_stats": "stats",
+    "dm_completeness": "completeness",
 }
 STAGES = ("log read", "bronze", "parse", *_TABLE_STAGES.values(), "refresh", "telemetry", "maintenance")
 """In the order of the way. `refresh`: handles that are opened anew; `telemetry`: rates and latencies."""

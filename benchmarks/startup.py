@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import Deployment, Exchange, Scratch
-from cryptopulse.engine.delta import table_path
+from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import BARS, SILVER, Table
 
 Say = Callable[[str], None]
@@ -102,7 +102,7 @@ class _Commits:
 
     def __init__(self, lake: Path, table: Table) -> None:
         """Begins after the newest commit that there is now; a table that is not there yet begins after its creation."""
-        self._log = table_path(lake, table) / "_delta_log"
+        self._log = Path(LakeLocation.of(lake).table_url(table)) / "_delta_log"
         self._next = max((int(file.stem) for file in self._log.glob("*.json")), default=0) + 1
 
     def new(self) -> Iterator[_Commit]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from cryptopulse.engine.delta import table_path
+from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import SILVER, TABLES
 
 
@@ -62,7 +62,7 @@ def storage_of(lake: Path) -> Storage:
     schemas: dict[str, SchemaStorage] = {}
     trades = 0
     for table in TABLES:
-        path = table_path(lake, table)
+        path = Path(LakeLocation.of(lake).table_url(table))
         live = pa.table(DeltaTable(str(path)).get_add_actions(flatten=True))
         if table is SILVER:
             trades = pc.sum(live["num_records"]).as_py() or 0

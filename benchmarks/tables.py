@@ -8,6 +8,7 @@ from statistics import median
 
 from benchmarks.catchup import CatchUp
 from benchmarks.commits import Mark
+from benchmarks.dashboard import Dashboard
 from benchmarks.live import Hop, Live
 from benchmarks.machine import Machine
 from benchmarks.results import Results, Target, targets_of
@@ -34,6 +35,7 @@ def tables_of(results: Results) -> list[Table]:
         tables += [_resources(results.live)] if results.live else []
         tables += _catchup(results.catchup) if results.catchup else []
     tables += [_startup(results.startup)] if results.startup else []
+    tables += [_dashboard(results.dashboard)] if results.dashboard else []
     tables += [_storage(results)] if results.live or results.catchup else []
     tables += [_commits(results.commits)] if results.commits else []
     targets = targets_of(results)
@@ -97,6 +99,27 @@ def _resources(lives: Sequence[Live]) -> Table:
     return Table(
         "CPU and memory", columns, rows, "Memory: the largest at the end of a window. PSS counts shared pages once."
     )
+
+
+def _dashboard(dashboard: Dashboard) -> Table:
+    columns = ("viewers", "commit → screen p50 (ms)", "p99", "max", "commits", "server CPU", "memory (MB)")
+    rows = [
+        (
+            str(one.viewers),
+            *("" if ms is None else f"{ms:.0f}" for ms in (one.p50_ms, one.p99_ms, one.max_ms)),
+            str(one.commits or ""),
+            f"{100 * one.cpu:.1f} %",
+            f"{one.rss_mb:.0f}",
+        )
+        for one in dashboard.viewers
+    ]
+    note = (
+        f"One viewer is Chromium, the others are sockets; each line took {dashboard.seconds:g} s. First rows "
+        f"{dashboard.first_rows_s:.2f} s after the request, with an empty cache."
+    )
+    if dashboard.visits_mb is not None:
+        note += f" After {dashboard.visits} more visits the server held {dashboard.visits_mb:+.1f} MB."
+    return Table(f"Dashboard, {dashboard.products} products at {dashboard.rate:,.0f} trades/s", columns, rows, note)
 
 
 def _catchup(catchup: CatchUp) -> list[Table]:
@@ -167,14 +190,15 @@ def _commits(marks: Sequence[Mark]) -> Table:
         ("step p99, ms", lambda mark: f"{mark.p99_ms:.1f}"),
         ("step max, ms", lambda mark: f"{mark.max_ms:.1f}"),
         ("seconds so far", lambda mark: f"{mark.seconds:,.0f}"),
-        ("silver's Delta version", lambda mark: f"{mark.silver_version:,}"),
-        ("live files, bronze and silver", lambda mark: f"{mark.live_files:,}"),
-        ("Delta log files, bronze and silver", lambda mark: f"{mark.delta_log_files:,}"),
+        ("commits of all tables", lambda mark: f"{mark.delta_commits:,}"),
+        ("live files of all tables", lambda mark: f"{mark.live_files:,}"),
+        ("files in the Delta logs", lambda mark: f"{mark.delta_log_files:,}"),
         ("files on disk", lambda mark: f"{mark.disk_files:,}"),
         ("MB on disk", lambda mark: f"{mark.disk_mb:,.0f}"),
         ("RSS, MB", lambda mark: f"{mark.rss_mb:,.0f}"),
+        ("opening the lake again, s", lambda mark: f"{mark.reopening_s:.2f}"),
     ]
-    columns = ("after commits", *(f"{mark.commits:,}" for mark in marks))
+    columns = ("after steps", *(f"{mark.commits:,}" for mark in marks))
     rows = [(label, *(text(mark) for mark in marks)) for label, text in lines]
     note = "Steps of 100 messages, as fast as they go, gold and maintenance beside them; over the 300 steps before."
     return Table("Many small commits", columns, rows, note)

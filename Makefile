@@ -8,8 +8,14 @@ ARGS ?=
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; break; }; done)
 
+# Tests make thousands of small files; where there is room for them in memory, no disk slows them down. What a disk may
+# lose is tested by a model of it (tests/faults/disk.py), which takes no real disk's word.
+IN_MEMORY := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 {print "TMPDIR=/dev/shm"}')
+# Three at a time on two cores, for a good part of the time a test waits for processes; who is done takes over from others.
+PYTEST := $(IN_MEMORY) $(BIN)/pytest -n 3 --dist worksteal
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long lint format bench clean
+.PHONY: help install demo test test-long faults test-cluster lint format bench soak bench-cluster cluster databricks-cli clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,10 +26,16 @@ demo: install ## simulator and the whole pipeline, live in the terminal: make de
 	@$(BIN)/cryptopulse demo $(ARGS)
 
 test: install ## all tests
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
-test-long: install ## tests too long for every change: 60 kills, every table torn in every way
-	$(BIN)/pytest -n 2 -m long $(ARGS)
+test-long: install ## tests too long for every change, the long ones of `make faults` among them
+	$(PYTEST) -m long $(ARGS)
+
+faults: install ## a stop at every change to a file, 100 rounds of kills, every table torn in every way; about 40 minutes
+	$(PYTEST) -m "not cluster" tests/faults $(ARGS)
+
+test-cluster: cluster ## tests with a real Kafka broker, Spark, storage servers and azure-cli; about 25 minutes
+	CLUSTER_TESTS_REQUIRED=1 $(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
 lint: install ## style, format and types
 	$(BIN)/ruff check .
@@ -37,8 +49,19 @@ format: install ## put the code into the format that `make lint` checks
 bench: install ## latency, throughput, memory and start-up, measured on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
+soak: install ## 100,000 commits in an hour: do latency, memory and files stay as they are?
+	$(BIN)/python -m benchmarks --commits 50000 $(ARGS)
+
+bench-cluster: cluster ## the embedded engine and Spark side by side on the same input
+	$(BIN)/python -m benchmarks.cluster $(ARGS)
+
+# Versions that belong together: pyspark in constraints.txt and Spark in tests/cluster/jars/spark.xml.
+cluster: $(VENV)/.cluster .jars/.copied .node/.installed .venv-azure/.installed ## install what the cluster tests need
+
+databricks-cli: .go/databricks ## Databricks' own command line, for the tests of the bundle; needs Go 1.26, takes 10 minutes
+
 clean: ## remove the virtual environment, caches and the demo's tables
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-lake
+	rm -rf $(VENV) .venv-azure .jars .node .go .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-lake
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The build back end is installed first, so that it is pinned too and pip needs no second environment for it.
@@ -48,4 +71,40 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV); the first time takes about a minute."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# What follows is only for the cluster: Java 17 or newer, Maven and npm must be there; the rest is fetched by name.
+MAVEN_COPY := mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies -DincludeScope=runtime
+NEEDS = @command -v $(1) >/dev/null || { echo "$(1) was not found; on Debian or Ubuntu: apt install $(2)" >&2; exit 1; }
+
+$(VENV)/.cluster: $(VENV)/.installed
+	@echo "Installing Spark and the storage servers of the tests; the first time takes some minutes."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel  # pyspark comes as source
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[dev,spark,cluster]'
+	@touch $@
+
+.jars/.copied: tests/cluster/jars/kafka.xml tests/cluster/jars/spark.xml
+	$(call NEEDS,java,openjdk-17-jre-headless)
+	$(call NEEDS,mvn,maven)
+	@rm -rf .jars
+	@$(MAVEN_COPY) -f tests/cluster/jars/kafka.xml -DoutputDirectory=$(CURDIR)/.jars/kafka
+	@$(MAVEN_COPY) -f tests/cluster/jars/spark.xml -DoutputDirectory=$(CURDIR)/.jars/spark
+	@touch $@
+
+.node/.installed:
+	$(call NEEDS,npm,npm)
+	@npm install --silent --no-audit --no-fund --no-package-lock --prefix .node azurite@3.37.0
+	@touch $@
+
+# azure-cli wants versions of its own, so it gets a virtual environment of its own.
+.venv-azure/.installed:
+	@test -x .venv-azure/bin/python || $(BIN)/python -m venv .venv-azure
+	@.venv-azure/bin/python -m pip install --quiet --disable-pip-version-check azure-cli==2.91.0
+	@touch $@
+
+# Not part of `cluster`: it builds for long, and few change the bundle. `make test-cluster` runs its tests when it is there.
+.go/databricks: tests/cluster/databricks_cli/go.mod tests/cluster/databricks_cli/workspace_test.go
+	$(call NEEDS,go,golang)
+	@cd tests/cluster/databricks_cli && go build -trimpath -ldflags "-s -w" -o $(CURDIR)/.go/databricks github.com/databricks/cli
+	@cd tests/cluster/databricks_cli && go test -trimpath -c -o $(CURDIR)/.go/databricks-workspace .
 	@touch $@

@@ -2,17 +2,62 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from support import Lake
+from support_processes import Processes
+
+_FAULTS = {
+    "kill_rounds": "rounds of kills",
+    "kills": "processes killed",
+    "stops": "stops at a change to a file",
+    "power_cuts": "power cuts",
+    "full_disks": "full disks",
+    "torn_lakes": "torn lakes",
+    "take_overs": "pipelines that woke up too late",
+    "feed_faults": "outages, bad connections and wrong clocks",
+}
+_totals: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Adds up what the fault tests have counted (tests/faults/tally.py), whichever process ran them."""
+    if report.when == "teardown":
+        _totals.update({name: count for name, count in report.user_properties if isinstance(count, int)})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line with all of it."""
+    done = [f"{_totals[name]:,} {words}" for name, words in _FAULTS.items() if _totals[name]]
+    if done:
+        sent, lost, doubled = (_totals[f"trades_{what}"] for what in ("sent", "lost", "doubled"))
+        told = f"the simulator sent {sent:,} trades: {lost:,} lost, {doubled:,} doubled"
+        terminalreporter.write_line(f"faults: {', '.join(done)}; {told}")
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """A command that a test runs in this process sets logging up; the next test must not inherit its level."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Iterator[Lake]:
     """An empty lake with its own log."""
     made = Lake(tmp_path / "lake")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Starts commands in a folder of the test's own; none outlives it."""
+    made = Processes(tmp_path)
     yield made
     made.close()

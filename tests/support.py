@@ -15,9 +15,19 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from cryptopulse import pipeline
-from cryptopulse.lake.tables import ALERTS, BARS, COVERAGE, QUARANTINE, SILVER, STATS, Table
+from cryptopulse.lake.tables import (
+    ABSENT,
+    ALERTS,
+    BARS,
+    COMPLETENESS,
+    COVERAGE,
+    QUARANTINE,
+    SILVER,
+    STATS,
+    Table,
+)
 from cryptopulse.log import MESSAGE_SCHEMA
-from cryptopulse.log.sqlite import SqliteLog
+from cryptopulse.log.opening import open_log
 from cryptopulse.settings import Settings, load_settings
 
 START = datetime(2026, 7, 7, 12, 0, tzinfo=UTC)
@@ -47,7 +57,7 @@ def message(body: bytes, source: str = "websocket", key: str = "", received: dat
 
 @dataclass(frozen=True, order=True)
 class Trade:
-    """A trade as the exchange would tell it; `side` is the taker's."""
+    """A trade as the exchange would tell it; `side` is the taker's, `source` the way on which it came first."""
 
     symbol: str
     trade_id: int
@@ -55,6 +65,7 @@ class Trade:
     price: str = field(default="100", compare=False)
     size: str = field(default="1", compare=False)
     side: str = field(default="BUY", compare=False)
+    source: str = field(default="websocket", compare=False)
 
     @property
     def maker_side(self) -> str:
@@ -89,10 +100,11 @@ def page(trades: Sequence[Trade]) -> Message:
 class Lake:
     """A lake and its log, driven in this process."""
 
-    def __init__(self, path: Path, **options: Any) -> None:
-        self.path = path
+    def __init__(self, path: Path | str, **options: Any) -> None:
         self.settings: Settings = load_settings(lake=path, **options)
-        self.log = SqliteLog(self.settings.log_path, 1 << 30)
+        self.path = Path(path)
+        """The folder, for a lake in one."""
+        self.log = open_log(self.settings)
 
     def append(self, messages: Iterable[Message]) -> None:
         self.log.append(pa.Table.from_pylist(list(messages), schema=MESSAGE_SCHEMA))
@@ -115,7 +127,8 @@ class Lake:
         return self.path / table.schema / table.name
 
     def delta(self, table: Table) -> DeltaTable:
-        return DeltaTable(str(self.folder(table)))
+        location = self.settings.location
+        return DeltaTable(location.table_url(table), storage_options=location.storage_options)
 
     def arrow(self, table: Table) -> pa.Table:
         """What the table holds, read with nothing but deltalake."""
@@ -129,9 +142,9 @@ class Lake:
 
     def contents(self) -> dict[str, list[dict[str, Any]]]:
         """Everything that must not depend on how the stream was cut."""
-        tables = (SILVER, QUARANTINE, COVERAGE, BARS, STATS, ALERTS)
+        tables = (SILVER, QUARANTINE, COVERAGE, ABSENT, BARS, STATS, COMPLETENESS, ALERTS)
         # A log that was made at another moment starts at another offset.
-        return {t.qualified: self.rows(t, *(("offset",) if t is QUARANTINE else ())) for t in tables}
+        return {t.qualified: self.rows(t, *(("offset",) if t in (QUARANTINE, ABSENT) else ())) for t in tables}
 
     def close(self) -> None:
         self.log.close()
@@ -173,12 +186,12 @@ def _windows(trades: Iterable[Trade], seconds: int) -> Mapping[tuple[str, dateti
     return dict(sorted(windows.items()))
 
 
-def model_bars(trades: Iterable[Trade]) -> list[dict[str, Any]]:
-    """What gold.dm_trade_bars must hold of distinct trades, but for the quotients."""
+def model_bars(trades: Iterable[Trade], seconds: int = 60) -> list[dict[str, Any]]:
+    """What gold.dm_trade_bars must hold of distinct trades, but for the quotients; or bars of another length."""
     trades = list(trades)
     held = {(trade.symbol, trade.trade_id) for trade in trades}
     rows = []
-    for (symbol, start), inside in _windows(trades, 60).items():
+    for (symbol, start), inside in _windows(trades, seconds).items():
         prices = [Decimal(t.price) for t in inside]
         bought = [t for t in inside if t.side == "BUY"]
         first, last = inside[0].trade_id, inside[-1].trade_id
@@ -196,6 +209,7 @@ def model_bars(trades: Iterable[Trade]) -> list[dict[str, Any]]:
                 "sell_volume": sum((Decimal(t.size) for t in inside if t.side == "SELL"), Decimal(0)),
                 "trade_count": len(inside),
                 "buy_count": len(bought),
+                "rest_count": sum(t.source == "rest" for t in inside),
                 "price_sum": sum(prices),
                 "first_trade_id": first,
                 "last_trade_id": last,
@@ -229,6 +243,39 @@ def model_stats(trades: Iterable[Trade]) -> list[dict[str, Any]]:
                 "open_price": prices[0],
                 "close_price": prices[-1],
                 "volatility": float(sum(squares, Decimal(0)).sqrt()),
+            }
+        )
+    return rows
+
+
+def model_completeness(trades: Iterable[Trade], absent: Iterable[tuple[str, int]] = ()) -> list[dict[str, Any]]:
+    """What gold.dm_completeness must hold of distinct trades, when pages proved the ids `absent` (symbol, id)."""
+    trades, proved = list(trades), set(absent)
+    held: dict[str, set[int]] = {}
+    for trade in trades:
+        held.setdefault(trade.symbol, set()).add(trade.trade_id)
+    rows = []
+    for (symbol, start), inside in _windows(trades, 3600).items():
+        lowest, last = inside[0].trade_id, inside[-1].trade_id
+        first = max((one + 1 for one in held[symbol] if one < lowest), default=lowest)
+        lacking = set(range(first, last + 1)) - held[symbol]
+        gone = {one for one in lacking if (symbol, one) in proved}
+        healed = sum(trade.source == "rest" for trade in inside)
+        rows.append(
+            {
+                "symbol": symbol,
+                "window_start": start,
+                "window_end": start + timedelta(hours=1),
+                "first_trade_id": first,
+                "last_trade_id": last,
+                "expected_ids": last - first + 1,
+                "held_ids": last - first + 1 - len(lacking),
+                "healed_ids": healed,
+                "absent_ids": len(gone),
+                "missing_ids": len(lacking - gone),
+                "healed_from": "rest" if healed else None,
+                "witness": "trade" if healed or lacking else None,
+                "is_complete": lacking == gone,
             }
         )
     return rows

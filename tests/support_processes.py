@@ -27,7 +27,7 @@ from deltalake import DeltaTable, QueryBuilder
 
 from cryptopulse.lake.tables import BRONZE, COVERAGE, SILVER, Table
 from cryptopulse.status import ProcessStatus, read_status
-from support import Trade, intervals
+from support import Trade
 
 PROGRAM = (sys.executable, "-m", "cryptopulse")
 PATIENCE_S = 40.0
@@ -99,6 +99,7 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("CRYPTOPULSE_")}
+        self._environment["CRYPTOPULSE_SERVE__ENABLED"] = "false"  # two cores have enough to do
         self._started: list[Command] = []
 
     def start(self, *arguments: str, **environment: str) -> Command:
@@ -181,12 +182,15 @@ class Exchange:
         """Ends the market; the final ledger."""
         return self._ask("POST", "/simulator/stop_trading")
 
+    def faults(self, faults: str) -> None:
+        """What goes wrong from now on, as in `drop=0.05,rest-500=0.1`; empty: nothing."""
+        self._client.post("/simulator/faults", content=faults).raise_for_status()
+
     def published(self) -> dict[Id, Trade]:
         """Every trade that was published, as it must be stored."""
         found = {}
         for product, figures in self.ledger()["products"].items():
-            path = f"/simulator/trades/{product}?from={figures['first_trade_id']}"
-            for row in self._ask("GET", path):
+            for row in self._trades(product, figures["first_trade_id"], figures["last_trade_id"]):
                 trade = Trade(
                     product,
                     int(row["trade_id"]),
@@ -197,6 +201,12 @@ class Exchange:
                 )
                 found[product, trade.trade_id] = trade
         return found
+
+    def _trades(self, product: str, first: int, last: int) -> Iterator[dict[str, Any]]:
+        """A product's trades; an answer has a part of them."""
+        while first <= last and (rows := self._ask("GET", f"/simulator/trades/{product}?from={first}&to={last}")):
+            yield from rows
+            first = max(int(row["trade_id"]) for row in rows) + 1
 
     def _ask(self, method: str, path: str) -> Any:
         answer = self._client.request(method, path)
@@ -257,6 +267,7 @@ class Tables:
                 plain(row["price"]),
                 plain(row["trade_size"]),
                 row["side"],
+                row["source"],
             )
             for row in self.read(SILVER).to_pylist()
         ]
@@ -289,12 +300,15 @@ class Tables:
         return all(newest.get(p, 0) >= figures["last_trade_id"] for p, figures in ledger["products"].items())
 
     def logged(self) -> set[Id]:
-        """The trades in bronze's raw messages of either feed, read here without the pipeline's SQL."""
+        """The trades in bronze's raw messages of either feed and of REST, read here without the pipeline's SQL."""
         found: set[Id] = set()
-        for body in self.read(BRONZE, "body")["body"].to_pylist():
+        for row in self.read(BRONZE, "body, source, partition_key").to_pylist():
             try:
-                message = json.loads(body)
+                message = json.loads(row["body"])
             except ValueError:
+                continue
+            if row["source"] == "rest":
+                found |= {(row["partition_key"], trade["trade_id"]) for trade in message}
                 continue
             if message.get("type") in ("match", "last_match"):
                 found.add((message["product_id"], message["trade_id"]))
@@ -325,19 +339,6 @@ def same_trades(stored: Iterable[Trade], published: Mapping[Id, Trade]) -> bool:
     return all(content(trade) == content(published[trade.symbol, trade.trade_id]) for trade in stored)
 
 
-def runs(ids: Iterable[Id]) -> set[tuple[str, int, int]]:
-    """Ids as (product, first, last) of stretches without a gap."""
-    by_product: dict[str, list[int]] = {}
-    for symbol, trade_id in ids:
-        by_product.setdefault(symbol, []).append(trade_id)
-    return {(symbol, *stretch) for symbol, found in by_product.items() for stretch in intervals(found)}
-
-
 def _ids(stretches: Iterable[Sequence[Any]]) -> Iterator[Id]:
     for symbol, first, last in stretches:
         yield from ((symbol, trade_id) for trade_id in range(first, last + 1))
-
-
-def reported_missing(events: Iterable[Mapping[str, Any]]) -> set[Id]:
-    """The ids that a producer's `hole_found` events name."""
-    return set(_ids((event["product"], event["first_missing"], event["last_missing"]) for event in events))

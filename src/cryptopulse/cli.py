@@ -17,15 +17,28 @@ from typing import Annotated
 
 import typer
 
-from cryptopulse.commands import alerts, configuration, demo, history, look, pipeline, simulate
+from cryptopulse.commands import (
+    alerts,
+    audit,
+    backfill,
+    configuration,
+    ddl,
+    demo,
+    history,
+    look,
+    pipeline,
+    serve,
+    simulate,
+)
 from cryptopulse.errors import ERROR_PREFIX, CryptoPulseError
 
 _EPILOG = (
     "Example: cryptopulse demo --for 60s\n\n"
-    "Exit codes: 0 done; 1 a fault of the program, or a demo that lost or doubled a trade; 2 a setting, an "
-    "option or a file is wrong; 3 the log or the lake's disk is full (`status`: not all is well); 4 the log or a "
-    "table is damaged; 5 another pipeline works on this lake; 6 a supervised process died again and again; 130 ended "
-    "by Ctrl-C."
+    "Exit codes: 0 done; 1 a fault of the program, a demo that lost or doubled a trade, or a test message that was not "
+    "taken; 2 a setting, an option or a file is wrong; 3 the log or the lake's disk is full (`status`: not all is "
+    "well); 4 the log or a table is damaged; 5 another pipeline works on this lake; 6 a supervised process died again "
+    "and again; 7 the storage of the lake does not answer; 8 the audit found something missing or wrong; 130 ended by "
+    "Ctrl-C."
 )
 
 app = typer.Typer(
@@ -35,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, pipeline, simulate, look, alerts, history, configuration):
+for module in (demo, pipeline, serve, simulate, look, audit, alerts, history, backfill, configuration, ddl):
     module.register(app)
 
 
@@ -53,7 +66,8 @@ def _options(
 
 def main() -> None:
     """The installed command."""
-    sys.exit(run(sys.argv[1:]))
+    if code := run(sys.argv[1:]):  # Databricks takes every SystemExit for a failure, even that with code 0
+        sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

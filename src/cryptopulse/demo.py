@@ -2,7 +2,7 @@
 
 Nothing is left out for the show: a real WebSocket on the loopback interface, the real log, real Delta
 tables, the same supervisor as `run`. The processes see no settings of the user, so that every demo is
-alike.
+alike; only who is to be notified is taken from there, when the user asks for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from cryptopulse.deployment import STEP_S, Deployment, guarded, on_signals, wait
 from cryptopulse.errors import ConfigurationError, ProcessFailed
 from cryptopulse.serve.terminal import LiveView, PlainView
 from cryptopulse.settings import LoggingSettings
-from cryptopulse.status import read_status
+from cryptopulse.settings_notify import NotifySettings
+from cryptopulse.status import ALL_PROCESSES, DASHBOARD, NOTIFIER, PROCESSES, read_status
 from cryptopulse.supervisor import Supervisor, last_words
 
 _MARKER = ".cryptopulse-demo"
@@ -54,6 +55,15 @@ class DemoOptions:
     products: int
     seed: int
     feed: str
+    notify: NotifySettings | None = None
+    """Who is to be told of the demo's alerts; None: nobody."""
+    dashboard: bool = True
+    """Whether it is shown in browsers as well."""
+
+    @property
+    def processes(self) -> tuple[str, ...]:
+        """The processes of the pipeline."""
+        return (*PROCESSES, *((NOTIFIER,) if self.notify else ()), *((DASHBOARD,) if self.dashboard else ()))
 
     @property
     def episodes(self) -> list[str]:
@@ -68,6 +78,8 @@ def run_demo(options: DemoOptions) -> bool:
     """
     if options.feed not in ("exchange", "advanced"):
         raise ConfigurationError(f"--feed {options.feed}: write exchange or advanced.")
+    if options.notify and not options.notify.targets:
+        raise ConfigurationError("--notify: your settings name nobody to notify (notify.targets).")
     _prepare_lake(options.lake)
     state_dir = options.lake / "_cryptopulse"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CRYPTOPULSE_")}
@@ -84,8 +96,9 @@ def run_demo(options: DemoOptions) -> bool:
                 "--websocket-url": simulator.addresses[f"{options.feed}_url"],
                 "--rest-url": simulator.addresses["rest_url"],
             },
-            environment,
+            environment | ({"CRYPTOPULSE_NOTIFY": options.notify.in_clear_text()} if options.notify else {}),
             folder=options.lake,
+            processes=options.processes,
         )
         ledger = _play(options, deployment, simulator)
     report = read_status(state_dir, "processing").report
@@ -185,7 +198,7 @@ def _prepare_lake(lake: Path) -> None:
         if lake.exists() and not lake.is_dir():
             raise ConfigurationError(f"{lake} is not a folder; choose another with --lake.")
         if marker.is_file():
-            wait_until_free(lake / "_cryptopulse")
+            wait_until_free(lake / "_cryptopulse", str(lake), ALL_PROCESSES)
             shutil.rmtree(lake)
         elif lake.is_dir() and any(lake.iterdir()):
             raise ConfigurationError(
@@ -210,7 +223,7 @@ def _play(options: DemoOptions, deployment: Deployment, simulator: SimulatorProc
         if signals > 1:
             supervisor.stop()
 
-    with on_signals(on_signal), guarded(supervisor), _view(options, deployment.state_dir) as view:
+    with on_signals(on_signal), guarded(supervisor), _view(options, deployment) as view:
 
         def step() -> None:
             supervisor.step()
@@ -245,9 +258,9 @@ def _until_caught_up(lake: Path, ledger: Mapping[str, Any], supervisor: Supervis
 
 
 @contextmanager
-def _view(options: DemoOptions, state_dir: Path) -> Iterator[LiveView | PlainView]:
+def _view(options: DemoOptions, deployment: Deployment) -> Iterator[LiveView | PlainView]:
     kind = LiveView if sys.stdout.isatty() else PlainView
-    with kind(state_dir, "CryptoPulse demo, simulated market") as view:
+    with kind(deployment.state_dir, "CryptoPulse demo, simulated market", deployment.processes) as view:
         if options.duration_s is not None:
             view.note = f"ends after {options.duration_s:g} s, or with Ctrl-C"
         yield view

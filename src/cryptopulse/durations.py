@@ -1,8 +1,9 @@
-"""Lengths of time as people write them."""
+"""Times and lengths of time as people write them."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 from cryptopulse.errors import ConfigurationError
 
@@ -15,3 +16,15 @@ def parse_duration(text: str) -> float:
     if match is None or float(match[1]) == 0:
         raise ConfigurationError(f"'{text}' is no length of time; write it like 60s or 5m.")
     return float(match[1]) * _UNITS_S[match[2]]
+
+
+def parse_time(text: str) -> datetime:
+    """The moment, in UTC, of `2026-11-01`, `2026-11-01T12:30` or `2026-11-01T12:30+02:00`; without an offset it is UTC.
+
+    Raises ConfigurationError for anything else.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigurationError(f"'{text}' is no time; write it like 2026-07-07 or 2026-07-07T22:00.") from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

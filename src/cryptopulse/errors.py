@@ -6,9 +6,14 @@ The tree; the kind of an error is its policy, so nobody has to read a message to
     ├── TransientError            try again, by the one retry policy (`cryptopulse.retry`)
     │   ├── Disconnected            the peer closed, went silent, or can't be reached
     │   ├── RateLimited             the peer said "too many requests"
-    │   └── LogBusy                 another process keeps the durable log to itself
+    │   ├── LogBusy                 another process keeps the durable log to itself
+    │   ├── LakeUnreachable         the storage of the tables does not answer
+    │   └── RowsGone                files of the version that a reader holds were cleaned up
     └── TerminalError             stop: trying again won't help; the text says what will
         ├── ConfigurationError      a setting, an option or a file of the user is wrong
+        ├── UnknownProduct          the exchange's REST interface does not know a product
+        ├── QueryStopped            a query ran for longer than its reader allows
+        ├── MessageTooLarge         the durable log can't take a message of this size
         ├── LogFull                 the durable log reached its size bound, or the disk is full
         ├── LogDamaged              a record of the log is not what was written
         ├── LakeFull                the disk under the tables is full
@@ -47,6 +52,16 @@ class LogBusy(TransientError):
     """Another process has held the durable log for a long time: it stands still in the middle of a write."""
 
 
+class LakeUnreachable(TransientError):
+    """The storage of the tables, S3 or Azure, does not answer."""
+
+    exit_code = 7
+
+
+class RowsGone(TransientError):
+    """Files of the version of a table that a reader holds were cleaned up: ask for the newest version."""
+
+
 class TerminalError(CryptoPulseError):
     """Won't pass by itself: stop and tell the user."""
 
@@ -55,6 +70,22 @@ class ConfigurationError(TerminalError):
     """A setting, an option or a file of the user is wrong."""
 
     exit_code = 2
+
+
+class UnknownProduct(TerminalError):
+    """The exchange's REST interface does not know a product."""
+
+    exit_code = 2
+
+
+class QueryStopped(TerminalError):
+    """A query ran for longer than its reader allows."""
+
+
+class MessageTooLarge(TerminalError):
+    """A message, or the batch that it is in, is larger than the durable log takes."""
+
+    exit_code = 3
 
 
 class LogFull(TerminalError):
@@ -76,9 +107,14 @@ class LogDamaged(TerminalError):
 
 
 class LakeDamaged(TerminalError):
-    """A table can't be opened, and the log no longer holds what would repair it."""
+    """A table can't be read, and can't be repaired from the log."""
 
     exit_code = 4
+
+    def __init__(self, message: str, table: str) -> None:
+        """`table`: its qualified name."""
+        super().__init__(message)
+        self.table = table
 
 
 class LakeBusy(TerminalError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -41,14 +42,14 @@ class BoundedFile:
             raise ConfigurationError(f"Can't write the log file {path}: {error.strerror}.") from error
 
     def write(self, text: str) -> int:
-        """Appends `text` at once."""
-        if self._size > self._size_max:
-            self._path.replace(self._path.with_name(self._path.name + ".1"))
-            self._open()
+        """Appends `text` at once. On a full disk it is lost: the process goes on, and says with its end why it ends."""
         data = text.encode("utf-8", "backslashreplace")
-        assert self._descriptor is not None
-        os.write(self._descriptor, data)
-        self._size += len(data)
+        with suppress(OSError):
+            if self._size > self._size_max:
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+                self._open()
+            assert self._descriptor is not None
+            self._size += os.write(self._descriptor, data)
         return len(text)
 
     def flush(self) -> None:

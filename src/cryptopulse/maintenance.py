@@ -8,17 +8,17 @@ trimmed below what bronze has committed and synced (delta-rs itself syncs nothin
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import structlog
 from deltalake import DeltaTable, PostCommitHookProperties
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from cryptopulse.engine.delta import writer_properties
-from cryptopulse.engine.durability import Synced
+from cryptopulse.engine.delta import DeltaHandle, writer_properties
+from cryptopulse.engine.durability import syncing
 from cryptopulse.engine.embedded import EmbeddedEngine
-from cryptopulse.errors import TransientError
-from cryptopulse.lake.tables import TABLES, Table
+from cryptopulse.errors import CryptoPulseError, Fenced, LogFull, TransientError
+from cryptopulse.lake.access import opened, storage
+from cryptopulse.lake.tables import TABLES
 from cryptopulse.log import Log
 from cryptopulse.settings import MaintenanceSettings
 
@@ -39,14 +39,14 @@ class Maintenance:
         """Reads nothing yet; each table is looked at when enough commits have gone by."""
         self._engine = engine
         self._log = log
-        self._tables = [_TableCare(settings, engine.handles[table.qualified].path, table) for table in TABLES]
+        self._tables = [_TableCare(settings, engine.handles[table.qualified]) for table in TABLES]
         self._trimmed_at = time.monotonic()
 
     def run_due(self) -> None:
         """Syncs what the tables' commits wrote, does what they ask for, and trims the log below what is safe."""
         stored = {partition: self._engine.stored_to(partition) for partition in self._log.partitions()}
         for care in self._tables:
-            care.run_due(self._engine.handles[care.table.qualified].version)
+            care.run_due()
         if time.monotonic() - self._trimmed_at >= _TRIM_INTERVAL_S:
             self._trimmed_at = time.monotonic()
             self._trim_log(stored)
@@ -56,45 +56,64 @@ class Maintenance:
         try:
             for partition, offset in stored.items():
                 self._log.trim(partition, offset + 1)
-        except TransientError as error:  # the log is a little longer until the next time
+        except (TransientError, LogFull) as error:  # the log is longer until the next time; a full disk needs that
             logger.warning("trim_put_off", error=str(error))
 
 
 class _TableCare:
     """The maintenance of one table, by the number of its commits."""
 
-    def __init__(self, settings: MaintenanceSettings, path: Path, table: Table) -> None:
-        self.table = table
+    def __init__(self, settings: MaintenanceSettings, handle: DeltaHandle) -> None:
+        self.table = handle.table
         self._settings = settings
-        self._path = path
-        self._synced = Synced(path)
-        self._checkpointed = self._compacted = DeltaTable(str(path)).version()
+        self._handle = handle
+        self._lake = handle.lake
+        self._synced = syncing(handle.lake, handle.table)
+        self._checkpointed = self._compacted = self._opened().version()
         self._compactions = 0
         self._vacuumed_at = time.monotonic()
 
-    def run_due(self, version: int) -> None:
-        """Does what the commits up to `version` ask for. What fails is said, and tried again after as many commits."""
+    def run_due(self) -> None:
+        """Does what the commits so far ask for. What fails is said, and tried again after as many commits.
+
+        Raises Fenced when another pipeline has taken over.
+        """
+        version = self._handle.version
         self._synced.up_to(version)  # a few files each second: the log's own syncs would wait for many at once
         try:
-            if version - self._compacted >= self._settings.compact_commits:
-                self._compacted = version
-                self._compact()
-                self._vacuum()
-            if version - self._checkpointed >= self._settings.checkpoint_commits:
-                self._checkpointed = version
-                self._checkpoint()
+            with storage(self._lake):
+                self._care(version)
         except CommitFailedError as error:
             # The writer replaced rows of files that were being merged: no harm, next time.
             logger.debug("maintenance_put_off", table=self.table.qualified, error=str(error))
         except DeltaError as error:
             logger.warning("maintenance_failed", table=self.table.qualified, error=str(error).splitlines()[0])
+        except Fenced:
+            raise
+        except CryptoPulseError as error:  # the storage's, which the writers will say too if it stays so
+            logger.warning("maintenance_failed", table=self.table.qualified, error=str(error))
+
+    def _care(self, version: int) -> None:
+        if version - self._compacted >= self._settings.compact_commits:
+            self._compacted = version
+            self._compact()
+            self._vacuum()
+        if version - self._checkpointed >= self._settings.checkpoint_commits:
+            self._checkpointed = version
+            self._checkpoint()
+
+    def _opened(self) -> DeltaTable:
+        """The newest version, which must still be ours."""
+        delta = opened(self._lake, self.table)
+        self._handle.check_owner(delta)
+        return delta
 
     def _compact(self) -> None:
         """Merges small files into middling ones, and those, less often, into large ones."""
         self._compactions += 1
         for every, target_size in _TIERS:
             if self._compactions % every == 0:
-                DeltaTable(str(self._path)).optimize.compact(
+                self._opened().optimize.compact(
                     target_size=target_size,
                     max_concurrent_tasks=1,
                     writer_properties=writer_properties(self.table),
@@ -102,10 +121,13 @@ class _TableCare:
                 )
 
     def _checkpoint(self) -> None:
-        """Writes a checkpoint, syncs it, and only then cuts the log behind it: a power cut must leave one of them."""
-        delta = DeltaTable(str(self._path))
-        delta.create_checkpoint()
+        """Syncs what a checkpoint will cover, writes and syncs it, and only then cuts the log behind it.
+
+        So a checkpoint that is whole covers only what is on disk, and a torn one leaves all commits before it.
+        """
+        delta = self._opened()
         self._synced.up_to(delta.version())
+        delta.create_checkpoint()
         self._synced.checkpoint()
         delta.cleanup_metadata()
 
@@ -117,7 +139,7 @@ class _TableCare:
         self._vacuumed_at = time.monotonic()
         # Never `full`: that also deletes files which another writer is about to commit. The retention is below Delta's
         # usual week because ten commits a second leave millions of small files in a week.
-        DeltaTable(str(self._path)).vacuum(
+        self._opened().vacuum(
             retention_hours=hours,
             dry_run=False,
             enforce_retention_duration=False,

@@ -1,13 +1,14 @@
 """The loop that walks the tables in order, again and again.
 
 Two lanes share the work. The fast lane moves messages from the log to bronze, silver and alerts, as small a batch as
-has arrived. The slow lane brings bars and statistics up to date every so often. When the fast lane is behind it takes
-large batches, in stages that run at once, so that what gold needs is still in memory.
+has arrived. The slow lane brings bars, statistics and completeness up to date every so often. When the fast
+lane is behind it takes large batches, in stages that run at once, so that what gold needs is still in memory.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,17 +16,32 @@ from contextlib import ExitStack
 import pyarrow as pa
 
 from cryptopulse.engine import Commit
-from cryptopulse.engine.durability import check_file_system, repair_lake
+from cryptopulse.engine.durability import check_file_system
 from cryptopulse.engine.embedded import EmbeddedEngine
+from cryptopulse.engine.repair import put_aside, repair_lake
+from cryptopulse.errors import LakeDamaged
 from cryptopulse.lake.lock import LakeLock
-from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, COVERAGE, QUARANTINE, SILVER, STATS, Table
+from cryptopulse.lake.tables import (
+    ABSENT,
+    ALERTS,
+    BARS,
+    BRONZE,
+    BY_NAME,
+    COMPLETENESS,
+    COVERAGE,
+    QUARANTINE,
+    SILVER,
+    STATS,
+    Table,
+)
 from cryptopulse.log import Log
+from cryptopulse.log.continuity import Continuity
 from cryptopulse.maintenance import Maintenance
 from cryptopulse.settings import Settings
 from cryptopulse.telemetry import Telemetry
 
-_FAST = (SILVER, ALERTS, QUARANTINE, COVERAGE)
-_SLOW = (BARS, STATS)
+_FAST = (SILVER, ALERTS, QUARANTINE, ABSENT, COVERAGE)
+_SLOW = (BARS, STATS, COMPLETENESS)
 _BEHIND_MESSAGES = 20_000  # a batch as large as this is no live batch: gold goes in step with it
 _REPORT_S = 0.5
 
@@ -39,18 +55,21 @@ class Pipeline:
     def __init__(self, settings: Settings, log: Log) -> None:
         """Takes the lock, repairs what a power cut left, and opens the tables.
 
-        Raises LakeBusy when another pipeline holds the lake, LakeDamaged when it can't be repaired.
+        Raises LakeBusy when another pipeline holds the lake, LakeDamaged when it can't be repaired,
+        ConfigurationError when the log is not the one that the lake was filled from.
         """
         self._settings = settings
         self._log = log
         with ExitStack() as stack:
-            stack.enter_context(LakeLock(settings.state_dir))
-            check_file_system(settings.state_dir)
-            repair_lake(settings.lake, {partition: log.bounds(partition)[0] for partition in log.partitions()})
+            stack.enter_context(LakeLock(settings.state_dir, settings.lake))
+            check_file_system(settings.location)
+            repair_lake(settings.location, log)
             self.engine = EmbeddedEngine(settings)
             stack.callback(self.engine.close)
             self.telemetry = Telemetry(self.engine.session(), self.engine.held)
             self.maintenance = Maintenance(settings.maintenance, self.engine, log)
+            self._continuity = Continuity(log)
+            self._continuity.check_start(self.engine.stored_to)
             self._storing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="store"))
             self._release = stack.pop_all()
         self._slow_lane = threading.Lock()
@@ -77,7 +96,7 @@ class Pipeline:
         return int(records.num_rows)
 
     def gold(self) -> None:
-        """Brings bars and statistics up to date."""
+        """Brings bars, statistics and completeness up to date."""
         with self._slow_lane:
             self._round(_SLOW)
 
@@ -88,6 +107,7 @@ class Pipeline:
         for partition, end in ends.items():
             while self.engine.stored_to(partition) < end - 1 and self.step(partition):
                 self.maintenance.run_due()
+            self._continuity.check_drained(partition, self.engine.stored_to(partition), end)
         self._finish()
 
     def _catch_up(self, partition: int) -> None:
@@ -109,7 +129,9 @@ class Pipeline:
         self._store(records)
 
     def _read(self, partition: int, after: int) -> pa.Table:
-        return self._log.read(partition, after + 1, self._settings.processing.batch_messages_max)
+        records = self._log.read(partition, after + 1, self._settings.processing.batch_messages_max)
+        self._continuity.check_read(partition, after + 1, records)
+        return records
 
     def _store(self, records: pa.Table) -> int:
         if records.num_rows:
@@ -141,7 +163,7 @@ class Pipeline:
 
         Gold and coverage are emptied before silver, so a kill in between leaves a lake that any pipeline completes.
         """
-        self.engine.reset((STATS, BARS, ALERTS, QUARANTINE, COVERAGE, SILVER))
+        self.engine.reset((COMPLETENESS, STATS, BARS, ALERTS, ABSENT, QUARANTINE, COVERAGE, SILVER))
         self.telemetry = Telemetry(self.engine.session(), self.engine.held)
         count = _Counter(self.engine.stored_messages(), progress)
         while (commit := self._advance(SILVER)) is not None:
@@ -162,7 +184,8 @@ class Pipeline:
             name: {"version": handle.version, "rows_written": handle.rows_written}
             for name, handle in self.engine.handles.items()
         }
-        return {**self.telemetry.state(self.engine.episodes, self.lag()), "tables": tables}
+        expired = {"messages_expired_total": self._continuity.expired}
+        return {**self.telemetry.state(self.engine.episodes, self.lag()), **expired, "tables": tables}
 
 
 class _Counter:
@@ -185,8 +208,10 @@ def process(settings: Settings, log: Log, stop: threading.Event, report: Report)
         with _Background(pipeline, settings, report) as background:
             while not stop.is_set():
                 background.check()
+                next_step_at = time.monotonic() + settings.processing.step_interval_ms / 1000
                 if not sum(pipeline.step(partition) for partition in log.partitions()):
                     stop.wait(settings.processing.poll_ms / 1000)
+                stop.wait(max(next_step_at - time.monotonic(), 0))
         pipeline.drain(lambda _done, _total: None)
         report(pipeline.state())
 
@@ -199,10 +224,23 @@ def drain(settings: Settings, log: Log, progress: ProgressBar) -> dict[str, obje
 
 
 def rebuild(settings: Settings, log: Log, progress: ProgressBar) -> dict[str, object]:
-    """Makes silver and gold again from bronze; returns a summary (`Telemetry.summary`)."""
-    with Pipeline(settings, log) as pipeline:
-        pipeline.rederive(progress)
-        return pipeline.telemetry.summary()
+    """Makes silver and gold again from bronze; returns a summary (`Telemetry.summary`).
+
+    A table of them that is damaged beyond repair is put aside first. Raises LakeDamaged when bronze is.
+    """
+    aside: set[str] = set()
+    while True:
+        try:
+            with Pipeline(settings, log) as pipeline:
+                pipeline.rederive(progress)
+                return pipeline.telemetry.summary()
+        except LakeDamaged as error:
+            if error.table in aside:
+                raise
+            with LakeLock(settings.state_dir, settings.lake):
+                if not put_aside(settings.location, BY_NAME[error.table]):
+                    raise
+            aside.add(error.table)
 
 
 class _Background:

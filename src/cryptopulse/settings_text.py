@@ -14,10 +14,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from cryptopulse.settings import AlertRule, Settings
+from cryptopulse.settings_notify import NotifyTarget
 
 _HEADER = """\
 # CryptoPulse's settings. A line that starts with `#` and a name shows a default; remove its `#` to change it.
@@ -60,6 +62,8 @@ def as_toml() -> str:
                     lines += _toml_lines(rule_key, rule_field)
             else:
                 lines += _toml_lines(key, field)
+            if (name, key) == ("notify", "targets"):
+                lines += _target_lines()
     return "\n".join(lines) + "\n"
 
 
@@ -88,18 +92,27 @@ def _plain(value: Any) -> Any:
         return {name: _plain(part) for name, part in value}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if isinstance(value, Path | Decimal):
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, Path | Decimal | SecretStr):  # a secret's text is stars
         return str(value)
     return value
 
 
 def _toml_lines(name: str, info: FieldInfo) -> list[str]:
     default = _default(info)
-    if default is None:
+    if default in (None, PydanticUndefined):
         line = f'# {name} = ""  # not set'
     else:
         line = f"# {name} = {default if isinstance(default, Decimal) else json.dumps(_plain(default))}"
     return [*_comment(info.description or ""), line, ""]
+
+
+def _target_lines() -> Iterator[str]:
+    """A target is no default, so that its lines are comments twice."""
+    yield from ["## In the place of that list, for each target:", "## [[notify.targets]]"]
+    for name, info in NotifyTarget.model_fields.items():
+        yield from (line.replace("# ", "## ", 1) if line.startswith("# ") else line for line in _toml_lines(name, info))
 
 
 def _comment(text: str) -> list[str]:

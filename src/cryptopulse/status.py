@@ -1,4 +1,4 @@
-"""What each process says about itself: one small file each, `<lake>/_cryptopulse/status/<name>.json`.
+"""What each process says about itself: one small file each, `<state_dir>/status/<name>.json`.
 
 A process writes its file twice a second; a reader never sees half of one (written beside, then renamed).
 What a reader makes of it::
@@ -6,6 +6,7 @@ What a reader makes of it::
     running   the process lives and wrote lately
     silent    the process lives but has written nothing for a while: stuck, stopped by a signal, or starved
     dead      the file says running, but there is no such process: it was killed or crashed
+              (a process of another machine or container: it has written nothing for a while)
     stopped   it ended in order
     failed    it ended with an error, which the file names
     absent    there is no file: it never ran on this lake
@@ -13,21 +14,35 @@ What a reader makes of it::
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.folders import is_full
+
+if TYPE_CHECKING:  # a reader of status files need not know the settings
+    from cryptopulse.settings import Settings
 
 State = Literal["running", "silent", "dead", "stopped", "failed", "absent"]
 
 PROCESSES = ("producer", "processing")
-"""The processes of a deployment; a healthy one has both running."""
+"""The processes of every deployment; a healthy one has both running."""
+
+NOTIFIER = "notifier"
+"""The third, of a deployment that has somebody to notify."""
+
+DASHBOARD = "dashboard"
+"""One more, of a deployment that shows itself in browsers; it only reads."""
+
+ALL_PROCESSES = (*PROCESSES, NOTIFIER, DASHBOARD)
 
 ALIVE: tuple[State, ...] = ("running", "silent")
 """States of a process that exists."""
@@ -58,16 +73,31 @@ class ProcessStatus:
         return None if self.updated_at is None else (datetime.now(UTC) - self.updated_at).total_seconds()
 
     @property
+    def unwritten_s(self) -> float | None:
+        """Seconds since the log took a message of the producer; since its start when it has taken none."""
+        logged_s = self.report.get("last_logged_age_s")
+        if isinstance(logged_s, float) and self.age_s is not None:
+            return self.age_s + logged_s
+        return None if self.started_at is None else (datetime.now(UTC) - self.started_at).total_seconds()
+
+    @property
     def healthy(self) -> bool:
         """Whether it does its work."""
         return self.state == "running"
+
+
+def processes_of(settings: Settings) -> tuple[str, ...]:
+    """The processes of a deployment with these settings."""
+    notifier = (NOTIFIER,) if settings.notify.targets else ()
+    dashboard = (DASHBOARD,) if settings.serve.enabled else ()
+    return (*PROCESSES, *notifier, *dashboard)
 
 
 class StatusFile:
     """Writes the file of this process."""
 
     def __init__(self, state_dir: Path, name: str, restarts: int = 0) -> None:
-        """`state_dir` is `<lake>/_cryptopulse`. Writes a first, empty report.
+        """`state_dir`: see `Settings.state_dir`. Writes a first, empty report.
 
         Raises ConfigurationError when the folder can't be written.
         """
@@ -77,6 +107,7 @@ class StatusFile:
             "pid": os.getpid(),
             "pid_started_at": _process_start(os.getpid()),
             "parent_pid": os.getppid(),
+            "host": socket.gethostname(),
             "started_at": _iso_now(),
             "restarts": restarts,
         }
@@ -85,7 +116,8 @@ class StatusFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._write("running", None)
         except OSError as error:
-            raise ConfigurationError(f"Can't write to {self._path.parent}: {error.strerror}.") from error
+            if not (is_full(error) or error.errno == errno.EROFS):  # see `report`; readers need not write
+                raise ConfigurationError(f"Can't write to {self._path.parent}: {error.strerror}.") from error
 
     def report(self, report: Mapping[str, object]) -> None:
         """Replaces the process's figures with `report` (values that JSON can hold).
@@ -136,7 +168,7 @@ def read_status(state_dir: Path, name: str) -> ProcessStatus:
             updated_at=datetime.fromisoformat(content["updated_at"]),
             restarts=content["restarts"],
             error=content["error"],
-            orphaned=state in ALIVE and _parent(content["pid"]) != content["parent_pid"],
+            orphaned=state in ALIVE and _is_here(content) and _parent(content["pid"]) != content["parent_pid"],
             report=content["report"],
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -149,12 +181,19 @@ def _judge(content: dict[str, object]) -> State:
             return "stopped"
         case "failed":
             return "failed"
+    age_s = time.time() - datetime.fromisoformat(str(content["updated_at"])).timestamp()
+    if not _is_here(content):
+        return "running" if age_s < SILENT_AFTER_S else "dead"
     # A number alone may belong to another process by now; its start time tells them apart.
     started = _process_start(int(str(content["pid"])))
     if started is None or abs(started - float(str(content["pid_started_at"]))) > 2:  # the clock may be set meanwhile
         return "dead"
-    age_s = time.time() - datetime.fromisoformat(str(content["updated_at"])).timestamp()
     return "running" if age_s < SILENT_AFTER_S else "silent"
+
+
+def _is_here(content: dict[str, object]) -> bool:
+    """Whether the process is one of this machine or container: of another one the process table can't be seen."""
+    return content.get("host") == socket.gethostname()
 
 
 def _process_start(pid: int) -> float | None:

@@ -3,7 +3,8 @@
 Each process is in one of these states; only `Supervisor.step` moves it::
 
     WAITING ──pause over──▶ RUNNING ──died──▶ WAITING     started again, after a pause that doubles
-       │                       │  └──────────▶ FAILED      died too often, or of an error that stays
+       │                       │  └──────────▶ FAILED      died too often (but of a full disk), or of an error
+       │                       │                           that stays
        └──────────────┬────────┘
                 stop asked, its turn
                       ▼
@@ -11,7 +12,8 @@ Each process is in one of these states; only `Supervisor.step` moves it::
 
 The order of ending is the order of the list: the producer first, which writes what it holds to the log,
 then the processing, which brings the log's contents through to gold. A FAILED process ends all others, in
-order.
+order. One that the others do without is never given up, unless it refuses its very first start: then somebody has just
+started the deployment, and is there to read why.
 
 Nothing here blocks: the owner calls `step` some ten times a second until `done`, and can draw between the
 calls.
@@ -44,6 +46,9 @@ _log = structlog.get_logger()
 _EXIT_CODES_THAT_STAY = frozenset({2, 4, 5})
 """Of `cryptopulse.errors`: configuration, damage, a lake in other hands. Starting again would not help."""
 
+_EXIT_CODE_OF_A_FULL_DISK = 3
+"""Somebody will make room, however long it takes: tried again for ever, while the other process goes on."""
+
 
 @dataclass(frozen=True)
 class ProcessSpec:
@@ -60,6 +65,8 @@ class ProcessSpec:
     """Unset: ours."""
     folder: Path | None = None
     """Working directory. Unset: ours."""
+    is_essential: bool = True
+    """Whether the deployment can't go on without it."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ class _Process:
         self.deaths.append(now)
         while now - self.deaths[0] > self.policy.within_s:
             self.deaths.popleft()
-        if self.exit_code in _EXIT_CODES_THAT_STAY or len(self.deaths) >= self.policy.deaths_max:
+        if self._is_hopeless():
             self.state = ProcessState.FAILED
             _log.error("process_given_up", name=self.spec.name, exit=self.exit_text, deaths=len(self.deaths))
             return
@@ -154,6 +161,13 @@ class _Process:
         self.state = ProcessState.WAITING
         self.start_at = now + pause_s
         _log.warning("process_died", name=self.spec.name, exit=self.exit_text, restart_in_s=pause_s)
+
+    def _is_hopeless(self) -> bool:
+        stays = self.exit_code in _EXIT_CODES_THAT_STAY
+        if not self.spec.is_essential:
+            return stays and self.starts == 1
+        is_too_often = len(self.deaths) >= self.policy.deaths_max and self.exit_code != _EXIT_CODE_OF_A_FULL_DISK
+        return stays or is_too_often
 
     @property
     def exit_text(self) -> str:

@@ -21,7 +21,7 @@ def _events(value: Any) -> Message:
     return message(json.dumps({"channel": "market_trades", "events": value}).encode())
 
 
-NOT_JSON = "not a JSON object"
+NOT_JSON = "not a JSON object with a type or a channel"
 BAD = {
     "invalid JSON": (message(b'{"type":"match",'), NOT_JSON),
     "text": (message(b"hello"), NOT_JSON),
@@ -31,16 +31,22 @@ BAD = {
     "binary": (message(bytes(range(256))), NOT_JSON),
     "NUL bytes": (message(b"\0" * 64), NOT_JSON),
     "a NUL after an object": (message(b'{"type":"heartbeat"}\0'), NOT_JSON),
-    "array": (message(b"[1,2]"), "neither type nor channel"),
-    "number": (message(b"17"), "neither type nor channel"),
+    "array": (message(b"[1,2]"), NOT_JSON),
+    "number": (message(b"17"), NOT_JSON),
     "null": (message(b"null"), NOT_JSON),
-    "true": (message(b"true"), "neither type nor channel"),
-    "string": (message(b'"match"'), "neither type nor channel"),
+    "true": (message(b"true"), NOT_JSON),
+    "string": (message(b'"match"'), NOT_JSON),
+    "invalid UTF-8 in a member that nobody reads": (
+        message(b'{"type":"match","maker_order_id":"\xff",' + GOOD.match()["body"][17:]),
+        NOT_JSON,
+    ),
+    "two trades in one message": (message(GOOD.match()["body"] * 2), NOT_JSON),
+    "REST page with a second one": (message(page([GOOD])["body"] * 2, "rest", "BTC-USD"), "not a JSON array of trades"),
     "two objects": (message(b'{"type":"heartbeat"}{"type":"heartbeat"}'), NOT_JSON),
-    "empty object": (message(b"{}"), "neither type nor channel"),
+    "empty object": (message(b"{}"), NOT_JSON),
     "unknown type": (message(b'{"type":"surprise"}'), "unknown message type"),
     "unknown channel": (message(b'{"channel":"surprise"}'), "unknown channel"),
-    "type null": (message(b'{"type":null}'), "neither type nor channel"),
+    "type null": (message(b'{"type":null}'), NOT_JSON),
     "type number": (message(b'{"type":5}'), "unknown message type"),
     "no product": (_match(product_id=None), "product_id"),
     "lower-case product": (_match(product_id="btc-usd"), "product_id"),
@@ -100,8 +106,8 @@ BAD = {
     "Advanced with a trade null": (_events([{"trades": [None]}]), "product_id"),
     "REST page of text": (message(b"Bad gateway", "rest", "BTC-USD"), "not a JSON array of trades"),
     "REST page that is an object": (message(b'{"message":"NotFound"}', "rest", "BTC-USD"), "not a JSON array"),
-    "REST page of numbers": (message(b"[1,2]", "rest", "BTC-USD"), ""),
-    "REST page of nulls": (message(b"[null]", "rest", "BTC-USD"), "trade_id"),
+    "REST page of numbers": (message(b"[1,2]", "rest", "BTC-USD"), "not a JSON array of trades"),
+    "REST page of nulls": (message(b"[null]", "rest", "BTC-USD"), "not a JSON array of trades"),
     "REST page without product": (message(page([GOOD])["body"], "rest", ""), "product_id"),
     "REST page cut short": (message(page([GOOD])["body"][:-5], "rest", "BTC-USD"), "not a JSON array"),
 }

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cryptopulse.lake.tables import BARS, COVERAGE, SILVER, STATS
-from support import Lake, Message, Trade, advanced, at, message, model_bars, model_coverage, model_stats, page
+from cryptopulse.lake.tables import BARS, COMPLETENESS, COVERAGE, SILVER, STATS
+from support import (
+    Lake,
+    Message,
+    Trade,
+    advanced,
+    at,
+    message,
+    model_bars,
+    model_completeness,
+    model_coverage,
+    model_stats,
+    page,
+)
 
 RULES = {"rules": [{"threshold_pct": "1.0", "lookback_s": 30, "cool_down_s": 15}, {"name": "long", "lookback_s": 200}]}
 NO_QUOTIENTS = ("vwap", "window_date")
@@ -57,43 +71,75 @@ def _stream(chance: random.Random, trades: Sequence[Trade]) -> list[Message]:
     return messages
 
 
+def _ids(one: Message) -> Iterator[tuple[str, int]]:
+    """The trades (symbol, id) of a message: found by text, apart from the pipeline's parsing."""
+    if one["body"] == b"junk":
+        return
+    body = json.loads(one["body"])
+    rows = body if isinstance(body, list) else body.get("events", [{"trades": [body]}])[0]["trades"]
+    for row in rows:
+        if "trade_id" in row and row["price"] != "-1":
+            yield row.get("product_id") or one["partition_key"], int(row["trade_id"])
+
+
 def _told(messages: Sequence[Message], trades: Sequence[Trade]) -> list[Trade]:
-    """The trades that some message holds: counted by text, apart from the pipeline's parsing."""
-    import json
-
-    keys = set()
+    """The trades that some message holds, with the source of the first one that does."""
+    sources: dict[tuple[str, int], str] = {}
     for one in messages:
-        if one["body"] == b"junk":
-            continue
-        body = json.loads(one["body"])
-        rows = body if isinstance(body, list) else body.get("events", [{"trades": [body]}])[0]["trades"]
-        keys |= {
-            (row.get("product_id") or one["partition_key"], int(row["trade_id"]))
-            for row in rows
-            if "trade_id" in row and row["price"] != "-1"
-        }
-    return [trade for trade in trades if (trade.symbol, trade.trade_id) in keys]
+        for key in _ids(one):
+            sources.setdefault(key, one["source"])
+    keyed = {(trade.symbol, trade.trade_id): trade for trade in trades}
+    return [replace(trade, source=sources[key]) for key, trade in keyed.items() if key in sources]
 
 
-def _check_against_models(lake: Lake, trades: Sequence[Trade]) -> None:
+def _skipped(messages: Sequence[Message]) -> set[tuple[str, int]]:
+    """The ids between two that stand beside each other on a page."""
+    pages = [sorted(_ids(one)) for one in messages if one["source"] == "rest"]
+    return {
+        (symbol, gone)
+        for ids in pages
+        for (symbol, below), (_, above) in pairwise(ids)
+        for gone in range(below + 1, above)
+    }
+
+
+def _check_against_models(lake: Lake, trades: Sequence[Trade], absent: set[tuple[str, int]]) -> None:
     assert [(r["symbol"], r["trade_id"]) for r in lake.rows(SILVER)] == [(t.symbol, t.trade_id) for t in sorted(trades)]
     assert lake.rows(COVERAGE) == model_coverage(trades)
     assert lake.rows(BARS, *NO_QUOTIENTS) == model_bars(trades)
     stats = lake.rows(STATS, "window_date")
     close = [row | {name: pytest.approx(row[name], abs=1e-9) for name in STATS_FLOATS} for row in stats]
     assert model_stats(trades) == close
+    assert lake.rows(COMPLETENESS, "window_date") == model_completeness(trades, absent)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(seed=st.integers(0, 2**32), cuts=st.lists(st.integers(1, 40), max_size=5), batch=st.sampled_from([1000, 13, 5]))
+_CUTTING = given(
+    seed=st.integers(0, 2**32), cuts=st.lists(st.integers(1, 40), max_size=5), batch=st.sampled_from([1000, 13, 5])
+)
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@_CUTTING
+def test_some_cuttings_of_a_stream_give_the_same_tables(seed: int, cuts: list[int], batch: int) -> None:
+    check_cutting(seed, cuts, batch)
+
+
+@pytest.mark.long
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@_CUTTING
 def test_any_cutting_of_a_stream_gives_the_same_tables(seed: int, cuts: list[int], batch: int) -> None:
+    check_cutting(seed, cuts, batch)
+
+
+def check_cutting(seed: int, cuts: list[int], batch: int) -> None:
+    """A random stream, taken in whole and in pieces."""
     chance = random.Random(seed)
     trades = _market(chance)
     stream = _stream(chance, trades)
     with tempfile.TemporaryDirectory() as folder:
         whole, pieces = (Lake(Path(folder) / name, alerts=RULES) for name in ("whole", "pieces"))
         whole.take_in(stream)
-        _check_against_models(whole, _told(stream, trades))
+        _check_against_models(whole, _told(stream, trades), _skipped(stream))
         rest = list(stream)
         for cut in [*cuts, len(rest)]:
             now, rest = rest[:cut], rest[cut:]
@@ -105,17 +151,36 @@ def test_any_cutting_of_a_stream_gives_the_same_tables(seed: int, cuts: list[int
         pieces.close()
 
 
+def test_a_rebuild_takes_few_pages_at_once_and_gives_the_same_tables(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of the REST interface holds up to a thousand trades: a batch is bounded by pages as well."""
+    monkeypatch.setattr("cryptopulse.engine.bronze._PAGES_MAX", 2)
+    trades = [Trade("BTC-USD", n, at(n), "5") for n in range(1, 41)]
+    pages = [page(trades[start : start + 5]) for start in range(20, 40, 5)]
+    lake.take_in([*(trade.match() for trade in trades[:20]), *pages])
+    before = lake.contents()
+    lake.rebuild()
+    assert lake.contents() == before
+    loads = lake.arrow(SILVER)["load_timestamp"].unique()
+    assert len(loads) == 2  # twenty messages with two pages, then the other two
+
+
 def test_the_same_stream_twice_changes_nothing_but_bronze(lake: Lake) -> None:
     chance = random.Random(5)
     stream = _stream(chance, _market(chance))
     lake.take_in(one for one in stream if one["body"] != b"junk" and b'"-1"' not in one["body"])
-    versions = _loads(lake)
+    files = _files(lake)
     lake.take_in(one for one in stream if one["body"] != b"junk" and b'"-1"' not in one["body"])
-    assert _loads(lake) == versions
+    assert _files(lake) == files
 
 
-def _loads(lake: Lake) -> dict[str, Any]:
-    return {table.qualified: lake.delta(table).version() for table in (SILVER, COVERAGE, BARS, STATS)}
+def _files(lake: Lake) -> dict[str, list[str]]:
+    """What was written, take-overs aside."""
+    return {
+        table.qualified: sorted(lake.delta(table).file_uris())
+        for table in (SILVER, COVERAGE, BARS, STATS, COMPLETENESS)
+    }
 
 
 def _bar(lake: Lake) -> dict[str, bool]:

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from cryptopulse.engine.embedded import EmbeddedEngine
-from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, COVERAGE, QUARANTINE, SILVER, STATS
+from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, QUARANTINE, SILVER, STATS, TABLES
 from cryptopulse.log import MESSAGE_SCHEMA
 from cryptopulse.log.sqlite import SqliteLog
 from cryptopulse.settings import load_settings
@@ -32,14 +32,7 @@ from support_processes import (
 )
 
 LOADS = ("load_timestamp", "detected_at")
-DERIVED = (SILVER, QUARANTINE, COVERAGE, ALERTS, BARS, STATS)
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    made = Processes(tmp_path)
-    yield made
-    made.close()
+DERIVED = TABLES[1:]
 
 
 @pytest.fixture

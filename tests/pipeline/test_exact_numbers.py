@@ -67,7 +67,7 @@ def test_no_filter_loses_a_row(filled: Lake, table: Table, column: str) -> None:
 @pytest.mark.parametrize("column", ["price", "trade_size"])
 def test_sql_engines_find_every_decimal_too(filled: Lake, column: str) -> None:
     fusion = QueryBuilder().register("t", filled.delta(SILVER))
-    with reader.connect(filled.path) as duck:
+    with reader.connect(filled.settings.location) as duck:
         for value in {row[column] for row in filled.rows(SILVER)}:
             expected = sum(row[column] == value for row in filled.rows(SILVER))
             where = f"{column} = CAST('{value:f}' AS DECIMAL(38,12))"

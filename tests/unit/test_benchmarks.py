@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -10,11 +12,20 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks lie beside the tests, not in the package
 
 from benchmarks import machine, report
 from benchmarks.catchup import CatchUp, Drain
+from benchmarks.cluster.commits import Follower, alert_latencies_ms, episodes, received_us, silver_latencies_ms
+from benchmarks.cluster.engines import Use, watched
+from benchmarks.cluster.feed import PacedFeed
+from benchmarks.cluster.measure import CatchUp as ClusterCatchUp
+from benchmarks.cluster.measure import Latency
+from benchmarks.cluster.measure import Live as ClusterLive
+from benchmarks.cluster.tables import Measured
+from benchmarks.cluster.tables import tables_of as cluster_tables_of
 from benchmarks.live import Hop, worst_of
 from benchmarks.messages import message_batches
 from benchmarks.results import Results, Target, targets_of
@@ -23,6 +34,7 @@ from benchmarks.startup import Startup, age_of
 from benchmarks.storage import LogStorage, SchemaStorage, Storage, log_storage
 from benchmarks.tables import tables_of
 
+from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.log import MESSAGE_SCHEMA
 from cryptopulse.log.sqlite import SqliteLog
 
@@ -125,3 +137,113 @@ def test_the_report_says_what_was_missed_on_the_terminals_tables_in_markdown_and
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["catchup"]["runs"][0]["seconds"] == 2.0
     assert [target["met"] for target in figures["targets"]] == [False, True, False]
+
+
+def test_without_the_jars_the_cluster_benchmark_says_in_one_line_what_installs_them(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.cluster", "--dir", str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "CLUSTER_JARS": str(tmp_path / "nothing")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "is missing; `make cluster` installs" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_paced_feed_sends_every_trade_once_and_none_before_it_is_due(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log.db", 1 << 30)
+    feed = PacedFeed(log, rate=4_000, crashes_at_s=[0.1])
+    while feed.age_s < 0.5:
+        before_us = time.time_ns() // 1000
+        feed.step()
+        (_, end), now_us = log.bounds(0), time.time_ns() // 1000
+        sent = log.read(0, log.origin(0), 100_000)
+        assert (sent.num_rows, end - log.origin(0)) == (feed.sent, feed.sent)
+        received_us = sent["received_time"].cast(pa.int64()).to_pylist()
+        assert received_us == sorted(received_us)
+        assert not received_us or received_us[-1] <= now_us
+        time.sleep(0.005)
+    assert received_us[-1] > before_us - 100_000
+    found = [json.loads(body) for body in sent["body"].to_pylist()]
+    log.close()
+    assert len({(trade["product_id"], trade["trade_id"]) for trade in found}) == feed.sent
+    assert 0.5 * 4_000 * 0.5 < feed.sent < 1.6 * 4_000 * 0.6
+    assert feed.crashing == {"BTC-USD"}
+
+
+def test_a_latency_is_the_time_from_receipt_to_the_commit_that_added_the_row(tmp_path: Path) -> None:
+    received = [1_000.000_001, 1_001.0, 1_002.0]
+    trades = [("BTC-USD", 1), ("BTC-USD", 2), ("ETH-USD", 2)]
+    follower, at = Follower(tmp_path, SILVER), [1_000.5, 1_003.0]
+    for version, rows in enumerate(((0, 1), (1, 3))):
+        written = pa.table(
+            {
+                "symbol": [symbol for symbol, _ in trades[slice(*rows)]],
+                "trade_id": [trade_id for _, trade_id in trades[slice(*rows)]],
+                "ingestion_time": pa.array(
+                    [round(t * 1e6) for t in received[slice(*rows)]], pa.timestamp("us", tz="UTC")
+                ),
+            }
+        )
+        write_deltalake(str(tmp_path / "silver" / "fact_crypto_trades"), written, mode="append")
+        log = tmp_path / "silver" / "fact_crypto_trades" / "_delta_log"
+        os.utime(log / f"{version:020d}.json", (at[version], at[version]))
+        follower.look()
+    DeltaTable(str(tmp_path / "silver" / "fact_crypto_trades")).optimize.compact()  # adds files, but no rows
+    follower.look()
+    assert follower.rows == 3
+    commits = follower.commits
+    assert silver_latencies_ms(commits, 0, 2_000_000_000).tolist() == pytest.approx([499.999, 2000.0, 1000.0])
+    assert silver_latencies_ms(commits, 1_001_000_000, 1_002_000_000).tolist() == pytest.approx([2000.0])
+    opened = {("BTC-USD", 2): 1_001.25}
+    assert alert_latencies_ms(opened, received_us(commits)).tolist() == pytest.approx([250.0])
+
+
+def test_an_alert_is_there_from_the_first_commit_with_it_on(tmp_path: Path) -> None:
+    path, follower = tmp_path / "gold" / "dm_market_alerts", Follower(tmp_path, ALERTS)
+    for version, ids in enumerate(([7], [7, 9])):
+        rows = pa.table({"symbol": ["BTC-USD"] * len(ids), "trigger_trade_id": ids})
+        write_deltalake(str(path), rows, mode="overwrite")
+        os.utime(path / "_delta_log" / f"{version:020d}.json", (100.0 + version, 100.0 + version))
+    follower.look()
+    assert episodes(follower.commits) == {("BTC-USD", 7): 100.0, ("BTC-USD", 9): 101.0}
+
+
+def test_both_engines_stand_beside_each_other_with_start_up_and_without(tmp_path: Path) -> None:
+    latency = Latency(100.0, 200.0, 300.0, 60_000)
+    measured = Measured(
+        titles=["embedded", "Spark local[2]"],
+        caught_up=[ClusterCatchUp(1_000, 1.0, 3.0, 400.0), ClusterCatchUp(1_000, 12.0, 32.0, 2_000.0)],
+        lives=[ClusterLive(1_000.0, 60.0, first_s, latency, latency, 0.1, 1.25, 400.0) for first_s in (2.0, 15.0)],
+        versions={"Spark": "4.0.0", "Java": "17.0.1"},
+    )
+    text = report.markdown(cluster_tables_of(machine.describe(tmp_path), measured))
+    assert "|  | embedded | Spark local[2] |" in text
+    assert "| trades/s through gold, start-up included | 333 | 31 |" in text
+    assert "| trades/s through gold, without start-up | 500 | 50 |" in text
+    assert "| process start → first trade in silver, s | 2.0 | 15.0 |" in text
+    assert "| CPU live, % of a core | 125 | 125 |" in text
+    assert "Spark 4.0.0, Java 17.0.1" in text
+
+
+def test_memory_is_that_of_a_process_and_of_its_children() -> None:
+    child = "import sys; held = bytearray(60_000_000); sys.stdin.read()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE) as popen, watched(popen.pid) as use:
+        deadline = time.monotonic() + 60
+        while use.pss_peak_mb <= 60 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert popen.stdin is not None
+        popen.stdin.close()
+    assert use.pss_peak_mb > 60
+
+
+def test_cores_used_are_those_between_two_moments() -> None:
+    use = Use(cpu_s=[(100.0, 0.5), (101.0, 1.5), (103.0, 5.5), (104.0, 5.6)])
+    assert use.cores(100.5, 103.5) == 2.0
+    assert use.cores(103.5, 110.0) == 0.0

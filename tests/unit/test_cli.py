@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 import typer
 
 from cryptopulse import cli
@@ -28,15 +27,21 @@ COMMANDS = [
     "run",
     "produce",
     "process",
+    "notify",
     "simulate",
     "status",
     "sql",
     "replay",
+    "serve",
     "rebuild",
+    "backfill",
+    "audit",
     "init",
     "config",
+    "ddl",
 ]
-COMMAND_LINES = [[name] for name in COMMANDS] + [["alerts"], ["alerts", "list"], ["alerts", "backtest"]]
+ALERTS = [["alerts"], ["alerts", "list"], ["alerts", "backtest"], ["alerts", "test-notify"]]
+COMMAND_LINES = [[name] for name in COMMANDS] + ALERTS
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +54,6 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     handlers = logging.getLogger().handlers[:]
     yield tmp_path
-    structlog.reset_defaults()
     logging.captureWarnings(capture=False)
     logging.getLogger().handlers[:] = handlers
 
@@ -105,7 +109,7 @@ def test_every_option_says_what_it_is(command: list[str]) -> None:
 def test_help_documents_every_exit_code(run: Run) -> None:
     _, out, _ = run("--help")
     words = " ".join(out.split())
-    for code in (0, 1, 2, 3, 4, 5, 6, 130):
+    for code in (0, 1, 2, 3, 4, 5, 6, 7, 8, 130):
         assert re.search(rf"\b{code} [a-z]", words), code
 
 
@@ -133,6 +137,10 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["replay", "none.jsonl"], "no recording none.jsonl"),
         (["demo", "--for", "long"], "'long' is no length of time"),
         (["demo", "--feed", "kraken"], "--feed kraken"),
+        (["demo", "--notify"], "name nobody to notify"),
+        (["notify"], "There is nobody to notify"),
+        (["alerts", "test-notify"], "There is nobody to notify"),
+        (["status", "--process", "feed"], "producer or processing or notifier"),
         (["alerts", "backtest", "--rule", "threshold=1"], "Rule part 'threshold=1'"),
         (["alerts", "backtest", "--rule", "threshold_pct=-1"], "Rule, threshold_pct"),
         (["alerts", "backtest", "--start", "yesterday"], "'yesterday' is no time"),
@@ -233,6 +241,16 @@ def test_status_of_a_lake_on_which_nothing_runs_is_exit_code_3(run: Run) -> None
     assert (code, err) == (3, "")
     assert [process["state"] for process in json.loads(out)["processes"]] == ["absent", "absent"]
     assert run("status")[0] == 3
+
+
+def test_status_knows_of_a_notifier_only_where_somebody_is_to_be_notified(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "notifier" not in run("status")[1]
+    monkeypatch.setenv("CRYPTOPULSE_NOTIFY__TARGETS", '[{"url": "json://127.0.0.1"}]')
+    code, out, _ = run("status", "--json")
+    assert code == 3
+    assert [process["name"] for process in json.loads(out)["processes"]] == ["producer", "processing", "notifier"]
 
 
 def test_the_simulator_says_where_it_is_and_ends_when_told(clean: Path) -> None:

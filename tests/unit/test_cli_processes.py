@@ -18,16 +18,18 @@ import pytest
 from deltalake import DeltaTable, QueryBuilder
 
 from cryptopulse.status import read_status
+from support_notify import SECRET, Webhook
 
 PROGRAM = [sys.executable, "-m", "cryptopulse"]
 
 
 @pytest.fixture
 def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory and no variables of ours."""
+    """An empty working directory, no variables of ours but one, and no dashboard with `run`."""
     for name in list(os.environ):
         if name.startswith("CRYPTOPULSE_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("CRYPTOPULSE_SERVE__ENABLED", "false")  # tests/unit/test_serve_process.py has it
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -75,17 +77,28 @@ def trades(lake: Path) -> list[tuple[str, int]]:
     return [(row["symbol"], row["trade_id"]) for row in pa.table(rows).to_pylist()]
 
 
-def test_the_demo_stores_every_trade_once_and_finds_its_crash(clean: Path) -> None:
-    demo = call("demo", "--lake", "lake", "--products", "3", "--rate", "150", "--for", "18s")
+def test_the_demo_stores_every_trade_once_finds_its_crash_and_tells_of_it_on_request(
+    clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webhook = Webhook()
+    monkeypatch.setenv("CRYPTOPULSE_NOTIFY__TARGETS", webhook.targets())
+    monkeypatch.setenv("CRYPTOPULSE_FEED__PRODUCTS", "NONE-USD")  # a demo does not care
+    demo = call("demo", "--notify", "--lake", "lake", "--products", "3", "--rate", "150", "--for", "25s")
+    webhook.close()
+    monkeypatch.delenv("CRYPTOPULSE_NOTIFY__TARGETS")
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "0 lost, 0 duplicated" in demo.stdout
     assert "exactly one FLASH_CRASH row" in demo.stdout
     assert "ALERT  FLASH_CRASH BTC-USD" in demo.stdout
+    assert re.search(r"dashboard: http://127.0.0.1:\d+\n", demo.stdout)
     assert len(re.findall(r"cryptopulse sql --lake lake \"SELECT .*\"\n", demo.stdout)) == 3
-    states = [read_status(clean / "lake" / "_cryptopulse", name).state for name in ("producer", "processing")]
-    assert states == ["stopped", "stopped"]
+    names = ("producer", "processing", "notifier", "dashboard")
+    assert [read_status(clean / "lake" / "_cryptopulse", name).state for name in names] == ["stopped"] * 4
     found = json.loads(call("alerts", "list", "--lake", "lake", "--products", "btc-usd", "--json").stdout)
     assert [alert["alert_type"] for alert in found] == ["FLASH_CRASH"]
+    assert webhook.told[0] == (found[0]["alert_id"], "opened")
+    everything = demo.stdout + "".join(path.read_text() for path in (clean / "lake" / "_cryptopulse").rglob("*.log"))
+    assert SECRET not in everything
     for threshold_pct, episodes in (("2.5", 1), ("5", 0)):
         rule = f"threshold_pct={threshold_pct},products=BTC-*,types=FLASH_CRASH"
         tried = call("alerts", "backtest", "--lake", "lake", "--rule", rule, "--json")

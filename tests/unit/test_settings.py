@@ -45,7 +45,7 @@ def test_an_option_leaves_the_other_settings_of_its_section_alone(clean: Path) -
 def test_a_named_configuration_file_is_read_instead_of_the_usual_one(clean: Path) -> None:
     (clean / "cryptopulse.toml").write_text('lake = "usual"')
     (clean / "other.toml").write_text('lake = "other"')
-    assert load_settings(clean / "other.toml").lake == clean / "other"
+    assert load_settings(clean / "other.toml").lake == str(clean / "other")
     with pytest.raises(ConfigurationError, match="no configuration file"):
         load_settings(clean / "missing.toml")
 
@@ -87,7 +87,7 @@ def test_a_wrong_setting_is_named_in_one_line(
 
 def test_a_mistyped_name_in_a_file_is_an_error_and_other_programs_variables_are_not(clean: Path) -> None:
     (clean / ".env").write_text("DATABASE_URL=postgres://elsewhere\nCRYPTOPULSE_LAKE=here")
-    assert load_settings().lake == clean / "here"
+    assert load_settings().lake == str(clean / "here")
     (clean / ".env").write_text("CRYPTOPULSE_LAEK=here")
     with pytest.raises(ConfigurationError, match="no such setting"):
         load_settings()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -92,6 +93,17 @@ def test_a_process_that_dies_again_and_again_is_given_up_loudly(make: Make, watc
     assert failure.value.exit_code == 6
 
 
+def test_a_full_disk_is_waited_for_however_often_it_ends_a_process(
+    make: Make, watch: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    starts = "import os, sys\nif not os.path.exists('room'): open('full-' + sys.argv[2], 'w').close(); sys.exit(3)"
+    supervisor = watch(make("worker", starts + OBEDIENT))
+    step_until(supervisor, (tmp_path / f"full-{3 * QUICK.deaths_max}").exists)
+    (tmp_path / "room").touch()
+    step_until(supervisor, lambda: any(tmp_path.glob("ready-worker-*")))
+    supervisor.check()
+
+
 def test_an_error_that_stays_is_not_tried_again_and_its_words_and_exit_code_are_passed_on(
     make: Make, watch: Callable[..., Supervisor]
 ) -> None:
@@ -142,6 +154,49 @@ def test_asking_twice_shortens_the_time_limit(make: Make, watch: Callable[..., S
     supervisor.step()
     supervisor.stop()
     step_until(supervisor, lambda: supervisor.done, within_s=5)
+
+
+def test_a_process_that_others_do_without_is_started_again_and_again_and_ends_nobody(
+    make: Make, watch: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    extra = replace(make("extra", "raise SystemExit(1)"), is_essential=False)
+    supervisor = watch(make("worker", OBEDIENT), extra)
+    step_until(supervisor, (tmp_path / "ready-worker-0").exists)
+    until = time.monotonic() + 1
+    starts = set()
+    while time.monotonic() < until:
+        supervisor.step()
+        starts.add(supervisor.pids().get("extra"))
+        time.sleep(0.005)
+    assert len(starts - {None}) > QUICK.deaths_max
+    assert supervisor.states()["worker"] is ProcessState.RUNNING
+    supervisor.stop()
+    step_until(supervisor, lambda: supervisor.done)
+    supervisor.check()
+
+
+def test_a_process_that_others_do_without_ends_all_when_it_refuses_its_very_first_start(
+    make: Make, watch: Callable[..., Supervisor]
+) -> None:
+    extra = replace(make("extra", "raise SystemExit(2)"), is_essential=False)
+    supervisor = watch(make("worker", OBEDIENT), extra)
+    step_until(supervisor, lambda: supervisor.done)
+    with pytest.raises(ProcessFailed, match="The extra ended with exit code 2") as error:
+        supervisor.check()
+    assert error.value.exit_code == 2
+
+
+def test_a_process_that_others_do_without_may_be_refused_later(make: Make, watch: Callable[..., Supervisor]) -> None:
+    extra = replace(make("extra", "import sys; raise SystemExit(2 if sys.argv[2] != '0' else 1)"), is_essential=False)
+    supervisor = watch(make("worker", OBEDIENT), extra)
+    pids = set()
+
+    def is_started_thrice() -> bool:
+        pids.add(supervisor.pids().get("extra"))
+        return len(pids - {None}) >= 3
+
+    step_until(supervisor, is_started_thrice)
+    assert supervisor.states()["worker"] is ProcessState.RUNNING
 
 
 def test_a_process_waiting_for_its_restart_is_not_started_after_the_end_was_asked_for(

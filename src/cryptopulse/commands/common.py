@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from cryptopulse.log.sqlite import SqliteLog
     from cryptopulse.settings import Settings
 
-Lake = Annotated[Path | None, typer.Option("--lake", metavar="DIR", help="Folder of the tables. [default: ./lake]")]
+Lake = Annotated[
+    str | None,
+    typer.Option("--lake", metavar="PLACE", help="Where the tables are: folder, s3://… or abfss://… [default: ./lake]"),
+]
 Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Configuration file. [default: ./cryptopulse.toml]"),
@@ -28,13 +30,14 @@ Products = Annotated[
     typer.Option("--products", metavar="IDS", help='Products, as in BTC-USD,ETH-USD; "" for all of a currency.'),
 ]
 Feed = Annotated[
-    str | None, typer.Option("--feed", metavar="exchange|advanced", help="Which of Coinbase's public feeds.")
+    str | None, typer.Option("--feed", metavar="exchange|advanced|both", help="Which of Coinbase's public feeds.")
 ]
 WebsocketUrl = Annotated[
     str | None,
     typer.Option("--websocket-url", metavar="URL", help="Another WebSocket address: a simulator's."),
 ]
 RestUrl = Annotated[str | None, typer.Option("--rest-url", metavar="URL", help="Another REST address: a simulator's.")]
+Dashboard = Annotated[bool, typer.Option("--dashboard/--no-dashboard", help="Show it in browsers as well.")]
 Json = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
 Supervised = Annotated[int | None, typer.Option("--supervised", hidden=True)]
 LogFile = Annotated[Path | None, typer.Option("--log-file", hidden=True)]
@@ -43,40 +46,37 @@ Progress = Callable[[int, int], None]
 
 
 def settings_from(
-    lake: Path | None,
+    lake: str | None,
     config: Path | None,
     products: str | None = None,
     feed: str | None = None,
+    engine: str | None = None,
+    serve: Mapping[str, object] | None = None,
     **urls: str | None,
 ) -> Settings:
     """All settings, with the options that were given on top.
 
-    `urls`: `websocket_url` and `rest_url`. Raises ConfigurationError.
+    `serve`: those of the section of that name. `urls`: `websocket_url` and `rest_url`. Raises ConfigurationError.
     """
     from cryptopulse.settings import load_settings
 
-    return load_settings(config, lake=lake, feed={"products": products, "dialect": feed, **urls})
+    feed_options = {"products": products, "dialect": feed, **urls}
+    return load_settings(config, lake=lake, feed=feed_options, processing={"engine": engine}, serve=serve)
 
 
 def require_lake(settings: Settings) -> None:
     """Raises ConfigurationError when there is no lake yet: for commands that make none."""
-    from cryptopulse.lake.reader import connect
+    from cryptopulse.lake.access import present
 
-    connect(settings.lake).close()
+    present(settings.location)
 
 
-def open_log(settings: Settings) -> SqliteLog:
-    """The log of these settings. Raises ConfigurationError when its folder can't be written."""
-    from cryptopulse.errors import ConfigurationError
-    from cryptopulse.log.sqlite import SqliteLog
+def quiet(settings: Settings) -> None:
+    """Logs only warnings: for commands whose summary is the news."""
+    from cryptopulse import logging_setup
 
-    try:
-        settings.log_path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"Can't make the folder {settings.log_path.parent}: {error.strerror}. Choose another with --lake."
-        ) from error
-    return SqliteLog(settings.log_path, settings.log.size_max_mb << 20)
+    level = "DEBUG" if settings.logging.level == "DEBUG" else "WARNING"
+    logging_setup.configure(settings.logging.model_copy(update={"level": level}), "cryptopulse")
 
 
 def print_json(value: object) -> None:
@@ -157,7 +157,7 @@ def reported(
     if supervised is not None:
         stop_with_parent()
     # Before our own file takes the place of the one that shows it.
-    wait_until_free(settings.state_dir, [name])
+    wait_until_free(settings.state_dir, settings.lake, [name])
     status = StatusFile(settings.state_dir, name, supervised or 0)
     try:
         yield status.report

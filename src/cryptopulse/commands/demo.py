@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cryptopulse.commands.common import Feed
+from cryptopulse.commands.common import Dashboard, Feed
 
 
 def register(app: typer.Typer) -> None:
@@ -29,10 +29,15 @@ def demo(
     products: Annotated[int, typer.Option(min=2, max=500, metavar="N", help="How many products.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same trades.")] = 1,
     feed: Feed = None,
+    notify: Annotated[
+        bool, typer.Option("--notify", help="Tell the targets of notify.targets of the demo's alerts.")
+    ] = False,
+    dashboard: Dashboard = True,
 ) -> None:
     """See it work: a simulated exchange, the whole pipeline, a flash crash; then a check of every trade."""
     from cryptopulse.demo import DemoOptions, run_demo
     from cryptopulse.durations import parse_duration
+    from cryptopulse.settings import load_settings
 
     seconds = None if duration is None else parse_duration(duration)
     options = DemoOptions(
@@ -42,5 +47,7 @@ def demo(
         products=products,
         seed=seed,
         feed=feed or "exchange",
+        notify=load_settings().notify if notify else None,
+        dashboard=dashboard,
     )
     raise typer.Exit(0 if run_demo(options) else 1)

@@ -11,10 +11,10 @@ from cryptopulse.commands.common import (
     Config,
     Json,
     Lake,
-    open_log,
     print_json,
     print_table,
     progress_bar,
+    quiet,
     require_lake,
     settings_from,
 )
@@ -42,10 +42,11 @@ def replay(
     if not file.is_file():
         raise ConfigurationError(f"There is no recording {file}.")
 
+    from cryptopulse.log.opening import open_log
     from cryptopulse.replay import replay as replay_file
 
     settings = load_settings(config, lake=lake, processing={"batch_messages_max": batch_messages})
-    _quiet(settings)
+    quiet(settings)
     log = open_log(settings)
     try:
         with progress_bar("messages") as progress:
@@ -61,8 +62,9 @@ def rebuild(lake: Lake = None, config: Config = None, json: Json = False) -> Non
     require_lake(settings)
 
     from cryptopulse import pipeline
+    from cryptopulse.log.opening import open_log
 
-    _quiet(settings)
+    quiet(settings)
     log = open_log(settings)
     try:
         with progress_bar("messages") as progress:
@@ -70,14 +72,6 @@ def rebuild(lake: Lake = None, config: Config = None, json: Json = False) -> Non
     finally:
         log.close()
     _print_result(result, json, f"Made silver and gold of {settings.lake} again")
-
-
-def _quiet(settings: Any) -> None:
-    """Only warnings: the summary is the news of these commands."""
-    from cryptopulse import logging_setup
-
-    level = "DEBUG" if settings.logging.level == "DEBUG" else "WARNING"
-    logging_setup.configure(settings.logging.model_copy(update={"level": level}), "cryptopulse")
 
 
 def _print_result(result: dict[str, Any], json: bool, what: str) -> None:

@@ -1,4 +1,4 @@
-"""`run`, `produce` and `process`: the way from the feed to the tables."""
+"""`run`, `produce`, `process` and `notify`: the way from the feed to the tables, and to who is told of alerts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from cryptopulse.commands.common import (
     Config,
+    Dashboard,
     Feed,
     Lake,
     LogFile,
@@ -15,11 +16,20 @@ from cryptopulse.commands.common import (
     RestUrl,
     Supervised,
     WebsocketUrl,
-    open_log,
     reported,
     settings_from,
 )
 
+_Engine = Annotated[
+    str | None, typer.Option("--engine", metavar="NAME", help="embedded or spark. [default: processing.engine]")
+]
+_Steps = Annotated[
+    str | None,
+    typer.Option(
+        "--steps", metavar="LIST", help="Only these of Spark's: bronze, silver, alerts, prices. [default: all]"
+    ),
+]
+_Once = Annotated[bool, typer.Option("--once", help="Work off what the log holds now, and end.")]
 _View = Annotated[bool | None, typer.Option("--view/--no-view", help="The live view. [default: only on a terminal]")]
 
 
@@ -27,7 +37,8 @@ def register(app: typer.Typer) -> None:
     """Adds the commands to `app`."""
     app.command(epilog="Example: cryptopulse run --products BTC-USD,ETH-USD --lake lake")(run)
     app.command(epilog="Example: cryptopulse produce --feed advanced --lake lake")(produce)
-    app.command(epilog="Example: cryptopulse process --lake lake")(process)
+    app.command(epilog="Example: cryptopulse process --lake lake --once")(process)
+    app.command(epilog="Example: cryptopulse notify --lake lake")(notify)
 
 
 def run(
@@ -38,9 +49,11 @@ def run(
     websocket_url: WebsocketUrl = None,
     rest_url: RestUrl = None,
     view: _View = None,
+    dashboard: Dashboard = True,
 ) -> None:
     """Keep the tables up to date with the live feed, until Ctrl-C."""
     from cryptopulse.deployment import Deployment, run_until_stopped
+    from cryptopulse.status import DASHBOARD, processes_of
 
     settings = settings_from(lake, config, products, feed, websocket_url=websocket_url, rest_url=rest_url)
     options = {
@@ -51,7 +64,8 @@ def run(
         "--websocket-url": websocket_url,
         "--rest-url": rest_url,
     }
-    run_until_stopped(settings, Deployment(settings.state_dir, options), view)
+    processes = [name for name in processes_of(settings) if dashboard or name != DASHBOARD]
+    run_until_stopped(settings, Deployment(settings.state_dir, options, processes=processes), view)
 
 
 def produce(
@@ -68,6 +82,7 @@ def produce(
     settings = settings_from(lake, config, products, feed, websocket_url=websocket_url, rest_url=rest_url)
     with reported(settings, "producer", supervised, log_file) as report:
         from cryptopulse.deployment import run_producer
+        from cryptopulse.log.opening import open_log
 
         run_producer(settings, open_log(settings), report)
 
@@ -75,12 +90,38 @@ def produce(
 def process(
     lake: Lake = None,
     config: Config = None,
+    engine: _Engine = None,
+    steps: _Steps = None,
+    once: _Once = False,
     supervised: Supervised = None,
     log_file: LogFile = None,
 ) -> None:
     """Bring the log's messages into the tables: the second half of `run`, alone."""
-    settings = settings_from(lake, config)
-    with reported(settings, "processing", supervised, log_file) as report:
-        from cryptopulse.deployment import run_processing
+    from cryptopulse.settings import STEPS
 
-        run_processing(settings, open_log(settings), report)
+    settings = settings_from(lake, config, engine=engine)
+    chosen = tuple(step.strip() for step in steps.split(",")) if steps else STEPS
+    # Several jobs may share the steps of one lake; each has its own status.
+    name = "processing" if chosen == STEPS else f"processing-{'-'.join(chosen)}"
+    with reported(settings, name, supervised, log_file) as report:
+        from cryptopulse.deployment import drain_log, run_processing
+        from cryptopulse.log.opening import open_log
+
+        if once:
+            report(drain_log(settings, open_log(settings), chosen))
+        else:
+            run_processing(settings, open_log(settings), report, chosen)
+
+
+def notify(
+    lake: Lake = None,
+    config: Config = None,
+    supervised: Supervised = None,
+    log_file: LogFile = None,
+) -> None:
+    """Tell the targets of `notify.targets` of alerts: `run` starts it by itself when there are any."""
+    settings = settings_from(lake, config)
+    with reported(settings, "notifier", supervised, log_file) as report:
+        from cryptopulse.deployment import run_notifier
+
+        run_notifier(settings, report)

@@ -30,6 +30,9 @@ def simulate(
     ] = "20",
     rate: Annotated[float, typer.Option(metavar="N", help="Trades a second, all products together.")] = 100.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same trades.")] = 1,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: for other containers as well.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes any free one.")] = 8765,
     speed: Annotated[float, typer.Option(help="Market seconds in a second; 0: as fast as it is read.")] = 1.0,
     episode: Annotated[
@@ -63,6 +66,7 @@ def simulate(
         products=_products(products),
         rate=rate,
         seed=seed,
+        host=host,
         port=port,
         speed=speed,
         episodes=[parse_episode(text) for text in episode or ()],

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +20,6 @@ from cryptopulse.engine.delta import LOAD, NOTHING_YET, DeltaHandle
 from cryptopulse.engine.held import Held
 from cryptopulse.engine.recent import MICROS
 from cryptopulse.engine.rows import shaped, stamped
-from cryptopulse.engine.session import Session
 from cryptopulse.engine.windows import between_us
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
@@ -43,7 +43,7 @@ _RULES_SCHEMA = pa.schema(
 _NO_EPISODES = ALERTS.arrow_schema.empty_table()
 _SPAN_COLUMNS = ("symbol", "event_time_min", "event_time_max")
 # Closed episodes stay in memory so long: twice the longest cool-down. Trades later than half of it ask the table.
-_EPISODES_KEPT_US = 2 * 86_400 * MICROS
+EPISODES_KEPT_US = 2 * 86_400 * MICROS
 _HOLD_S = 2.0  # an update of an open episode costs some 60 ms (judging, commit) that new trades wait for
 _MARKER_US = 30 * MICROS  # a position that moved so far without rows is committed: bounds what a restart judges again
 
@@ -56,6 +56,13 @@ class Judgement:
     replaced: list[str]
 
 
+class Session(Protocol):
+    """What runs the rule: DuckDB over Arrow tables, or Spark, which takes its own data frames as well."""
+
+    def derive(self, name: str, inputs: Mapping[str, Any]) -> pa.Table:
+        """The rows of the canonical statement `name` over `inputs` (qualified name → rows)."""
+
+
 class AlertJudge:
     """Judges trades by `rules`."""
 
@@ -66,22 +73,24 @@ class AlertJudge:
         self._rules_of: dict[str, list[dict[str, object]]] = {}
         self.lookback_max_s = max((rule.lookback_s for rule in rules), default=0)
         self.threshold_min_pct = float(min((rule.threshold_pct for rule in rules), default=100))
-        # Once on nothing: translating and planning the statement takes 0.1 s, for which the first crash must not wait.
+
+    def warm_up(self) -> None:
+        """Judges nothing: planning the statement takes 0.1 s, for which the first crash must not wait."""
         self.judge(SILVER.arrow_schema.empty_table(), lambda _: SILVER.arrow_schema.empty_table(), _NO_EPISODES, 0)
 
     def judge(
         self,
         news: pa.Table,
-        trades: Callable[[pa.Table], pa.Table],
+        trades: Callable[[pa.Table], Any],
         known: pa.Table,
         watermark_us: int,
         suspects: Set[tuple[str, str]] | None = None,
     ) -> Judgement | None:
-        """Judges the trades `news` (silver's columns), for all rules or only for those of `suspects` (symbol, type).
+        """Judges the trades `news` (symbol, event_time), for all rules or only for those of `suspects` (symbol, type).
 
-        `trades` gives silver's trades for a table of (symbol, judge_from, judge_to): from one look-back before to one
-        after. `known` are the episodes so far that could be near. `watermark_us` is the newest event time of silver:
-        episodes that were quiet since close. Returns None when nothing changed.
+        `trades` gives silver's trades, as the session takes them, for a table of (symbol, judge_from, judge_to): from
+        one look-back before to one after. `known` are the episodes so far that could be near. `watermark_us` is the
+        newest event time of silver: episodes that were quiet since close. Returns None when nothing changed.
         """
         scoped = self._scoped(news, suspects)
         stretch = trades(scoped)
@@ -305,11 +314,11 @@ class AlertStep:
 
     def _known(self, news: pa.Table) -> pa.Table:
         earliest = pc.cast(pc.min(news["event_time"]), pa.int64()).as_py()
-        if earliest >= self._held.watermark_us - _EPISODES_KEPT_US // 2:
+        if earliest >= self._held.watermark_us - EPISODES_KEPT_US // 2:
             return self.episodes
         return self._handle.read(_ALERT_COLUMNS)
 
     def _near(self, episodes: pa.Table) -> pa.Table:
-        kept_from = pa.scalar(self._held.watermark_us - _EPISODES_KEPT_US)
+        kept_from = pa.scalar(self._held.watermark_us - EPISODES_KEPT_US)
         is_recent = pc.greater_equal(pc.cast(episodes["last_trigger_at"], pa.int64()), kept_from)
         return episodes.filter(pc.or_(is_recent, pc.equal(episodes["state"], "OPEN")))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
 
 from cryptopulse.engine.alerts import AlertJudge, stretch_bounds_us
-from cryptopulse.engine.delta import read_table, table_path
+from cryptopulse.engine.delta import read_table
 from cryptopulse.engine.recent import MICROS
 from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.engine.session import Session
 from cryptopulse.engine.windows import between_us
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.access import is_there
+from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
 
@@ -26,7 +26,7 @@ _COLUMNS = ", ".join(SILVER.arrow_schema.names)
 
 
 def backtest(
-    lake: Path,
+    lake: LakeLocation,
     rules: Sequence[AlertRule],
     symbols: Sequence[str] = (),
     start: datetime | None = None,
@@ -39,7 +39,7 @@ def backtest(
     those before `start` still count as look-back. `progress` is called with hours judged and hours in all.
     Raises ConfigurationError when the lake has no trades table.
     """
-    if not DeltaTable.is_deltatable(str(table_path(lake, SILVER))):
+    if not is_there(lake, SILVER):
         raise ConfigurationError(f"There are no trades at {lake}: name a lake with --lake.")
     only = f" AND symbol IN ({', '.join(repr(symbol) for symbol in symbols)})" if symbols else ""
     first_us = _micros(start) if start else 0
@@ -79,7 +79,7 @@ def _judged(
     return pa.concat_tables([kept, shaped(stamped(judgement.episodes, watermark_us), ALERTS)])
 
 
-def _hours_with_trades(lake: Path, where: str) -> list[int]:
+def _hours_with_trades(lake: LakeLocation, where: str) -> list[int]:
     column = "date_trunc('hour', event_time)"
     found = read_table(lake, SILVER, f"{column} AS hour", f"{where} GROUP BY {column}")
     return sorted(pc.cast(found["hour"], pa.int64()).to_pylist())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,16 +11,18 @@ import pyarrow.compute as pc
 from cryptopulse.engine import Commit
 from cryptopulse.engine.delta import NOTHING_YET, DeltaHandle, read_table
 from cryptopulse.engine.rows import constant_time, shaped
+from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import BRONZE
 
 _HANDED_MAX = 2  # batches kept in memory after they were stored: the one in work, and the one stored meanwhile
+_PAGES_MAX = 500  # of up to 1,000 trades and 150 kB: as much work as half a million messages
 _COLUMNS = ", ".join(f'"{name}"' for name in BRONZE.arrow_schema.names)
 
 
 class Bronze:
     """The table of raw messages. One thread stores; another may ask for news."""
 
-    def __init__(self, lake: Path, handle: DeltaHandle, batch_max: int) -> None:
+    def __init__(self, lake: LakeLocation, handle: DeltaHandle, batch_max: int) -> None:
         """`batch_max`: how many messages are read from the table at once."""
         self._lake = lake
         self._handle = handle
@@ -65,8 +66,16 @@ class Bronze:
             return None
         if first in handed:
             return handed[first]
-        within = f'"partition" = {partition} AND "offset" >= {first} AND "offset" < {first + self._batch_max}'
-        return read_table(self._lake, BRONZE, _COLUMNS, within).sort_by("offset")
+        within = f'"partition" = {partition} AND "offset" >= {first}'
+        end = self._end_of_stretch(within, first)
+        return read_table(self._lake, BRONZE, _COLUMNS, f'{within} AND "offset" < {end}').sort_by("offset")
+
+    def _end_of_stretch(self, within: str, first: int) -> int:
+        """Where a batch that starts at `first` ends: a page of the REST interface weighs like a thousand messages."""
+        end = first + self._batch_max
+        pages = read_table(self._lake, BRONZE, '"offset"', f"{within} AND \"offset\" < {end} AND source = 'rest'")
+        offsets = sorted(pages["offset"].to_pylist())
+        return offsets[_PAGES_MAX] if len(offsets) > _PAGES_MAX else end
 
     def _stored_on_disk(self, partition: int) -> int:
         """By the table's `txn`, or by its rows when those outlived it in a power cut."""

@@ -5,15 +5,17 @@ the log or of bronze, or the upstream table) the position that the commit consum
 a commit when another handle wrote the same one meanwhile, but it does not enforce their order. So a handle knows the
 positions it expects; whenever it looks at the table anew and finds others, another pipeline has taken over, and it
 refuses to go on (`Fenced`).
+
+A pipeline that starts takes over every table by a commit without rows, which carries the number of the take-over like
+a position, as each commit after it does. So whoever worked on the lake before is fenced from all tables at once, also
+from those to which the new one has nothing to write yet.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import time
+import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pyarrow as pa
 from deltalake import (
@@ -26,10 +28,12 @@ from deltalake import (
     WriterProperties,
     write_deltalake,
 )
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import CommitFailedError
 
-from cryptopulse.engine.durability import POSITIONS
-from cryptopulse.errors import Fenced, LakeDamaged, LakeFull
+from cryptopulse.engine.repair import POSITIONS
+from cryptopulse.errors import Fenced
+from cryptopulse.lake.access import is_there, opened, reading, storage
+from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import Table
 
 _Write = Callable[[DeltaTable, pa.Table, CommitProperties], None]
@@ -40,6 +44,10 @@ NOTHING_YET = -1
 LOAD = "load"
 """The source name under which a table's commits carry their own load_timestamp."""
 
+OWNER = "owner"
+"""The source name under which a table's commits carry the number of the take-over that they belong to."""
+
+_COMMIT = "cryptopulse.commit"  # in the first line of each commit: its own name
 _REOPEN_COMMITS = 20  # a handle kept for ever gets slow: 12 ms a commit after 100 commits, 54 after 400 (measured)
 _RETRIES_MAX = 10  # conflicts with compaction; each retry looks at the table anew
 _HARDLY_REPEAT = {"BINARY", "BIGINT", "TIMESTAMP"}
@@ -48,19 +56,15 @@ _PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 _NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 
 
-def table_path(lake: Path, table: Table) -> Path:
-    """`<lake>/<schema>/<table>`."""
-    return lake / table.schema / table.name
-
-
-def read_table(lake: Path, table: Table, columns: str, where: str = "true") -> pa.Table:
+def read_table(lake: LakeLocation, table: Table, columns: str, where: str = "true") -> pa.Table:
     """`SELECT columns WHERE where` over the table's newest version, by a handle of its own."""
-    return _select(DeltaTable(str(table_path(lake, table))), columns, where)
+    return _select(lake, table, opened(lake, table), columns, where)
 
 
-def _select(delta: DeltaTable, columns: str, where: str) -> pa.Table:
-    query = QueryBuilder().register("t", delta)
-    found = pa.table(query.execute(f"SELECT {columns} FROM t WHERE {where}").read_all())  # noqa: S608 - all ours
+def _select(lake: LakeLocation, table: Table, delta: DeltaTable, columns: str, where: str) -> pa.Table:
+    with reading(lake, table):
+        query = QueryBuilder().register("t", delta)
+        found = pa.table(query.execute(f"SELECT {columns} FROM t WHERE {where}").read_all())  # noqa: S608 - all ours
     return found.cast(pa.schema([field.with_type(_PLAIN.get(field.type, field.type)) for field in found.schema]))
 
 
@@ -79,26 +83,30 @@ def writer_properties(table: Table) -> WriterProperties:
 class DeltaHandle:
     """One table of the lake, for the one process that writes it. Use from one thread at a time."""
 
-    def __init__(self, lake: Path, table: Table, properties: Mapping[str, str]) -> None:
+    def __init__(self, lake: LakeLocation, table: Table, properties: Mapping[str, str]) -> None:
         """Opens the table under `lake`, creating it with `properties` when it isn't there.
 
-        Raises LakeDamaged when it can't be opened.
+        Raises LakeDamaged when it can't be opened; ConfigurationError and LakeUnreachable of a lake elsewhere, as
+        every method that reads or writes (`cryptopulse.lake.access.storage`).
         """
         self.table = table
-        self.path = table_path(lake, table)
+        self.lake = lake
         self._writer = writer_properties(table)
-        if not DeltaTable.is_deltatable(str(self.path)):
-            DeltaTable.create(
-                str(self.path),
-                table.arrow_schema,
-                name=table.name,
-                description=table.comment,
-                partition_by=list(table.partition_by),
-                configuration={**table.properties, **properties},
-            )
-        self._delta = self._opened()
+        if not is_there(lake, table):
+            with storage(lake):
+                DeltaTable.create(
+                    lake.table_url(table),
+                    table.arrow_schema,
+                    name=table.name,
+                    description=table.comment,
+                    partition_by=list(table.partition_by),
+                    configuration={**table.properties, **properties},
+                    storage_options=lake.storage_options,
+                )
+        self._delta = opened(self.lake, self.table)
         self._seen: dict[str, int] = {}
         self._positions: dict[str, int] = {}
+        self._owner: dict[str, int] = {}
         self._commits_since_open = 0
         self.commits = 0
         self.rows_written = 0
@@ -107,6 +115,34 @@ class DeltaHandle:
     def version(self) -> int:
         """The Delta version last seen."""
         return self._delta.version()
+
+    @property
+    def owner(self) -> int:
+        """Number of the last take-over of the table that this handle knows of; NOTHING_YET before the first."""
+        return self._recorded(OWNER)
+
+    def take_over(self, owner: int) -> None:
+        """Fences everybody else from this table: the take-over number `owner` is committed, and goes with each commit
+        from now on. To be called before any position is asked for. Raises Fenced when another pipeline was quicker.
+        """
+        for _ in range(_RETRIES_MAX):
+            if self._recorded(OWNER) >= owner:
+                break
+            name, commit = self._properties({OWNER: owner})
+            try:
+                self._mark(commit)
+            except CommitFailedError:  # another start, or a last commit of the pipeline before
+                if not self._is_there(name):
+                    self._delta = opened(self.lake, self.table)
+                    continue
+            self._owner[OWNER] = self._seen[OWNER] = owner
+            return
+        raise Fenced(f"Another pipeline has just started on {self.lake}. This one ends, and has written nothing.")
+
+    def check_owner(self, newest: DeltaTable) -> None:
+        """Raises Fenced unless the table as `newest` shows it is still this handle's."""
+        if newest.transaction_version(self._app_id(OWNER)) != self._owner.get(OWNER):
+            raise Fenced(f"Another pipeline has taken over {self.table.qualified}. Run one pipeline per lake.")
 
     def position(self, source: str) -> int:
         """What was consumed of `source`, included; NOTHING_YET at first."""
@@ -160,11 +196,18 @@ class DeltaHandle:
 
     def read(self, columns: str, where: str = "true") -> pa.Table:
         """`SELECT columns WHERE where` over the table as this handle sees it; file statistics prune."""
-        return _select(self._delta, columns, where)
+        return _select(self.lake, self.table, self._delta, columns, where)
+
+    def rows(self) -> int:
+        """How many rows the table has as this handle sees it, by its files' own counts: no file is read."""
+        counts = self._delta.get_add_actions(flatten=True)["num_records"].to_pylist()
+        if None in counts:  # another writer's
+            return int(self.read("count(*) AS n")["n"][0].as_py())
+        return sum(counts)
 
     def reopen(self) -> None:
         """Looks at the table anew. Raises Fenced when the positions there are not this handle's."""
-        held, self._delta = self._delta, self._opened()
+        held, self._delta = self._delta, opened(self.lake, self.table)
         recorded = {source: self._recorded(source) for source in self._seen}
         if recorded != self._seen:
             self._delta = held  # stays behind, so that whatever it tries to commit later is refused too
@@ -175,42 +218,60 @@ class DeltaHandle:
         self._commits_since_open = 0
 
     def _commit(self, write: _Write, rows: pa.Table, positions: Mapping[str, int]) -> None:
-        transactions = [Transaction(self._app_id(source), position) for source, position in positions.items()]
-        commit = CommitProperties(custom_metadata={POSITIONS: str(len(transactions))}, app_transactions=transactions)
+        name, commit = self._properties({**positions, **self._owner})
         for attempt in range(_RETRIES_MAX):
             try:
-                write(self._delta, rows, commit)
+                with storage(self.lake):
+                    write(self._delta, rows, commit)
                 break
             except CommitFailedError:
+                if self._is_there(name):
+                    break
                 self.reopen()  # raises Fenced when it was no compaction
                 if attempt == _RETRIES_MAX - 1:
                     raise
-            except DeltaError as error:
-                if os.strerror(errno.ENOSPC) not in str(error):  # delta-rs has no type for it
-                    raise
-                raise LakeFull(
-                    f"The disk under {self.path} is full. Free some space and start again: nothing is lost, the log "
-                    "keeps what has arrived."
-                ) from error
         self._seen |= positions
         self._positions |= positions
         self.commits += 1
         self.rows_written += rows.num_rows
         self._commits_since_open += 1
 
+    def _mark(self, commit: CommitProperties) -> None:
+        """Commits without rows."""
+        with storage(self.lake):
+            self._delta.create_write_transaction(
+                [],
+                "append",
+                self.table.arrow_schema,
+                commit_properties=commit,
+                post_commithook_properties=_NO_HOOKS,
+            )
+
+    def _properties(self, positions: Mapping[str, int]) -> tuple[str, CommitProperties]:
+        """A new commit's name, and what it carries."""
+        name = uuid.uuid4().hex
+        return name, CommitProperties(
+            custom_metadata={POSITIONS: str(len(positions)), _COMMIT: name},
+            app_transactions=[Transaction(self._app_id(source), position) for source, position in positions.items()],
+        )
+
     def refresh_if_due(self) -> None:
         """Reopens a handle that has become slow. Call it when nobody waits."""
         if self._commits_since_open >= _REOPEN_COMMITS:
             self.reopen()
 
-    def _opened(self) -> DeltaTable:
-        try:
-            return DeltaTable(str(self.path))
-        except DeltaError as error:
-            raise LakeDamaged(
-                f"Table {self.table.qualified} at {self.path} can't be opened: {str(error).splitlines()[0]}. "
-                "If bronze is sound, `cryptopulse rebuild` makes silver and gold again."
-            ) from error
+    def _is_there(self, name: str) -> bool:
+        """Whether a commit of ours that was refused is in the table after all: a storage whose answer got lost is asked
+        again, and then says that the version exists. If so, the handle goes on from it.
+        """
+        if self.lake.folder:  # a link is made or not
+            return False
+        fresh = opened(self.lake, self.table)
+        with storage(self.lake):
+            found = any(entry.get(_COMMIT) == name for entry in fresh.history(fresh.version() - self.version))
+        if found:
+            self._delta = fresh
+        return found
 
     def _app_id(self, source: str) -> str:
         return f"cryptopulse:{self.table.qualified}:{source}"

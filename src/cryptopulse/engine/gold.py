@@ -20,23 +20,7 @@ _STATS_US = STATS.window_seconds * MICROS
 _BARS_KEPT_US = 3 * _STATS_US  # live statistics are made of the bars of the open window, late ones of the one before
 _FAR_US = 4_102_444_800 * MICROS  # 2100-01-01
 _BARS_COLUMNS = ", ".join(f'"{name}"' for name in BARS.arrow_schema.names)
-
-# The ids next to what is new, when they are held: whether a bar is complete depends on them.
-_NEIGHBOURS_SQL = """
-WITH runs AS (
-    SELECT symbol, trade_id, trade_id - row_number() OVER (PARTITION BY symbol ORDER BY trade_id) AS run FROM gappy),
-edges AS (
-    SELECT symbol, first - 1 AS before, last + 1 AS after FROM dense
-    UNION ALL
-    SELECT symbol, min(trade_id) - 1, max(trade_id) + 1 FROM runs GROUP BY symbol, run),
-neighbours AS (
-    SELECT e.symbol, e.before AS trade_id FROM edges AS e
-    JOIN coverage AS c ON c.symbol = e.symbol AND e.before BETWEEN c.first_trade_id AND c.last_trade_id
-    UNION
-    SELECT e.symbol, e.after FROM edges AS e
-    JOIN coverage AS c ON c.symbol = e.symbol AND e.after BETWEEN c.first_trade_id AND c.last_trade_id)
-SELECT symbol, trade_id FROM neighbours
-"""
+_NEIGHBOURS = "silver.neighbour_ids"
 
 
 class WindowSteps:
@@ -105,23 +89,23 @@ class WindowSteps:
         window, or at an edge of a bar that the table knows (times follow ids).
         """
         dense, gappy = id_spans(news)
-        at_tails, elsewhere = [], []
-        for symbol, first, last in zip(*(column.to_pylist() for column in dense.columns), strict=True):
+        at_tails, elsewhere = [], set(pc.unique(gappy["symbol"]).to_pylist())
+        for symbol, first, _last in zip(*(column.to_pylist() for column in dense.columns), strict=True):
             tail, window_us = self._tails.get(symbol, (first - 2, 0))
             if tail == first - 1:
                 at_tails.append({"symbol": symbol, "window_us": window_us})
             elif tail >= first:
-                elsewhere.append({"symbol": symbol, "first": first, "last": last})
+                elsewhere.add(symbol)
         parts = [touched, pa.Table.from_pylist(at_tails, schema=touched.schema)]
-        if elsewhere or gappy.num_rows:
-            late = pa.Table.from_pylist(elsewhere, schema=dense.schema)
-            parts.append(self._neighbours(late, gappy, coverage).cast(touched.schema))
+        if elsewhere:
+            ids = news.select(["symbol", "trade_id"])
+            late = ids.filter(pc.is_in(ids["symbol"], pa.array(sorted(elsewhere), pa.string())))
+            parts.append(self._neighbours(late, coverage).cast(touched.schema))
         return distinct_windows(pa.concat_tables(parts))
 
-    def _neighbours(self, dense: pa.Table, gappy: pa.Table, coverage: pa.Table) -> pa.Table:
-        """The windows of bars that begin or end with the neighbour of one of these trades."""
-        inputs = {"dense": dense, "gappy": gappy, "coverage": coverage}
-        found = self._session.query(_NEIGHBOURS_SQL, inputs)
+    def _neighbours(self, ids: pa.Table, coverage: pa.Table) -> pa.Table:
+        """The windows of bars that begin or end with the neighbour of one of the new trades `ids`."""
+        found = self._session.derive(_NEIGHBOURS, {SILVER.qualified: ids, COVERAGE.qualified: coverage})
         if found.num_rows == 0:
             return pa.table({"symbol": pa.array([], pa.string()), "window_us": pa.array([], pa.int64())})
         edges = ", ".join(map(str, pc.unique(found["trade_id"]).to_pylist()))
@@ -155,17 +139,25 @@ class WindowSteps:
         self, handle: DeltaHandle, touched: pa.Table, inputs: Mapping[str, pa.Table], positions: Mapping[str, int]
     ) -> pa.Table:
         """Derives the rows of the `touched` windows and puts them in the place of the old ones."""
-        table, load = handle.table, handle.next_load()
-        derived = self._session.derive(table.qualified, inputs)
-        rows = shaped(stamped(derived.filter(in_windows(derived, touched)), load), table)
-        runs = Runs(touched, table.window_seconds)
-        condition = runs.condition("window_start", "window_date")
-        written = rows if runs.are_exact else pa.concat_tables([rows, self._others(handle, touched, condition)])
-        handle.replace(written, condition, {**positions, LOAD: load})
-        return rows
+        derived = self._session.derive(handle.table.qualified, inputs)
+        return replace_windows(handle, derived.filter(in_windows(derived, touched)), touched, positions)
 
-    def _others(self, handle: DeltaHandle, touched: pa.Table, condition: str) -> pa.Table:
-        """The rows that match `condition` but are of other windows: they stay as they are."""
-        names = ", ".join(f'"{name}"' for name in handle.table.arrow_schema.names)
-        matching = handle.read(names, condition)
-        return shaped(matching.filter(pc.invert(in_windows(matching, touched))), handle.table)
+
+def replace_windows(
+    handle: DeltaHandle, derived: pa.Table, touched: pa.Table, positions: Mapping[str, int]
+) -> pa.Table:
+    """Puts the rows `derived` in the place of those of the `touched` windows; returns them as they are in the table."""
+    table, load = handle.table, handle.next_load()
+    rows = shaped(stamped(derived, load), table)
+    runs = Runs(touched, table.window_seconds)
+    condition = runs.condition("window_start", "window_date")
+    written = rows if runs.are_exact else pa.concat_tables([rows, _others(handle, touched, condition)])
+    handle.replace(written, condition, {**positions, LOAD: load})
+    return rows
+
+
+def _others(handle: DeltaHandle, touched: pa.Table, condition: str) -> pa.Table:
+    """The rows that match `condition` but are of other windows: they stay as they are."""
+    names = ", ".join(f'"{name}"' for name in handle.table.arrow_schema.names)
+    matching = handle.read(names, condition)
+    return shaped(matching.filter(pc.invert(in_windows(matching, touched))), handle.table)

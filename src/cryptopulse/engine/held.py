@@ -1,30 +1,37 @@
-"""What silver holds, in memory: the intervals of trade ids and the newest trades. All of it can be read again."""
+"""What silver holds, in memory: the intervals of trade ids and the newest trades; and which ids are proved absent.
+
+All of it can be read again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import structlog
 
 from cryptopulse.engine.delta import LOAD, NOTHING_YET, DeltaHandle, read_table, utc_literal
 from cryptopulse.engine.recent import MICROS, RecentTrades
 from cryptopulse.engine.session import Session
 from cryptopulse.engine.windows import between_us
-from cryptopulse.lake.tables import COVERAGE, SILVER
+from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.tables import ABSENT, COVERAGE, SILVER
 
 _MINUTE_US = 60 * MICROS
 _INTERVALS_SCHEMA = pa.schema([("symbol", pa.string()), ("first_trade_id", pa.int64()), ("last_trade_id", pa.int64())])
 _COLUMNS = ", ".join(SILVER.arrow_schema.names)
+_INTERVAL = ", ".join(_INTERVALS_SCHEMA.names)
+
+logger = structlog.get_logger()
 
 
 class Held:
     """Silver as the other tables need it. The fast lane changes it, any thread may read it."""
 
     def __init__(
-        self, lake: Path, session: Session, handles: Mapping[str, DeltaHandle], seen_to: int, keep_s: int
+        self, lake: LakeLocation, session: Session, handles: Mapping[str, DeltaHandle], seen_to: int, keep_s: int
     ) -> None:
         """Reads what silver and its coverage hold.
 
@@ -37,20 +44,20 @@ class Held:
         self._keep_s = keep_s
         last = silver.read("max(load_timestamp) AS at")["at"]
         silver.skip_to(LOAD, max(silver.position(LOAD), pc.cast(last, pa.int64())[0].as_py() or NOTHING_YET))
-        if coverage.position("silver") > silver.position(LOAD):
-            # A power cut took the end of silver but not of its coverage: intervals would claim ids that are gone.
-            coverage.replace(COVERAGE.arrow_schema.empty_table(), None, {"silver": NOTHING_YET})
         # Gold may have kept what silver lost; news must come after what gold has seen, even if the clock went back.
         silver.skip_to(LOAD, max(silver.position(LOAD), seen_to))
         self.position = silver.position(LOAD)
         """load_timestamp of silver's newest commit, µs UTC."""
+        self.holes_changed = 0
+        """Grows when a hole comes, goes or is proved absent. Read it before the intervals: then none is overlooked."""
         self._intervals: tuple[pa.Table, dict[str, tuple[int, int]]]
         """All intervals but each product's newest, and those."""
-        self._split(coverage.read("symbol, first_trade_id, last_trade_id").cast(_INTERVALS_SCHEMA))
-        self._cover(silver.read("symbol, trade_id", after(coverage.position("silver"))))
+        self._load_coverage(silver, coverage)
         newest = pc.cast(silver.read("max(event_time) AS at", "event_time <= now()")["at"], pa.int64())[0].as_py()
         self.watermark_us: int = newest or 0
         """Newest event time (µs UTC) of silver that is not in the future."""
+        self.absent = handles[ABSENT.qualified].read(f"DISTINCT {_INTERVAL}").cast(_INTERVALS_SCHEMA)
+        """Intervals of ids that pages proved absent; they may overlap, and some of their ids may be held after all."""
         self.recent = RecentTrades(keep_s)
         self._load_recent(silver)
 
@@ -61,6 +68,12 @@ class Held:
         newest = pc.cast(pc.max(trades["event_time"]), pa.int64()).as_py()
         self.watermark_us = max(self.watermark_us, min(newest, position))
         self.position = position
+
+    def add_absent(self, proofs: pa.Table) -> None:
+        """Takes in new rows of silver.absent_trade_ids."""
+        both = pa.concat_tables([self.absent, proofs.select(_INTERVALS_SCHEMA.names).cast(_INTERVALS_SCHEMA)])
+        self.absent = both.group_by(_INTERVALS_SCHEMA.names).aggregate([])
+        self.holes_changed += 1
 
     def since(self, position: int) -> pa.Table | None:
         """Silver's rows after `position`, from memory or else from the table; None when there are none."""
@@ -96,6 +109,7 @@ class Held:
             return
         inputs = {SILVER.qualified: ids, COVERAGE.qualified: self.coverage}
         self._split(self._session.derive(COVERAGE.qualified, inputs).cast(_INTERVALS_SCHEMA))
+        self.holes_changed += 1
 
     def _lengthen(self, spans: list[tuple[str, int, int]]) -> None:
         earlier, newest, left = self._intervals[0], dict(self._intervals[1]), []
@@ -108,6 +122,7 @@ class Held:
         if left:
             earlier = pa.concat_tables([earlier, pa.Table.from_pylist(left, schema=_INTERVALS_SCHEMA)])
         self._intervals = (earlier, newest)
+        self.holes_changed += len(left)
 
     def _split(self, intervals: pa.Table) -> None:
         """Takes each product's newest interval apart from the earlier ones, which seldom change."""
@@ -120,6 +135,23 @@ class Held:
         }
         # One assignment: another thread sees both or neither.
         self._intervals = (ordered.filter(pa.array(~is_newest)).combine_chunks(), by_symbol)
+
+    def _load_coverage(self, silver: DeltaHandle, coverage: DeltaHandle) -> None:
+        """Reads the intervals, and covers what silver took in since they were written.
+
+        They must count as many ids as silver has rows. They don't when a power cut, a restore or a deletion took rows
+        of silver and left the intervals, which would claim ids that are gone and keep them out for ever: then all are
+        made again. (No row of silver is ever missing in them: what is newer than they are is read from silver.)
+        """
+        self._split(coverage.read("symbol, first_trade_id, last_trade_id").cast(_INTERVALS_SCHEMA))
+        self._cover(silver.read("symbol, trade_id", after(coverage.position("silver"))))
+        intervals = self.coverage
+        widths = pc.add(pc.subtract(intervals["last_trade_id"], intervals["first_trade_id"]), 1)
+        if (pc.sum(widths).as_py() or 0) != silver.rows():
+            logger.warning("coverage_made_again", rows=silver.rows(), ids_claimed=pc.sum(widths).as_py())
+            coverage.replace(COVERAGE.arrow_schema.empty_table(), None, {"silver": NOTHING_YET})
+            self._split(_INTERVALS_SCHEMA.empty_table())
+            self._cover(silver.read("symbol, trade_id"))
 
     def _load_recent(self, silver: DeltaHandle) -> None:
         first = (self.watermark_us - self._keep_s * MICROS) // _MINUTE_US * _MINUTE_US

@@ -1,4 +1,4 @@
-"""Bronze → silver and quarantine, and the intervals of ids beside them."""
+"""Bronze → silver, quarantine and proofs of absent ids, and the intervals of ids beside them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptopulse.engine.delta import LOAD, DeltaHandle
 from cryptopulse.engine.held import Held
 from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.engine.session import Session
-from cryptopulse.lake.tables import BRONZE, COVERAGE, QUARANTINE, SILVER, Table
+from cryptopulse.lake.tables import ABSENT, BRONZE, COVERAGE, QUARANTINE, SILVER, Table
 
 _PARSED = "silver.parsed_trades"
 _COVERAGE_HOLD_S = 2.0  # silver's ids since the last commit are read again after a kill: cheap, so seldom is fine
@@ -61,6 +61,21 @@ class MessageSteps:
                     inputs = {_PARSED: refused, BRONZE.qualified: news}
                     refused = self._session.derive(QUARANTINE.qualified, inputs)
                 return self._append(QUARANTINE, partition, news, refused)[0]
+        return None
+
+    def advance_absent(self) -> Commit | None:
+        """Bronze → the ids that pages of REST prove absent. Batches without a page are passed over at a glance."""
+        for partition in sorted(self._bronze.partitions):
+            if (news := self._news(ABSENT, partition)) is not None:
+                proofs = ABSENT.arrow_schema.empty_table()
+                if pc.index(news["source"], "rest").as_py() >= 0:
+                    parsed = self._parse(news)
+                    pages = parsed.filter(pc.equal(parsed["source"], "rest"))
+                    proofs = self._session.derive(ABSENT.qualified, {_PARSED: pages})
+                commit, _ = self._append(ABSENT, partition, news, proofs)
+                if commit.rows.num_rows:
+                    self._held.add_absent(commit.rows)
+                return commit
         return None
 
     def advance_coverage(self) -> Commit | None:

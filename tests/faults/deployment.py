@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tally import TALLY, judged
@@ -40,6 +40,8 @@ class Deployment:
     exchange: SimulatedExchange
     lake: Path
     settings: Mapping[str, str] = field(default_factory=dict)
+    clock_shift_s: float = 0.0
+    """How far the clock of `run` is ahead of the test's."""
     run: Command = field(init=False)
     died_at: datetime | None = None
     """When the last producer was killed."""
@@ -57,7 +59,9 @@ class Deployment:
         return [event for command in (*self.earlier, self.run) for event in command.events(name)]
 
     def subscriptions(self) -> list[datetime]:
-        return sorted(datetime.fromisoformat(str(event["timestamp"])) for event in self.events("subscribed"))
+        """When a producer subscribed, by the test's clock."""
+        shift = timedelta(seconds=self.clock_shift_s)
+        return sorted(datetime.fromisoformat(str(event["timestamp"])) - shift for event in self.events("subscribed"))
 
     def kill(self, name: str) -> None:
         """kill -9 of `producer`, `processing` or `run`, which is started again as its user would."""

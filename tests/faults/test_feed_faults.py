@@ -124,7 +124,7 @@ def test_a_clock_two_seconds_off_makes_no_holes_and_loses_nothing(
     wrong = Processes(folder)
     try:
         exchange = Exchange(processes, "--start", "all_subscribed", products=PRODUCTS, rate=RATE)
-        deployment = Deployment(wrong, exchange, folder / "lake")
+        deployment = Deployment(wrong, exchange, folder / "lake", clock_shift_s=shift_s)
         every = set(exchange.products)
         wait_until(lambda: {product for product, _ in deployment.tables.ids()} == every, "each product is stored")
         assert deployment.events("hole_found") == []

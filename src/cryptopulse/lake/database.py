@@ -29,7 +29,7 @@ Params = Mapping[str, object] | Sequence[object] | None
 _TYPES = {"BINARY": "BLOB", "STRING": "VARCHAR", "TIMESTAMP": "TIMESTAMPTZ"}
 _numbers = itertools.count()
 _SPILL_MAX = "16GB"  # on disk, when a query needs more than its memory
-_INTERRUPT_S = 0.05
+_INTERRUPT_S = 0.005
 _URL_QUERY = re.compile(r"(?<=://)([^\s?'\"]+)\?[^\s'\"]*")  # of a request to the storage: may be a token
 _NO_FILE = re.compile(r"No such file|No files found|does not exist|HTTP status 404|NotFound|not found", re.IGNORECASE)
 _INTERRUPTED = re.compile(r"INTERRUPT Error|Interrupted!")

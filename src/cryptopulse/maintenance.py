@@ -69,7 +69,7 @@ class _TableCare:
         self._handle = handle
         self._lake = handle.lake
         self._synced = syncing(handle.lake, handle.table)
-        self._checkpointed = self._compacted = self._opened().version()
+        self._checkpointed = self._compacted = handle.version
         self._compactions = 0
         self._vacuumed_at = time.monotonic()
 

@@ -1,6 +1,6 @@
 """A running deployment and a real browser that looks at it.
 
-Simulator, pipeline and server are processes of their own, started once for all tests of a worker. Whatever a test does,
+Simulator, pipeline and server are processes of their own, started once for the tests of a module. Whatever a test does,
 its page must write no error to the console and ask no other host for anything.
 """
 
@@ -66,7 +66,8 @@ class System:
         return f"http://127.0.0.1:{self._port}"
 
     def start_pipeline(self) -> Command:
-        self.pipeline = self._processes.start("run", "--lake", "lake", "--no-dashboard", **self.exchange.feed())
+        settings = {**self.exchange.feed(), "PROCESSING__STEP_INTERVAL_MS": "150"}  # leaves the browser some of two cores
+        self.pipeline = self._processes.start("run", "--lake", "lake", "--no-dashboard", **settings)
         return self.pipeline
 
     def start_server(self) -> Command:
@@ -103,9 +104,9 @@ def browser(chromium: str) -> Iterator[Browser]:
         launched.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def system(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """The deployment; started only when there is a browser."""
+    """The deployment; started only when there is a browser, and ended with each module: it would slow down all others."""
     processes = Processes(tmp_path_factory.mktemp("deployment"))
     yield System(processes)
     processes.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from deltalake import DeltaTable
 
 from cryptopulse import pipeline
@@ -38,6 +39,14 @@ LOADS = {"load_timestamp", "detected_at"}
 _UNIT = Decimal("1e-12")  # a trade's quote amount is rounded to it
 
 Message = dict[str, Any]
+
+
+def some(keep: int, cases: Iterable[Any]) -> list[Any]:
+    """Cases for `parametrize`: the first `keep` always, the others only in the long tests. A tuple is several arguments."""
+    return [
+        case if number < keep else pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.long)
+        for number, case in enumerate(cases)
+    ]
 
 
 def at(seconds: float) -> datetime:

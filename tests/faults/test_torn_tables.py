@@ -21,7 +21,7 @@ from untouched import copied, filled_in, stream, untouched
 from cryptopulse.errors import LakeDamaged
 from cryptopulse.lake.tables import BARS, BRONZE, COVERAGE, QUARANTINE, SILVER, TABLES, Table
 from cryptopulse.log.sqlite import SqliteLog
-from support import Lake
+from support import Lake, some
 from support_processes import Processes
 
 DERIVED = [table for table in TABLES if table is not BRONZE]
@@ -84,7 +84,7 @@ def test_a_torn_newest_commit_costs_nothing(filled: Lake, table: Table, how: str
     _check(filled)
 
 
-@pytest.mark.parametrize("tables", [TABLES[::2], TABLES[1::2]], ids=["even", "odd"])
+@pytest.mark.parametrize("tables", [TABLES[::2], pytest.param(TABLES[1::2], marks=pytest.mark.long)], ids=["even", "odd"])
 def test_several_torn_commits_cost_nothing(filled: Lake, tables: tuple[Table, ...]) -> None:
     for table in tables:
         for commit, how in zip(_commits(filled, table)[-2:], ("zero-filled", "empty"), strict=True):
@@ -108,21 +108,21 @@ def test_a_torn_data_file_costs_nothing(filled: Lake, table: Table, harm: Callab
     _check(filled)
 
 
-@pytest.mark.parametrize("harm", [_short, _zeros, Path.unlink], ids=["short", "zero-filled", "missing"])
+@pytest.mark.parametrize("harm", some(1, [_short, _zeros, Path.unlink]), ids=["short", "zero-filled", "missing"])
 def test_torn_data_files_of_all_tables_cost_nothing(filled: Lake, harm: Callable[[Path], None]) -> None:
     for table in TABLES:
         harm(_newest_parquet(filled, table))
     _check(filled)
 
 
-@pytest.mark.parametrize("how", TORN)
+@pytest.mark.parametrize("how", some(2, TORN))
 def test_every_newest_commit_torn_at_once_costs_nothing(filled: Lake, how: str) -> None:
     for table in TABLES:
         _tear(_commits(filled, table)[-1], how)
     _check(filled)
 
 
-@pytest.mark.parametrize("how", TORN)
+@pytest.mark.parametrize("how", some(2, TORN))
 def test_a_compaction_that_was_torn_neither_loses_nor_doubles_rows(filled: Lake, how: str) -> None:
     for table in (BRONZE, SILVER, QUARANTINE):
         filled.delta(table).optimize.compact()
@@ -130,7 +130,7 @@ def test_a_compaction_that_was_torn_neither_loses_nor_doubles_rows(filled: Lake,
     _check(filled)
 
 
-@pytest.mark.parametrize("how", TORN)
+@pytest.mark.parametrize("how", some(2, TORN))
 def test_tables_torn_at_their_creation_are_made_again(tmp_path: Path, how: str) -> None:
     lake = Lake(tmp_path / "lake")
     lake.drain()
@@ -144,7 +144,7 @@ def test_tables_torn_at_their_creation_are_made_again(tmp_path: Path, how: str) 
 
 
 @pytest.mark.parametrize("at_commit", [0, 1, 3], ids=["the first", "a take-over", "one in the middle"])
-@pytest.mark.parametrize("turn", [0, 3])
+@pytest.mark.parametrize("turn", some(1, [0, 3]))
 def test_every_table_torn_in_a_way_of_its_own_below_sound_commits_costs_nothing(
     filled: Lake, turn: int, at_commit: int
 ) -> None:
@@ -291,7 +291,7 @@ def _told(lake: Lake) -> str:
 HARMS = {"short": _short, "zero-filled": _zeros, "missing": Path.unlink, "blank inside": _middle}
 
 
-@pytest.mark.parametrize("table", DERIVED, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", some(3, DERIVED), ids=lambda table: table.name)
 def test_older_damage_of_a_derived_table_is_told_and_a_rebuild_repairs_it(checkpointed: Lake, table: Table) -> None:
     Path.unlink(_oldest_live(checkpointed, table))
     told = _told(checkpointed)
@@ -342,7 +342,7 @@ def test_a_commit_that_is_gone_though_a_checkpoint_has_it_is_told_and_a_rebuild_
     _check_again(checkpointed)
 
 
-@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("harm", some(2, HARMS))
 def test_the_command_that_is_named_repairs_the_lake(checkpointed: Lake, tmp_path: Path, harm: str) -> None:
     """Followed to the letter: each command in backquotes, until one does."""
     HARMS[harm](_oldest_live(checkpointed, SILVER))

@@ -28,6 +28,7 @@ from support import (
     model_coverage,
     model_stats,
     page,
+    some,
 )
 
 RULES = {"rules": [{"threshold_pct": "1.0", "lookback_s": 30, "cool_down_s": 15}, {"name": "long", "lookback_s": 200}]}
@@ -118,7 +119,7 @@ _CUTTING = given(
 )
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @_CUTTING
 def test_some_cuttings_of_a_stream_give_the_same_tables(seed: int, cuts: list[int], batch: int) -> None:
     check_cutting(seed, cuts, batch)
@@ -200,7 +201,7 @@ def test_a_bar_is_complete_once_both_neighbours_are_held_however_far_away(lake: 
     assert _bar(lake) == {"T1": False, "T2": True, "T3": True, "T4": True, "T5": False}
 
 
-@pytest.mark.parametrize("missing", [[3], [4], [3, 4], [2, 3, 4, 5]])
+@pytest.mark.parametrize("missing", some(2, [[3, 4], [4], [3], [2, 3, 4, 5]]))
 def test_a_hole_at_the_edge_of_a_minute_makes_bars_incomplete_until_it_is_filled(
     lake: Lake, missing: list[int]
 ) -> None:

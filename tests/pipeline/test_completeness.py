@@ -89,7 +89,7 @@ _COURSE = given(
 )
 
 
-@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @_COURSE
 def test_every_hour_is_right_after_every_batch_in_some_orders(seed: int, cuts: list[int], lives: list[bool]) -> None:
     check_course(seed, cuts, lives)

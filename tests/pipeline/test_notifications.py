@@ -17,6 +17,7 @@ import pytest
 
 from cryptopulse.settings import Settings
 from cryptopulse.status import processes_of, read_status
+from support import some
 from support_notify import SECRET, Market, Post, Webhook
 from support_processes import Command, Exchange, Processes, Tables, wait_until
 
@@ -126,7 +127,7 @@ def test_a_receiver_that_is_down_is_told_when_it_is_back_and_others_do_not_wait(
     assert SECRET not in notifier.said + status.stdout + str(read_status(market.lake.settings.state_dir, "notifier"))
 
 
-@pytest.mark.parametrize("code", [500, 429])
+@pytest.mark.parametrize("code", some(1, [429, 500]))
 def test_a_receiver_that_refuses_gets_it_again_until_it_takes_it(
     processes: Processes, market: Market, webhook: Webhook, code: int
 ) -> None:

@@ -42,7 +42,7 @@ Message = dict[str, Any]
 
 
 def some(keep: int, cases: Iterable[Any]) -> list[Any]:
-    """Cases for `parametrize`: the first `keep` always, the others only in the long tests. A tuple is several arguments."""
+    """Cases for `parametrize`: the first `keep` always, the others only in the long tests. A tuple: several values."""
     return [
         case if number < keep else pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.long)
         for number, case in enumerate(cases)

@@ -66,7 +66,7 @@ class System:
         return f"http://127.0.0.1:{self._port}"
 
     def start_pipeline(self) -> Command:
-        settings = {**self.exchange.feed(), "PROCESSING__STEP_INTERVAL_MS": "150"}  # leaves the browser some of two cores
+        settings = {**self.exchange.feed(), "PROCESSING__STEP_INTERVAL_MS": "150"}  # leaves the browser a core
         self.pipeline = self._processes.start("run", "--lake", "lake", "--no-dashboard", **settings)
         return self.pipeline
 
@@ -106,7 +106,7 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def system(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """The deployment; started only when there is a browser, and ended with each module: it would slow down all others."""
+    """The deployment; started only when there is a browser, ended with each module, as it slows down all others."""
     processes = Processes(tmp_path_factory.mktemp("deployment"))
     yield System(processes)
     processes.close()

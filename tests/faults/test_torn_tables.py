@@ -84,7 +84,7 @@ def test_a_torn_newest_commit_costs_nothing(filled: Lake, table: Table, how: str
     _check(filled)
 
 
-@pytest.mark.parametrize("tables", [TABLES[::2], pytest.param(TABLES[1::2], marks=pytest.mark.long)], ids=["even", "odd"])
+@pytest.mark.parametrize("tables", [TABLES[::2], pytest.param(TABLES[1::2], marks=pytest.mark.long)])
 def test_several_torn_commits_cost_nothing(filled: Lake, tables: tuple[Table, ...]) -> None:
     for table in tables:
         for commit, how in zip(_commits(filled, table)[-2:], ("zero-filled", "empty"), strict=True):

@@ -90,7 +90,10 @@ class Command:
     def stop(self, within_s: float = PATIENCE_S) -> int:
         """SIGTERM; the exit code."""
         self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(timeout=within_s)
+        try:
+            return self.popen.wait(timeout=within_s)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"no end within {within_s:g} s; it said: {self.said[-5000:]}") from error
 
 
 class Processes:

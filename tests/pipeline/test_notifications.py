@@ -280,10 +280,11 @@ def test_a_notifier_that_dies_is_started_again_and_never_ends_the_deployment(
     lake = tmp_path / "lake"
     exchange = Exchange(processes, products=2, rate=50)
     run = processes.start("run", "--lake", str(lake), **exchange.feed(), NOTIFY__TARGETS=webhook.targets())
-    wait_until(lambda: run.child("notify"), "it runs")
+    killed: set[int] = set()
     for _ in range(6):  # one more than an essential process would be given
-        os.kill(wait_until(lambda: run.child("notify"), "it is there"), signal.SIGKILL)
-        time.sleep(0.2)
+        pid = wait_until(lambda: {run.child("notify")} - {None} - killed, "it is there").pop()
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
     assert run.popen.poll() is None
     wait_until(lambda: len(run.events("process_died")) == 6, "every death is said")
     assert {event["name"] for event in run.events("process_died")} == {"notifier"}

@@ -11,8 +11,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 # Tests make thousands of small files; where there is room for them in memory, no disk slows them down. What a disk may
 # lose is tested by a model of it (tests/faults/disk.py), which takes no real disk's word.
 IN_MEMORY := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 {print "TMPDIR=/dev/shm"}')
-# Three at a time on two cores, for a good part of the time a test waits for processes; who is done takes over from others.
-PYTEST := $(IN_MEMORY) $(BIN)/pytest -n 3 --dist worksteal
+# Four at a time on two cores, for a good part of the time a test waits for processes; who is done takes over from others.
+PYTEST := $(IN_MEMORY) $(BIN)/pytest -n 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-long faults test-cluster lint format bench soak bench-cluster cluster databricks-cli clean

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
@@ -232,20 +233,31 @@ def guarded(supervisor: Supervisor) -> Iterator[None]:
 
 @contextmanager
 def on_signals(action: Callable[[], None]) -> Iterator[None]:
-    """Calls `action` for each SIGTERM and SIGINT while the context lasts."""
+    """Calls `action`, in another thread, for each SIGTERM and SIGINT while the context lasts."""
+    # A handler runs between any two instructions of the main thread, which may hold the very lock that `action` wants:
+    # that of an Event it is about to wait for. A SimpleQueue is made for this, see its documentation.
+    came: SimpleQueue[bool] = SimpleQueue()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        action()
+        came.put(True)
+
+    def act() -> None:
+        while came.get():
+            action()
 
     if threading.current_thread() is not threading.main_thread():  # a notebook or a job runner has the signals
         yield
         return
+    thread = threading.Thread(target=act, name="signals", daemon=True)
+    thread.start()
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        came.put(False)
+        thread.join()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A running deployment and a real browser that looks at it.
 
-Simulator, pipeline and server are processes of their own, started once for the tests of a module. Whatever a test does,
+Simulator, pipeline and server are processes of their own, started once for all tests of a worker. Whatever a test does,
 its page must write no error to the console and ask no other host for anything.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -104,12 +105,22 @@ def browser(chromium: str) -> Iterator[Browser]:
         launched.close()
 
 
-@pytest.fixture(scope="module")
-def system(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """The deployment; started only when there is a browser, ended with each module, as it slows down all others."""
+_running = ExitStack()
+
+
+@pytest.fixture(scope="session")
+def system(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> System:
+    """The deployment; started only when there is a browser."""
     processes = Processes(tmp_path_factory.mktemp("deployment"))
-    yield System(processes)
-    processes.close()
+    _running.callback(processes.close)
+    return System(processes)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends the deployment with the last test of this folder: it would slow down all that comes after."""
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        _running.close()
 
 
 class Visitor:

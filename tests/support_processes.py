@@ -102,7 +102,9 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("CRYPTOPULSE_")}
-        self._environment["CRYPTOPULSE_SERVE__ENABLED"] = "false"  # two cores have enough to do
+        # Two cores have enough to do. The tests of faults take steps as fast as they can, as it is by default.
+        self._environment["CRYPTOPULSE_SERVE__ENABLED"] = "false"
+        self._environment["CRYPTOPULSE_PROCESSING__STEP_INTERVAL_MS"] = "100"
         self._started: list[Command] = []
 
     def start(self, *arguments: str, **environment: str) -> Command:

@@ -27,6 +27,8 @@ _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-gpu-rasterization",
+    "--disable-software-rasterizer",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",

@@ -66,7 +66,7 @@ def test_candles_come_without_a_reload_and_every_grain_can_be_chosen(visit: Visi
 
 def test_zoom_and_pan_survive_what_comes(visit: Visit) -> None:
     page = visit("/product/BTC-USD?grain=1s")
-    wait_for_candles(page, 16)
+    wait_for_candles(page, 30)
     box = page.locator(".cp-drawing").bounding_box()
     assert box
     page.mouse.move(box["x"] + box["width"] / 3, box["y"] + 150)

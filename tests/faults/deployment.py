@@ -28,7 +28,7 @@ from support_processes import (
 
 PRODUCTS = 8
 RATE = 400.0
-IMPATIENT = {"HEALING__WAIT_S": "0.5", "HEALING__LOOK_INTERVAL_S": "2"}
+IMPATIENT = {"HEALING__WAIT_S": "0.5", "HEALING__LOOK_INTERVAL_S": "2", "PROCESSING__STEP_INTERVAL_MS": "0"}
 _QUOTIENTS = ("vwap", "load_timestamp", "window_date")
 
 

@@ -28,6 +28,8 @@ import pytest
 from disk import Change, Disk
 from tally import TALLY
 
+from support import some
+
 HERE = Path(__file__).parent
 PARTS = {"live": 8, "live --full": 4, "rebuild": 3, "repair": 2, "repair --full": 1}
 """In how many parts every point is tried: each takes some minutes."""
@@ -52,7 +54,7 @@ def sweep(interposer: Path, folder: Path, *options: str) -> None:
     assert said["problems"] == {}, f"{' '.join(options)}; the folders are kept in {folder}"
 
 
-@pytest.mark.parametrize(("scenario", "points"), [("live", 2), ("rebuild", 1), ("repair", 1)])
+@pytest.mark.parametrize(("scenario", "points"), some(2, [("live", 2), ("rebuild", 1), ("repair", 1)]))
 def test_work_that_is_stopped_at_any_change_recovers_from_a_kill_and_from_a_power_cut(
     interposer: Path, tmp_path: Path, seed: int, scenario: str, points: int
 ) -> None:

@@ -79,6 +79,7 @@ MESSAGES = "drop=0.05,duplicate=0.05,reorder=0.05"
 REST = "rest-slow=200ms,rest-429=0.15,rest-500=0.15,rest-truncated=0.15"
 
 
+@pytest.mark.long
 def test_all_that_connections_and_rest_can_do_at_once_loses_and_doubles_nothing(processes: Processes) -> None:
     """Cut every two seconds, then silent though open; messages dropped, doubled, moved; REST failing half the time."""
     deployment = start_deployment(processes)

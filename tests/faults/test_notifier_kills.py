@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from tally import TALLY
 
+from support import some
 from support_notify import Market, Post, Webhook
 from support_processes import Command, Processes, wait_until
 
@@ -104,13 +105,14 @@ def test_a_kill_between_the_receivers_yes_and_the_record_repeats_that_message_an
         assert first.body == repeat.body
 
 
+@pytest.mark.parametrize("waves", some(1, [3, 12]))
 def test_kills_at_random_moments_leave_nothing_out_and_keep_the_order(
-    processes: Processes, market: Market, webhook: Webhook, chance: random.Random
+    processes: Processes, market: Market, webhook: Webhook, chance: random.Random, waves: int
 ) -> None:
     webhook.answer = lambda _: 500 if chance.random() < 0.1 else 200
     notifier = Notifier(processes, market, webhook)
     alert_ids = []
-    for wave in range(5):
+    for wave in range(waves):
         bases = [f"P{wave}X{number}" for number in range(chance.randint(1, 12))]
         alert_ids += market.crash(*bases)
         time.sleep(chance.uniform(0, 1.5))

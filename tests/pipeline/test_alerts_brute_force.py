@@ -127,7 +127,7 @@ def _found(lake: Lake) -> list[dict[str, Any]]:
     return sorted(lake.rows(ALERTS), key=lambda row: row["alert_id"])
 
 
-@pytest.mark.parametrize("seed", some(2, range(6)))
+@pytest.mark.parametrize("seed", some(1, range(6)))
 def test_alerts_are_those_of_the_brute_force_however_late_trades_come(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     lake = _lake(tmp_path / "lake", RULES)

@@ -70,6 +70,7 @@ def batches() -> list[list[Message]]:
     ]
 
 
+@pytest.mark.long
 def test_after_no_step_of_the_pipeline_anything_seems_broken(lake: Lake) -> None:
     """Each table is a step behind another at some moment. Holes are told while they are there, nothing else ever."""
     with Pipeline(lake.settings, lake.log) as working:

@@ -18,8 +18,8 @@ from cryptopulse.errors import CryptoPulseError
 from cryptopulse.lake.dataset import Lake
 from cryptopulse.lake.newest import Newest
 from cryptopulse.lake.tables import ALERTS, BARS, SILVER, STATS
-from cryptopulse.serve.api.gate import Gate
 from cryptopulse.serve.figures import TableFigures
+from cryptopulse.serve.gate import Gate
 from cryptopulse.serve.problems import Problem
 
 _SHOWN: Final = (SILVER, BARS, STATS, ALERTS)

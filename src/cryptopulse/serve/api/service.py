@@ -23,8 +23,8 @@ from cryptopulse.serve.api import paging
 from cryptopulse.serve.api.catalog import Catalog
 from cryptopulse.serve.api.document import stored_columns
 from cryptopulse.serve.api.formats import Page
-from cryptopulse.serve.api.gate import Answer, Gate, too_slow
 from cryptopulse.serve.api.parameters import PageAsked, RowsAsked
+from cryptopulse.serve.gate import Answer, Gate, too_slow
 from cryptopulse.serve.problems import Problem
 from cryptopulse.settings_serve import ServeSettings
 

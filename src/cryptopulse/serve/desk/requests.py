@@ -6,9 +6,7 @@ interface for programs is another one, under `/api`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -16,17 +14,17 @@ from fastapi import APIRouter, Body, FastAPI, Query
 from fastapi.responses import JSONResponse
 
 from cryptopulse.errors import CryptoPulseError, TransientError
-from cryptopulse.serve.desk.evidence import EpisodesAsked, Evidence
+from cryptopulse.serve.desk.evidence import TIMEOUT_S, EpisodesAsked, Evidence
 from cryptopulse.serve.desk.trial import EPISODES_MAX, Refused, Trial, Trials, read_form
+from cryptopulse.serve.gate import Gate
 from cryptopulse.serve.live.episodes import plain_episodes
+from cryptopulse.serve.problems import Problem
 from cryptopulse.settings import Settings
 
 PATH: Final = "/pages"
 """What all of them begin with."""
 
 _AT_ONCE = 2
-_WAITING_MAX = 16
-_BUSY = "Too many are asking at this moment: try again."
 
 Moment = Annotated[float | None, Query(ge=0, le=4e12)]
 """ms since 1970."""
@@ -39,27 +37,23 @@ class Desk:
         """Opens nothing yet."""
         self.evidence = Evidence(settings.location)
         self.trials = Trials(settings.location)
-        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="pages")
-        self._taken = 0
+        self._gate = Gate(_AT_ONCE, TIMEOUT_S)
 
     async def read(self, work: Callable[[], Any]) -> JSONResponse:
         """What `work`, which runs in another thread, returns; or what is wrong, in `said`."""
-        if self._taken >= _AT_ONCE + _WAITING_MAX:
-            return JSONResponse({"said": _BUSY}, 503)
-        self._taken += 1
         try:
-            return JSONResponse(await asyncio.get_running_loop().run_in_executor(self._threads, work))
+            return JSONResponse(await self._gate.ask(work))
+        except Problem as problem:
+            return JSONResponse({"said": problem.detail}, problem.status)
         except Refused as refused:
             return JSONResponse({"said": str(refused), "faults": refused.faults}, 422)
         except CryptoPulseError as error:
             return JSONResponse({"said": str(error)}, 503 if isinstance(error, TransientError) else 400)
-        finally:
-            self._taken -= 1
 
     def close(self) -> None:
         """Ends; what is being read is read to its end."""
         self.trials.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._gate.close()
         self.evidence.close()
 
 

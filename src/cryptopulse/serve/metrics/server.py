@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from cryptopulse import __version__
-from cryptopulse.serve.api.gate import Gate
+from cryptopulse.serve.gate import Gate
 from cryptopulse.serve.health import LoopWatch
 
 

@@ -35,7 +35,7 @@ faults: install ## a stop at every change to a file, 100 rounds of kills, every 
 	$(PYTEST) -m "not cluster" tests/faults $(ARGS)
 
 test-cluster: cluster ## tests with a real Kafka broker, Spark, storage servers and azure-cli; about 25 minutes
-	CLUSTER_TESTS_REQUIRED=1 $(BIN)/pytest -m cluster -n 2 --dist loadfile tests/cluster $(ARGS)
+	CLUSTER_TESTS_REQUIRED=1 $(BIN)/pytest -m cluster -n 2 --dist loadfile --no-loadscope-reorder tests/cluster $(ARGS)
 
 lint: install ## style, format and types
 	$(BIN)/ruff check .

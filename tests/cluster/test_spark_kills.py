@@ -1,6 +1,7 @@
 """kill -9 of Spark's driver and of the Kafka broker under load, and a second driver: nothing lost, nothing doubled.
 
-The moments come from a seed, which is printed; CRYPTOPULSE_TEST_SEED sets it, CRYPTOPULSE_TEST_KILLS the rounds.
+The moments come from a seed, which is printed; CRYPTOPULSE_TEST_SEED sets it. CRYPTOPULSE_TEST_KILLS sets the rounds; without
+it there are 4, as each takes about a minute.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PRODUCTS = 6
 RATE = 300.0
 QUOTIENTS = ("vwap", "load_timestamp", "window_date", "rest_count")  # a hole may have been healed meanwhile
 _SEED = os.environ.pop("CRYPTOPULSE_TEST_SEED", None)  # no settings of the program, which would refuse them
-_KILLS = int(os.environ.pop("CRYPTOPULSE_TEST_KILLS", "10"))
+_KILLS = int(os.environ.pop("CRYPTOPULSE_TEST_KILLS", "4"))
 _CATCH_UP_S = 300.0
 
 

@@ -1,7 +1,7 @@
 """kill -9 of Spark's driver and of the Kafka broker under load, and a second driver: nothing lost, nothing doubled.
 
-The moments come from a seed, which is printed; CRYPTOPULSE_TEST_SEED sets it. CRYPTOPULSE_TEST_KILLS sets the rounds; without
-it there are 4, as each takes about a minute.
+The moments come from a seed, which is printed; CRYPTOPULSE_TEST_SEED sets it. CRYPTOPULSE_TEST_KILLS sets the rounds;
+without it there are 4, as each takes about a minute.
 """
 
 from __future__ import annotations

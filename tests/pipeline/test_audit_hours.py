@@ -155,3 +155,17 @@ def test_a_file_of_the_hours_that_is_gone_is_named(lake: Path) -> None:
     found = audit(lake)
     assert found.one("file_missing")["table"] == "gold.dm_completeness"
     assert [row["first_trade_id"] for row in found.of("hour_missing")] == [100]
+
+
+def test_ids_that_are_not_in_the_order_of_time_are_healed_in_the_hour_of_their_trades(tmp_path: Path) -> None:
+    """Ids 100 to 110 are fetched and of the second hour, though the first has ids on both sides of them."""
+    early = [Trade("BTC-USD", number, at(number)).match() for number in (98, 99, 111, 112)]
+    late = [Trade("BTC-USD", number, at(3_600 + number)) for number in range(100, 111)]
+    folder = fill(tmp_path / "lake", [early, [page(late)]])
+    found = audit(folder)
+    assert (found.findings, found.checked("hours")) == ([], 2)
+    stored = {row["window_start"]: row["healed_ids"] for row in rows(folder, COMPLETENESS).to_pylist()}
+    assert stored == {at(0): 0, at(3_600): 11}
+    hours = [row | {"healed_ids": 0} for row in rows(folder, COMPLETENESS).to_pylist()]
+    overwrite(folder, COMPLETENESS, pa.Table.from_pylist(hours))
+    assert audit(folder).kinds == ["hour_differs"]

@@ -82,13 +82,14 @@ def _check_all(
         tell_ids(snapshot, account)
     for name in (ALERTS, QUARANTINE):  # the others are read anyway
         snapshot.read_all(name)
+    windows, healed = check_windows(snapshot, scope, progress, accounts, progressed)
     checks = [
         Check("files", sum(len(table.files) for table in snapshot.tables.values())),
         Check("ids", sum(account.last - account.first + 1 for account in accounts)),
         Check("messages", messages.count),
         Check("offsets", check_offsets(snapshot, scope)),
-        *check_windows(snapshot, scope, progress, accounts, progressed),
-        *check_hours(snapshot, scope, progress, accounts),
+        *windows,
+        *check_hours(snapshot, scope, progress, accounts, healed),
     ]
     if resources.exchange is not None:
         checks += check_candles(snapshot, scope, resources.exchange, progressed)

@@ -19,13 +19,16 @@ from cryptopulse.completeness.audit.progress import PATIENCE_US, Progress
 from cryptopulse.completeness.audit.report import Check, Finding, moment, span, utc
 from cryptopulse.completeness.audit.scope import Scope
 from cryptopulse.completeness.audit.snapshot import ABSENT, COMPLETENESS, Snapshot
+from cryptopulse.completeness.audit.windows import Healed
 
 _HOUR_US = 3_600_000_000
 _COUNTS = ("expected_ids", "held_ids", "healed_ids", "absent_ids", "missing_ids")
 
 
-def check_hours(snapshot: Snapshot, scope: Scope, progress: Progress, accounts: Sequence[Account]) -> list[Check]:
-    """Tells of hours that are wrong, missing or doubled."""
+def check_hours(
+    snapshot: Snapshot, scope: Scope, progress: Progress, accounts: Sequence[Account], healed: Healed
+) -> list[Check]:
+    """Tells of hours that are wrong, missing or doubled. `healed`: of the trades in silver."""
     if COMPLETENESS not in snapshot.tables:
         return []
     rows = snapshot.rows(_hours_sql(scope), {COMPLETENESS: _files(snapshot, scope)})
@@ -36,7 +39,7 @@ def check_hours(snapshot: Snapshot, scope: Scope, progress: Progress, accounts: 
         part = parts.get(account.symbol, rows.slice(0, 0))
         unsure = _on_the_way(account) | young.get(account.symbol, Intervals.of())
         count += part.num_rows
-        skipped += _compare(snapshot, account, part, unsure)
+        skipped += _compare(snapshot, account, part, unsure, healed.get(account.symbol, {}))
         _tell_unanswered(snapshot, account, part, unsure)
     return [Check("hours", count, skipped)]
 
@@ -80,7 +83,7 @@ def _young_absences(snapshot: Snapshot, progress: Progress) -> dict[str, Interva
     }
 
 
-def _compare(snapshot: Snapshot, account: Account, rows: pa.Table, unsure: Intervals) -> int:
+def _compare(snapshot: Snapshot, account: Account, rows: pa.Table, unsure: Intervals, healed: Mapping[int, int]) -> int:
     """Tells of the product's hours that are wrong; returns how many could not be judged."""
     if rows.num_rows == 0:
         return 0
@@ -90,6 +93,10 @@ def _compare(snapshot: Snapshot, account: Account, rows: pa.Table, unsure: Inter
     says = rows["is_complete"].to_numpy(zero_copy_only=False)
     wrong["is_complete"] = says & (expected["missing_ids"] > 0)
     starts = rows["start_us"].to_numpy()
+    # Healed are trades of the hour, not ids between its first and last: where ids are not in the order of time, those
+    # are others. Of an hour of which the audit was to read only a part the ids are what can be compared.
+    in_time = np.array([healed.get(start, 0) for start in starts.tolist()])
+    wrong["healed_ids"] &= rows["healed_ids"].to_numpy() != in_time
     wrong["window_end"] = rows["end_us"].to_numpy() != starts + _HOUR_US
     wrong["copies"] = rows["copies"].to_numpy() > 1
     is_wrong = np.logical_or.reduce(list(wrong.values()))

@@ -39,6 +39,10 @@ _STATS_NEAR = ("avg_price", "vwap", "volatility")
 _INTERVAL = pa.schema([("symbol", pa.string()), ("first_trade_id", pa.int64()), ("last_trade_id", pa.int64())])
 
 
+Healed = Mapping[str, Mapping[int, int]]
+"""By product and hour (its start, µs since 1970 UTC) how many of silver's trades of that hour came over REST."""
+
+
 @dataclass
 class Tally:
     """How many rows of a table were compared."""
@@ -53,17 +57,17 @@ def check_windows(
     progress: Progress,
     accounts: Sequence[Account],
     progressed: Callable[[int, int], None],
-) -> list[Check]:
+) -> tuple[list[Check], Healed]:
     """Compares the bars and statistics of the audited time; `progressed(days done, all days)` is told."""
     if SILVER not in snapshot.tables:
-        return []
+        return [], {}
     tables = [snapshot.tables[name] for name in (SILVER, BARS, STATISTICS) if name in snapshot.tables]
     days = sorted({day for table in tables for day in table.days() if scope.has_day(day)})
     check = _Windows(snapshot, scope, progress, accounts)
     for number, day in enumerate(days, start=1):
         check.compare(day)
         progressed(number, len(days))
-    return [Check(name, tally.count, tally.skipped) for name, tally in check.tallies.items()]
+    return [Check(name, tally.count, tally.skipped) for name, tally in check.tallies.items()], check.healed
 
 
 class _Windows:
@@ -81,15 +85,27 @@ class _Windows:
         self._has_doubled = any(account.held.doubled for account in accounts)
         self._slots_of_lost: set[tuple[str, int]] = set()
         self.tallies = {name: Tally() for name in ("bars", "statistics")}
+        self.healed: dict[str, dict[int, int]] = {}
 
     def compare(self, day: date) -> None:
         """Compares one day's windows."""
         minutes = self._minutes(day)
+        self._add_healed(minutes)
         self._slots_of_lost.clear()
         if BARS in self._snapshot.tables:
             self._compare_bars(day, minutes)
         if STATISTICS in self._snapshot.tables:
             self._compare_statistics(day, minutes)
+
+    def _add_healed(self, minutes: pa.Table) -> None:
+        hours = self._snapshot.rows(
+            f"SELECT symbol, minute // 60 * {60 * _MINUTE_US} AS start_us, sum(rest_count)::BIGINT AS healed "
+            "FROM minutes GROUP BY ALL",
+            {},
+            {"minutes": minutes},
+        )
+        for hour in hours.to_pylist():
+            self.healed.setdefault(hour["symbol"], {})[hour["start_us"]] = hour["healed"]
 
     def _compare_bars(self, day: date, minutes: pa.Table) -> None:
         table = self._snapshot.tables[BARS]

@@ -38,9 +38,19 @@ _OPTIONS = [
 _MOVING = [
     (kind, product)
     for kind in ("crash", "surge")
-    for product in ("ETH-USD", "SOL-USD", "XRP-USD", "DOGE-USD", "SHIB-USD", "LINK-USD", "ADA-USD", "AVAX-USD")
+    for product in (
+        "ETH-USD",
+        "SOL-USD",
+        "XRP-USD",
+        "DOGE-USD",
+        "SHIB-USD",
+        "LINK-USD",
+        "ADA-USD",
+        "AVAX-USD",
+        "LTC-USD",
+    )
 ]
-_EVERY_S = 12
+_EVERY_S = 15
 
 _PATIENCE_MS = 20_000  # two busy cores are slow
 expect.set_options(timeout=_PATIENCE_MS)

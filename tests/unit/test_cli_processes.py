@@ -84,7 +84,7 @@ def test_the_demo_stores_every_trade_once_finds_its_crash_and_tells_of_it_on_req
     webhook = Webhook()
     monkeypatch.setenv("CRYPTOPULSE_NOTIFY__TARGETS", webhook.targets())
     monkeypatch.setenv("CRYPTOPULSE_FEED__PRODUCTS", "NONE-USD")  # a demo does not care
-    demo = call("demo", "--notify", "--lake", "lake", "--products", "3", "--rate", "150", "--for", "18s")
+    demo = call("demo", "--notify", "--lake", "lake", "--products", "3", "--rate", "150", "--for", "25s")
     webhook.close()
     monkeypatch.delenv("CRYPTOPULSE_NOTIFY__TARGETS")
     assert demo.returncode == 0, demo.stdout + demo.stderr

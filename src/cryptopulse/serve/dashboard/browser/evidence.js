@@ -66,9 +66,10 @@ export class EvidencePanel {
       tag.dataset.value = value;
       return tag;
     }));
+    const [from, to] = format.pricesAlike(one.start_price, one.end_price);
     const verb = one.price_change_pct > 0 ? "rose" : "fell";
     find(".cp-story").textContent =
-      `The price ${verb} from ${priceText(one.start_price)} to ${priceText(one.end_price)} within ${span((one.window_end - one.window_start) / 1e6)}. ` +
+      `The price ${verb} from ${from} to ${to} within ${span((one.window_end - one.window_start) / 1e6)}. ` +
       `Rule ${one.rule}: ${Number(one.threshold_pct)}\u202f% within ${span(one.lookback_s)}, quiet after ${span(one.cool_down_s)}.`;
     const facts = [
       ["Opened", format.dateTime(one.opened_at / 1000)],
@@ -147,11 +148,6 @@ export class EvidencePanel {
     this.chart.unmount();
     this.table.unmount();
   }
-}
-
-// "62787.29" with thin spaces, and its own decimals.
-export function priceText(text) {
-  return format.price(Number(text), text.split(".")[1]?.length ?? 0);
 }
 
 // Seconds in words: "0.4 s", "2 min".

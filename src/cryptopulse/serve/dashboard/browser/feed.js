@@ -1,7 +1,7 @@
 // Episodes as they come and those of the past, by the same filters; the chosen one beside them with its evidence.
 
 import { ask } from "./answers.js";
-import { EvidencePanel, priceText, span } from "./evidence.js";
+import { EvidencePanel, span } from "./evidence.js";
 import * as format from "./format.js";
 import { subscribe, watchState } from "./live.js";
 import { emptyText, figure } from "./parts.js";
@@ -298,6 +298,6 @@ export function shownRow(row) {
     rank: RANKS[row.severity],
     lasted_s: lastedS,
     lasted: span(lastedS),
-    from_to: `${priceText(row.start_price)} → ${priceText(row.end_price)}`,
+    from_to: format.pricesAlike(row.start_price, row.end_price).join(" → "),
   };
 }

@@ -20,6 +20,12 @@ export function price(value, decimals) {
   return known(value) ? grouped(Number(value).toFixed(decimals ?? 2)).replace("-", "−") : NONE;
 }
 
+// Prices given as text, with the decimals of the one that has most: "1911.38" and "1960.7" are 1 911.38 and 1 960.70.
+export function pricesAlike(...texts) {
+  const decimals = Math.max(...texts.map((text) => text.split(".")[1]?.length ?? 0));
+  return texts.map((text) => price(Number(text), decimals));
+}
+
 // 0.1234 → "+0.12 %"; what rounds to nothing has no sign
 export function percent(value, digits = 2) {
   if (!known(value)) return NONE;

@@ -6,6 +6,7 @@ import { figure } from "./parts.js";
 import { mount as mountPlot } from "./plot.js";
 import { Table, words } from "./table.js";
 
+const MINUTE_MS = 60_000;
 const PROCESSES = [
   { key: "name", label: "Process", sortKey: "place" },
   { key: "state", label: "State", kind: "badge" },
@@ -164,7 +165,7 @@ function showNow(figures, processes) {
 
 function mountLatency(parent, { ends, plot }) {
   const place = panel(parent, "Latency of each hop", "Of the live trades of the last 10 minutes, by minute");
-  const draw = plot(place.body, { kind: "line", x: "time", unit: "ms", height: 250 });
+  const draw = plot(place.body, { kind: "line", x: "time", stepMs: MINUTE_MS, unit: "ms", height: 250 });
   let rows = [];
   let column = "p99_ms";
   const show = () =>
@@ -179,7 +180,7 @@ function mountLatency(parent, { ends, plot }) {
 function mountCharts(element, { ends, plot }) {
   const row = halves(element);
   const minutes = panel(row, "Trades a minute", "Of the last 3 hours; the four products with most, and the others");
-  const drawMinutes = plot(minutes.body, { kind: "bar", x: "time", unit: "count", stack: true, height: 250 });
+  const drawMinutes = plot(minutes.body, { kind: "bar", x: "time", stepMs: MINUTE_MS, unit: "count", stack: true, height: 250 });
   ends.push(
     answer("trades_a_minute", {
       handler: (rows) => {

@@ -1,7 +1,7 @@
 // A chart of rows that the server hands over: lines or bars over time or names, in the colours of the theme.
 //
 // options: {kind: "line" | "bar", x: "time" | "name", series: [{name, points: [[x, y], …], color}], unit, height, stack,
-// empty}. `x` of time is in ms since 1970; `color` is a name of the style sheet, as "line-1" or "up"; `unit` a kind of
+// empty, stepMs}. `x` of time is in ms since 1970, of rows that are `stepMs` apart; `color` is a name of the style sheet, as "line-1" or "up"; `unit` a kind of
 // number: "ms", "count", "amount", "percent", "price". A zoom stays when the points change.
 
 import { echarts } from "nicegui-echart";
@@ -49,7 +49,7 @@ export function mount(element, options) {
   };
 }
 
-function optionOf({ kind, x, series, unit, stack }) {
+function optionOf({ kind, x, stepMs, series, unit, stack }) {
   const show = UNITS[unit] ?? UNITS.count;
   const label = { color: token("dim"), fontSize: 11, fontFamily: "Roboto, system-ui, sans-serif", hideOverlap: true };
   const isTime = x === "time";
@@ -69,6 +69,7 @@ function optionOf({ kind, x, series, unit, stack }) {
     },
     xAxis: {
       type: isTime ? "time" : "category",
+      minInterval: stepMs,
       axisLine: { lineStyle: { color: token("line") } },
       axisTick: { show: false },
       splitLine: { show: false },

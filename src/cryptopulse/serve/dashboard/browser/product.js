@@ -164,7 +164,7 @@ export function mount(element, { symbol, grains }) {
         const when = format.moment(alert.opened_at / 1000);
         button.innerHTML =
           `<span>${words(String(alert.alert_type).replace(/\W/g, ""))} ${percent}</span><span class="cp-end">${tag(alert.severity)}</span>` +
-          `<small>${when} · ${shortPrice(alert.start_price)} → ${shortPrice(alert.end_price)}</small>` +
+          `<small>${when} · ${format.pricesAlike(alert.start_price, alert.end_price).join(" → ")}</small>` +
           `<small class="cp-end">${alert.state === "OPEN" ? tag("OPEN") : lasted}</small>`;
         button.title = `${format.dateTime(alert.opened_at / 1000)}: show it in the chart`;
         button.onclick = () => chart.goTo(alert.opened_at / 1e6);
@@ -240,11 +240,6 @@ function change(list, span) {
     if (value.textContent !== text) value.textContent = text;
     value.dataset.direction = format.direction(percent);
   };
-}
-
-function shortPrice(text) {
-  const decimals = text.split(".")[1]?.length ?? 0;
-  return format.price(Number(text), decimals);
 }
 
 function showLegend(legend, row, decimals, grainS) {

@@ -164,9 +164,10 @@ class _Reading:
             product.settled |= of_masks(rows, "settled")
             product.beyond |= of_masks(rows, "beyond")
             product.waiting |= of_masks(rows, "waiting")
-            beat = max((beat for beat in rows["heartbeat"].to_pylist() if beat is not None), key=_us, default=None)
-            if beat is not None and beat["us"] > product.heartbeat_us:
-                product.heartbeat_us, product.heartbeat_id = beat["us"], beat["id"]
+            beats = [(beat["us"], beat["id"]) for beat in rows["heartbeat"].to_pylist() if beat is not None]
+            newest = max([*beats, (product.heartbeat_us, product.heartbeat_id or -1)])
+            if newest in beats:
+                product.heartbeat_us, product.heartbeat_id = newest
 
 
 _MERGED = """
@@ -176,10 +177,6 @@ _MERGED = """
     FROM masks
     GROUP BY symbol, chunk
     ORDER BY symbol, chunk"""
-
-
-def _us(beat: dict[str, int]) -> int:
-    return beat["us"]
 
 
 def _since(files: Sequence[DataFile], scope: Scope) -> list[DataFile]:
@@ -246,8 +243,8 @@ def _single_sql(scope: Scope, progress: Progress) -> str:
         WHERE f IS NULL OR f[1] IS NULL OR f[1] IN ('match', 'last_match', 'heartbeat')"""
     # In 2020 every heartbeat named 0.
     counts = f"named_id > 0 AND received_us <= {progress.heartbeats_until_us}"
-    beat = f"CASE WHEN count(named_id) FILTER ({counts}) > 0 THEN {{'us': max(received_us) FILTER ({counts}), "
-    beat += f"'id': arg_max(named_id, received_us) FILTER ({counts})}} END"
+    # Of several that came at once, as in a recording without times, the one that names the latest trade.
+    beat = f"max({{'us': received_us, 'id': named_id}}) FILTER ({counts})"
     return _grouped_sql(trades, scope, beat)
 
 

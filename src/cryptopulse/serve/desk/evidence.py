@@ -24,8 +24,6 @@ BARS_MAX: Final = 700
 _GRAINS = (1, 2, 5, 10, 15, 30, 60, 300, 900, 3600, 14_400, 86_400)  # each divides a day
 _MEMORY_MAX_MB = 256
 _THREADS = 2
-TIMEOUT_S = 20.0
-"""How long a question of a page may be worked on."""
 _TRADE = ("trade_id", "event_time", "price", "trade_size", "side", "source")
 _BAR = ("window_start", "open", "high", "low", "close", "volume")
 _AROUND_LEAST = timedelta(seconds=20)
@@ -61,9 +59,9 @@ class EpisodesAsked(BaseModel):
 class Evidence:
     """Reads one lake for all visitors. Used from several threads."""
 
-    def __init__(self, location: LakeLocation) -> None:
-        """Opens nothing yet; the lake need not be there."""
-        self._lake = Lake(location, memory_max_mb=_MEMORY_MAX_MB, threads=_THREADS, timeout_s=TIMEOUT_S)
+    def __init__(self, location: LakeLocation, timeout_s: float) -> None:
+        """Opens nothing yet; the lake need not be there. `timeout_s`: how long a query may work."""
+        self._lake = Lake(location, memory_max_mb=_MEMORY_MAX_MB, threads=_THREADS, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Releases what was held."""

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Body, FastAPI, Query
 from fastapi.responses import JSONResponse
 
 from cryptopulse.errors import CryptoPulseError, TransientError
-from cryptopulse.serve.desk.evidence import TIMEOUT_S, EpisodesAsked, Evidence
+from cryptopulse.serve.desk.evidence import EpisodesAsked, Evidence
 from cryptopulse.serve.desk.trial import EPISODES_MAX, Refused, Trial, Trials, read_form
 from cryptopulse.serve.gate import Gate
 from cryptopulse.serve.live.episodes import plain_episodes
@@ -35,9 +35,9 @@ class Desk:
 
     def __init__(self, settings: Settings) -> None:
         """Opens nothing yet."""
-        self.evidence = Evidence(settings.location)
+        self.evidence = Evidence(settings.location, settings.serve.query_timeout_s)
         self.trials = Trials(settings.location)
-        self._gate = Gate(_AT_ONCE, TIMEOUT_S)
+        self._gate = Gate(_AT_ONCE, settings.serve.query_timeout_s)
 
     async def read(self, work: Callable[[], Any]) -> JSONResponse:
         """What `work`, which runs in another thread, returns; or what is wrong, in `said`."""

@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from support import Lake
+from support_notify import Market, Webhook
 from support_processes import Processes
 
 _FAULTS = {
@@ -59,5 +60,21 @@ def lake(tmp_path: Path) -> Iterator[Lake]:
 def processes(tmp_path: Path) -> Iterator[Processes]:
     """Starts commands in a folder of the test's own; none outlives it."""
     made = Processes(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def market(tmp_path: Path) -> Iterator[Market]:
+    """A lake of trades that the test makes up one by one, kept up to date by the real pipeline."""
+    made = Market(tmp_path / "lake")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def webhook() -> Iterator[Webhook]:
+    """A receiver of alerts, which keeps what it is sent."""
+    made = Webhook()
     yield made
     made.close()

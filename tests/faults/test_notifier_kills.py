@@ -10,8 +10,6 @@ import random
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tally import TALLY
@@ -28,20 +26,6 @@ def chance() -> random.Random:
     seed = time.time_ns() % 1_000_000 if _SEED is None else int(_SEED)
     print(f"CRYPTOPULSE_TEST_SEED={seed}")
     return random.Random(seed)
-
-
-@pytest.fixture
-def webhook() -> Iterator[Webhook]:
-    made = Webhook()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def market(tmp_path: Path) -> Iterator[Market]:
-    made = Market(tmp_path / "lake")
-    yield made
-    made.close()
 
 
 class Notifier:

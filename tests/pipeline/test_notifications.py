@@ -23,22 +23,8 @@ from support_processes import Command, Exchange, Processes, Tables, wait_until
 
 
 @pytest.fixture
-def webhook() -> Iterator[Webhook]:
-    made = Webhook()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def other() -> Iterator[Webhook]:
     made = Webhook()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def market(tmp_path: Path) -> Iterator[Market]:
-    made = Market(tmp_path / "lake")
     yield made
     made.close()
 

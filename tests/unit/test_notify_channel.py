@@ -27,13 +27,6 @@ CRASH = message_of(Letter((Item(episode(rank=1), ("opened",), NOTHING),)))
 TWO = message_of(Letter(tuple(Item(episode(n), ("opened",), NOTHING) for n in (100, 200))))
 
 
-@pytest.fixture
-def webhook() -> Iterator[Webhook]:
-    made = Webhook()
-    yield made
-    made.close()
-
-
 def channel(url: str) -> Channel:
     return Channel(1, target(url=url))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from cryptopulse.errors import LakeUnreachable
 from cryptopulse.lake.tables import ALERTS
 from cryptopulse.serve.notify.table import AlertsTable
 from support_notify import Market
-
-
-@pytest.fixture
-def market(tmp_path: Path) -> Iterator[Market]:
-    made = Market(tmp_path / "lake")
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -63,11 +62,9 @@ def listening(served: Served, last_event_id: str | None = None, **parameters: An
 
 
 @pytest.fixture
-def market(tmp_path: Path) -> Iterator[Market]:
-    made = Market(tmp_path / "lake")
-    made.trade(BTC=100, ETH=50)
-    yield made
-    made.close()
+def market(market: Market) -> Market:
+    market.trade(BTC=100, ETH=50)
+    return market
 
 
 @pytest.fixture

@@ -283,7 +283,7 @@ def _tear(commit: Path, chance: random.Random) -> None:
     """The commit itself, or a file that it added."""
     torn = chance.choice([commit, *_added(commit)])
     content = torn.read_bytes() if torn.exists() else b""
-    if not content:  # torn before
+    if len(content) < 2:  # torn before, and nothing is left to tear
         return
     how = chance.choice(["missing", "cut", "zeros"])
     if how == "missing":

@@ -7,6 +7,7 @@ trimmed below what bronze has committed and synced (delta-rs itself syncs nothin
 
 from __future__ import annotations
 
+import math
 import time
 
 import structlog
@@ -27,6 +28,7 @@ _MB = 1 << 20
 # into large ones, seldom.
 _TIERS = ((1, 4 * _MB), (16, 128 * _MB))
 _TRIM_INTERVAL_S = 2.0
+_VACUUM_EVERY = 0.1  # of the retention; notes on removed files are kept for a quarter longer than it (engine/embedded.py)
 _NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 
 logger = structlog.get_logger()
@@ -71,7 +73,7 @@ class _TableCare:
         self._synced = syncing(handle.lake, handle.table)
         self._checkpointed = self._compacted = handle.version
         self._compactions = 0
-        self._vacuumed_at = time.monotonic()
+        self._vacuumed_at = -math.inf
 
     def run_due(self) -> None:
         """Does what the commits so far ask for. What fails is said, and tried again after as many commits.
@@ -97,9 +99,10 @@ class _TableCare:
         if version - self._compacted >= self._settings.compact_commits:
             self._compacted = version
             self._compact()
-            self._vacuum()
         if version - self._checkpointed >= self._settings.checkpoint_commits:
             self._checkpointed = version
+            self._cut_log()
+            self._vacuum()
             self._checkpoint()
 
     def _opened(self) -> DeltaTable:
@@ -120,8 +123,16 @@ class _TableCare:
                     post_commithook_properties=_NO_HOOKS,
                 )
 
+    def _cut_log(self) -> None:
+        """Removes old entries of the Delta log behind the last checkpoint.
+
+        The writer is past that one: it has committed since. It may be behind the next, for maintenance commits too, and
+        then needs the entries between, however old a clock that was set forward makes them.
+        """
+        self._opened().cleanup_metadata()
+
     def _checkpoint(self) -> None:
-        """Syncs what a checkpoint will cover, writes and syncs it, and only then cuts the log behind it.
+        """Syncs what a checkpoint will cover, writes it, and syncs it.
 
         So a checkpoint that is whole covers only what is on disk, and a torn one leaves all commits before it.
         """
@@ -129,12 +140,16 @@ class _TableCare:
         self._synced.up_to(delta.version())
         delta.create_checkpoint()
         self._synced.checkpoint()
-        delta.cleanup_metadata()
 
     def _vacuum(self) -> None:
-        """Deletes files that a compaction or a replacement left behind, after the retention, some ten times in it."""
+        """Deletes files that a compaction or a replacement left behind, after the retention, some ten times in it.
+
+        It knows them by the notes on removed files in the Delta log (tombstones), which a checkpoint leaves out when
+        they are old: the file is then never deleted. So vacuum comes before a checkpoint, also before the first after
+        a start, and the notes are kept for longer than the retention and the time between two of its runs.
+        """
         hours = self._settings.vacuum_retention_hours
-        if time.monotonic() - self._vacuumed_at < hours * 360:
+        if time.monotonic() - self._vacuumed_at < hours * 3_600 * _VACUUM_EVERY:
             return
         self._vacuumed_at = time.monotonic()
         # Never `full`: that also deletes files which another writer is about to commit. The retention is below Delta's

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from untouched import copied, filled_in, stream, untouched
 
-from cryptopulse.engine.delta import DeltaHandle
+from cryptopulse.engine.delta import TOMBSTONES, DeltaHandle
 from cryptopulse.errors import Fenced, LakeBusy
 from cryptopulse.lake.lock import LakeLock
 from cryptopulse.lake.tables import BRONZE, QUARANTINE, SILVER, TABLES, Table
@@ -79,7 +79,7 @@ def test_a_zombie_that_wakes_up_after_a_successor_wrote_can_not_commit(lake: Lak
 
 _ZOMBIE = """
 import sys
-from cryptopulse.engine.delta import DeltaHandle
+from cryptopulse.engine.delta import TOMBSTONES, DeltaHandle
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import BRONZE
 handle = DeltaHandle(LakeLocation.of(sys.argv[1]), BRONZE, {})
@@ -169,6 +169,51 @@ def test_maintenance_keeps_rows_cuts_the_delta_log_and_never_vacuums_in_full(
     lake.take_in(stream(61))
     assert lake.arrow(SILVER).num_rows == 130
     lake.close()
+
+
+_DAYS = """
+import ctypes, sys
+from contextlib import closing
+from pathlib import Path
+
+import crash_scenarios as scenarios
+from cryptopulse.pipeline import Pipeline
+
+folder = Path(sys.argv[1])
+ctypes.CDLL(None).interposer_record(bytes(folder), b"/dev/null")
+scenarios.live(folder)  # two hours pass after each batch
+ctypes.CDLL(None).interposer_shift_clock(24 * 3_600)
+with closing(scenarios.lake_in(folder)) as lake, Pipeline(lake.settings, lake.log) as pipeline:
+    for care in pipeline.maintenance._tables:
+        care._vacuum()
+"""
+
+
+def test_of_replaced_files_none_outlives_its_retention_though_checkpoints_forget_them(
+    interposer: Path, tmp_path: Path
+) -> None:
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"LD_PRELOAD": str(interposer), "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", _DAYS, str(tmp_path)], env=environment, check=False)
+    assert done.returncode == 0
+    lake = Lake(tmp_path / "lake")
+    for table in TABLES:
+        on_disk = {file.name for file in lake.folder(table).rglob("*.parquet") if "_delta_log" not in file.parts}
+        assert on_disk == {Path(uri).name for uri in lake.delta(table).file_uris()}, table
+    lake.close()
+
+
+def test_a_longer_retention_reaches_tables_that_are_there_and_a_shorter_one_leaves_them(tmp_path: Path) -> None:
+    def kept_by(hours: int) -> set[str]:
+        lake = Lake(tmp_path / "lake", maintenance={"vacuum_retention_hours": hours})
+        lake.take_in(stream(hours))
+        lake.close()
+        return {lake.delta(table).metadata().configuration[TOMBSTONES] for table in TABLES}
+
+    assert kept_by(1) == {"interval 4500 seconds"}
+    assert kept_by(25) == {"interval 112500 seconds"}
+    assert kept_by(2) == {"interval 112500 seconds"}
 
 
 def test_a_restored_table_goes_on_without_doubling_and_a_rebuild_completes_it(lake: Lake) -> None:

@@ -13,9 +13,11 @@ from those to which the new one has nothing to write yet.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import pyarrow as pa
 from deltalake import (
@@ -47,6 +49,10 @@ LOAD = "load"
 OWNER = "owner"
 """The source name under which a table's commits carry the number of the take-over that they belong to."""
 
+TOMBSTONES = "delta.deletedFileRetentionDuration"
+"""Property of a table: checkpoints leave out notes on removed files (tombstones) that are older."""
+
+_INTERVAL_S = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 7 * 86_400}
 _COMMIT = "cryptopulse.commit"  # in the first line of each commit: its own name
 _REOPEN_COMMITS = 20  # a handle kept for ever gets slow: 12 ms a commit after 100 commits, 54 after 400 (measured)
 _RETRIES_MAX = 10  # conflicts with compaction; each retry looks at the table anew
@@ -135,9 +141,21 @@ class DeltaHandle:
                 if not self._is_there(name):
                     self._delta = opened(self.lake, self.table)
                     continue
+            with storage(self.lake):
+                self._delta.update_incremental()  # a mark does not move the handle, and its first commit would conflict
+            if self._recorded(OWNER) != owner:
+                break
             self._owner[OWNER] = self._seen[OWNER] = owner
             return
         raise Fenced(f"Another pipeline has just started on {self.lake}. This one ends, and has written nothing.")
+
+    def keep_tombstones(self, seconds: int) -> None:
+        """Lets checkpoints keep notes on removed files for at least so long; a longer time that was set stays."""
+        held = self._delta.metadata().configuration.get(TOMBSTONES)
+        if held is None or _seconds(held) >= seconds:  # unset: a week
+            return
+        with storage(self.lake), suppress(CommitFailedError):  # whoever came between: the next start does it
+            self._delta.alter.set_table_properties({TOMBSTONES: f"interval {seconds} seconds"})
 
     def check_owner(self, newest: DeltaTable) -> None:
         """Raises Fenced unless the table as `newest` shows it is still this handle's."""
@@ -279,3 +297,11 @@ class DeltaHandle:
     def _recorded(self, source: str) -> int:
         position = self._delta.transaction_version(self._app_id(source))
         return NOTHING_YET if position is None else position
+
+
+def _seconds(interval: str) -> float:
+    """Length of an interval as Delta's properties write it ("interval 7 days"); infinite for what is none."""
+    match interval.split():
+        case ["interval", number, unit] if number.isdigit() and (length := _INTERVAL_S.get(unit.removesuffix("s"))):
+            return int(number) * length
+    return math.inf

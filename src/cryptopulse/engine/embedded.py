@@ -16,7 +16,7 @@ from cryptopulse.engine import Commit
 from cryptopulse.engine.alerts import AlertJudge, AlertStep
 from cryptopulse.engine.bronze import Bronze
 from cryptopulse.engine.completeness import CompletenessStep
-from cryptopulse.engine.delta import NOTHING_YET, DeltaHandle
+from cryptopulse.engine.delta import NOTHING_YET, TOMBSTONES, DeltaHandle
 from cryptopulse.engine.durability import syncing
 from cryptopulse.engine.gold import WindowSteps
 from cryptopulse.engine.held import Held
@@ -38,6 +38,7 @@ from cryptopulse.lake.tables import (
 from cryptopulse.settings import Settings
 
 _MARGIN_S = 120  # trades stay in memory this much longer than alerts look back: the open minute and late commits
+_TOMBSTONES_S_PER_HOUR = 4_500  # of maintenance.vacuum_retention_hours: an hour, and a while until vacuum has been there
 _SOURCES = {
     SILVER.qualified: "bronze/{partition}",
     QUARANTINE.qualified: "bronze/{partition}",
@@ -59,9 +60,10 @@ class EmbeddedEngine:
         Raises Fenced when another pipeline starts at the same moment.
         """
         self._settings = settings
+        self._tombstones_s = settings.maintenance.vacuum_retention_hours * _TOMBSTONES_S_PER_HOUR
         properties = {
             "delta.logRetentionDuration": f"interval {settings.maintenance.log_retention_s} seconds",
-            "delta.deletedFileRetentionDuration": f"interval {settings.maintenance.vacuum_retention_hours} hours",
+            TOMBSTONES: f"interval {self._tombstones_s} seconds",
         }
         self.handles = {table.qualified: DeltaHandle(settings.location, table, properties) for table in TABLES}
         self._take_over()
@@ -77,6 +79,8 @@ class EmbeddedEngine:
         with ThreadPoolExecutor(len(others), thread_name_prefix="take-over") as pool:  # far away each takes 0.1 s
             for done in [pool.submit(handle.take_over, owner) for handle in others]:
                 done.result()
+        for handle in self.handles.values():
+            handle.keep_tombstones(self._tombstones_s)
 
     def _load(self) -> None:
         settings, handles = self._settings, self.handles

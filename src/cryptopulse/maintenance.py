@@ -19,7 +19,7 @@ from cryptopulse.engine.durability import syncing
 from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.errors import CryptoPulseError, Fenced, LogFull, TransientError
 from cryptopulse.lake.access import opened, storage
-from cryptopulse.lake.tables import TABLES
+from cryptopulse.lake.tables import BRONZE, TABLES
 from cryptopulse.log import Log
 from cryptopulse.settings import MaintenanceSettings
 
@@ -28,7 +28,9 @@ _MB = 1 << 20
 # into large ones, seldom.
 _TIERS = ((1, 4 * _MB), (16, 128 * _MB))
 _TRIM_INTERVAL_S = 2.0
-_VACUUM_EVERY = 0.1  # of the retention; notes on removed files are kept for a quarter longer than it (engine/embedded.py)
+_VACUUM_EVERY = (
+    0.1  # of the retention; notes on removed files are kept for a quarter longer than it (engine/embedded.py)
+)
 _NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 
 logger = structlog.get_logger()
@@ -53,6 +55,13 @@ class Maintenance:
             self._trimmed_at = time.monotonic()
             self._trim_log(stored)
 
+    def trim(self) -> None:
+        """Syncs bronze now, and trims the log below what it holds."""
+        stored = {partition: self._engine.stored_to(partition) for partition in self._log.partitions()}
+        bronze = next(care for care in self._tables if care.table is BRONZE)
+        bronze.sync()
+        self._trim_log(stored)
+
     def _trim_log(self, stored: dict[int, int]) -> None:
         """Lets the log forget what bronze had `stored` before it was synced."""
         try:
@@ -74,6 +83,10 @@ class _TableCare:
         self._checkpointed = self._compacted = handle.version
         self._compactions = 0
         self._vacuumed_at = -math.inf
+
+    def sync(self) -> None:
+        """Brings all commits of this process onto the disk."""
+        self._synced.up_to(self._handle.version)
 
     def run_due(self) -> None:
         """Does what the commits so far ask for. What fails is said, and tried again after as many commits.

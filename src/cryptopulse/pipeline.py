@@ -14,12 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pyarrow as pa
+import structlog
 
 from cryptopulse.engine import Commit
 from cryptopulse.engine.durability import check_file_system
 from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.engine.repair import put_aside, repair_lake
-from cryptopulse.errors import LakeDamaged
+from cryptopulse.errors import LakeBusy, LakeDamaged
 from cryptopulse.lake.lock import LakeLock
 from cryptopulse.lake.tables import (
     ABSENT,
@@ -43,10 +44,14 @@ from cryptopulse.telemetry import Telemetry
 _FAST = (SILVER, ALERTS, QUARANTINE, ABSENT, COVERAGE)
 _SLOW = (BARS, STATS, COMPLETENESS)
 _BEHIND_MESSAGES = 20_000  # a batch as large as this is no live batch: gold goes in step with it
+_WITHOUT_GOLD_MAX = 200_000  # trades; what gold has not taken in stays in memory, and a page alone has a thousand
 _REPORT_S = 0.5
+_LAKE_WAIT_S = 300.0
 
 Report = Callable[[dict[str, object]], None]
 ProgressBar = Callable[[int, int], None]
+
+_log = structlog.get_logger()
 
 
 class Pipeline:
@@ -73,6 +78,7 @@ class Pipeline:
             self._storing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="store"))
             self._release = stack.pop_all()
         self._slow_lane = threading.Lock()
+        self._trades_without_gold = 0
         self._on_stored = _Counter(0, lambda _done, _total: None)
 
     def __enter__(self) -> Pipeline:
@@ -98,17 +104,21 @@ class Pipeline:
     def gold(self) -> None:
         """Brings bars, statistics and completeness up to date."""
         with self._slow_lane:
+            self._trades_without_gold = 0
             self._round(_SLOW)
 
     def drain(self, progress: ProgressBar) -> None:
-        """Works until every table holds what the log holds now."""
+        """Works until every table holds what the log holds now, and trims the log."""
         ends = {partition: self._log.bounds(partition)[1] for partition in self._log.partitions()}
         self._on_stored = _Counter(self.lag(), progress)
         for partition, end in ends.items():
             while self.engine.stored_to(partition) < end - 1 and self.step(partition):
+                if self._trades_without_gold >= _WITHOUT_GOLD_MAX:
+                    self.gold()
                 self.maintenance.run_due()
             self._continuity.check_drained(partition, self.engine.stored_to(partition), end)
         self._finish()
+        self.maintenance.trim()  # whoever drains again and again may never live until trimming is due
 
     def _catch_up(self, partition: int) -> None:
         """Works off a long log in stages: a batch is stored and parsed, the one before goes to silver, the one before
@@ -156,6 +166,8 @@ class Pipeline:
         commit = self.engine.advance(table)
         if commit is not None:
             self.telemetry.committed(commit)
+            if table is SILVER:
+                self._trades_without_gold += commit.rows.num_rows
         return commit
 
     def rederive(self, progress: ProgressBar) -> None:
@@ -204,7 +216,7 @@ def process(settings: Settings, log: Log, stop: threading.Event, report: Report)
 
     Calls `report` with the state every half second. Raises what stopped it: LakeBusy, Fenced, LogDamaged, …
     """
-    with Pipeline(settings, log) as pipeline:
+    with _opened(settings, log, stop) as pipeline:
         with _Background(pipeline, settings, report) as background:
             while not stop.is_set():
                 background.check()
@@ -214,6 +226,24 @@ def process(settings: Settings, log: Log, stop: threading.Event, report: Report)
                 stop.wait(max(next_step_at - time.monotonic(), 0))
         pipeline.drain(lambda _done, _total: None)
         report(pipeline.state())
+
+
+def _opened(settings: Settings, log: Log, stop: threading.Event) -> Pipeline:
+    """The lake's pipeline. One that works on it for a moment (a backfill, a replay) is waited for: a processing that is
+    started again must not end the recording of a whole deployment. LakeBusy when it takes longer, or at `stop`.
+    """
+    give_up_at = time.monotonic() + _LAKE_WAIT_S
+    said = False
+    while True:
+        try:
+            return Pipeline(settings, log)
+        except LakeBusy as error:
+            if time.monotonic() >= give_up_at or stop.is_set():
+                raise
+            if not said:
+                _log.warning("waiting_for_lake", error=str(error), at_most_s=_LAKE_WAIT_S)
+                said = True
+            stop.wait(0.2)
 
 
 def drain(settings: Settings, log: Log, progress: ProgressBar) -> dict[str, object]:

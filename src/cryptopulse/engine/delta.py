@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 import pyarrow as pa
@@ -70,7 +70,10 @@ def read_table(lake: LakeLocation, table: Table, columns: str, where: str = "tru
 def _select(lake: LakeLocation, table: Table, delta: DeltaTable, columns: str, where: str) -> pa.Table:
     with reading(lake, table):
         query = QueryBuilder().register("t", delta)
-        found = pa.table(query.execute(f"SELECT {columns} FROM t WHERE {where}").read_all())  # noqa: S608 - all ours
+        return _plain(pa.table(query.execute(f"SELECT {columns} FROM t WHERE {where}").read_all()))  # noqa: S608 - ours
+
+
+def _plain(found: pa.Table) -> pa.Table:
     return found.cast(pa.schema([field.with_type(_PLAIN.get(field.type, field.type)) for field in found.schema]))
 
 
@@ -215,6 +218,21 @@ class DeltaHandle:
     def read(self, columns: str, where: str = "true") -> pa.Table:
         """`SELECT columns WHERE where` over the table as this handle sees it; file statistics prune."""
         return _select(self.lake, self.table, self._delta, columns, where)
+
+    def read_parts(self, columns: str, where: str, rows_max: int) -> Iterator[pa.Table]:
+        """The same in parts of about `rows_max` rows, for what may be more than memory takes."""
+        with reading(self.lake, self.table):
+            query = QueryBuilder().register("t", self._delta)
+            held: list[pa.RecordBatch] = []
+            rows = 0
+            for batch in query.execute(f"SELECT {columns} FROM t WHERE {where}"):  # noqa: S608 - all ours
+                held.append(pa.record_batch(batch))
+                rows += batch.num_rows
+                if rows >= rows_max:
+                    yield _plain(pa.Table.from_batches(held))
+                    held, rows = [], 0
+            if held:
+                yield _plain(pa.Table.from_batches(held))
 
     def rows(self) -> int:
         """How many rows the table has as this handle sees it, by its files' own counts: no file is read."""

@@ -20,6 +20,7 @@ from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import ABSENT, COVERAGE, SILVER
 
 _MINUTE_US = 60 * MICROS
+_COVER_ROWS = 1_000_000  # some 40 MB
 _INTERVALS_SCHEMA = pa.schema([("symbol", pa.string()), ("first_trade_id", pa.int64()), ("last_trade_id", pa.int64())])
 _COLUMNS = ", ".join(SILVER.arrow_schema.names)
 _INTERVAL = ", ".join(_INTERVALS_SCHEMA.names)
@@ -144,14 +145,20 @@ class Held:
         made again. (No row of silver is ever missing in them: what is newer than they are is read from silver.)
         """
         self._split(coverage.read("symbol, first_trade_id, last_trade_id").cast(_INTERVALS_SCHEMA))
-        self._cover(silver.read("symbol, trade_id", after(coverage.position("silver"))))
+        self._cover_rows(silver, after(coverage.position("silver")))
         intervals = self.coverage
         widths = pc.add(pc.subtract(intervals["last_trade_id"], intervals["first_trade_id"]), 1)
         if (pc.sum(widths).as_py() or 0) != silver.rows():
             logger.warning("coverage_made_again", rows=silver.rows(), ids_claimed=pc.sum(widths).as_py())
             coverage.replace(COVERAGE.arrow_schema.empty_table(), None, {"silver": NOTHING_YET})
             self._split(_INTERVALS_SCHEMA.empty_table())
-            self._cover(silver.read("symbol, trade_id"))
+            self._cover_rows(silver)
+
+    def _cover_rows(self, silver: DeltaHandle, where: str = "true") -> None:
+        for ids in silver.read_parts(
+            "symbol, trade_id", where, _COVER_ROWS
+        ):  # after a power cut it may be all there are
+            self._cover(ids)
 
     def _load_recent(self, silver: DeltaHandle) -> None:
         first = (self.watermark_us - self._keep_s * MICROS) // _MINUTE_US * _MINUTE_US

@@ -138,7 +138,8 @@ class SqliteLog:
             while True:  # small transactions: the appending process waits for each
                 deleted = self._db.execute(
                     "DELETE FROM batches WHERE first_offset IN (SELECT first_offset FROM batches WHERE "
-                    "first_offset + messages <= ? ORDER BY first_offset LIMIT 500)",
+                    # Without the first condition it would look at the whole rest of the log.
+                    "first_offset < ?1 AND first_offset + messages <= ?1 ORDER BY first_offset LIMIT 500)",
                     (below,),
                 ).rowcount
                 if deleted < 500:

@@ -18,6 +18,7 @@ from feed_exchange import (
     settings_for,
     stays_from_fourteen,
 )
+from simulator_server import simulator
 from structlog.testing import capture_logs
 
 from cryptopulse.errors import ConfigurationError
@@ -228,3 +229,23 @@ def test_every_trade_that_a_faulty_exchange_published_is_in_the_log_or_reported_
         missing = set(range(min(came[product]), last + 1)) - came[product]
         assert sorted(missing) == sorted(reported[product]), product
     assert sum(map(len, reported.values())) > 0
+
+
+@pytest.mark.parametrize("dialect", ["exchange", "advanced"])
+def test_products_that_the_exchange_does_not_know_cost_the_others_nothing(dialect: str, log: SqliteLog) -> None:
+    async def scenario() -> dict[str, Any]:
+        async with simulator(products=3) as exchange:
+            known = list((await exchange.ledger())["products"])
+            products = [known[0], "GONE-USD", known[1], "TYPO-USD", known[2]]
+            url = f"ws://127.0.0.1:{exchange.http.base_url.port}/{dialect}"
+            async with producing(settings_for(url, products=products, dialect=dialect), log) as run:
+                state = await run.until(lambda state: state["trades_total"] > 300)
+        keys = {key for key, _ in logged(log)}
+        assert keys - {""} == set(known)
+        return state
+
+    with capture_logs() as lines:
+        state = uvloop.run(scenario())
+    assert (state["connections"], state["reconnects"]) == (1, 0)
+    (subscribed,) = (line for line in lines if line["event"] == "subscribed")
+    assert (subscribed["products"], subscribed["refused"]) == (3, ["GONE-USD", "TYPO-USD"])

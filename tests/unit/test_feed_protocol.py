@@ -168,6 +168,48 @@ TABLE: dict[str, list[Step]] = {
 }  # fmt: skip
 
 
+def _refusal(*products: str) -> bytes:
+    reason = f"{', '.join(products)} is not a valid product"
+    return json.dumps({"type": "error", "message": "Failed to subscribe", "reason": reason}).encode()
+
+
+def _asked(session: Session) -> list[list[str]]:
+    return [json.loads(frame)["product_ids"] for frame in session.frames_to_send()]
+
+
+def test_the_others_are_asked_for_without_the_products_that_a_refusal_names() -> None:
+    session = _session("A-USD", "B-USD", "C-USD", "D-USD")
+    session.connected(0)
+    assert _asked(session) == [["A-USD", "B-USD", "C-USD", "D-USD"]]
+    session.receive(_refusal("B-USD"), 4 * S)
+    assert _asked(session) == [["A-USD", "C-USD", "D-USD"]]
+    session.receive(_refusal("B-USD"), 5 * S)  # nothing new
+    assert _asked(session) == []
+    session.receive(_refusal("D-USD"), 8 * S)
+    assert _asked(session) == [["A-USD", "C-USD"]]
+    session.tick(9 * S)
+    assert session.state is State.SUBSCRIBING  # the new request has its own time
+    session.take_events()
+    session.receive(_answer("A-USD", "C-USD"), 9 * S)
+    assert session.take_events() == [Subscribed(("A-USD", "C-USD"), ("B-USD", "D-USD"))]
+    session.receive(_refusal("A-USD"), 10 * S)
+    assert _asked(session) == []
+    session.disconnected()
+    session.connected(20 * S)  # by then the exchange may know them
+    assert _asked(session) == [["A-USD", "B-USD", "C-USD", "D-USD"]]
+
+
+def test_a_refusal_of_everything_or_of_nothing_known_asks_for_nothing() -> None:
+    session = _session()
+    session.connected(0)
+    session.frames_to_send()
+    session.receive(_refusal("AA-USD", "X-B-USD", "EUR"), 1)
+    session.receive(_refusal(*BOTH), 1)
+    assert _asked(session) == []
+    session.tick(CONFIRM_NS)
+    assert session.state is State.STALE
+
+
 @pytest.mark.parametrize("steps", TABLE.values(), ids=TABLE.keys())
 def test_what_follows(steps: list[Step]) -> None:
     session = _session()

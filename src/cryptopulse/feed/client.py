@@ -178,8 +178,7 @@ class Connection(WSListener):
         self.sockets_opened += 1
         _keep_alive(transport)
         self.session.connected(time.monotonic_ns())
-        for frame in self.session.frames_to_send():
-            transport.send(WSMsgType.TEXT, frame)
+        self._send()
         self._changed()
         self._schedule()
 
@@ -224,6 +223,12 @@ class Connection(WSListener):
         if session.deadline_ns < self._timer_due_ns:
             self._schedule()
 
+    def _send(self) -> None:
+        """Sends what the session wants to say, if there is still somebody to say it to."""
+        for frame in self.session.frames_to_send():
+            if self._transport is not None:
+                self._transport.send(WSMsgType.TEXT, frame)
+
     def _handle_events(self) -> None:
         for event in self.session.take_events():
             self._shared.on_event(self, event)
@@ -235,6 +240,7 @@ class Connection(WSListener):
                 self._changed()
                 # Not gracefully: a peer that is gone would never take what is left to send.
                 self._transport.disconnect(graceful=False)
+        self._send()
 
     def _changed(self) -> None:
         self.since = time.time()

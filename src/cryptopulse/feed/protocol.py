@@ -13,12 +13,16 @@ known to be missing as soon as a new one brings its first trade::
          ▲                          │ no answer           │ no heartbeat
          └───────disconnected───────┴──────▶ stale ◀──────┘
 
+One product that the exchange does not know makes it refuse the whole request. So when a refusal names products of
+the session, the others are asked for again without them.
+
 What differs between the two feeds is in a `Dialect`, which turns a raw message into one of the `Message`
 types.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
@@ -43,6 +47,10 @@ so that the silence may be its own: heartbeats may wait in the socket."""
 
 TEXT_MAX = 300
 """Characters of foreign text in an event; the whole message is in the log."""
+
+
+_WORD = re.compile(r"[A-Z0-9]+(?:-[A-Z0-9]+)+")
+"""What may be a product id in a refusal, as in "XYZ-USD is not a valid product"."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -199,6 +207,7 @@ class Session:
         self._watch_due_ns = NEVER_NS
         self._next_sequence: int | None = None
         self._channels: dict[str, frozenset[str]] = {}
+        self._asked: Sequence[str] = ()
         self._frames: list[bytes] = []
         self.events: list[Event] = []
         """What has happened since `take_events`; to be looked at, not changed."""
@@ -216,10 +225,10 @@ class Session:
     def connected(self, now_ns: int) -> None:
         """A connection is open: subscribe, and expect the answer in time."""
         self.state = State.SUBSCRIBING
-        self._frames = self._dialect.subscribe_frames(self.products)
+        self._frames = []
         self._channels = {}
         self._next_sequence = None
-        self._watch(now_ns + CONFIRM_NS)
+        self._ask(self.products, now_ns)
 
     def disconnected(self) -> None:
         """The connection is gone. What is known about trade ids stays."""
@@ -284,11 +293,26 @@ class Session:
             self._confirm(message, now_ns)
         elif isinstance(message, Refusal):
             self.events.append(ServerError(message.text[:TEXT_MAX]))
+            self._ask_for_the_others(message.text, now_ns)
         elif isinstance(message, Unreadable):
             self._unreadable(message.reason, len(raw))
         if now_ns >= self.watch.due_ns:
             self._report_holes(now_ns)
             self._set_deadline()
+
+    def _ask(self, products: Sequence[str], now_ns: int) -> None:
+        self._asked = products
+        self._frames += self._dialect.subscribe_frames(products)
+        self._watch(now_ns + CONFIRM_NS)
+
+    def _ask_for_the_others(self, refusal: str, now_ns: int) -> None:
+        """Asks again without the products that a refusal names. With each there are fewer, so it comes to an end."""
+        if self.state is not State.SUBSCRIBING:
+            return
+        named = set(_WORD.findall(refusal))
+        others = [product for product in self._asked if product not in named]
+        if others and len(others) < len(self._asked):
+            self._ask(others, now_ns)
 
     def _heartbeat(self, message: Heartbeat, now_ns: int) -> None:
         if self.state is State.LIVE:

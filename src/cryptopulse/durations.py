@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from cryptopulse.errors import ConfigurationError
 
+_FIRST_YEAR, _LAST_YEAR = 1970, 2200
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -21,10 +22,12 @@ def parse_duration(text: str) -> float:
 def parse_time(text: str) -> datetime:
     """The moment, in UTC, of `2026-11-01`, `2026-11-01T12:30` or `2026-11-01T12:30+02:00`; without an offset it is UTC.
 
-    Raises ConfigurationError for anything else.
+    Raises ConfigurationError for anything else, and for years in which nothing can have been traded here.
     """
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigurationError(f"'{text}' is no time; write it like 2026-07-07 or 2026-07-07T22:00.") from error
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        raise ConfigurationError(f"'{text}' is no time of a trade; years go from {_FIRST_YEAR} to {_LAST_YEAR}.")
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -22,6 +22,7 @@ class _Line(msgspec.Struct):
     raw: str | None = None
 
 
+_RECV_END_NS = 7_258_118_400 * 10**9  # the year 2200: seconds are below it, milliseconds far beyond
 _decode = msgspec.json.Decoder(_Line).decode
 
 
@@ -47,9 +48,12 @@ def _message(line: bytes, number: int, path: Path) -> tuple[int | None, bytes]:
         if found.raw is None and found.recv is None:
             return None, line.rstrip(b"\r\n")
         received = None if found.recv is None else int(found.recv.scaleb(9).to_integral_value())
-        if found.raw is not None:
+        is_time = received is None or 0 <= received < _RECV_END_NS
+        if found.raw is not None and is_time:
             return received, found.raw.encode()
-        error: Exception = ValueError("it has `recv` but no `raw`")
+        error: Exception = ValueError(
+            "it has `recv` but no `raw`" if is_time else "`recv` is not in seconds since 1970"
+        )
     except (ValueError, ArithmeticError) as wrong:
         error = wrong
     raise ConfigurationError(

@@ -150,7 +150,7 @@ class Settings(BaseSettings):
 
     @property
     def rest_allowance(self) -> Path:
-        """File by which the processes of this machine share the exchange's limit of requests."""
+        """File by which the processes of this lake share the exchange's limit of requests."""
         return self.state_dir / "rest.allowance"
 
     @property

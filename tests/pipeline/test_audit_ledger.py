@@ -271,6 +271,7 @@ def test_every_bad_message_is_excused_by_the_quarantine(make: Make) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--from", "0001-01-01"], "--from: '0001-01-01' is no time of a trade; years go from 1970 to 2200."),
         (["--from", "yesterday"], "--from: 'yesterday' is no time; write it like 2026-07-07 or 2026-07-07T22:00."),
         (["--from", "2026-07-08", "--to", "2026-07-07"], "--from 2026-07-08 is not before --to 2026-07-07."),
         (["--product", "BTCUSD"], "'BTCUSD' is no product id; they look like BTC-USD."),

@@ -144,6 +144,7 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["alerts", "backtest", "--rule", "threshold=1"], "Rule part 'threshold=1'"),
         (["alerts", "backtest", "--rule", "threshold_pct=-1"], "Rule, threshold_pct"),
         (["alerts", "backtest", "--start", "yesterday"], "'yesterday' is no time"),
+        (["alerts", "backtest", "--end", "9999-12-31T23:30-05:00"], "years go from 1970 to 2200"),
         (["alerts", "backtest", "--products", "BTC'USD"], "is no product id"),
         (["alerts", "backtest"], "lake"),
         (["sql", "SELECT 1"], "lake"),

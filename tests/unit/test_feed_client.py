@@ -197,3 +197,18 @@ def test_a_full_log_ends_the_producer_with_that_error_and_the_loss_is_said(log: 
     assert run.last["lost_messages"] == 2
     (lost,) = [line for line in lines if line["event"] == "messages_lost"]
     assert (lost["count"], lost["log_level"]) == (2, "error")
+
+
+@pytest.mark.parametrize("proxy", ["http://proxy:port", "quic://127.0.0.1:9", "socks5h://127.0.0.1:9"])
+def test_a_proxy_of_no_use_is_waited_for_like_every_other_lack_of_a_network(
+    log: SqliteLog, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+
+    async def scenario() -> None:
+        async with producing(settings_for("wss://exchange.invalid"), log) as run:
+            await run.until(lambda _state: sum(line["event"] == "waiting_for_feed" for line in lines) >= 2)
+
+    with capture_logs() as lines:
+        uvloop.run(scenario())
+    assert all(line["error"] for line in lines if line["event"] == "waiting_for_feed")

@@ -233,3 +233,26 @@ def test_a_folder_that_cant_be_written_leaves_each_process_its_own_limit(tmp_pat
 
     asyncio.run(take())
     assert clock.now_ns == 10**12 + 2 * 10**8
+
+
+@pytest.mark.parametrize("proxy", ["socks5h://127.0.0.1:9", "http://127.0.0.1:9"])
+def test_a_proxy_that_is_away_may_come_back(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(Disconnected):
+        _products("https://exchange.invalid")
+
+
+def test_a_proxy_whose_address_is_none_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "quic://127.0.0.1:9")
+    with pytest.raises(ConfigurationError) as told:
+        _products("https://exchange.invalid")
+    assert "\n" not in str(told.value)
+    assert "exchange.invalid" in str(told.value)
+
+
+def test_what_the_exchange_says_about_a_refusal_is_passed_on() -> None:
+    with (
+        _server(400, b'{"message":"Not allowed for delisted products"}') as url,
+        pytest.raises(ConfigurationError, match="400 \\(Not allowed for delisted products\\)"),
+    ):
+        _products(url)

@@ -12,13 +12,11 @@ import structlog
 
 from cryptopulse import pipeline
 from cryptopulse.completeness.history import Filled, Plan, fill, plan
+from cryptopulse.completeness.tables import known_ids
 from cryptopulse.errors import LakeBusy, LogFull, TransientError
 from cryptopulse.feed.rate_limit import TokenBucket
 from cryptopulse.feed.rest import Page, RestClient
 from cryptopulse.intervals import Intervals
-from cryptopulse.lake.access import is_there
-from cryptopulse.lake.reader import read
-from cryptopulse.lake.tables import COVERAGE
 from cryptopulse.log import Log
 from cryptopulse.retry import Backoff
 from cryptopulse.settings import Settings
@@ -65,11 +63,9 @@ class Backfill:
         return wanted, filled
 
     def _held(self, product: str) -> Intervals:
-        if not is_there(self._settings.location, COVERAGE):
-            return Intervals()
-        intervals = "SELECT symbol, first_trade_id, last_trade_id FROM silver.trade_id_coverage"
-        rows = read(self._settings.location, intervals).to_pylist()
-        return Intervals((row["first_trade_id"], row["last_trade_id"]) for row in rows if row["symbol"] == product)
+        """What need not be asked for: what silver holds, and what pages proved absent."""
+        known = known_ids(self._settings.location)
+        return Intervals([*known.held.get(product, ()), *known.absent.get(product, ())])
 
     async def _keep(self, messages: pa.Table) -> None:
         await asyncio.to_thread(self._append, messages)

@@ -114,7 +114,7 @@ class Connection(WSListener):
                 await self._one_socket()
             except WSProtocolError as error:
                 reason = str(error.args[-1])
-            except (WSError, OSError, Disconnected) as error:
+            except (WSError, OSError, Disconnected, ValueError) as error:  # ValueError: of a proxy's address
                 reason = self._ended_because or str(error) or type(error).__name__
             else:
                 reason = self._ended_because or "closed by the exchange"

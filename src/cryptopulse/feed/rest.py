@@ -51,6 +51,10 @@ class _Row(msgspec.Struct, gc=False):
     trade_id: int
 
 
+class _Refusal(msgspec.Struct):
+    message: str = ""
+
+
 class Page(NamedTuple):
     """Trades of one product exactly as the exchange sent them, and their ids, newest first."""
 
@@ -75,6 +79,7 @@ class Candle(msgspec.Struct, frozen=True, array_like=True):
 CANDLES_MAX = 300
 """As many candles are in one answer at most."""
 
+_refusal = msgspec.json.Decoder(_Refusal)
 _products = msgspec.json.Decoder(list[Product])
 _rows = msgspec.json.Decoder(list[_Row])
 _candles = msgspec.json.Decoder(list[Candle])
@@ -85,7 +90,7 @@ class RestClient:
     with`."""
 
     def __init__(self, base_url: str, *, allowance: Path | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        """`allowance`: a file by which the processes of this machine share the limit; None: it is this object's own."""
+        """`allowance`: a file by which the processes of a lake share the limit; None: it is this object's own."""
         self.base_url = base_url.rstrip("/")
         self.requests = 0
         self.failures = 0
@@ -182,7 +187,8 @@ class RestClient:
         if answer.status_code == httpx.codes.NOT_FOUND and unknown:
             raise UnknownProduct(f"{url} answered 404: {unknown}.")
         if not answer.is_success:
-            raise ConfigurationError(f"{url} answered {answer.status_code}; check the setting feed.rest_url.")
+            said = f" ({words})" if (words := _message_of(answer)) else ""
+            raise ConfigurationError(f"{url} answered {answer.status_code}{said}; check the setting feed.rest_url.")
         return answer
 
     async def _client(self) -> httpx.AsyncClient:
@@ -202,9 +208,17 @@ class RestClient:
                 trust_env=is_encrypted,
                 verify=is_encrypted,
             )
-        except (OSError, ValueError) as error:
-            # A proxy or certificate file named by the environment is of no use.
+        except (OSError, ValueError, ImportError) as error:
+            # A proxy or certificate file named by the environment is of no use, or needs what is not installed.
             raise ConfigurationError(f"Cannot set up requests to {self.base_url}: {error}.") from error
+
+
+def _message_of(answer: httpx.Response) -> str:
+    """What the exchange says about a refusal, "" when it says nothing that can be read."""
+    try:
+        return _refusal.decode(answer.content).message[:200]
+    except ValueError:
+        return ""
 
 
 def page_ids(body: bytes) -> list[int]:

@@ -216,7 +216,10 @@ def process(settings: Settings, log: Log, stop: threading.Event, report: Report)
 
     Calls `report` with the state every half second. Raises what stopped it: LakeBusy, Fenced, LogDamaged, …
     """
-    with _opened(settings, log, stop) as pipeline:
+    opened = _opened(settings, log, stop)
+    if opened is None:  # nothing is lost: the log keeps what there is for the next start
+        return
+    with opened as pipeline:
         with _Background(pipeline, settings, report) as background:
             while not stop.is_set():
                 background.check()
@@ -228,9 +231,9 @@ def process(settings: Settings, log: Log, stop: threading.Event, report: Report)
         report(pipeline.state())
 
 
-def _opened(settings: Settings, log: Log, stop: threading.Event) -> Pipeline:
+def _opened(settings: Settings, log: Log, stop: threading.Event) -> Pipeline | None:
     """The lake's pipeline. One that works on it for a moment (a backfill, a replay) is waited for: a processing that is
-    started again must not end the recording of a whole deployment. LakeBusy when it takes longer, or at `stop`.
+    started again must not end the recording of a whole deployment. LakeBusy when it takes longer, None at `stop`.
     """
     give_up_at = time.monotonic() + _LAKE_WAIT_S
     said = False
@@ -238,7 +241,9 @@ def _opened(settings: Settings, log: Log, stop: threading.Event) -> Pipeline:
         try:
             return Pipeline(settings, log)
         except LakeBusy as error:
-            if time.monotonic() >= give_up_at or stop.is_set():
+            if stop.is_set():
+                return None
+            if time.monotonic() >= give_up_at:
                 raise
             if not said:
                 _log.warning("waiting_for_lake", error=str(error), at_most_s=_LAKE_WAIT_S)

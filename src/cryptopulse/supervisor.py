@@ -108,12 +108,13 @@ class _Process:
     def step(self, now: float) -> None:
         """Looks what happened and does what is due. `now`: seconds of the monotonic clock."""
         if self.state is ProcessState.WAITING and now >= self.start_at:
-            self._start()
+            self._start(now)
         elif self.state is ProcessState.RUNNING and self._ended():
             self._judge_death(now)
         elif self.state is ProcessState.STOPPING:
             if self._ended():
-                _log.info("process_stopped", name=self.spec.name, exit_code=self.exit_code)
+                say = _log.error if self.has_failed_at_the_end else _log.info
+                say("process_stopped", name=self.spec.name, exit_code=self.exit_code)
                 self.state = ProcessState.STOPPED
             elif now >= self.kill_at and self.popen:
                 _log.warning("process_killed", name=self.spec.name, reason="did not end in time")
@@ -131,12 +132,17 @@ class _Process:
         elif self.state is ProcessState.STOPPING:
             self.kill_at = min(self.kill_at, now + timeout_s)
 
-    def _start(self) -> None:
+    def _start(self, now: float) -> None:
         command = list(self.spec.command(self.starts))
         try:
             self.popen = _spawn(self.spec, command)
         except OSError as error:
-            raise ConfigurationError(f"Can't start {self.spec.name}: {error}.") from error
+            if self.starts == 0:
+                raise ConfigurationError(f"Can't start {self.spec.name}: {error}.") from error
+            self.exit_code = None  # no memory for it, no more processes: as if it had died
+            _log.warning("process_not_started", name=self.spec.name, error=str(error))
+            self._judge_death(now)
+            return
         self.starts += 1
         self.state = ProcessState.RUNNING
         _log.info("process_started", name=self.spec.name, pid=self.popen.pid, restarts=self.starts - 1)
@@ -170,8 +176,15 @@ class _Process:
         return stays or is_too_often
 
     @property
+    def has_failed_at_the_end(self) -> bool:
+        """Whether it ended with an error of its own when it was told to end."""
+        return bool(self.spec.is_essential and self.exit_code and self.exit_code > 0)
+
+    @property
     def exit_text(self) -> str:
         """How it ended, for people."""
+        if self.exit_code is None:
+            return "no process"
         if self.exit_code is not None and self.exit_code < 0:
             return f"signal {signal.Signals(-self.exit_code).name}"
         return f"exit code {self.exit_code}"
@@ -227,9 +240,11 @@ class Supervisor:
         }
 
     def check(self) -> None:
-        """Raises ProcessFailed when a process was given up, with its own last words if they are known."""
+        """Raises ProcessFailed when a process was given up or could not end in order, with its own last words if they
+        are known."""
         for process in self._processes:
-            if process.state is ProcessState.FAILED:
+            has_failed = process.state is ProcessState.STOPPED and process.has_failed_at_the_end
+            if has_failed or process.state is ProcessState.FAILED:
                 raise _failure(process)
 
     def kill(self) -> None:
@@ -271,7 +286,7 @@ def _popen(spec: ProcessSpec, command: list[str], stderr: int | None) -> subproc
 
 
 def _failure(process: _Process) -> ProcessFailed:
-    often = "" if len(process.deaths) == 1 else f" {len(process.deaths)} times in a row"
+    often = "" if len(process.deaths) <= 1 else f" {len(process.deaths)} times in a row"
     words = last_words(process.spec.log_file) if process.spec.log_file else ""
     said = f": {words}" if words else "; see its messages above."
     error = ProcessFailed(f"The {process.spec.name} ended{often} with {process.exit_text}{said}")

@@ -73,5 +73,11 @@ def test_a_processing_waits_for_a_lake_that_something_else_works_on_for_a_moment
 def test_a_processing_that_waits_for_a_lake_ends_when_it_is_asked_to(lake: Lake) -> None:
     stop = threading.Event()
     stop.set()
-    with LakeLock(lake.settings.state_dir, lake.settings.lake), pytest.raises(LakeBusy):
+    with LakeLock(lake.settings.state_dir, lake.settings.lake):
         pipeline.process(lake.settings, lake.log, stop, lambda _state: None)
+
+
+def test_a_processing_does_not_wait_for_a_lake_for_ever(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_LAKE_WAIT_S", 0.3)
+    with LakeLock(lake.settings.state_dir, lake.settings.lake), pytest.raises(LakeBusy):
+        pipeline.process(lake.settings, lake.log, threading.Event(), lambda _state: None)

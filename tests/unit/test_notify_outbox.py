@@ -54,6 +54,36 @@ def test_a_severity_that_was_never_seen_needs_no_message() -> None:
     assert sent(box, episode(rank=2), now_s=100) == [("escalated",)]
 
 
+def test_an_episode_that_is_refused_again_and_again_lets_the_others_go_first() -> None:
+    box = outbox()
+    box.take_in([episode(100), episode(200), episode(300)], NOW_US)
+    accepted: list[int] = []
+    for attempt in range(20):
+        letter = box.next_letter(attempt * 100.0)
+        if letter is None:
+            break
+        (item,) = letter.items
+        if item.episode.trigger_trade_id == 100:
+            box.refused(letter)
+        else:
+            accepted.append(item.episode.trigger_trade_id)
+            box.accepted(letter)
+    assert accepted == [200, 300]
+    assert box.waiting == 1
+
+
+def test_a_target_that_is_away_for_a_moment_changes_no_order() -> None:
+    box = outbox()
+    box.take_in([episode(100), episode(200)], NOW_US)
+    for attempt in range(2):
+        letter = box.next_letter(attempt * 100.0)
+        assert letter is not None
+        box.refused(letter)
+    letter = box.next_letter(1000.0)
+    assert letter is not None
+    assert letter.items[0].episode.trigger_trade_id == 100
+
+
 def test_an_escalation_after_the_close_is_told_and_so_is_the_second_close() -> None:
     box = outbox()
     assert sent(box, episode(rank=0, is_closed=True)) == [("opened",), ("closed",)]

@@ -33,7 +33,18 @@ def test_plain_and_timed_lines_give_the_bytes_as_received(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "wrong", ['{"type":"mat', "[1]", '{"recv":"yesterday","raw":"x"}', '{"recv":1.0}', "\\x00", '{"raw":7}']
+    "wrong",
+    [
+        '{"type":"mat',
+        "[1]",
+        '{"recv":"yesterday","raw":"x"}',
+        '{"recv":1.0}',
+        '{"recv":1786309548629,"raw":"x"}',
+        '{"recv":1786309548629007800,"raw":"x"}',
+        '{"recv":-1,"raw":"x"}',
+        "\\x00",
+        '{"raw":7}',
+    ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, wrong: str) -> None:
     file = tmp_path / "recording.jsonl"

@@ -137,6 +137,37 @@ def test_the_end_comes_in_the_order_of_the_list(make: Make, watch: Callable[...,
     supervisor.check()
 
 
+def test_an_error_at_the_end_is_passed_on(make: Make, watch: Callable[..., Supervisor], tmp_path: Path) -> None:
+    fails = OBEDIENT.replace(
+        "    sys.exit(0)", "    sys.stderr.write('cryptopulse: The disk is full.\\n'); sys.exit(3)"
+    )
+    supervisor = watch(make("processing", fails, logged=True))
+    step_until(supervisor, lambda: bool(list(tmp_path.glob("ready-*"))))
+    supervisor.stop()
+    step_until(supervisor, lambda: supervisor.done)
+    with pytest.raises(ProcessFailed, match="processing ended with exit code 3: The disk is full"):
+        supervisor.check()
+
+
+def test_a_restart_for_which_the_system_has_no_room_is_tried_again(
+    make: Make, watch: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    program = tmp_path / "program"
+    program.symlink_to(sys.executable)
+    dies = "import os, time; os.path.exists('again') and time.sleep(60); os.remove('program')"
+    spec = make("processing", dies)
+    spec = replace(spec, command=lambda _restarts: [str(program), "-S", "-c", dies])
+    supervisor = watch(spec)
+    step_until(supervisor, lambda: not program.exists())
+    step_until(supervisor, lambda: supervisor.states() == {"processing": ProcessState.WAITING})
+    time.sleep(0.05)  # the pause is over
+    supervisor.step()  # but there is nothing to start
+    assert supervisor.states() == {"processing": ProcessState.WAITING}
+    (tmp_path / "again").touch()
+    program.symlink_to(sys.executable)
+    step_until(supervisor, lambda: supervisor.states() == {"processing": ProcessState.RUNNING})
+
+
 def test_a_process_that_does_not_end_in_time_is_killed(
     make: Make, watch: Callable[..., Supervisor], tmp_path: Path
 ) -> None:

@@ -109,11 +109,18 @@ async def _compare_all(
     """Returns how many bars were compared."""
     requests = [(bars, span) for bars in products for span in bars.spans()]
     compared = 0
+    unknown: set[str] = set()
     async with RestClient(exchange.rest_url, allowance=exchange.allowance) as client:
         for number, (bars, (first, last)) in enumerate(requests, start=1):
+            if bars.symbol in unknown:
+                continue
             try:
                 candles = await _fetched(client, bars.symbol, first, last)
-            except (TransientError, ConfigurationError, UnknownProduct) as error:
+            except UnknownProduct as error:  # delisted, as it may be; the others have candles
+                _tell_unreachable(snapshot, bars.symbol, first, str(error))
+                unknown.add(bars.symbol)
+                continue
+            except (TransientError, ConfigurationError) as error:
                 _tell_unreachable(snapshot, bars.symbol, first, str(error))
                 break
             compared += _compare(snapshot, bars, first, last, candles)

@@ -18,7 +18,7 @@ from typing import Final, Self
 
 import structlog
 
-from cryptopulse.errors import CryptoPulseError, TransientError
+from cryptopulse.errors import CryptoPulseError, LakeUnreachable, TransientError
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.retry import Backoff
 from cryptopulse.serve.live.message import Message
@@ -111,6 +111,10 @@ class Live:
             pause_s = self._backoff.next_pause() if isinstance(error, TransientError) else _BACKOFF_MAX_S
             _log.warning("waiting_for_lake", error=str(error), retry_in_s=round(pause_s, 2))
             return pause_s
+        except Exception as error:  # noqa: BLE001 - pages must not stand still for ever because of one look
+            _log.exception("unexpected_error", error=str(error))
+            self._publish(self._topics.failed(LakeUnreachable(f"The tables can't be followed now: {error}")))
+            return _BACKOFF_MAX_S
         self._backoff.reset()
         self._publish(messages)
         return self._poll_s

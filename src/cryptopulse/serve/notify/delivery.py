@@ -105,7 +105,7 @@ class Delivery:
                 if error is None:
                     self._accepted(letter)
                     backoff.reset()
-                elif not self._may_try_again(error, backoff.next_pause()):
+                elif not self._may_try_again(letter, error, backoff.next_pause()):
                     return
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
             self._error = error
@@ -141,11 +141,12 @@ class Delivery:
         # While the lock is held: two records of one episode must not change places.
         self._ledger.record(self._ledger_name, told)
 
-    def _may_try_again(self, error: str, pause_s: float) -> bool:
+    def _may_try_again(self, letter: Letter, error: str, pause_s: float) -> bool:
         """Says what failed and lets the pause go by; False when the end comes first."""
         _log.warning("notification_failed", target=self._channel.name, error=error, retry_in_s=round(pause_s, 2))
         again_at_s = time.monotonic() + pause_s
         with self._news:
+            self._outbox.refused(letter)
             self._figures.failed += 1
             self._figures.is_failing = True
             self._figures.last_error, self._figures.last_error_at = error, _iso_now()

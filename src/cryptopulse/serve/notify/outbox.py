@@ -23,6 +23,7 @@ TOGETHER_MAX = 500
 OPEN_KEPT_US = 30 * 86_400_000_000
 """How long an episode that never closed is remembered: rules that changed, or a rebuild, can take its row away."""
 
+_REFUSALS_MAX = 3
 _HOUR_US = 3_600_000_000
 
 
@@ -59,6 +60,7 @@ class Outbox:
         for alert_id in told:
             self._index(alert_id)
         self._allowance = Allowance(target.messages_per_minute_max)
+        self._refused, self._refusals = "", 0
 
     @property
     def waiting(self) -> int:
@@ -93,7 +95,7 @@ class Outbox:
 
     def next_letter(self, now_s: float) -> Letter | None:
         """What to send now, None when there is nothing or when it must wait (`wait_s`). The same again until it is
-        `accepted`, or rows have changed; each attempt counts against the pace."""
+        `accepted` or often `refused`, or rows have changed; each attempt counts against the pace."""
         left = self._allowance.left(now_s)
         if not (self._waiting and left):
             return None
@@ -117,6 +119,15 @@ class Outbox:
             else:
                 self._index(alert_id)
         return noted
+
+    def refused(self, letter: Letter) -> None:
+        """The target did not take `letter`. It gets the same again, but an episode that it refuses again and again lets
+        the others go first."""
+        alert_id = letter.items[0].episode.alert_id
+        self._refusals = self._refusals + 1 if alert_id == self._refused else 1
+        self._refused = alert_id
+        if self._refusals >= _REFUSALS_MAX and alert_id in self._waiting:
+            self._waiting[alert_id] = self._waiting.pop(alert_id)
 
     def forget(self, now_us: int) -> None:
         """Drops what was told of episodes that can't be news any more (`forgotten_before`)."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import NewPartitions
 from deltalake import DeltaTable
 from kafka_broker import KafkaBroker
@@ -17,10 +19,14 @@ from spark_session import spark_conf
 from storage_servers import Storage, start_s3
 from structlog.testing import capture_logs
 
-from cryptopulse.errors import ConfigurationError
-from cryptopulse.lake.tables import BRONZE, COVERAGE, SILVER, TABLES, Table
+from cryptopulse.errors import ConfigurationError, Fenced, LakeBusy
+from cryptopulse.lake.lock import LakeLock
+from cryptopulse.lake.tables import BRONZE, COVERAGE, QUARANTINE, SILVER, TABLES, Table
+from cryptopulse.log.kafka_address import kafka_address
+from cryptopulse.pipeline import Pipeline
 from cryptopulse.settings import STEPS
 from support import Lake, Message, Trade, at, message, page
+from support_processes import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -124,9 +130,9 @@ def test_what_retention_took_unread_is_said_counted_and_a_hole(
     with capture_logs() as said:
         state = lake.drain(batch=40)  # so that of some batches nothing is left
     counts = [line["count"] for line in said if line["event"] == "messages_expired"]
-    assert sum(counts) == state["messages_expired"] == 150
+    assert sum(counts) == state["messages_expired_total"] == 150
     assert intervals(lake) == [(1, 100), (251, 300)]
-    assert lake.drain()["messages_expired"] == 0
+    assert lake.drain()["messages_expired_total"] == 0
 
 
 def test_a_batch_that_bronze_held_before_a_kill_is_neither_doubled_nor_taken_for_expired(lake_of: MakeLake) -> None:
@@ -141,7 +147,7 @@ def test_a_batch_that_bronze_held_before_a_kill_is_neither_doubled_nor_taken_for
     with capture_logs() as said:
         state = lake.drain()
     assert [line for line in said if line["event"] == "messages_expired"] == []
-    assert state["messages_expired"] == 0
+    assert state["messages_expired_total"] == 0
     assert len(set(lake.places())) == len(lake.places()) == 100
     assert sorted(row["trade_id"] for row in lake.rows(SILVER)) == [*range(1, 101)]
     assert lake.take_in(trades(range(101, 111)))["trades_total"] == 10
@@ -218,3 +224,155 @@ def test_tables_of_a_catalog_are_those_of_the_embedded_engine(lake_of: MakeLake,
 def page_of(ids: range) -> Message:
     """What the REST interface gives for these ids, one of which the exchange never had."""
     return page([Trade("BTC-USD", number, at(number * 1.5), f"{100 + number % 5}") for number in ids if number != 66])
+
+
+@pytest.fixture
+def embedded_of(lake_of: MakeLake) -> Iterator[Callable[[SparkLake], Lake]]:
+    """The same lake and topic for the embedded engine."""
+    opened: list[Lake] = []
+
+    def make(lake: SparkLake) -> Lake:
+        opened.append(Lake(lake.path, log={"url": lake.settings.log.url}))
+        return opened[-1]
+
+    yield make
+    for lake in opened:
+        lake.close()
+
+
+def test_the_engines_may_take_turns_and_nothing_doubles(
+    lake_of: MakeLake, embedded_of: Callable[[SparkLake], Lake], tmp_path: Path
+) -> None:
+    """With the checkpoints kept: what the other engine stored meanwhile is known by the tables."""
+    lake = lake_of("turns")
+    embedded = embedded_of(lake)
+    parts = [[*trades(range(n, n + 20)), message(b"{%d" % n), page_without(n + 10)] for n in (1, 21, 41, 61, 81)]
+    for taking, part in zip((lake, embedded, lake, embedded, lake), parts, strict=True):
+        taking.take_in(part)
+    lake.steps = STEPS
+    lake.drain()
+    alone = Lake(tmp_path / "alone")
+    for part in parts:
+        alone.take_in(part)
+    assert len(set(lake.places())) == len(lake.places()) == sum(map(len, parts))
+    places = [(row["partition"], row["offset"]) for row in lake.rows(QUARANTINE)]
+    assert len(set(places)) == len(places) == len(parts)
+    assert lake.contents() == alone.contents()
+    alone.close()
+
+
+def page_without(number: int) -> Message:
+    """A page that shows that the exchange never had one id."""
+    return page([Trade("ADA-USD", one, at(one * 1.0)) for one in range(number, number + 10) if one != number + 5])
+
+
+def test_on_one_machine_the_engines_keep_each_other_out(
+    lake_of: MakeLake, embedded_of: Callable[[SparkLake], Lake]
+) -> None:
+    lake = lake_of("one-machine")
+    embedded = embedded_of(lake)
+    with Pipeline(embedded.settings, embedded.log), pytest.raises(LakeBusy):
+        lake.take_in(trades(range(1, 5)))
+    others = LakeLock(lake.settings.state_dir, lake.settings.lake, is_shared=True)
+    with others, pytest.raises(LakeBusy):
+        embedded.drain()
+    with others:  # another step's driver
+        lake.drain()
+    assert intervals(lake) == [(1, 4)]
+
+
+def test_of_two_engines_on_different_machines_the_later_fences_the_earlier(
+    lake_of: MakeLake, embedded_of: Callable[[SparkLake], Lake]
+) -> None:
+    lake = lake_of("two-machines")
+    embedded = embedded_of(lake)
+    lock = lake.settings.state_dir / "pipeline.lock"
+    embedded.append(trades(range(1, 11)))
+    with Pipeline(embedded.settings, embedded.log) as pipeline:
+        pipeline.step(0)
+        lock.unlink()  # which the other machine does not see
+        lake.take_in(trades(range(11, 21)))
+        lake.append(trades(range(21, 31)))
+        with pytest.raises(Fenced):
+            pipeline.step(0)
+    raised: list[Fenced] = []
+    stop = threading.Event()
+    reports: list[dict[str, object]] = []
+
+    def run_spark() -> None:
+        from cryptopulse.engine.spark.processing import process
+
+        try:
+            process(lake.settings, lake.log, stop, reports.append, lake.steps)
+        except Fenced as error:
+            raised.append(error)
+
+    running = threading.Thread(target=run_spark)
+    running.start()
+    wait_until(lambda: intervals(lake) == [(1, 30)], "Spark has taken in what was left", 120)
+    lock.unlink()
+    with Pipeline(embedded.settings, embedded.log):
+        lake.append(trades(range(31, 41)))
+        running.join(120)
+    stop.set()
+    running.join()
+    assert len(raised) == 1
+    assert lake.arrow(BRONZE).num_rows == 30
+    embedded.drain()
+    assert intervals(lake) == [(1, 40)]
+    assert lake.arrow(SILVER).num_rows == 40
+
+
+@pytest.mark.parametrize("checkpoints", ["kept", "deleted"])
+def test_trades_that_were_deleted_from_silver_are_not_claimed_for_ever(checkpoints: str, lake_of: MakeLake) -> None:
+    lake = lake_of(f"deleted-{checkpoints}")
+    lake.take_in(trades(range(1, 51)))
+    lake.delta(SILVER).delete("trade_id BETWEEN 11 AND 20")
+    if checkpoints == "deleted":
+        shutil.rmtree(lake.path / "_cryptopulse" / "checkpoints" / "silver")
+    with capture_logs() as said:
+        lake.take_in(trades(range(51, 61)))
+    assert [line["rows"] for line in said if line["event"] == "coverage_made_again"] == [40]
+    # From bronze they come back when it is looked at again; until then the healer sees that they are missing.
+    assert intervals(lake) == ([(1, 60)] if checkpoints == "deleted" else [(1, 10), (21, 60)])
+
+
+def test_offsets_that_go_back_while_it_runs_are_refused(lake_of: MakeLake) -> None:
+    from cryptopulse.engine.spark.bronze import BronzeStep
+    from cryptopulse.engine.spark.tables import SparkTables
+
+    lake = lake_of("back")
+    address = kafka_address(lake.settings.log)
+    assert address is not None
+    step = BronzeStep(SparkTables(lake.settings), address, lake.log, lake.settings)
+    nothing: Any = None
+    with pytest.raises(ConfigurationError, match=r"up to message 4999, but the log back ends before message 40"):
+        step.passed(nothing, {"back": {"0": 5000}}, {"back": {"0": 40}}, 0)
+    step.passed(nothing, {"back": {"0": 40}}, {"back": {"0": 40}}, 0)
+
+
+def test_records_of_another_producer_are_taken_as_the_embedded_engine_takes_them(
+    broker: KafkaBroker, lake_of: MakeLake, tmp_path: Path
+) -> None:
+    lake = lake_of("foreign")
+    lake.append(trades(range(1, 3)))  # makes the topic
+    producer = Producer({"bootstrap.servers": broker.bootstrap})
+    now_us = time.time_ns() // 1000
+    for number, headers in enumerate(
+        [
+            [("received_us", b"soon"), ("source", b"fax")],
+            [("source", b"rest"), ("received_us", b"%d" % now_us)],
+            [("received_us", b"%d" % (now_us * 1000))],
+            [("received_us", b"-5"), ("source", None)],
+            [],
+        ]
+    ):
+        producer.produce("foreign", b"foreign %d" % number, key=b"\xffk" if number else b"BTC-USD", headers=headers)
+    assert producer.flush(30) == 0
+    lake.drain()
+    embedded = Lake(tmp_path / "embedded", log={"url": lake.settings.log.url})
+    embedded.drain()
+    here = {"bronze_ingestion_time"}
+    assert lake.rows(BRONZE, *here) == embedded.rows(BRONZE, *here)
+    assert {row["partition_key"] for row in lake.rows(BRONZE)} == {"BTC-USD", "\ufffdk"}
+    embedded.close()

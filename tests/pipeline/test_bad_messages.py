@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
+from deltalake import write_deltalake
 
-from cryptopulse.lake.tables import BRONZE, QUARANTINE, SILVER
+from cryptopulse.lake.tables import ABSENT, BRONZE, QUARANTINE, SILVER
 from support import Lake, Message, Trade, advanced, at, message, page
 
 GOOD = Trade("BTC-USD", 7, at(1), "100.5", "0.25")
@@ -92,6 +94,7 @@ BAD = {
     "time of February 30": (_match(time="2026-02-30T00:00:00Z"), "time"),
     "time without zone": (_match(time="2026-07-07T12:00:01"), "time"),
     "time number": (_match(time=1783425601), "time"),
+    "time of hour 24": (_match(time="2026-07-07T24:00:00Z"), "time"),
     "time of year 99999": (_match(time="99999-01-01T00:00:00Z"), "time"),
     "deeply nested": (message(b'{"type":' + b"[" * 5_000 + b"]" * 5_000 + b"}"), ""),
     "deeply nested array": (message(b"[" * 100_000), NOT_JSON),
@@ -200,3 +203,27 @@ def test_a_member_that_is_there_twice_gives_one_row_somewhere(lake: Lake) -> Non
     twice = GOOD.match()["body"].replace(b'"price": "100.5"', b'"price": "100.5", "price": "7"')
     lake.take_in([message(twice)])
     assert len(lake.rows(SILVER)) + len(lake.rows(QUARANTINE)) == 1
+
+
+def test_what_another_engine_has_stored_of_bronze_is_not_stored_again(lake: Lake) -> None:
+    """As after Spark: rows are there, but not under this engine's positions."""
+    lake.take_in([GOOD.match()])
+    there = Lake(lake.path.with_name("there"))
+    there.take_in([GOOD.match(), message(b"{"), page_with_a_hole()])
+    shift = lake.log.origin(0) - there.log.origin(0)
+    for table in (BRONZE, QUARANTINE, ABSENT):
+        rows = there.arrow(table)
+        place = rows.column_names.index("offset")
+        moved = rows.set_column(place, rows.schema.field("offset"), pc.add(rows["offset"], shift))
+        write_deltalake(lake.delta(table), moved.filter(pc.greater(moved["offset"], lake.log.origin(0))), mode="append")
+    lake.append([message(b"{"), page_with_a_hole()])
+    lake.drain()
+    found = [[row[name] for name in QUARANTINE.key] for row in lake.rows(QUARANTINE)]
+    assert found == [[0, lake.log.origin(0) + 1]]
+    assert lake.arrow(ABSENT).num_rows == 1
+    assert lake.contents() == there.contents()
+    there.close()
+
+
+def page_with_a_hole() -> Message:
+    return page([Trade("ETH-USD", number) for number in (1, 2, 4)])

@@ -31,6 +31,11 @@ class Bronze:
         self.partitions: set[int] = {0, *handle.read('DISTINCT "partition" AS p')["p"].to_pylist()}
         """The partitions of the log that bronze knows."""
         self._stored = {partition: self._stored_on_disk(partition) for partition in self.partitions}
+        self._at_start = dict(self._stored)
+
+    def held_at_start(self, partition: int) -> int:
+        """Last offset of `partition` that was in bronze when this process opened it."""
+        return self._at_start.get(partition, NOTHING_YET)
 
     def stored_to(self, partition: int) -> int:
         """Last offset of `partition` that is in bronze."""

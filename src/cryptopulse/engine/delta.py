@@ -89,6 +89,15 @@ def writer_properties(table: Table) -> WriterProperties:
     return WriterProperties(compression="ZSTD", compression_level=1, column_properties=columns)
 
 
+def owner_id(table: Table) -> str:
+    """The application id under which a table's commits carry the number of the take-over, whichever engine made it."""
+    return _app_id(table, OWNER)
+
+
+def _app_id(table: Table, source: str) -> str:
+    return f"cryptopulse:{table.qualified}:{source}"
+
+
 class DeltaHandle:
     """One table of the lake, for the one process that writes it. Use from one thread at a time."""
 
@@ -310,7 +319,7 @@ class DeltaHandle:
         return found
 
     def _app_id(self, source: str) -> str:
-        return f"cryptopulse:{self.table.qualified}:{source}"
+        return _app_id(self.table, source)
 
     def _recorded(self, source: str) -> int:
         position = self._delta.transaction_version(self._app_id(source))

@@ -59,7 +59,7 @@ class MessageSteps:
                 refused = parsed.filter(pc.is_valid(parsed["reason"]))
                 if refused.num_rows:
                     inputs = {_PARSED: refused, BRONZE.qualified: news}
-                    refused = self._session.derive(QUARANTINE.qualified, inputs)
+                    refused = self._not_held(QUARANTINE, self._session.derive(QUARANTINE.qualified, inputs))
                 return self._append(QUARANTINE, partition, news, refused)[0]
         return None
 
@@ -71,7 +71,7 @@ class MessageSteps:
                 if pc.index(news["source"], "rest").as_py() >= 0:
                     parsed = self._parse(news)
                     pages = parsed.filter(pc.equal(parsed["source"], "rest"))
-                    proofs = self._session.derive(ABSENT.qualified, {_PARSED: pages})
+                    proofs = self._not_held(ABSENT, self._session.derive(ABSENT.qualified, {_PARSED: pages}))
                 commit, _ = self._append(ABSENT, partition, news, proofs)
                 if commit.rows.num_rows:
                     self._held.add_absent(commit.rows)
@@ -89,6 +89,22 @@ class MessageSteps:
         self._coverage.replace(rows, None, {"silver": position})
         self._coverage_committed = time.monotonic()
         return Commit(COVERAGE, rows, rows.num_rows)
+
+    def _not_held(self, table: Table, found: pa.Table) -> pa.Table:
+        """`found`, of one partition, without rows that the table holds. The other engine may have stored them, under
+        positions of its own; but only those of messages that were in bronze at the start.
+        """
+        if found.num_rows == 0:
+            return found
+        partition, ends = found["partition"][0].as_py(), pc.min_max(found["offset"]).as_py()
+        if ends["min"] > self._bronze.held_at_start(partition):
+            return found
+        columns = ", ".join(f'"{name}"' for name in table.key)
+        where = f'"partition" = {partition} AND "offset" BETWEEN {ends["min"]} AND {ends["max"]}'
+        held = self._handles[table.qualified].read(columns, where)
+        known = set(zip(*(column.to_pylist() for column in held.columns), strict=True))
+        keys = zip(*(found[name].to_pylist() for name in table.key), strict=True)
+        return found.filter(pa.array([key not in known for key in keys], pa.bool_()))
 
     def _append(
         self, table: Table, partition: int, news: pa.Table, found: pa.Table, skipped: int = 0

@@ -24,6 +24,9 @@ from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import BRONZE, TABLES, Table
 from cryptopulse.log import Log
 
+_FILES_OF_COMPACTION = (("numFilesAdded", "numFilesRemoved"), ("numAddedFiles", "numRemovedFiles"))
+"""How delta-rs and Spark call the number of files that a compaction has added and removed."""
+
 POSITIONS = "cryptopulse.positions"
 """In the first line of each commit of ours: how many positions (`txn`, its last lines) it ends with."""
 
@@ -232,8 +235,11 @@ def _lacks_lines(actions: list[dict[str, Any]]) -> bool:
         return not all(any(name in action for action in actions) for name in ("protocol", "metaData"))
     if info.get("operation") != "OPTIMIZE":
         return False
-    metrics = info["operationMetrics"]
-    return (counted["add"], counted["remove"]) != (metrics["numFilesAdded"], metrics["numFilesRemoved"])
+    metrics = info.get("operationMetrics", {})
+    for names in _FILES_OF_COMPACTION:
+        if all(name in metrics for name in names):
+            return [counted["add"], counted["remove"]] != [int(metrics[name]) for name in names]
+    return False
 
 
 def _is_whole_parquet(file: Path, size: int | None, *, may_be_gone: bool = False) -> bool:

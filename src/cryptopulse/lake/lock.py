@@ -19,9 +19,11 @@ from cryptopulse.folders import cannot_use
 class LakeLock:
     """Holds `<state_dir>/pipeline.lock` while in use as a context manager."""
 
-    def __init__(self, state_dir: Path, lake: str) -> None:
-        """Names the lock of `lake`; nothing is taken yet."""
+    def __init__(self, state_dir: Path, lake: str, *, is_shared: bool = False) -> None:
+        """Names the lock of `lake`; nothing is taken yet. `is_shared`: with others that share it, as the drivers of
+        Spark's steps do; it keeps only those out that want the lake for themselves."""
         self._lake = lake
+        self._how = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
         self._path = state_dir / "pipeline.lock"
 
     def __enter__(self) -> LakeLock:
@@ -32,7 +34,7 @@ class LakeLock:
         except OSError as error:
             raise cannot_use(self._path.parent, error) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, self._how | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
             os.close(self._file)

@@ -146,7 +146,7 @@ def kafka_address(settings: LogSettings) -> KafkaAddress | None:
 def _from_url(settings: LogSettings) -> KafkaAddress:
     place, _, query = (settings.url or "").removeprefix(SCHEME).partition("?")
     servers, _, topic = place.partition("/")
-    if "@" in servers:  # not shown: it may hold a password
+    if "@" in place + query:  # not shown: it may hold a password, with a / or ? in it
         raise ConfigurationError(
             "Setting log.url: user name and password don't belong into the URL; set log.kafka_username and "
             "log.kafka_password (CRYPTOPULSE_LOG__KAFKA_PASSWORD)."

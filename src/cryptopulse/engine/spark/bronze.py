@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator, Mapping
 
 import structlog
 from pyspark.sql import DataFrame
@@ -15,7 +16,7 @@ from cryptopulse.engine.spark.session import SparkSql
 from cryptopulse.engine.spark.tables import SparkTables, Turn, shaped
 from cryptopulse.lake.tables import BRONZE
 from cryptopulse.log import EPOCH_PARTITIONS, Log
-from cryptopulse.log.continuity import Continuity, check_follows
+from cryptopulse.log.continuity import Continuity, began_anew, check_follows
 from cryptopulse.log.kafka_address import KafkaAddress
 from cryptopulse.settings import Settings
 
@@ -51,7 +52,11 @@ class BronzeStep:
             continuity = Continuity(self._log)
             continuity.check_start(lambda partition: self._stored.get(partition, -1))
             self.expired += continuity.expired
-        elif not self._is_checked:  # once: of brokers that are away later, the log tells only what they last said
+        else:
+            self._stored = self._beyond(sql, read_to)
+        if (
+            read_to is not None and not self._is_checked
+        ):  # once: of brokers away later the log tells what they last said
             last = {int(partition) + self._first_partition: offset - 1 for partition, offset in read_to.items()}
             check_follows(self._log, lambda partition: last.get(partition, -1))
         self._is_checked = True
@@ -68,18 +73,32 @@ class BronzeStep:
     def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
         """Appends one batch; returns nothing to count: the query's progress has the number of messages."""
         records = batch.withColumn("partition", F.col("partition") + F.lit(self._first_partition))
-        for partition, last in self._stored.items():  # only a new checkpoint could read again what is there
+        for partition, last in self._stored.items():
             records = records.where(f"`partition` <> {partition} OR `offset` > {last}")
         rows = sql.rows(BRONZE.qualified, {"log.kafka_records": records})
         cut = rows.withColumn("bronze_ingestion_time", F.expr(f"TIMESTAMP_MICROS({time.time_ns() // 1000})"))
         self._tables.append(shaped(cut, BRONZE), BRONZE, turn)
         return {}
 
+    def _beyond(self, sql: SparkSql, read_to: Mapping[str, int]) -> dict[int, int]:
+        """The last offset that bronze holds of each partition, where it has come further than the checkpoint: the other
+        engine has worked on the lake since. It reads only files that may hold such messages."""
+        known = {int(partition) + self._first_partition: offset for partition, offset in read_to.items()}
+        beyond = [f"(`partition` = {partition} AND `offset` >= {offset})" for partition, offset in known.items()]
+        new = f"`partition` >= {self._first_partition} AND `partition` NOT IN ({', '.join(map(str, known))})"
+        rows = self._tables.read(sql.session, BRONZE).where(" OR ".join([*beyond, f"({new})"]))
+        held = rows.groupBy("partition").agg(F.max("offset").alias("last")).collect()
+        return {row["partition"]: row["last"] for row in held}
+
     def passed(self, sql: SparkSql, start: Offsets | None, end: Offsets | None, rows: int) -> None:
         """A batch from `start` to `end` is done, of which Spark has read `rows` messages: says what had expired.
 
-        Before the first batch of a checkpoint there is no `start`; `source` has looked at that one.
+        Before the first batch of a checkpoint there is no `start`; `source` has looked at that one. Raises
+        ConfigurationError when the topic's offsets have gone back: Spark only warns, and would go on from there.
         """
+        for topic, partition, offset in _offsets(start):
+            if (behind := (end or {}).get(topic, {}).get(partition, offset)) < offset:
+                raise began_anew(f" {topic}", int(partition) + self._first_partition, offset - 1, behind)
         spans = _spans(start, end)
         lost = sum(behind - first for _, first, behind in spans) - rows
         if lost > 0 and rows == 0:  # a batch that bronze held already, from before a kill, is not read again
@@ -107,6 +126,13 @@ class BronzeStep:
             for partition in self._log.partitions()
         }
         return json.dumps({self._address.topic: starts})
+
+
+def _offsets(offsets: Offsets | None) -> Iterator[tuple[str, str, int]]:
+    """Topic, partition of Kafka and offset, one by one."""
+    for topic, partitions in (offsets or {}).items():
+        for partition, offset in partitions.items():
+            yield topic, partition, offset
 
 
 def _spans(start: Offsets | None, end: Offsets | None) -> list[tuple[int, int, int]]:

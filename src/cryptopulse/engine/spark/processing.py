@@ -14,11 +14,30 @@ from cryptopulse.engine.spark.silver import SilverStep
 from cryptopulse.engine.spark.streams import Step, Stream
 from cryptopulse.engine.spark.tables import SparkTables
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.lock import LakeLock
+from cryptopulse.lake.tables import (
+    ABSENT,
+    ALERTS,
+    BARS,
+    BRONZE,
+    COMPLETENESS,
+    COVERAGE,
+    QUARANTINE,
+    SILVER,
+    STATS,
+)
 from cryptopulse.log import Log
-from cryptopulse.log.kafka_address import kafka_address
+from cryptopulse.log.kafka_address import KafkaAddress, kafka_address
 from cryptopulse.settings import STEPS, Settings
 
 _REPORT_S = 0.5
+_WRITTEN = {
+    "bronze": (BRONZE,),
+    "silver": (SILVER, QUARANTINE, ABSENT, COVERAGE),
+    "alerts": (ALERTS,),
+    "prices": (BARS, STATS, COMPLETENESS),
+}
+"""Step → the tables that it alone writes."""
 
 Report = Callable[[dict[str, object]], None]
 
@@ -26,7 +45,8 @@ Report = Callable[[dict[str, object]], None]
 def process(settings: Settings, log: Log, stop: threading.Event, report: Report, steps: Sequence[str] = STEPS) -> None:
     """Keeps the tables of `steps` up to date until `stop` is set; calls `report` with the state now and then.
 
-    Raises Fenced when another driver works on the same checkpoints, ProcessFailed when a query can't be kept running.
+    Raises LakeBusy when the embedded engine works on the lake, Fenced when it has taken the tables over from another
+    machine or another driver works on the same checkpoints, ProcessFailed when a query can't be kept running.
     """
     with _streams(settings, log, steps) as streams:
         for stream in streams:
@@ -57,6 +77,11 @@ def _streams(settings: Settings, log: Log, steps: Sequence[str]) -> Iterator[lis
     unknown = [step for step in steps if step not in STEPS]
     if unknown:
         raise ConfigurationError(f"There is no step {unknown[0]}; the steps are {', '.join(STEPS)}.")
+    with LakeLock(settings.state_dir, settings.lake, is_shared=True):
+        yield from _own_streams(settings, log, address, steps)
+
+
+def _own_streams(settings: Settings, log: Log, address: KafkaAddress, steps: Sequence[str]) -> Iterator[list[Stream]]:
     session = spark_session(settings)
     tables = SparkTables(settings)
     tables.create(session)
@@ -67,7 +92,9 @@ def _streams(settings: Settings, log: Log, steps: Sequence[str]) -> Iterator[lis
         "alerts": lambda: AlertsStep(tables, settings.alerts.rules, files_max),
         "prices": lambda: PricesStep(tables, files_max),
     }
-    streams = [Stream(session, made[name](), _checkpoint(settings, name)) for name in made if name in steps]
+    chosen = [name for name in made if name in steps]
+    guard = tables.take_over(session, [table for name in chosen for table in _WRITTEN[name]])
+    streams = [Stream(session, made[name](), _checkpoint(settings, name), guard) for name in chosen]
     try:
         yield streams
     finally:
@@ -102,7 +129,7 @@ def _state(streams: Sequence[Stream]) -> dict[str, object]:
     return {
         "engine": "spark",
         "messages_total": totals.get("bronze", {}).get("rows", 0),
-        "messages_expired": totals.get("bronze", {}).get("messages_expired", 0),
+        "messages_expired_total": totals.get("bronze", {}).get("messages_expired", 0),
         "trades_total": silver.get("trades", 0),
         "duplicates_total": silver.get("duplicates", 0),
         "quarantined_total": silver.get("quarantined", 0),

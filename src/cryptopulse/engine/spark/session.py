@@ -26,9 +26,9 @@ _DELTA = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 _PACKAGES = {
-    # Spark's version up to its minor number → the Delta Lake that belongs to it.
-    "3.5": ("2.12", "io.delta:delta-spark_2.12:3.3.2"),
-    "4.0": ("2.13", "io.delta:delta-spark_2.13:4.0.1"),
+    # Spark's version up to its minor number → Scala, the Delta Lake that belongs to it, the Hadoop that it comes with.
+    "3.5": ("2.12", "io.delta:delta-spark_2.12:3.3.2", "3.3.4"),
+    "4.0": ("2.13", "io.delta:delta-spark_2.13:4.0.1", "3.4.1"),
 }
 _SMALL = {
     # Micro-batches are small: many partitions or a look-up of statistics cost more than they save.
@@ -92,9 +92,10 @@ def _packages(version: str, location: LakeLocation) -> list[str]:
         raise ConfigurationError(
             f"Spark {version} has not been tried; install one of {known}, or name its jars in spark.conf."
         )
-    scala, delta = _PACKAGES[minor]
-    hadoop = {"s3": ["org.apache.hadoop:hadoop-aws:3.4.1"], "azure": ["org.apache.hadoop:hadoop-azure:3.4.1"]}
-    return [delta, f"org.apache.spark:spark-sql-kafka-0-10_{scala}:{version}", *hadoop.get(location.kind, [])]
+    scala, delta, hadoop = _PACKAGES[minor]
+    module = {"s3": "hadoop-aws", "azure": "hadoop-azure"}.get(location.kind)
+    storage = [f"org.apache.hadoop:{module}:{hadoop}"] if module else []
+    return [delta, f"org.apache.spark:spark-sql-kafka-0-10_{scala}:{version}", *storage]
 
 
 class SparkSql:

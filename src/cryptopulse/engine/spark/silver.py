@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pyarrow as pa
+import structlog
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
@@ -14,6 +15,8 @@ from cryptopulse.engine.spark.tables import SparkTables, Turn, micros_of, shaped
 from cryptopulse.lake.tables import ABSENT, BRONZE, COVERAGE, QUARANTINE, SILVER
 
 _PARSED = "silver.parsed_trades"
+logger = structlog.get_logger()
+
 _INTERVAL = ("symbol", "first_trade_id", "last_trade_id")
 
 
@@ -30,8 +33,18 @@ class SilverStep:
         self._load_us = 0
 
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:  # noqa: ARG002 - a new checkpoint reads all again
-        """Bronze. Reads from the tables which ids silver holds; what a new checkpoint reads again is known by them."""
+        """Bronze. Reads from the tables which ids silver holds; what a new checkpoint reads again is known by them.
+
+        The intervals must count as many ids as silver has rows. They don't when rows of silver were deleted or an older
+        version restored: intervals that claim ids which are gone would keep them out for ever, so all are made again.
+        """
         self._coverage = collected(coverage_now(sql, self._tables))
+        silver = self._tables.read(sql.session, SILVER)
+        if _held(self._coverage) != (rows := silver.count()):
+            logger.warning("coverage_made_again", rows=rows, ids_claimed=_held(self._coverage))
+            nothing = self._tables.read(sql.session, COVERAGE).limit(0)
+            self._coverage = sql.derive(COVERAGE.qualified, {SILVER.qualified: silver, COVERAGE.qualified: nothing})
+            self._coverage = self._coverage.select(list(_INTERVAL))
         self._load_us = micros_of(self._tables.read(sql.session, SILVER), "MAX(load_timestamp)", 0)
         return self._tables.stream(sql.session, BRONZE, self._files_max)
 

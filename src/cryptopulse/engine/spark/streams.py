@@ -14,8 +14,8 @@ from pyspark.sql.streaming.query import StreamingQuery
 from cryptopulse.engine.spark.bronze import BronzeStep
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql
-from cryptopulse.engine.spark.tables import Turn, is_taken_over
-from cryptopulse.errors import Fenced, ProcessFailed, TerminalError, TransientError
+from cryptopulse.engine.spark.tables import Guard, Turn, is_taken_over
+from cryptopulse.errors import Fenced, ProcessFailed, TerminalError
 from cryptopulse.retry import Backoff
 
 _FAILURES_MAX = 8  # in a row, without a batch between them: about two minutes with the pauses
@@ -40,9 +40,10 @@ class Step(Protocol):
 class Stream:
     """One step's streaming query."""
 
-    def __init__(self, session: SparkSession, step: Step, checkpoint: str) -> None:
-        """`checkpoint`: URL of the query's own folder."""
+    def __init__(self, session: SparkSession, step: Step, checkpoint: str, guard: Guard) -> None:
+        """`checkpoint`: URL of the query's own folder; `guard` is asked before each batch."""
         self.step = step
+        self._guard = guard
         self.totals: dict[str, int] = {}
         """What the step has counted, and `rows`: what came in."""
         self._session = session
@@ -66,6 +67,7 @@ class Stream:
 
         def take(batch: DataFrame, number: int) -> None:
             try:
+                self._guard()
                 counted = self.step.take(SparkSql(batch.sparkSession), batch, Turn(query_id.result(), number))
             except Exception as error:
                 self._raised = error  # Spark passes on only its text
@@ -87,7 +89,7 @@ class Stream:
                 self._retry_at = None
                 try:
                     self.start(to_the_end_only=False)
-                except TransientError as failure:
+                except Exception as failure:  # noqa: BLE001 - judged there; a storage that is away comes as Java's own
                     self._failed(failure)
             return True
         assert self._query is not None

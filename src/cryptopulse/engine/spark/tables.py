@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name that everybody knows it by
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from cryptopulse.errors import ConfigurationError
+from cryptopulse.engine.delta import owner_id
+from cryptopulse.errors import ConfigurationError, Fenced
+from cryptopulse.lake.access import opened
 from cryptopulse.lake.ddl import create_table
 from cryptopulse.lake.tables import BRONZE, TABLES, Table, other_columns
 from cryptopulse.settings import Settings
 
 _LOG_RETENTION = {"delta.logRetentionDuration": "interval 30 days"}
 """Streams read a table's log: it must outlast every pause of theirs."""
+
+
+Guard = Callable[[], None]
+"""Raises Fenced when the tables are another's."""
+
+
+def _nobody_else() -> None:
+    """Guards what nobody else can write."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,28 @@ class SparkTables:
         raise ConfigurationError(
             f"Table {self.name(table)} was made by another version of CryptoPulse ({differs}). {remedy}"
         )
+
+    def take_over(self, session: SparkSession, tables: Sequence[Table]) -> Guard:
+        """Fences an embedded engine on another machine from `tables`, as one that starts there fences this driver: a
+        commit without rows carries the number of the take-over (see `cryptopulse.engine.delta`).
+
+        Returns what is to be called before each batch: it raises Fenced once somebody else has taken one of them over.
+        Tables of a catalog are Spark's alone, and on S3 nothing is exclusive that Spark writes.
+        """
+        if self._catalog:
+            return _nobody_else
+        owner = time.time_ns() // 1000  # more than any number before: those of the embedded engine count on from it
+        for table in tables:
+            nothing = self.read(session, table).limit(0)
+            writer = nothing.write.format("delta").option("txnAppId", owner_id(table)).option("txnVersion", owner)
+            self._write(writer.mode("append"), table)
+
+        def check() -> None:
+            for table in tables:
+                if opened(self._location, table).transaction_version(owner_id(table)) != owner:
+                    raise Fenced(f"Another pipeline has taken over {table.qualified}. Run one pipeline per lake.")
+
+        return check
 
     def read(self, session: SparkSession, table: Table) -> DataFrame:
         """The table as it is now."""

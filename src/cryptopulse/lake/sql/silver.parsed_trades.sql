@@ -103,7 +103,9 @@ SELECT
         -- The exact product has 24 decimals of 38 digits: a larger one would stop the whole batch of bars.
         WHEN CAST(price_value AS DOUBLE) * CAST(size_value AS DOUBLE) >= 1e13 THEN 'price times size is out of range'
         WHEN side IS NULL OR side NOT IN ('buy', 'sell', 'BUY', 'SELL') THEN 'side is neither buy nor sell'
-        WHEN time_value IS NULL OR NOT time LIKE '____-__-__T__:__:__%Z' THEN 'time is missing or malformed'
+        -- The hour 24 is the next day's midnight to one engine and no time to the other.
+        WHEN time_value IS NULL OR NOT time LIKE '____-__-__T__:__:__%Z' OR time LIKE '____-__-__T24%'
+            THEN 'time is missing or malformed'
     END AS reason,
     symbol,
     trade_id_value AS trade_id,

@@ -31,7 +31,7 @@ test: install ## all tests
 test-long: install ## tests too long for every change, the long ones of `make faults` among them
 	$(PYTEST) -m long $(ARGS)
 
-faults: install ## a stop at every change to a file, 100 rounds of kills, every table torn in every way; an hour and a half
+faults: install ## a stop at every change to a file, 100 rounds of kills, every table torn in every way; some 45 minutes
 	$(PYTEST) -m "not cluster" tests/faults $(ARGS)
 
 test-cluster: cluster ## tests with a real Kafka broker, Spark, storage servers and azure-cli; about 25 minutes

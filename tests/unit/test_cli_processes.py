@@ -139,6 +139,20 @@ def test_run_survives_its_processes_refuses_a_second_and_ends_in_order(
     assert call("status", "--lake", "lake").returncode == 3
 
 
+@pytest.mark.parametrize(("command", "name"), [("produce", "producer"), ("process", "processing")])
+def test_a_process_that_is_ended_as_soon_as_it_shows_ends_in_order(
+    clean: Path, start: Callable[..., subprocess.Popen[str]], command: str, name: str
+) -> None:
+    popen = start(command, "--lake", "lake")
+    deadline = time.monotonic() + 30
+    while read_status(clean / "lake" / "_cryptopulse", name).state != "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    popen.terminate()
+    assert popen.wait(30) == 0
+    assert read_status(clean / "lake" / "_cryptopulse", name).state == "stopped"
+
+
 def test_run_without_a_network_says_what_it_waits_for_and_keeps_trying(
     start: Callable[..., subprocess.Popen[str]],
 ) -> None:

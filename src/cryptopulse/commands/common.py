@@ -4,18 +4,22 @@ process."""
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from cryptopulse.settings import Settings
+    from cryptopulse.status import StatusFile
 
 Lake = Annotated[
     str | None,
@@ -144,11 +148,8 @@ def reported(
     Gives the function that takes the process's reports. An error is logged, noted in the status file, and
     raised; LakeBusy when the lake has such a process already.
     """
-    import structlog
-
     from cryptopulse import logging_setup
     from cryptopulse.deployment import wait_until_free
-    from cryptopulse.errors import CryptoPulseError
     from cryptopulse.status import StatusFile
     from cryptopulse.supervisor import stop_with_parent
 
@@ -158,11 +159,39 @@ def reported(
         stop_with_parent()
     # Before our own file takes the place of the one that shows it.
     wait_until_free(settings.state_dir, settings.lake, [name])
-    status = StatusFile(settings.state_dir, name, supervised or 0)
+    with _ending_in_order():
+        yield from _with_status(StatusFile(settings.state_dir, name, supervised or 0), log_file)
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Whoever sees the status of a process may end it, also before its work has begun and has handlers of its own."""
+    if threading.current_thread() is not threading.main_thread():  # a job runner has the signals
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _with_status(status: StatusFile, log_file: Path | None) -> Iterator[Callable[..., None]]:
+    import structlog
+
+    from cryptopulse.errors import CryptoPulseError
+
     try:
         yield status.report
     except CryptoPulseError as error:
         status.close(error=str(error))
+        raise
+    except SystemExit:
+        status.close()
         raise
     except Exception as error:
         what = f"unexpected error: {type(error).__name__}: {error}"

@@ -108,7 +108,10 @@ def process(
         from cryptopulse.log.opening import open_log
 
         if once:
-            report(drain_log(settings, open_log(settings), chosen))
+            try:
+                report(drain_log(settings, open_log(settings), chosen))
+            except SystemExit as ended:  # by SIGTERM: in order, but only a part of it is done
+                raise SystemExit(143) from ended
         else:
             run_processing(settings, open_log(settings), report, chosen)
 

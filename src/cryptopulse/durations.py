@@ -22,12 +22,18 @@ def parse_duration(text: str) -> float:
 def parse_time(text: str) -> datetime:
     """The moment, in UTC, of `2026-11-01`, `2026-11-01T12:30` or `2026-11-01T12:30+02:00`; without an offset it is UTC.
 
-    Raises ConfigurationError for anything else, and for years in which nothing can have been traded here.
+    Raises ConfigurationError for anything else.
     """
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # OverflowError: UTC is in another year, which there is not
         raise ConfigurationError(f"'{text}' is no time; write it like 2026-07-07 or 2026-07-07T22:00.") from error
+
+
+def parse_trade_time(text: str) -> datetime:
+    """The same of a time at which something may have been traded, with room for arithmetic on both sides."""
+    moment = parse_time(text)
     if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
         raise ConfigurationError(f"'{text}' is no time of a trade; years go from {_FIRST_YEAR} to {_LAST_YEAR}.")
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment

@@ -102,15 +102,21 @@ def test_a_receiver_that_is_down_is_told_when_it_is_back_and_others_do_not_wait(
     market.trade(BTC=95)
     wait_until(lambda: len(webhook.told) == 2, "and of what follows")
     wait_until(lambda: notifier.events("notification_failed"), "the other is tried")
-    status = processes.call("status", "--lake", str(market.lake.path), NOTIFY__TARGETS=webhook.targets())
-    assert "failed, 1 waiting; target 1 (JSON): A Connection error occurred" in status.stdout
+    told = ""
+
+    def says_it() -> bool:  # the figures are a moment old
+        nonlocal told
+        told = processes.call("status", "--lake", str(market.lake.path), NOTIFY__TARGETS=webhook.targets()).stdout
+        return "failed, 1 waiting; target 1 (JSON): A Connection error occurred" in told
+
+    wait_until(says_it, "the status tells of it")
     back = Webhook(port=port)
     wait_until(lambda: back.told, "it is back and is told")
     assert back.told == [(alert_id, "opened")]
     assert back.accepted[0].content["alerts"][0]["severity"] == "CRITICAL"  # as things are by then
     assert notifier.stop() == 0
     back.close()
-    assert SECRET not in notifier.said + status.stdout + str(read_status(market.lake.settings.state_dir, "notifier"))
+    assert SECRET not in notifier.said + told + str(read_status(market.lake.settings.state_dir, "notifier"))
 
 
 @pytest.mark.parametrize("code", some(1, [429, 500]))

@@ -13,7 +13,7 @@ import cryptopulse.completeness.audit as package
 MODULES = sorted(Path(package.__file__).parent.glob("*.py"))
 ALLOWED = {
     "cryptopulse.errors": None,
-    "cryptopulse.durations": {"parse_time"},
+    "cryptopulse.durations": {"parse_trade_time"},
     "cryptopulse.lake.access": {"file_system", "storage"},  # how to get there, and what storages say
     "cryptopulse.lake.location": None,
     "cryptopulse.feed.rest": {"CANDLES_MAX", "Candle", "RestClient"},

@@ -90,12 +90,12 @@ def backtest(
     json: Json = False,
 ) -> None:
     """Judge the stored trades by a rule, without storing anything. Without --rule: by the rules in force."""
-    from cryptopulse.durations import parse_time
+    from cryptopulse.durations import parse_trade_time
 
     settings = settings_from(lake, config)
     rules = [parse_rule(text) for text in rule or ()] or settings.alerts.rules
     wanted = _ids(products)
-    from_time, to_time = (parse_time(text) if text else None for text in (start, end))
+    from_time, to_time = (parse_trade_time(text) if text else None for text in (start, end))
 
     from cryptopulse.engine.backtest import backtest as judge_history
 

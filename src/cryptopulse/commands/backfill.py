@@ -30,11 +30,11 @@ def backfill(
     """Fetch the trades of the past that the lake does not hold. Stopped? The same command goes on where it was."""
     import asyncio
 
-    from cryptopulse.durations import parse_time
+    from cryptopulse.durations import parse_trade_time
     from cryptopulse.errors import ConfigurationError
 
     settings = settings_from(lake, config, rest_url=rest_url)
-    from_time, to_time = parse_time(start), parse_time(end) if end else None
+    from_time, to_time = parse_trade_time(start), parse_trade_time(end) if end else None
     if to_time is not None and to_time <= from_time:
         raise ConfigurationError(f"--to {end} is not after --from {start}.")
 

@@ -142,6 +142,8 @@ def moment_us(name: str, value: object) -> int:
     """
     if isinstance(value, date) and not isinstance(value, datetime):
         value = value.isoformat()
+    if type(value) is datetime and value.tzinfo is not None:  # also where UTC is in a year that there is not
+        return min(max((value - _EPOCH) // _MICROSECOND, 0), TIME_MAX_US)
     try:
         moment = parse_time(value.isoformat() if isinstance(value, datetime) else str(value).replace("Z", "+00:00"))
     except ConfigurationError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from cryptopulse.completeness.audit.report import micros, utc
-from cryptopulse.durations import parse_time
+from cryptopulse.durations import parse_trade_time
 from cryptopulse.errors import ConfigurationError
 
 DAY_US = 86_400_000_000
@@ -91,6 +91,6 @@ def _parsed(option: str, text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return micros(parse_time(text.strip()))
+        return micros(parse_trade_time(text.strip()))
     except ConfigurationError as error:
         raise ConfigurationError(f"{option}: {error}") from error

@@ -28,9 +28,8 @@ _MB = 1 << 20
 # into large ones, seldom.
 _TIERS = ((1, 4 * _MB), (16, 128 * _MB))
 _TRIM_INTERVAL_S = 2.0
-_VACUUM_EVERY = (
-    0.1  # of the retention; notes on removed files are kept for a quarter longer than it (engine/embedded.py)
-)
+# Of the retention; notes on removed files are kept for a quarter longer than it (engine/embedded.py).
+_VACUUM_EVERY = 0.1
 _NO_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 
 logger = structlog.get_logger()

@@ -125,6 +125,7 @@ class _Process:
         """Asks for an orderly end within `timeout_s`; asked again, only the time limit can change."""
         if self.state is ProcessState.WAITING:
             self.state = ProcessState.STOPPED
+            self.exit_code = None  # that of its death was told then
         elif self.state is ProcessState.RUNNING and self.popen:
             self.state = ProcessState.STOPPING
             self.kill_at = now + timeout_s
@@ -185,7 +186,7 @@ class _Process:
         """How it ended, for people."""
         if self.exit_code is None:
             return "no process"
-        if self.exit_code is not None and self.exit_code < 0:
+        if self.exit_code < 0:
             return f"signal {signal.Signals(-self.exit_code).name}"
         return f"exit code {self.exit_code}"
 

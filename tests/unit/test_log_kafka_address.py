@@ -94,6 +94,13 @@ def test_a_connection_string_is_translated_to_the_hubs_kafka_endpoint() -> None:
     assert "compression.type" not in found.client_options()  # a consumer does not know it
 
 
+@pytest.mark.parametrize("password", ["Pa/ssW0rd", "Pa?ssW0rd", "ssW0rd", "Pa/s?sW0rd"])
+def test_a_password_in_the_url_is_refused_and_not_shown(password: str) -> None:
+    with pytest.raises(ConfigurationError, match="don't belong into the URL") as told:
+        address(url=f"kafka://user:{password}@host:9092/topic")
+    assert "W0rd" not in str(told.value)
+
+
 def test_a_hub_is_named_by_the_connection_string_or_else_by_its_setting() -> None:
     assert address(eventhub_connection_string=HUB, eventhub_name="other").topic == "other"
     assert address(eventhub_connection_string=HUB + ";EntityPath=in-it", eventhub_name="other").topic == "in-it"

@@ -239,6 +239,7 @@ def test_a_process_waiting_for_its_restart_is_not_started_after_the_end_was_aske
     supervisor.stop()
     step_until(supervisor, lambda: supervisor.done)
     assert supervisor.pids() == {}
+    supervisor.check()  # its death was told; the end was in order
 
 
 def test_a_program_that_is_not_there_is_the_users_error(watch: Callable[..., Supervisor], tmp_path: Path) -> None:

@@ -38,9 +38,8 @@ from cryptopulse.lake.tables import (
 from cryptopulse.settings import Settings
 
 _MARGIN_S = 120  # trades stay in memory this much longer than alerts look back: the open minute and late commits
-_TOMBSTONES_S_PER_HOUR = (
-    4_500  # of maintenance.vacuum_retention_hours: an hour, and a while until vacuum has been there
-)
+# Of maintenance.vacuum_retention_hours: an hour, and a while until vacuum has been there.
+_TOMBSTONES_S_PER_HOUR = 4_500
 _SOURCES = {
     SILVER.qualified: "bronze/{partition}",
     QUARANTINE.qualified: "bronze/{partition}",

@@ -155,9 +155,8 @@ class Held:
             self._cover_rows(silver)
 
     def _cover_rows(self, silver: DeltaHandle, where: str = "true") -> None:
-        for ids in silver.read_parts(
-            "symbol, trade_id", where, _COVER_ROWS
-        ):  # after a power cut it may be all there are
+        # After a power cut it may be all that there are.
+        for ids in silver.read_parts("symbol, trade_id", where, _COVER_ROWS):
             self._cover(ids)
 
     def _load_recent(self, silver: DeltaHandle) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import catchup, commits, dashboard, live, machine, report, startup
+from benchmarks import catchup, commits, crash_day, dashboard, live, machine, report, startup
 from benchmarks.processes import MeasurementError
 from benchmarks.results import Results, targets_of
 from benchmarks.tables import tables_of
 
-_KINDS = ("live", "catchup", "startup", "storage", "dashboard")
-_QUICK = {"seconds": 8.0, "warm_up": 2.0, "rates": [100.0, 1000.0], "messages": 300_000, "runs": 1, "rounds": 1}
-_FULL = {"seconds": 30.0, "warm_up": 5.0, "rates": [100.0, 1000.0, 5000.0], "messages": 2_000_000, "runs": 3}
+_KINDS = ("idle", "live", "catchup", "crash-day", "startup", "storage", "dashboard")
+_QUICK = {"seconds": 8.0, "warm_up": 2.0, "rates": [50.0, 1000.0], "trades": 100_000, "runs": 1, "rounds": 1}
+_FULL = {"seconds": 30.0, "warm_up": 5.0, "rates": [10.0, 50.0, 1000.0, 5000.0], "trades": 1_600_000, "runs": 3}
 _FULL |= {"rounds": 5}
 _KILL_AFTER_S = 4.0
 _LOAD_RATE = 1_000.0
@@ -48,21 +48,28 @@ def _measure(options: argparse.Namespace, say: startup.Say) -> Results:
     kinds, storage_only = set(options.only or _KINDS), options.only == ["storage"]
     found = machine.describe(options.dir)
     if options.commits:
-        return Results(found, options.quick, commits=commits.measure(options.dir, options.commits, say))
+        return Results(found, options.quick, soak=commits.measure(options.dir, options.commits, say))
     lives = []
+    for heartbeats in (False, True) if "idle" in kinds else ():
+        say(f"idle, {'heartbeats alone' if heartbeats else 'nothing comes'}, for {options.seconds:g} s")
+        lives.append(live.measure_idle(options.dir, options.seconds, options.warm_up, heartbeats=heartbeats))
     rates = [_LOAD_RATE] if storage_only else options.rates
     for rate in rates if kinds & {"live", "storage"} else ():
         say(f"live, {rate:,.0f} trades/s for {options.seconds + options.warm_up:g} s")
         lives.append(live.measure(options.dir, rate, options.seconds, options.warm_up))
-    caught_up = None
+    caught_up = replayed = None
     if kinds & {"catchup", "storage"}:
         runs = 1 if storage_only else options.runs
-        caught_up = catchup.measure(options.dir, options.messages, runs, options.append, say)
+        caught_up = catchup.measure(options.dir, options.trades, runs, options.append, say)
+    if "crash-day" in kinds:
+        replayed = crash_day.measure(options.dir, options.trades, options.runs, say)
     started = (
         startup.measure(options.dir, options.rounds, _LOAD_RATE, _KILL_AFTER_S, say) if "startup" in kinds else None
     )
     shown = _dashboard(options, say) if "dashboard" in kinds else None
-    return Results(found, options.quick, lives, caught_up, started, dashboard=shown, storage_only=storage_only)
+    return Results(
+        found, options.quick, lives, caught_up, started, replayed, dashboard=shown, storage_only=storage_only
+    )
 
 
 def _dashboard(options: argparse.Namespace, say: startup.Say) -> dashboard.Dashboard | None:
@@ -78,14 +85,19 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="all of it, but short (about a minute): does it work?")
     add("--only", action="append", choices=_KINDS, help="this alone; may be repeated")
-    add("--rates", type=float, nargs="+", metavar="N", help="trades a second of the live runs [100 1000 5000]")
+    add("--rates", type=float, nargs="+", metavar="N", help="trades a second of the live runs [10 50 1000 5000]")
     add("--seconds", type=float, help="length of a live run after the warm-up, tens are best [30]")
     add("--warm-up", type=float, metavar="SECONDS", help="before a live run is measured [5]")
-    add("--messages", type=int, metavar="N", help="messages in the log of the catch-up [2000000]")
+    add("--trades", type=int, metavar="N", help="trades of the crash day, in the log and as a recording [1600000]")
     add("--append", type=int, default=1_000, metavar="N", help="messages that share a write to that log [1000]")
-    add("--runs", type=int, metavar="N", help="how often the catch-up is run [3]")
+    add("--runs", type=int, metavar="N", help="how often each is run [3]")
     add("--rounds", type=int, metavar="N", help="how often the pipeline is started and killed [5]")
-    add("--commits", type=int, metavar="N", help="instead: N small steps, does latency stay? `make soak` makes 50000")
+    add(
+        "--commits",
+        type=int,
+        metavar="N",
+        help="instead: N small steps, do cost and latency stay? `make soak` makes 100000",
+    )
     add("--dir", type=_folder, default=Path(tempfile.gettempdir()), help="folder for everything [the system's]")
     add("--markdown", type=Path, metavar="FILE", help="also write the tables into FILE")
     add("--json", type=Path, metavar="FILE", help="also write all figures into FILE")

@@ -1,4 +1,4 @@
-"""Whether small commits stay fast: the engine driven with live-sized batches, many thousand of them.
+"""Whether small commits stay cheap: the pipeline driven with live-sized batches, a hundred thousand of them.
 
 The batches come as fast as they are taken, with gold and maintenance beside them in threads of their own at the
 intervals of the real pipeline. So this is somewhat harder than life, where the pipeline pauses between two steps.
@@ -19,7 +19,7 @@ import psutil
 from deltalake import DeltaTable
 
 from benchmarks.messages import message_batches
-from benchmarks.processes import Scratch
+from benchmarks.processes import Scratch, in_a_process
 from benchmarks.storage import disk_use
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import TABLES
@@ -27,71 +27,118 @@ from cryptopulse.log.sqlite import PARTITION, SqliteLog
 from cryptopulse.pipeline import Pipeline
 from cryptopulse.settings import Settings, load_settings
 
-_MARKS = (500, 5_000, 50_000)  # and the end
-_LATELY = 300
+_MARKS = (1_000, 10_000, 50_000)  # and the end
+_LATELY = 800  # steps before a mark that it tells of: some maintenance of every kind falls into them
 _MESSAGES = 100
 _RATE = 1_000.0
 _MAINTENANCE_S = 1.0  # as in `cryptopulse.pipeline`
 
 
 @dataclass(frozen=True)
+class Tables:
+    """All tables of a lake together."""
+
+    delta_commits: int
+    live_files: int
+    """Newest version."""
+    delta_log_files: int
+    disk_files: int
+    disk_mb: float
+
+
+@dataclass(frozen=True)
 class Mark:
-    """How it stands after some commits."""
+    """How it stands after some steps; the figures of a step are those of the last 800."""
 
     commits: int
+    """Steps, each a commit to bronze, one to silver, and what follows from them."""
     seconds: float
     """Since the start."""
     p50_ms: float
-    """A step (log → bronze → silver → alerts) over the 300 before."""
+    """A step (log → bronze → silver → alerts)."""
     p99_ms: float
     max_ms: float
-    delta_commits: int
-    """Of all tables together."""
-    live_files: int
-    """Of all tables, newest version."""
-    delta_log_files: int
-    """In all Delta logs."""
-    disk_files: int
-    disk_mb: float
+    cpu_ms: float
+    """CPU time of the process for a step, gold and maintenance included, the making of messages not."""
     rss_mb: float
+    tables: Tables
+
+
+@dataclass(frozen=True)
+class Soak:
+    """A long run."""
+
+    marks: list[Mark]
     reopening_s: float
-    """Opening the lake again after this: what a restart pays beside the start of Python."""
+    """Opening the lake again at the end: what a restart pays beside the start of Python."""
 
 
-def measure(folder: Path, commits: int, say: Callable[[str], None]) -> list[Mark]:
-    """Makes `commits` steps of 100 messages under `folder`; a mark after 500, 5,000, 50,000 and at the end."""
+def measure(folder: Path, commits: int, say: Callable[[str], None]) -> Soak:
+    """Makes `commits` steps of 100 messages under `folder`; a mark after 1,000, 10,000, 50,000 and at the end."""
     wanted = sorted({mark for mark in _MARKS if mark < commits} | {commits})
     marks: list[Mark] = []
     with Scratch(folder) as scratch:
         settings = load_settings(lake=scratch.folder / "lake")
         log = SqliteLog(settings.log_path, settings.log.size_max_mb << 20)
-        batches = enumerate(message_batches(commits * _MESSAGES, _MESSAGES, _RATE), start=1)
-        begun = time.monotonic()
-        for mark in wanted:
-            lately: deque[float] = deque(maxlen=_LATELY)
-            with Pipeline(settings, log) as pipeline, _beside(pipeline, settings) as check:
-                for number, batch in batches:
-                    check()
-                    log.append(batch)
-                    before = time.perf_counter()
-                    pipeline.step(PARTITION)
-                    lately.append((time.perf_counter() - before) * 1000)
-                    if number % 1000 == 0 or number == mark:
-                        median_ms = np.median(lately)
-                        say(f"{number:,} of {commits:,} steps, median of the last {len(lately)}: {median_ms:.1f} ms")
-                    if number == mark:
-                        break
-            taken_s = time.monotonic() - begun
-            marks.append(_mark(Path(settings.lake), mark, taken_s, lately, _reopened(settings, log)))
+        run = _Run(log, commits)
+        with Pipeline(settings, log) as pipeline:
+            for mark in wanted:
+                with _beside(pipeline, settings) as check:
+                    while run.steps < mark:
+                        check()
+                        run.step(pipeline)
+                        if run.steps % 1000 == 0:
+                            median_ms = np.median(run.took_ms)
+                            say(f"{run.steps:,} of {commits:,} steps, median of the last {_LATELY}: {median_ms:.1f} ms")
+                marks.append(run.mark(in_a_process(_tables, Path(settings.lake))))
+        before = time.perf_counter()
+        with Pipeline(settings, log):
+            reopening_s = time.perf_counter() - before
         log.close()
-    return marks
+    return Soak(marks, round(reopening_s, 2))
 
 
-def _reopened(settings: Settings, log: SqliteLog) -> float:
-    """Seconds that it takes to open the lake."""
-    before = time.perf_counter()
-    with Pipeline(settings, log):
-        return time.perf_counter() - before
+class _Run:
+    """The steps so far."""
+
+    def __init__(self, log: SqliteLog, steps: int) -> None:
+        self.steps = 0
+        self.took_ms: deque[float] = deque(maxlen=_LATELY)
+        self._log = log
+        self._batches = message_batches(steps * _MESSAGES, _MESSAGES, _RATE)
+        self._begun = time.monotonic()
+        self._cpu_s: deque[float] = deque(maxlen=_LATELY + 1)
+        """CPU time of the process after each step, without what was not the pipeline's."""
+        self._not_its_own_s = 0.0
+        self._note_cpu()
+
+    def step(self, pipeline: Pipeline) -> None:
+        """One step over the next batch."""
+        cpu_begun = time.thread_time()
+        self._log.append(next(self._batches))
+        self._not_its_own_s += time.thread_time() - cpu_begun
+        begun = time.perf_counter()
+        pipeline.step(PARTITION)
+        self.took_ms.append((time.perf_counter() - begun) * 1000)
+        self.steps += 1
+        self._note_cpu()
+
+    def _note_cpu(self) -> None:
+        self._cpu_s.append(time.process_time() - self._not_its_own_s)
+
+    def mark(self, tables: Tables) -> Mark:
+        """How it stands now."""
+        p50, p99 = np.percentile(np.array(self.took_ms), [50, 99])
+        return Mark(
+            commits=self.steps,
+            seconds=round(time.monotonic() - self._begun, 1),
+            p50_ms=round(float(p50), 2),
+            p99_ms=round(float(p99), 2),
+            max_ms=round(max(self.took_ms), 2),
+            cpu_ms=round((self._cpu_s[-1] - self._cpu_s[0]) / (len(self._cpu_s) - 1) * 1000, 2),
+            rss_mb=round(psutil.Process().memory_info().rss / 1e6, 1),
+            tables=tables,
+        )
 
 
 @contextmanager
@@ -126,22 +173,14 @@ def _beside(pipeline: Pipeline, settings: Settings) -> Iterator[Callable[[], Non
     check()
 
 
-def _mark(lake: Path, commits: int, seconds: float, lately: deque[float], reopening_s: float) -> Mark:
-    p50, p99 = np.percentile(np.array(lately), [50, 99])
-    folders = {table: Path(LakeLocation.of(lake).table_url(table)) for table in TABLES}
-    tables = {table: DeltaTable(str(folder)) for table, folder in folders.items()}
+def _tables(lake: Path) -> Tables:
+    folders = [Path(LakeLocation.of(lake).table_url(table)) for table in TABLES]
+    deltas = [DeltaTable(str(folder)) for folder in folders]
     disk_bytes, disk_files = disk_use(lake)
-    return Mark(
-        commits=commits,
-        seconds=round(seconds, 1),
-        p50_ms=round(float(p50), 1),
-        p99_ms=round(float(p99), 1),
-        max_ms=round(max(lately), 1),
-        delta_commits=sum(table.version() + 1 for table in tables.values()),
-        live_files=sum(len(table.file_uris()) for table in tables.values()),
-        delta_log_files=sum(1 for folder in folders.values() for _ in (folder / "_delta_log").iterdir()),
+    return Tables(
+        delta_commits=sum(delta.version() + 1 for delta in deltas),
+        live_files=sum(len(delta.file_uris()) for delta in deltas),
+        delta_log_files=sum(1 for folder in folders for _ in (folder / "_delta_log").iterdir()),
         disk_files=disk_files,
         disk_mb=round(disk_bytes / 1e6, 1),
-        rss_mb=round(psutil.Process().memory_info().rss / 1e6, 1),
-        reopening_s=round(reopening_s, 2),
     )

@@ -1,4 +1,4 @@
-"""Live operation: real processes on loopback, at a given rate of trades.
+"""Live operation: real processes on loopback, at a given rate of trades or idle.
 
 Latencies are what the processes measure of themselves: from the moment at which a message came off the socket to the
 moment at which the commit that holds its trade had returned. They are read as windows of ten seconds, one after the
@@ -16,11 +16,15 @@ from typing import Any
 import psutil
 
 from benchmarks.processes import Deployment, Exchange, MeasurementError, Scratch
-from benchmarks.storage import LogStorage, Storage, log_storage, storage_of
+from benchmarks.storage import Growth, LogStorage, Storage, log_storage, storage_of
 
 _WINDOW_S = 10.0  # that of `cryptopulse.latency`: exact percentiles of the last ten seconds
 _CRASHING = ("BTC-USD", "ETH-USD", "SOL-USD")
 _CRASH = "3%/2s"
+_CRASHES_FROM_RATE = 1_000.0  # below it their own trades would be a good part of the load
+_LOOK_S = 2.0
+_IDLE_AFTER_RATE = 50.0
+_STALE_NEVER = "[feed]\nheartbeats_missed_max = 1000000\n"
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,10 @@ class Hop:
 class Live:
     """What a run at one rate came to."""
 
+    load: str
+    """What came, in a word or two."""
     rate: float
-    """Trades a second that were asked for; the staged crashes come on top."""
+    """Trades a second that were asked for, 0 when idle; the staged crashes come on top."""
     trades_per_s: float
     """Trades a second that were stored while measuring."""
     seconds: float
@@ -57,51 +63,95 @@ class Live:
     pss_mb: dict[str, float]
     """Process → most memory seen at the end of a window. Shared pages count by share: the sum is what they take."""
     rss_mb: dict[str, float]
+    written_mb: float
+    """MB a minute that appear in files of the lake, its log and its state included (`benchmarks.storage.Growth`)."""
+    written_files: float
+    """Files a minute that appear there."""
+    io_mb: float | None
+    """MB a minute that the kernel counts as written by the processes, files that are gone again and places that are
+    written twice included; None where it doesn't."""
     stop_s: float
     """Orderly end, everything brought to gold."""
     storage: Storage
     log: LogStorage
 
     @property
+    def cpu_total(self) -> float:
+        """Cores used by the whole: everything but the simulator."""
+        return sum(cores for name, cores in self.cpu.items() if name != "simulator")
+
+    @property
     def pss_total_mb(self) -> float:
-        """Memory of the whole: everything but the simulator."""
+        """Memory of the whole."""
         return sum(self.pss_mb.values())
 
 
 def measure(folder: Path, rate: float, seconds: float, warm_up_s: float) -> Live:
-    """Runs simulator and pipeline for `warm_up_s` + `seconds` under `folder`; crashes are staged in between."""
+    """Runs simulator and pipeline for `warm_up_s` + `seconds` under `folder`. From 1,000 trades/s on crashes are staged
+    in between.
+    """
     with Scratch(folder) as scratch:
-        exchange = Exchange(scratch, rate, "all_subscribed", _crashes(seconds, warm_up_s))
-        deployment = Deployment(scratch, exchange)
-        deployment.wait_for(lambda: bool(deployment.report("processing").get("trades_total")), "a first trade")
+        crashes = _crashes(seconds, warm_up_s) if rate >= _CRASHES_FROM_RATE else []
+        exchange = Exchange(scratch, rate, "all_subscribed", crashes)
+        deployment = _trading(scratch, exchange, ())
         time.sleep(warm_up_s)
-        pids = deployment.pids()
-        observed = _Observed(deployment, {**pids, "simulator": exchange.popen.pid})
-        observed.watch(seconds)
-        log = log_storage(deployment.state_dir / "log.db")
-        stop_s = deployment.stop()
-        end = deployment.report("processing")
-        return Live(
-            rate=rate,
-            trades_per_s=observed.trades_per_s,
-            seconds=seconds,
-            windows=len(observed.windows),
-            hops=worst_of(observed.windows),
-            whole_run={name: hop for name, value in end["latency_total_ms"].items() if (hop := _hop(value))},
-            detections_ms={
-                alert["symbol"]: alert["latency_ms"]
-                for alert in reversed(end["alerts"])
-                if alert["alert_type"] == "FLASH_CRASH" and alert["latency_ms"] is not None
-            },
-            lag_messages=observed.lag_messages,
-            lost_messages=int(deployment.report("producer")["lost_messages"]),
-            cpu=observed.cpu,
-            pss_mb=observed.pss_mb,
-            rss_mb=observed.rss_mb,
-            stop_s=round(stop_s, 2),
-            storage=storage_of(deployment.lake),
-            log=log,
-        )
+        return _observed(f"{rate:,.0f}/s", rate, exchange, deployment, seconds)
+
+
+def measure_idle(folder: Path, seconds: float, warm_up_s: float, *, heartbeats: bool) -> Live:
+    """The same when no trade comes: the market has closed. Without `heartbeats` nothing comes at all."""
+    with Scratch(folder) as scratch:
+        exchange = Exchange(scratch, _IDLE_AFTER_RATE, "all_subscribed")
+        config = scratch.folder / "patient.toml"
+        config.write_text(_STALE_NEVER)
+        deployment = _trading(scratch, exchange, () if heartbeats else ("--config", str(config)))
+        time.sleep(warm_up_s)
+        exchange.stop_trading()
+        if not heartbeats:
+            exchange.set_faults("silence=0s+24h")
+        time.sleep(warm_up_s)  # what has come is brought to gold
+        return _observed("heartbeats alone" if heartbeats else "nothing", 0.0, exchange, deployment, seconds)
+
+
+def _trading(scratch: Scratch, exchange: Exchange, options: Sequence[str]) -> Deployment:
+    """A deployment that has stored a first trade."""
+    deployment = Deployment(scratch, exchange, options=("--no-dashboard", *options))
+    deployment.wait_for(lambda: bool(deployment.report("processing").get("trades_total")), "a first trade")
+    return deployment
+
+
+def _observed(load: str, rate: float, exchange: Exchange, deployment: Deployment, seconds: float) -> Live:
+    """What a deployment comes to within `seconds`; it is ended afterwards."""
+    observed = _Observer(deployment, {**deployment.pids(), "simulator": exchange.popen.pid})
+    observed.watch(seconds)
+    log = log_storage(deployment.state_dir / "log.db")
+    stop_s = deployment.stop()
+    end = deployment.report("processing")
+    return Live(
+        load=load,
+        rate=rate,
+        trades_per_s=observed.trades_per_s,
+        seconds=seconds,
+        windows=len(observed.windows),
+        hops=worst_of(observed.windows),
+        whole_run={name: hop for name, value in end["latency_total_ms"].items() if (hop := _hop(value))},
+        detections_ms={
+            alert["symbol"]: alert["latency_ms"]
+            for alert in reversed(end["alerts"])
+            if alert["alert_type"] == "FLASH_CRASH" and alert["latency_ms"] is not None
+        },
+        lag_messages=observed.lag_messages,
+        lost_messages=int(deployment.report("producer")["lost_messages"]),
+        cpu=observed.cpu,
+        pss_mb=observed.pss_mb,
+        rss_mb=observed.rss_mb,
+        written_mb=round(observed.growth.bytes_written / 1e6 * 60 / observed.elapsed_s, 2),
+        written_files=round(observed.growth.files * 60 / observed.elapsed_s, 1),
+        io_mb=observed.io_mb,
+        stop_s=round(stop_s, 2),
+        storage=storage_of(deployment.lake),
+        log=log,
+    )
 
 
 def _crashes(seconds: float, warm_up_s: float) -> list[str]:
@@ -129,7 +179,7 @@ def worst_of(windows: Sequence[Mapping[str, Hop]]) -> dict[str, Hop]:
     return worst
 
 
-class _Observed:
+class _Observer:
     """Looks at a running deployment and notes what it sees."""
 
     def __init__(self, deployment: Deployment, pids: Mapping[str, int]) -> None:
@@ -139,6 +189,9 @@ class _Observed:
         self.cpu: dict[str, float] = {}
         self.pss_mb: dict[str, float] = {}
         self.rss_mb: dict[str, float] = {}
+        self.growth = Growth(deployment.lake)
+        self.io_mb: float | None = None
+        self.elapsed_s = 0.0
         self.trades_per_s = 0.0
         self.lag_messages = 0
 
@@ -146,16 +199,23 @@ class _Observed:
         """Measures for so long. Raises MeasurementError when a process ends meanwhile."""
         count = max(int(seconds // _WINDOW_S), 1)
         begun = time.monotonic()
-        cpu_before = self._cpu_seconds()
+        cpu_before, io_before = self._cpu_seconds(), self._io_bytes()
         trades_before = self._trades()
+        windows_ended = 0
         while (now := time.monotonic()) < begun + seconds:
-            window_ends = begun + min((len(self.windows) + 1) * _WINDOW_S, seconds)
-            time.sleep(max(window_ends - now, 0))
+            window_ends = begun + min((windows_ended + 1) * _WINDOW_S, seconds)
+            time.sleep(max(min(window_ends - now, _LOOK_S), 0))
+            self.growth.look()
+            if time.monotonic() < window_ends:
+                continue
+            windows_ended += 1
             if len(self.windows) < count:
                 self.windows.append(self._window())
             self._note_memory()
-        elapsed = time.monotonic() - begun
-        self.cpu = {name: round((s - cpu_before[name]) / elapsed, 3) for name, s in self._cpu_seconds().items()}
+        self.elapsed_s = time.monotonic() - begun
+        self.cpu = {name: round((s - cpu_before[name]) / self.elapsed_s, 4) for name, s in self._cpu_seconds().items()}
+        if io_before is not None and (io := self._io_bytes()) is not None:
+            self.io_mb = round((io - io_before) / 1e6 * 60 / self.elapsed_s, 2)
         (at, trades), (before_at, before) = self._trades(), trades_before
         self.trades_per_s = round((trades - before) / max(at - before_at, 1e-9), 1)
         self.lag_messages = int(self._deployment.report("processing")["log_lag_messages"])
@@ -164,7 +224,7 @@ class _Observed:
         report, producer = self._deployment.report("processing"), self._deployment.report("producer")
         hops = {name: hop for name, value in report["latency_ms"].items() if (hop := _hop(value))}
         p50, p99 = producer["logged_latency_p50_ms"], producer["logged_latency_p99_ms"]
-        if p50 is None or p99 is None:
+        if p50 is None or p99 is None or not hops:
             return hops
         synced = Hop(round(p50, 2), round(p99, 2), None, None)
         # In the order of the way: what the log has taken is synced before bronze can have it.
@@ -180,6 +240,13 @@ class _Observed:
     def _cpu_seconds(self) -> dict[str, float]:
         times = {name: process.cpu_times() for name, process in self._processes.items()}
         return {name: time_.user + time_.system for name, time_ in times.items()}
+
+    def _io_bytes(self) -> int | None:
+        """Bytes that the whole has written, by the kernel; None where it does not count them."""
+        try:
+            return sum(int(p.io_counters().write_bytes) for name, p in self._processes.items() if name != "simulator")
+        except AttributeError:
+            return None
 
     def _note_memory(self) -> None:
         """Seldom: the kernel holds a process's memory map for some 10 ms to add up its shares."""

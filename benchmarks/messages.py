@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from cryptopulse.log import MESSAGE_SCHEMA
-from cryptopulse.simulator.market import Market, Trades
+from cryptopulse.simulator.market import SimulatedMarket, Trades
 from cryptopulse.simulator.messages import Writer
 from cryptopulse.simulator.products import catalogue
 
@@ -29,7 +29,7 @@ def message_batches(messages: int, batch_messages: int, rate: float, seed: int =
     names = np.array([product.product_id for product in products], dtype=object)
     waiting: list[pa.Table] = []
     held = made = 0
-    for block in Market(products, rate, seed).blocks():
+    for block in SimulatedMarket(products, rate, seed).blocks():
         trades = block[: messages - made]
         made += len(trades)
         waiting.append(table_of(trades, writer, names))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import psutil
 
@@ -21,6 +24,9 @@ from cryptopulse.status import ProcessStatus, read_status
 
 _STOP_S = 60.0  # a processing that is behind drains its log first
 _PATIENCE_S = 60.0
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class MeasurementError(Exception):
@@ -30,7 +36,7 @@ class MeasurementError(Exception):
 class Scratch:
     """A folder and processes that do not outlive the `with` block. The folder is the processes' working directory."""
 
-    def __init__(self, parent: Path) -> None:
+    def __init__(self, parent: Path | None) -> None:
         """Makes the folder under `parent`."""
         self.folder = Path(tempfile.mkdtemp(prefix="cryptopulse-bench-", dir=parent))
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("CRYPTOPULSE_")}
@@ -103,6 +109,19 @@ class Exchange:
         urls = ("--websocket-url", given["exchange_url"], "--rest-url", given["rest_url"])
         return ("--products", products, *urls)
 
+    def stop_trading(self) -> None:
+        """No trades from now on; heartbeats go on."""
+        self._post("stop_trading", "")
+
+    def set_faults(self, faults: str) -> None:
+        """What goes wrong from now on, as for `cryptopulse simulate --faults`."""
+        self._post("faults", faults)
+
+    def _post(self, what: str, body: str) -> None:
+        url = f"{self._addresses['rest_url']}/simulator/{what}"
+        with urllib.request.urlopen(urllib.request.Request(url, body.encode(), method="POST"), timeout=10):
+            pass
+
 
 class Deployment:
     """`cryptopulse run` on a fresh lake."""
@@ -151,3 +170,21 @@ class Deployment:
         except subprocess.TimeoutExpired:
             raise MeasurementError(f"`cryptopulse run` did not end within {_STOP_S:g} s") from None
         return time.monotonic() - begun
+
+
+def in_a_process(function: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R:
+    """Calls a function of a module in a fresh process: nothing is warm, and its memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **named).result()
+
+
+def peak_rss_mb(pid: int) -> float:
+    """The most memory that a process has had, in MB; 0 when it is gone or the system does not say.
+
+    Not `getrusage`: a child begins with its parent's peak.
+    """
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from benchmarks.catchup import CatchUp
-from benchmarks.commits import Mark
+from benchmarks.commits import Soak
+from benchmarks.crash_day import Replays
 from benchmarks.dashboard import Dashboard
 from benchmarks.live import Live
 from benchmarks.machine import Machine
 from benchmarks.startup import Startup
-
-_TARGET_RATE = 1_000.0  # the targets of live operation are for this many trades a second
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Results:
     live: list[Live] = field(default_factory=list)
     catchup: CatchUp | None = None
     startup: Startup | None = None
-    commits: list[Mark] = field(default_factory=list)
+    crash_day: Replays | None = None
+    soak: Soak | None = None
     dashboard: Dashboard | None = None
     storage_only: bool = False
     """Live and catch-up were run for the sake of their storage alone."""
@@ -51,18 +51,47 @@ def targets_of(results: Results) -> list[Target]:
     if results.storage_only:
         return found
     for live in results.live:
-        if live.rate == _TARGET_RATE:
-            found += _live_targets(live)
+        found += _live_targets(live)
     if results.catchup:
         reached = results.catchup.median.trades_per_s
-        found.append(Target("catch-up through gold, median run", 300_000, reached, "trades/s", at_least=True))
+        found.append(Target("catch-up through gold, median run", 350_000, reached, "trades/s", at_least=True))
+    if results.crash_day:
+        reached = results.crash_day.median.seconds
+        found.append(Target("replay of a crash day through gold, median run", 10, reached, "s"))
     if results.startup:
         start, recovery = max(results.startup.first_trade_s), max(results.startup.recovery_s)
-        found.append(Target("start → first trade committed, slowest round", 3, start, "s"))
-        found.append(Target("kill -9 → caught up, slowest round", 3, recovery, "s"))
+        found.append(Target("start → first trade committed, slowest round", 1.5, start, "s"))
+        found.append(Target("kill -9 → caught up, slowest round", 1.5, recovery, "s"))
     if results.dashboard:
         found += _dashboard_targets(results.dashboard)
+    if results.soak and len(results.soak.marks) > 1:
+        found += _soak_targets(results.soak)
     return found
+
+
+def _live_targets(live: Live) -> list[Target]:
+    at = f"at {live.rate:,.0f} trades/s"
+    cpu_pct = 100 * live.cpu_total
+    match live.load:
+        case "nothing":
+            return [Target("CPU of the whole when nothing comes", 1, cpu_pct, "% of a core")]
+        case "50/s":
+            return [
+                Target(f"CPU of the whole {at}", 15, cpu_pct, "% of a core"),
+                Target(f"written {at}, all files", 8, live.written_mb, "MB a minute"),
+            ]
+        case "1,000/s":
+            found = [Target(f"CPU of the whole {at}", 40, cpu_pct, "% of a core")]
+            if silver := live.hops.get("receive_to_silver"):
+                found.append(Target(f"receive → silver committed {at}, p50", 40, silver.p50, "ms"))
+                found.append(Target(f"receive → silver committed {at}, p99", 80, silver.p99, "ms"))
+            if alert := live.hops.get("receive_to_alert"):
+                found.append(Target(f"receive → alert committed {at}, p99", 100, alert.p99, "ms"))
+            if live.detections_ms:
+                slowest = max(live.detections_ms.values())
+                found.append(Target(f"trade that opens an episode → alert committed {at}, slowest", 100, slowest, "ms"))
+            return [*found, Target(f"memory of the whole {at}", 350, live.pss_total_mb, "MB")]
+    return []
 
 
 def _dashboard_targets(dashboard: Dashboard) -> list[Target]:
@@ -75,15 +104,13 @@ def _dashboard_targets(dashboard: Dashboard) -> list[Target]:
     return [*found, Target("server with one viewer", 15, 100 * alone.cpu, "% of a core")]
 
 
-def _live_targets(live: Live) -> list[Target]:
-    at = "at 1,000 trades/s"
-    found = []
-    if silver := live.hops.get("receive_to_silver"):
-        found.append(Target(f"receive → silver committed {at}, p50", 100, silver.p50, "ms"))
-        found.append(Target(f"receive → silver committed {at}, p99", 250, silver.p99, "ms"))
-    if alert := live.hops.get("receive_to_alert"):
-        found.append(Target(f"receive → alert committed {at}, p99", 300, alert.p99, "ms"))
-    if live.detections_ms:
-        slowest = max(live.detections_ms.values())
-        found.append(Target(f"trade that opens an episode → alert committed {at}, slowest", 300, slowest, "ms"))
-    return [*found, Target(f"memory of the whole {at}", 500, live.pss_total_mb, "MB")]
+def _soak_targets(soak: Soak) -> list[Target]:
+    first, last = soak.marks[0], soak.marks[-1]
+    after = f"after {last.commits:,} steps / after {first.commits:,}"
+    ratios = {
+        "CPU a step": last.cpu_ms / first.cpu_ms,
+        "p50 of a step": last.p50_ms / first.p50_ms,
+        "p99 of a step": last.p99_ms / first.p99_ms,
+        "memory": last.rss_mb / first.rss_mb,
+    }
+    return [Target(f"{what} {after}", 1.2, ratio, "×") for what, ratio in ratios.items()]

@@ -1,9 +1,10 @@
-"""Bytes on disk: what a trade takes in the tables, and a message in the log."""
+"""Bytes on disk: what a trade takes in the tables, a message in the log, and what is written in a minute."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,40 @@ def storage_of(lake: Path) -> Storage:
             before.all_files + all_files,
         )
     return Storage(trades, schemas)
+
+
+class Growth:
+    """What is written under a folder: files that appear, and what files grow by.
+
+    It looks now and then: a file that comes and goes between two looks is not seen, and neither is what is written in
+    place.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Counts from now on."""
+        self._folder = folder
+        self._sizes = self._files()
+        self.files = 0
+        self.bytes_written = 0
+
+    def look(self) -> None:
+        """Counts what is new since the last look."""
+        now = self._files()
+        for file, size in now.items():
+            self.files += file not in self._sizes
+            self.bytes_written += max(size - self._sizes.get(file, 0), 0)
+        self._sizes = now
+
+    def _files(self) -> dict[tuple[str, int], int]:
+        """Size of each file by name and inode: one that takes the place of another is another one."""
+        found = {}
+        for place, _, names in os.walk(self._folder):
+            for name in names:
+                path = os.path.join(place, name)  # noqa: PTH118 -- many thousand files
+                with suppress(FileNotFoundError):
+                    stat = os.stat(path)  # noqa: PTH116
+                    found[path, stat.st_ino] = stat.st_size
+        return found
 
 
 def disk_use(folder: Path) -> tuple[int, int]:

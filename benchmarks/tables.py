@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.catchup import CatchUp
-from benchmarks.commits import Mark
+from benchmarks.commits import Mark, Soak
+from benchmarks.crash_day import Replays
 from benchmarks.dashboard import Dashboard
 from benchmarks.live import Hop, Live
 from benchmarks.machine import Machine
 from benchmarks.results import Results, Target, targets_of
-from benchmarks.stages import STAGES
 from benchmarks.startup import Startup
 from benchmarks.storage import Storage
 
@@ -31,13 +31,14 @@ def tables_of(results: Results) -> list[Table]:
     """All tables, the machine first and the targets last."""
     tables = [_machine(results.machine, results.quick)]
     if not results.storage_only:
-        tables += [_latency(live) for live in results.live]
+        tables += [_latency(live) for live in results.live if live.rate]
         tables += [_resources(results.live)] if results.live else []
-        tables += _catchup(results.catchup) if results.catchup else []
+        tables += [_catchup(results.catchup)] if results.catchup else []
+        tables += [_crash_day(results.crash_day)] if results.crash_day else []
     tables += [_startup(results.startup)] if results.startup else []
     tables += [_dashboard(results.dashboard)] if results.dashboard else []
     tables += [_storage(results)] if results.live or results.catchup else []
-    tables += [_commits(results.commits)] if results.commits else []
+    tables += [_soak(results.soak)] if results.soak else []
     targets = targets_of(results)
     return [*tables, _targets(targets)] if targets else tables
 
@@ -68,11 +69,10 @@ def _latency(live: Live) -> Table:
         whole = live.whole_run.get(name)
         rows.append((name.replace("_", " "), *_hop(hop), *(_hop(whole)[:3] if whole else ("", "", ""))))
     columns = ("hop (ms)", "p50", "p99", "max", "n", "run p50", "run p99", "run max")
-    detected = ", ".join(f"{symbol} {ms:.0f} ms" for symbol, ms in live.detections_ms.items()) or "none detected"
-    note = (
-        f"p50, p99, max: worst of {live.windows} window(s) of 10 s; run: from the start, with start-up. "
-        f"Staged crashes, trade that opens the episode → alert committed: {detected}."
-    )
+    note = f"p50, p99, max: worst of {live.windows} window(s) of 10 s; run: from the start, with start-up."
+    if live.detections_ms:
+        detected = ", ".join(f"{symbol} {ms:.0f} ms" for symbol, ms in live.detections_ms.items())
+        note += f" Staged crashes, trade that opens the episode → alert committed: {detected}."
     return Table(f"Latency at {live.rate:,.0f} trades/s ({live.trades_per_s:,.0f} stored)", columns, rows, note)
 
 
@@ -84,21 +84,34 @@ def _hop(hop: Hop) -> tuple[str, str, str, str]:
 def _resources(lives: Sequence[Live]) -> Table:
     names = ("supervisor", "producer", "processing")
     lines: list[tuple[str, Callable[[Live], str]]] = [
-        *((f"CPU {name}, % of a core", lambda live, n=name: f"{live.cpu[n] * 100:.0f}") for name in names),
-        ("CPU of the whole, % of a core", lambda live: f"{sum(live.cpu[n] for n in names) * 100:.0f}"),
-        ("(CPU simulator, not part of it)", lambda live: f"{live.cpu['simulator'] * 100:.0f}"),
+        *((f"CPU {name}, % of a core", lambda live, n=name: _percent(live.cpu[n])) for name in names),
+        ("CPU of the whole, % of a core", lambda live: _percent(live.cpu_total)),
+        ("(CPU simulator, not part of it)", lambda live: _percent(live.cpu["simulator"])),
         *((f"memory {name}, MB (PSS)", lambda live, n=name: f"{live.pss_mb[n]:.0f}") for name in names),
         ("memory of the whole, MB (PSS)", lambda live: f"{live.pss_total_mb:.0f}"),
         ("memory of the whole, MB (RSS)", lambda live: f"{sum(live.rss_mb.values()):.0f}"),
+        ("written, MB a minute", lambda live: f"{live.written_mb:.1f}"),
+        ("written, files a minute", lambda live: f"{live.written_files:,.0f}"),
+        ("(written by the kernel's count, MB a minute)", lambda live: _optional(live.io_mb)),
         ("messages waiting in the log at the end", lambda live: f"{live.lag_messages:,}"),
         ("messages lost", lambda live: f"{live.lost_messages:,}"),
         ("orderly end, s", lambda live: f"{live.stop_s:.1f}"),
     ]
-    columns = ("live", *(f"{live.rate:,.0f}/s" for live in lives))
+    columns = ("live", *(live.load for live in lives))
     rows = [(label, *(text(live) for live in lives)) for label, text in lines]
-    return Table(
-        "CPU and memory", columns, rows, "Memory: the largest at the end of a window. PSS counts shared pages once."
+    note = (
+        "Memory: the largest at the end of a window; PSS counts shared pages once. Written: what appeared in the "
+        "lake's folder, log and state included."
     )
+    return Table("CPU, memory and disk", columns, rows, note)
+
+
+def _percent(cores: float) -> str:
+    return f"{cores * 100:.{0 if cores >= 0.1 else 1}f}"
+
+
+def _optional(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _dashboard(dashboard: Dashboard) -> Table:
@@ -122,37 +135,44 @@ def _dashboard(dashboard: Dashboard) -> Table:
     return Table(f"Dashboard, {dashboard.products} products at {dashboard.rate:,.0f} trades/s", columns, rows, note)
 
 
-def _catchup(catchup: CatchUp) -> list[Table]:
-    best = catchup.best
-    runs = [
+def _catchup(catchup: CatchUp) -> Table:
+    columns = ("log → gold", "trades/s", "seconds", "cores used", "CPU µs/trade", "peak RSS, MB", "reopening, s")
+    rows = [
         (
             f"run {number}",
             f"{run.trades_per_s:,.0f}",
             f"{run.seconds:.2f}",
-            f"{run.cores:.2f}",
-            f"{run.cores * run.seconds / run.messages * 1e6:.2f}",
+            f"{run.cpu_s / run.seconds:.2f}",
+            f"{run.cpu_s / run.trades * 1e6:.2f}",
             f"{run.rss_peak_mb:,.0f}",
             f"{run.reopen_s:.2f}",
         )
         for number, run in enumerate(catchup.runs, start=1)
     ]
-    columns = ("log → gold", "trades/s", "seconds", "cores used", "CPU µs/trade", "peak RSS, MB", "reopening, s")
-    note = f"{best.messages:,} messages, {catchup.append_messages:,} an append, of 20 products at 1,000/s market time."
-    busy = sum(best.busy_s.values())
-    stages = [
+    note = f"The {catchup.messages:,} messages of the crash day in the log, {catchup.append_messages:,} an append."
+    return Table("Catch-up", columns, rows, note)
+
+
+def _crash_day(replays: Replays) -> Table:
+    columns = ("replay → gold", "seconds", "trades/s", "cores used", "CPU µs/trade", "peak RSS, MB", "episodes")
+    rows = [
         (
-            stage,
-            f"{best.busy_s[stage]:.2f}",
-            f"{best.busy_s[stage] / busy * 100:.0f} %",
-            f"{best.busy_s[stage] / best.seconds * 100:.0f} %",
-            f"{best.busy_s[stage] / best.messages * 1e6:.2f}",
+            f"run {number}",
+            f"{run.seconds:.2f}",
+            f"{replays.trades / run.seconds:,.0f}",
+            f"{run.cpu_s / run.seconds:.2f}",
+            f"{run.cpu_s / replays.trades * 1e6:.2f}",
+            f"{run.rss_peak_mb:,.0f}",
+            f"{run.episodes:,}",
         )
-        for stage in STAGES
-        if best.busy_s[stage] >= 0.005
+        for number, run in enumerate(replays.runs, start=1)
     ]
-    stage_columns = ("stage (best run)", "busy, s", "share of busy", "of wall time", "µs/trade")
-    overlap = f"Stages overlap: {busy:.2f} s busy in {best.seconds:.2f} s. Under 0.005 s is left out."
-    return [Table("Catch-up", columns, runs, note), Table("Catch-up by stage", stage_columns, stages, overlap)]
+    note = (
+        f"`cryptopulse replay` of {replays.messages:,} messages with {replays.trades:,} trades and "
+        f"{replays.missing_ids:,} ids missing in {replays.holes:,} holes, from the start of the process to its end; "
+        "every product's trades, the repeated ones, holes and missing ids were right."
+    )
+    return Table("Crash day", columns, rows, note)
 
 
 def _startup(startup: Startup) -> Table:
@@ -167,9 +187,9 @@ def _startup(startup: Startup) -> Table:
 
 
 def _storage(results: Results) -> Table:
-    lakes = [(f"live {live.rate:,.0f}/s", live.storage, live.log.per_message) for live in results.live]
+    lakes = [(f"live {live.load}", live.storage, live.log.per_message) for live in results.live if live.rate]
     if results.catchup:
-        lakes.append(("catch-up", results.catchup.best.storage, results.catchup.log.per_message))
+        lakes.append(("catch-up", results.catchup.median.storage, results.catchup.log.per_message))
     rows: list[tuple[str, ...]] = [("trades stored", *(f"{storage.trades:,}" for _, storage, _ in lakes))]
     for schema in ("bronze", "silver", "gold"):
         rows.append((f"{schema}, live files", *(f"{s.live_per_trade(schema):.1f}" for _, s, _ in lakes)))
@@ -184,23 +204,34 @@ def _live(storage: Storage) -> float:
     return sum(storage.live_per_trade(schema) for schema in storage.schemas)
 
 
-def _commits(marks: Sequence[Mark]) -> Table:
-    lines: list[tuple[str, Callable[[Mark], str]]] = [
-        ("step p50, ms", lambda mark: f"{mark.p50_ms:.1f}"),
-        ("step p99, ms", lambda mark: f"{mark.p99_ms:.1f}"),
-        ("step max, ms", lambda mark: f"{mark.max_ms:.1f}"),
-        ("seconds so far", lambda mark: f"{mark.seconds:,.0f}"),
-        ("commits of all tables", lambda mark: f"{mark.delta_commits:,}"),
-        ("live files of all tables", lambda mark: f"{mark.live_files:,}"),
-        ("files in the Delta logs", lambda mark: f"{mark.delta_log_files:,}"),
-        ("files on disk", lambda mark: f"{mark.disk_files:,}"),
-        ("MB on disk", lambda mark: f"{mark.disk_mb:,.0f}"),
-        ("RSS, MB", lambda mark: f"{mark.rss_mb:,.0f}"),
-        ("opening the lake again, s", lambda mark: f"{mark.reopening_s:.2f}"),
+def _soak(soak: Soak) -> Table:
+    first, last = soak.marks[0], soak.marks[-1]
+    lines: list[tuple[str, Callable[[Mark], float], int]] = [
+        ("CPU a step, ms", lambda mark: mark.cpu_ms, 1),
+        ("step p50, ms", lambda mark: mark.p50_ms, 1),
+        ("step p99, ms", lambda mark: mark.p99_ms, 1),
+        ("step max, ms", lambda mark: mark.max_ms, 1),
+        ("RSS, MB", lambda mark: mark.rss_mb, 0),
+        ("live files of all tables", lambda mark: mark.tables.live_files, 0),
+        ("files in the Delta logs", lambda mark: mark.tables.delta_log_files, 0),
+        ("files on disk", lambda mark: mark.tables.disk_files, 0),
+        ("MB on disk", lambda mark: mark.tables.disk_mb, 0),
+        ("commits of all tables", lambda mark: mark.tables.delta_commits, 0),
+        ("seconds so far", lambda mark: mark.seconds, 0),
     ]
-    columns = ("after steps", *(f"{mark.commits:,}" for mark in marks))
-    rows = [(label, *(text(mark) for mark in marks)) for label, text in lines]
-    note = "Steps of 100 messages, as fast as they go, gold and maintenance beside them; over the 300 steps before."
+    columns = ("after steps", *(f"{mark.commits:,}" for mark in soak.marks), "last / first")
+    rows = [
+        (
+            label,
+            *(f"{value(mark):,.{decimals}f}" for mark in soak.marks),
+            f"{value(last) / value(first):.2f}" if value(first) else "",
+        )
+        for label, value, decimals in lines
+    ]
+    note = (
+        "Steps of 100 messages, as fast as they go, gold and maintenance beside them; CPU and times over the 800 steps "
+        f"before. Opening the lake again at the end took {soak.reopening_s:.2f} s."
+    )
     return Table("Many small commits", columns, rows, note)
 
 

@@ -9,7 +9,7 @@
 --
 -- "Now" is the newest minute that has a trade, not the clock on the wall: a lake that was filled by a replay or copied from
 -- elsewhere looks as it did then, and a live one is a fraction of a second behind anyway. Minutes in the future (an
--- exchange's clock may be off) don't count. Only data_freshness looks at the clock, as that is its purpose.
+-- exchange's clock may be off) don't count. Only data_freshness tells ages by the clock, as that is its purpose.
 --
 -- Days are named beside times because days are what the tables are partitioned by.
 
@@ -208,7 +208,7 @@ LIMIT 100;
 -- name: data_freshness
 -- title: Freshness
 -- description: When each table's newest day of data was last written to, and how many seconds ago that is by the clock on the
---   wall. No seconds: the table is empty.
+--   wall. Rows in the future don't count. No seconds: there are no others.
 -- chart: table
 WITH written AS (
     SELECT 1 AS place, 'bronze.coinbase_raw_trades' AS table_name, MAX(received_time) AS newest, MAX(bronze_ingestion_time) AS written_at
@@ -217,15 +217,18 @@ WITH written AS (
     UNION ALL
     SELECT 2, 'silver.fact_crypto_trades', MAX(event_time), MAX(load_timestamp)
     FROM silver.fact_crypto_trades
-    WHERE event_date = (SELECT MAX(event_date) FROM silver.fact_crypto_trades)
+    WHERE event_date = (SELECT MAX(event_date) FROM silver.fact_crypto_trades WHERE event_date <= CURRENT_DATE())
+        AND event_time <= CURRENT_TIMESTAMP()
     UNION ALL
     SELECT 3, 'gold.dm_trade_bars', MAX(window_start), MAX(load_timestamp)
     FROM gold.dm_trade_bars
-    WHERE window_date = (SELECT MAX(window_date) FROM gold.dm_trade_bars)
+    WHERE window_date = (SELECT MAX(window_date) FROM gold.dm_trade_bars WHERE window_date <= CURRENT_DATE())
+        AND window_start <= CURRENT_TIMESTAMP()
     UNION ALL
     SELECT 4, 'gold.dm_crypto_price_stats', MAX(window_start), MAX(load_timestamp)
     FROM gold.dm_crypto_price_stats
-    WHERE window_date = (SELECT MAX(window_date) FROM gold.dm_crypto_price_stats)
+    WHERE window_date = (SELECT MAX(window_date) FROM gold.dm_crypto_price_stats WHERE window_date <= CURRENT_DATE())
+        AND window_start <= CURRENT_TIMESTAMP()
 )
 SELECT
     table_name, newest, written_at,

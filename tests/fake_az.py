@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SUBSCRIPTION = "11111111-2222-3333-4444-555555555555"
 SECRET = "c2VjcmV0+of/the+test=="
-EMPTY = {"signed_in": True, "providers": [], "objects": {}, "tags": [], "fail_on": None, "forbidden": None}
+EMPTY = {"signed_in": True, "providers": [], "objects": {}, "tags": [], "fail_on": [], "forbidden": None}
 
 
 def main(argv: list[str]) -> None:
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> None:
     piped = sys.stdin.read() if options.get("--file") == ["/dev/stdin"] else None
     with open(f"{home}/calls.jsonl", "a") as calls:  # noqa: PTH123
         calls.write(json.dumps({"argv": argv, "command": command, "piped": piped}) + "\n")
-    if state["fail_on"] == command:
-        end(1, f"ERROR: (InternalServerError) {command} failed in the middle")
+    if command in state["fail_on"]:
+        end(1, state.get("fail_with") or f"ERROR: (InternalServerError) {command} failed in the middle")
     if state["forbidden"] == command:
         end(1, "ERROR: (AuthorizationFailed) The client does not have authorization to perform action")
     if not state["signed_in"]:
@@ -76,9 +76,18 @@ def provider_state(options: Any, state: Any) -> str:
     return "Registered" if options["--namespace"][0] in state["providers"] else "NotRegistered"
 
 
+def add_image(options: Any, state: Any) -> None:
+    state["tags"].append(options["--image"][0])
+
+
+def known_repository(options: Any, state: Any) -> str | None:
+    asked = re.findall("'(.*)'", options["--query"][0])[0]
+    return asked if any(tag.startswith(f"{asked}:") for tag in state["tags"]) else None
+
+
 def known_tag(options: Any, state: Any) -> str | None:
     asked = re.findall("'(.*)'", options["--query"][0])[0]
-    return asked if asked in state["tags"] else None
+    return asked if f"{options['--repository'][0]}:{asked}" in state["tags"] else None
 
 
 def connection_string(options: Any, _state: Any) -> str:
@@ -104,8 +113,9 @@ SPECIAL: dict[str, Callable[[Any, Any], Any]] = {
     "provider show": provider_state,
     "provider register": lambda options, state: state["providers"].append(options["--namespace"][0]),
     "group delete": delete_group,
-    "acr build": lambda options, state: state["tags"].append(options["--image"][0].split(":")[1]),
-    "acr repository list": lambda _options, state: "cryptopulse" if state["tags"] else None,
+    "acr build": add_image,
+    "acr import": add_image,
+    "acr repository list": known_repository,
     "acr repository show-tags": known_tag,
     "eventhubs eventhub authorization-rule keys list": connection_string,
     "role assignment list": known_assignment,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from cryptopulse.lake.tables import (
     ABSENT,
     ALERTS,
     BARS,
+    BRONZE,
     COMPLETENESS,
     COVERAGE,
     QUARANTINE,
@@ -104,6 +106,25 @@ def advanced(trades: Sequence[Trade], **changes: Any) -> Message:
 def page(trades: Sequence[Trade]) -> Message:
     """A page of the REST interface: one product's trades, newest first."""
     return message(json.dumps([t.fields() for t in reversed(trades)]).encode(), "rest", trades[0].symbol)
+
+
+def orders(*answers: Mapping[str, Any], rows: Mapping[str, Mapping[int, Any]] | None = None) -> bytes:
+    """What `POST /simulator/rest` takes: answers (`simulator.orders.Answer`), and rows by product and id."""
+    given = [
+        {**answer, "body": base64.b64encode(answer["body"]).decode()} if "body" in answer else answer
+        for answer in answers
+    ]
+    return json.dumps({"answers": given, "rows": rows or {}}).encode()
+
+
+def bronze(messages: Sequence[Message], partition: int = 0, first: int = 0) -> pa.Table:
+    """Messages as bronze holds them."""
+    rows = [
+        {**one, "partition": partition, "offset": first + n, "enqueued_time": one["received_time"]}
+        | {"bronze_ingestion_time": one["received_time"], "received_date": one["received_time"].date()}
+        for n, one in enumerate(messages)
+    ]
+    return pa.Table.from_pylist(rows, BRONZE.arrow_schema)
 
 
 class Lake:
@@ -198,7 +219,7 @@ def _windows(trades: Iterable[Trade], seconds: int) -> Mapping[tuple[str, dateti
 def model_bars(trades: Iterable[Trade], seconds: int = 60) -> list[dict[str, Any]]:
     """What gold.dm_trade_bars must hold of distinct trades, but for the quotients; or bars of another length."""
     trades = list(trades)
-    held = {(trade.symbol, trade.trade_id) for trade in trades}
+    held = model_coverage(trades)
     rows = []
     for (symbol, start), inside in _windows(trades, seconds).items():
         prices = [Decimal(t.price) for t in inside]
@@ -222,7 +243,10 @@ def model_bars(trades: Iterable[Trade], seconds: int = 60) -> list[dict[str, Any
                 "price_sum": sum(prices),
                 "first_trade_id": first,
                 "last_trade_id": last,
-                "is_complete": all((symbol, one) in held for one in range(first - 1, last + 2)),
+                "is_complete": any(
+                    one["symbol"] == symbol and one["first_trade_id"] < first and last < one["last_trade_id"]
+                    for one in held
+                ),
             }
         )
     return rows
@@ -267,8 +291,8 @@ def model_completeness(trades: Iterable[Trade], absent: Iterable[tuple[str, int]
     for (symbol, start), inside in _windows(trades, 3600).items():
         lowest, last = inside[0].trade_id, inside[-1].trade_id
         first = max((one + 1 for one in held[symbol] if one < lowest), default=lowest)
-        lacking = set(range(first, last + 1)) - held[symbol]
-        gone = {one for one in lacking if (symbol, one) in proved}
+        lacking = last - first + 1 - sum(first <= one <= last for one in held[symbol])
+        gone = sum(of == symbol and first <= one <= last and one not in held[symbol] for of, one in proved)
         healed = sum(trade.source == "rest" for trade in inside)
         rows.append(
             {
@@ -278,10 +302,10 @@ def model_completeness(trades: Iterable[Trade], absent: Iterable[tuple[str, int]
                 "first_trade_id": first,
                 "last_trade_id": last,
                 "expected_ids": last - first + 1,
-                "held_ids": last - first + 1 - len(lacking),
+                "held_ids": last - first + 1 - lacking,
                 "healed_ids": healed,
-                "absent_ids": len(gone),
-                "missing_ids": len(lacking - gone),
+                "absent_ids": gone,
+                "missing_ids": lacking - gone,
                 "healed_from": "rest" if healed else None,
                 "witness": "trade" if healed or lacking else None,
                 "is_complete": lacking == gone,

@@ -23,7 +23,7 @@ BUILT_FROM = (
     "deploy/docker/Dockerfile",
     "src/module.py",
 )
-CHANGES = ("create", "register", "build", "delete", "put-secret", "create-scope")
+CHANGES = ("create", "register", "build", "import", "delete", "put-secret", "create-scope")
 """Last words of the commands that change something."""
 
 
@@ -32,6 +32,7 @@ def small_source(root: Path) -> Path:
     for name in BUILT_FROM:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"{name}\n")
+    (root / "deploy/docker/Dockerfile").write_text("ARG BASE=python:3.11.14-slim-bookworm\n")
     (root / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
     shutil.copytree(SCRIPT.parent, root / "deploy" / "azure")
     return root / "deploy" / "azure" / SCRIPT.name

@@ -13,8 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from cryptopulse.serve.notify.episodes import SEVERITIES, Episode
-from cryptopulse.settings_notify import NotifyTarget
+from cryptopulse.lake.alerts import SEVERITIES
+from cryptopulse.notify.episodes import AlertEpisode
+from cryptopulse.settings.notify import NotifyTarget
 from support import START, Lake, Trade
 
 SECRET = "s3cr3tT0ken"
@@ -113,7 +114,7 @@ def target(**settings: Any) -> NotifyTarget:
 
 def episode(
     number: int = 100, rank: int = 0, is_closed: bool = False, symbol: str = "BTC-USD", **changes: Any
-) -> Episode:
+) -> AlertEpisode:
     """An episode of START that trade `number` opened; `rank`: how severe, 0 to 2."""
     given: dict[str, Any] = {
         "alert_id": f"price-move:FLASH_CRASH:{symbol}:{number}",
@@ -137,7 +138,7 @@ def episode(
         "last_trigger_trade_id": number + 6,
         "detected_at": START + timedelta(seconds=40.31),
     }
-    return Episode(**given | changes)
+    return AlertEpisode(**given | changes)
 
 
 class Market:

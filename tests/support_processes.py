@@ -1,6 +1,7 @@
 """Real processes for tests: started, watched, killed, and their tables compared with what the simulator sent.
 
-Nothing here outlives a test: `Processes.close` ends by its id whatever was started, and whatever that started.
+Nothing here outlives a test: `Processes.close` ends by its id whatever was started, and whatever that started. When the
+tests themselves are killed, the system kills what they started, and the processes of `run` end with that.
 """
 
 from __future__ import annotations
@@ -30,8 +31,13 @@ from cryptopulse.status import ProcessStatus, read_status
 from support import Trade
 
 PROGRAM = (sys.executable, "-m", "cryptopulse")
-PATIENCE_S = 40.0
-"""How long to wait for what must happen; two busy cores are slow."""
+_DYING_WITH_US = (
+    *(sys.executable, "-I", "-S", "-c"),
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])",
+)
+"""Starts a program that Linux kills when the thread that started it ends, as when the tests are killed."""
+PATIENCE_S = 120.0
+"""How long to wait for what must happen; two busy cores are slow, and only a failure waits so long."""
 
 Id = tuple[str, int]
 
@@ -52,7 +58,7 @@ class Command:
         self._stderr = stderr
         with stderr.open("ab") as file:
             self.popen = subprocess.Popen(
-                [*PROGRAM, *arguments],
+                [*(_DYING_WITH_US if sys.platform == "linux" else ()), *PROGRAM, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -191,11 +197,15 @@ class Exchange:
         """What goes wrong from now on, as in `drop=0.05,rest-500=0.1`; empty: nothing."""
         self._client.post("/simulator/faults", content=faults).raise_for_status()
 
+    def orders(self, orders: bytes) -> None:
+        """How REST answers from now on; see `support.orders`."""
+        self._client.post("/simulator/rest", content=orders).raise_for_status()
+
     def published(self) -> dict[Id, Trade]:
         """Every trade that was published, as it must be stored."""
         found = {}
         for product, figures in self.ledger()["products"].items():
-            for row in self._trades(product, figures["first_trade_id"], figures["last_trade_id"]):
+            for row in self.rows(product, figures["first_trade_id"], figures["last_trade_id"]):
                 trade = Trade(
                     product,
                     int(row["trade_id"]),
@@ -207,8 +217,8 @@ class Exchange:
                 found[product, trade.trade_id] = trade
         return found
 
-    def _trades(self, product: str, first: int, last: int) -> Iterator[dict[str, Any]]:
-        """A product's trades; an answer has a part of them."""
+    def rows(self, product: str, first: int, last: int) -> Iterator[dict[str, Any]]:
+        """A product's trades as the exchange writes them; an answer has a part of them."""
         while first <= last and (rows := self._ask("GET", f"/simulator/trades/{product}?from={first}&to={last}")):
             yield from rows
             first = max(int(row["trade_id"]) for row in rows) + 1

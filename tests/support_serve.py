@@ -12,6 +12,7 @@ import httpx
 import uvicorn
 
 from cryptopulse.serve.app import create_app
+from cryptopulse.serve.server import configured
 from cryptopulse.settings import Settings, load_settings
 
 TOKEN = "correct horse battery"
@@ -23,8 +24,7 @@ class Served:
     def __init__(self, lake: Any, **options: Any) -> None:
         self.settings: Settings = load_settings(lake=lake, serve=options)
         self.app = create_app(self.settings)
-        config = uvicorn.Config(self.app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(configured(self.app, self.settings.serve, port=0))
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from benchmarks.messages import PRODUCTS, table_of
 from cryptopulse.log import Log
-from cryptopulse.simulator.episodes import Episode
-from cryptopulse.simulator.market import Market
+from cryptopulse.simulator.episodes import StagedEpisode
+from cryptopulse.simulator.market import SimulatedMarket
 from cryptopulse.simulator.messages import Writer
 from cryptopulse.simulator.products import catalogue
 
@@ -32,11 +32,12 @@ class PacedFeed:
         products = catalogue(PRODUCTS, seed)
         self.crashing = {products[i].product_id for i in range(len(crashes_at_s))}
         episodes = [
-            Episode(products[i].product_id, at_s, "crash", _DEPTH_PCT, _CRASH_S) for i, at_s in enumerate(crashes_at_s)
+            StagedEpisode(products[i].product_id, at_s, "crash", _DEPTH_PCT, _CRASH_S)
+            for i, at_s in enumerate(crashes_at_s)
         ]
         self._log = log
         self._names = np.array([product.product_id for product in products], dtype=object)
-        self._blocks = Market(products, rate, seed, episodes).blocks()
+        self._blocks = SimulatedMarket(products, rate, seed, episodes).blocks()
         self.started_us = time.time_ns() // 1000
         self._writer = Writer(products, self.started_us)
         self._waiting = self._next_block()

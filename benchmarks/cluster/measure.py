@@ -22,8 +22,8 @@ from benchmarks.cluster.feed import PacedFeed
 from benchmarks.messages import message_batches
 from benchmarks.processes import MeasurementError, Scratch
 from benchmarks.startup import Say
+from cryptopulse.lake.dataset import connect
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.reader import connect
 from cryptopulse.lake.tables import ALERTS, BARS, SILVER, STATS
 from cryptopulse.log.kafka import KafkaLog
 from cryptopulse.log.kafka_address import kafka_address
@@ -144,7 +144,7 @@ def catch_up(bench: Bench, engine: Engine, empty: str, filled: str, trades: int)
 
 def _check_whole(run: Run, trades: int) -> None:
     """Every trade must be in silver, in a bar and in a window of statistics."""
-    with closing(connect(LakeLocation.of(run.lake))) as lake:
+    with connect(LakeLocation.of(run.lake)) as lake:
         counts = {
             SILVER: f"SELECT count(*) FROM {SILVER.qualified}",
             **{table: f"SELECT coalesce(sum(trade_count), 0) FROM {table.qualified}" for table in (BARS, STATS)},

@@ -26,6 +26,8 @@ Options (each has an environment variable, which the option overrides):
   --location REGION   AZURE_LOCATION          default: eastus
   --prefix TEXT       AZURE_PREFIX            3 to 11 lower-case letters and digits; default: cryptopulse
   --products IDS      PRODUCTS                as in BTC-USD,ETH-USD (the default); "" for all that are traded in USD
+  --image NAME        CRYPTOPULSE_IMAGE       an image that is there already, in place of a build in the registry
+  --restart POLICY    AZURE_RESTART           Always (the default), OnFailure or Never, of the producer's container
   --yes               do not ask before deleting
 TEXT
 }
@@ -36,6 +38,8 @@ read_options() {
     LOCATION=${AZURE_LOCATION:-eastus}
     PREFIX=${AZURE_PREFIX:-cryptopulse}
     PRODUCTS=${PRODUCTS-BTC-USD,ETH-USD}
+    GIVEN_IMAGE=${CRYPTOPULSE_IMAGE:-}
+    RESTART=${AZURE_RESTART:-Always}
     YES=no
     case ${1:-} in
     plan | up | down | cost | names) MODE=$1 && shift ;;
@@ -45,13 +49,15 @@ read_options() {
         case $1 in
         --yes) YES=yes ;;
         -h | --help) usage && exit 0 ;;
-        --subscription | --location | --prefix | --products)
+        --subscription | --location | --prefix | --products | --image | --restart)
             [ $# -gt 1 ] || fail "$1 needs a value. See azure.sh --help."
             case $1 in
             --subscription) SUBSCRIPTION=$2 ;;
             --location) LOCATION=$2 ;;
             --prefix) PREFIX=$2 ;;
             --products) PRODUCTS=$2 ;;
+            --image) GIVEN_IMAGE=$2 ;;
+            --restart) RESTART=$2 ;;
             esac
             shift
             ;;
@@ -62,6 +68,9 @@ read_options() {
     check "$PREFIX" '^[a-z][a-z0-9]{2,10}$' "--prefix $PREFIX: 3 to 11 lower-case letters and digits, a letter first."
     check "$LOCATION" '^[a-z0-9]+$' "--location $LOCATION: a region's name, as in eastus (az account list-locations)."
     check "$PRODUCTS" '^([A-Z0-9]+-[A-Z0-9]+(,[A-Z0-9]+-[A-Z0-9]+)*)?$' "--products $PRODUCTS: write BTC-USD,ETH-USD."
+    check "$GIVEN_IMAGE" '^([a-z0-9.-]+/[a-z0-9./_-]+(:[A-Za-z0-9._-]+)?(@sha256:[0-9a-f]{64})?)?$' \
+        "--image $GIVEN_IMAGE: write registry/name:tag."
+    check "$RESTART" '^(Always|OnFailure|Never)$' "--restart $RESTART: Always, OnFailure or Never."
 }
 
 check() { # value, extended regular expression, what to say when it does not match
@@ -104,7 +113,9 @@ name_things() { # names are the same for the same subscription and prefix, and u
     IDENTITY_ID=$GROUP_ID/providers/Microsoft.ManagedIdentity/userAssignedIdentities/$IDENTITY
     ACCOUNT_ID=$GROUP_ID/providers/Microsoft.Storage/storageAccounts/$ACCOUNT
     CONNECTOR_ID=$GROUP_ID/providers/Microsoft.Databricks/accessConnectors/$CONNECTOR
-    IMAGE=$REGISTRY.azurecr.io/$(image_tag)
+    WORKSPACE_ID=$GROUP_ID/providers/Microsoft.Databricks/workspaces/$WORKSPACE
+    LAKE_URL=abfss://$FILESYSTEM@$ACCOUNT.dfs.core.windows.net/
+    IMAGE=${GIVEN_IMAGE:-$REGISTRY.azurecr.io/$(image_tag)}
 }
 
 print_names() {
@@ -112,7 +123,8 @@ print_names() {
 resource_group=$GROUP
 eventhub_bootstrap=$NAMESPACE.servicebus.windows.net:9093
 eventhub_name=$HUB
-lake_url=abfss://$FILESYSTEM@$ACCOUNT.dfs.core.windows.net/
+lake_url=$LAKE_URL
+managed_location=${LAKE_URL}catalog
 access_connector_id=$CONNECTOR_ID
 producer_container=$CONTAINER
 image=$IMAGE
@@ -129,7 +141,7 @@ up() {
     ensure_container
     ensure_lake
     ensure_databricks
-    ensure_secret
+    ensure_workspace_contents
     say "Done."
     print_names
     if [ "$MODE" = up ]; then printf 'databricks_host=%s\n' "$DATABRICKS_HOST"; fi

@@ -26,6 +26,18 @@ change() { # carries out `az …`, which changes something; a plan only shows it
     [ "$MODE" = plan ] || "$@" --output none >&2 || fail "The command above failed; az says why. Run it again: what is done stays done."
 }
 
+change_or_explain() { # as change; when it fails, calls the function $1 with what az said first
+    local explain=$1 errors=
+    shift
+    set -- az "$@" --subscription "$SUBSCRIPTION" --only-show-errors
+    show "$@"
+    if [ "$MODE" = plan ]; then return; fi
+    if errors=$("$@" --output none 3>&1 1>&2 2>&3); then return; fi # standard output and error change places
+    printf '%s\n' "$errors" >&2
+    "$explain" "$errors"
+    fail "The command above failed; az says why. Run it again: what is done stays done."
+}
+
 look() { # prints what `az …` prints
     az "$@" --subscription "$SUBSCRIPTION" --only-show-errors --output tsv
 }

@@ -13,10 +13,9 @@ identity:
   userAssignedIdentities: {'$IDENTITY_ID': {}}
 properties:
   osType: Linux
-  restartPolicy: OnFailure
-  imageRegistryCredentials:
-  - server: $REGISTRY.azurecr.io
-    identity: $IDENTITY_ID
+  # Always: a container that ended in order, as at a maintenance of the machine, would stay down with OnFailure.
+  restartPolicy: $RESTART
+$(registry_credentials)
   containers:
   - name: producer
     properties:
@@ -36,6 +35,13 @@ properties:
         timeoutSeconds: 15
         failureThreshold: 4
 YAML
+}
+
+registry_credentials() { # none for an image that anybody may pull from elsewhere
+    case $IMAGE in
+    "$REGISTRY.azurecr.io/"*) printf "  imageRegistryCredentials:\n  - {server: %s.azurecr.io, identity: '%s'}" "$REGISTRY" "$IDENTITY_ID" ;;
+    *) printf '  imageRegistryCredentials: []' ;;
+    esac
 }
 
 with_secret() { # the connection string: puts it into what is read. Only builtins, so no process gets it as an argument

@@ -81,22 +81,62 @@ source_hash() {
 }
 
 ensure_image() {
+    if [ -n "$GIVEN_IMAGE" ]; then
+        say "using    image $IMAGE"
+        return
+    fi
     if image_is_built; then
         say "exists   image $IMAGE"
         return
     fi
+    ensure_base_image
     say "building image $IMAGE in the registry (some minutes; from the root of the repository)"
-    (cd "$ROOT" && change acr build --registry "$REGISTRY" --resource-group "$GROUP" --image "${IMAGE#*/}" \
-        --file deploy/docker/Dockerfile .)
+    (cd "$ROOT" && change_or_explain build_refused acr build --registry "$REGISTRY" --resource-group "$GROUP" \
+        --image "${IMAGE#*/}" --build-arg "BASE=$REGISTRY.azurecr.io/$BASE" --file deploy/docker/Dockerfile .)
+}
+
+ensure_base_image() { # Docker Hub limits what is pulled without an account; a copy here is pulled as often as needed
+    BASE=$(sed -n 's/^ARG BASE=//p' "$ROOT/deploy/docker/Dockerfile")
+    if [ "$MODE" != plan ] && known_image "${BASE%%:*}" "${BASE##*:}"; then
+        say "exists   base image $BASE"
+        return
+    fi
+    say "creating base image $BASE"
+    change_or_explain import_refused acr import --name "$REGISTRY" --resource-group "$GROUP" --force \
+        --source "docker.io/library/$BASE" --image "$BASE"
+}
+
+build_refused() { # what az said
+    case $1 in
+    *TasksOperationsNotAllowed*)
+        fail "This subscription may not build in a registry (TasksOperationsNotAllowed: trials and new subscriptions). Build \
+with Docker where you are, or ask Azure's support to allow it: docker build -f deploy/docker/Dockerfile -t $IMAGE . && \
+az acr login --name $REGISTRY && docker push $IMAGE. Then run this again: it finds the image."
+        ;;
+    *toomanyrequests*) import_refused "$1" ;;
+    esac
+}
+
+import_refused() {
+    case $1 in
+    *toomanyrequests*)
+        fail "Docker Hub refused to hand out the base image $BASE (toomanyrequests: its limit for pulls without an \
+account). Run this again in an hour, or import it with an account of Docker Hub: az acr import --name $REGISTRY --source \
+docker.io/library/$BASE --image $BASE --username NAME --password TOKEN"
+        ;;
+    esac
 }
 
 image_is_built() {
+    [ "$MODE" != plan ] && known_image cryptopulse "${IMAGE##*:}"
+}
+
+known_image() { # repository, tag: whether the registry has it
     local known
-    [ "$MODE" != plan ] || return 1
-    # To ask for the tags of a repository that is not there is an error.
-    known=$(look acr repository list --name "$REGISTRY" --query "[?@=='cryptopulse']") || fail "The images can't be listed."
+    # To list the tags of a repository that is not there is an error.
+    known=$(look acr repository list --name "$REGISTRY" --query "[?@=='$1']") || fail "The images can't be listed."
     [ -n "$known" ] || return 1
-    known=$(look acr repository show-tags --name "$REGISTRY" --repository cryptopulse --query "[?@=='${IMAGE##*:}']") ||
+    known=$(look acr repository show-tags --name "$REGISTRY" --repository "$1" --query "[?@=='$2']") ||
         fail "The tags of the images can't be listed."
     [ -n "$known" ]
 }
@@ -158,25 +198,59 @@ ensure_databricks() {
     ensure_role "right of $CONNECTOR to write the lake" "$principal" "Storage Blob Data Contributor" "$ACCOUNT_ID"
 }
 
-ensure_secret() { # the bundle's jobs read the connection string from a secret scope
-    local scope=cryptopulse-scope key=eventhub-conn-string scopes secret
-    say "storing  secret $scope/$key in the Databricks workspace"
+# What is inside the workspace: the secret of the jobs, and the right of Unity Catalog to keep tables in the lake. A new
+# workspace's metastore has no storage of its own: CREATE CATALOG fails there without a managed location.
+ensure_workspace_contents() {
+    local scope=cryptopulse-scope key=eventhub-conn-string secret
+    local credential="{\"name\": \"$CONNECTOR\", \"azure_managed_identity\": {\"access_connector_id\": \"$CONNECTOR_ID\"}}"
     if [ "$MODE" = plan ]; then
+        say "storing  secret $scope/$key in the Databricks workspace"
         show databricks secrets create-scope "$scope"
         say "  $ (connection string of rule processing, by a pipe) | databricks secrets put-secret $scope $key"
+        say "creating storage credential and external location $CONNECTOR"
+        show databricks storage-credentials create --json "$credential"
+        show databricks external-locations create "$CONNECTOR" "$LAKE_URL" "$CONNECTOR"
         return
     fi
     if ! command -v databricks >/dev/null 2>&1; then
         say "skipped: the Databricks CLI is not installed. Install it and run this again, or see README.md."
         return
     fi
-    export DATABRICKS_HOST DATABRICKS_AUTH_TYPE=azure-cli
-    scopes=$(databricks secrets list-scopes --output json) || fail "The workspace's secret scopes can't be listed."
-    case $scopes in
+    # With the resource id whoever may manage the workspace in Azure is let in, and becomes its administrator.
+    export DATABRICKS_HOST DATABRICKS_AUTH_TYPE=azure-cli DATABRICKS_AZURE_RESOURCE_ID=$WORKSPACE_ID
+    await_workspace
+    say "storing  secret $scope/$key in the Databricks workspace"
+    case $(databricks secrets list-scopes --output json) in
     *"\"$scope\""*) ;;
     *) databricks secrets create-scope "$scope" || fail "The secret scope could not be made; the Databricks CLI says why." ;;
     esac
     secret=$(connection_string processing)
     printf '%s' "$secret" | databricks secrets put-secret "$scope" "$key" ||
         fail "The secret could not be stored; the Databricks CLI says why."
+    ensure_in_workspace "storage credential $CONNECTOR" storage-credentials "$CONNECTOR" --json "$credential"
+    ensure_in_workspace "external location $CONNECTOR" external-locations "$CONNECTOR" \
+        "$CONNECTOR" "$LAKE_URL" "$CONNECTOR"
+}
+
+await_workspace() { # a workspace that is minutes old refuses its first calls
+    local attempt errors
+    for attempt in 1 2 3 4 5 6 7 8; do
+        if errors=$(databricks current-user me 2>&1 >/dev/null); then return; fi
+        say "waiting  for the workspace to accept the sign-in ($attempt of 8)"
+        sleep 15
+    done
+    fail "The workspace $DATABRICKS_HOST does not accept the sign-in: $errors. Open it once in a browser as the user of \
+az login, which makes the user known there, and run this again."
+}
+
+ensure_in_workspace() { # what, group of commands, name, words that create it
+    local what=$1 kind=$2 name=$3
+    shift 3
+    if databricks "$kind" get "$name" >/dev/null 2>&1; then
+        say "exists   $what"
+        return
+    fi
+    say "creating $what"
+    databricks "$kind" create "$@" >/dev/null || fail "The $what could not be made; the Databricks CLI says why. It takes a \
+metastore (new workspaces have one after some minutes) and the right to create it (metastore or account administrator)."
 }

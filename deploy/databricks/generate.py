@@ -152,7 +152,7 @@ def _widget(query: Query) -> Json:
             }
         ],
         "spec": {
-            "version": 1 if chart.kind == "table" else 3,
+            "version": 2 if chart.kind == "table" else 3,
             "widgetType": chart.kind,
             "encodings": _table(query) if chart.kind == "table" else _axes(query),
             "frame": {

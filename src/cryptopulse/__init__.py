@@ -25,8 +25,9 @@ def open(  # noqa: A001 - read as cryptopulse.open
 
     `lake`: a folder, `s3://…` or `abfss://…`; None for the one that the configuration names. `config`: a configuration
     file, None for `cryptopulse.toml` in the working directory, if there is one; it and the environment also give the
-    credentials for a lake elsewhere. `memory_max_mb`: memory of all queries together before they spill to disk.
-    `threads`: how many DuckDB uses, None for one a core. `timeout_s`: stops each reading after so many seconds of work.
+    credentials for a lake elsewhere. `memory_max_mb`: memory of all queries together, and of each statement of `sql`,
+    before they spill to disk. `threads`: how many DuckDB uses, None for one a core. `timeout_s`: stops each reading
+    after so many seconds of work.
 
     Raises ConfigurationError when there is no lake, or a setting is wrong, and LakeUnreachable when its storage does
     not answer.

@@ -13,35 +13,45 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
-from cryptopulse import logging_setup
-from cryptopulse.errors import ConfigurationError, LakeBusy
-from cryptopulse.folders import cannot_use
-from cryptopulse.log import Log
-from cryptopulse.settings import STEPS, Settings
-from cryptopulse.status import ALIVE, DASHBOARD, NOTIFIER, PROCESSES, read_status
-from cryptopulse.supervisor import ProcessSpec, Supervisor
+import structlog
 
-if TYPE_CHECKING:
-    from cryptopulse.serve.terminal import LiveView
+from cryptopulse import logging_setup
+from cryptopulse.errors import ConfigurationError, CryptoPulseError, LakeBusy
+from cryptopulse.folders import cannot_use
+from cryptopulse.settings import STEPS, Settings
+from cryptopulse.status import ALIVE, DASHBOARD, NOTIFIER, PROCESSES, PROCESSING, PRODUCER, StatusFile, read_status
+from cryptopulse.supervisor import ProcessSpec, Supervisor, stop_with_parent
+
+if TYPE_CHECKING:  # a supervisor does not need it
+    from cryptopulse.log import Log
 
 STEP_S = 0.1
-"""Pause between two looks at the processes: soon enough for a person, and nearly free."""
+"""Between two pictures of a live view, and two looks at a file: soon enough for a person."""
 
-_PRODUCER_STOP_S = 15.0  # at most 64 MB of buffered messages go to the log: a second, or a few on a slow disk
-_PROCESSING_STOP_S = 120.0  # the log may be far ahead; at 300,000 trades/s this drains 36 million
-_NOTIFIER_STOP_S = 15.0  # it takes ten seconds for itself (`cryptopulse.serve.notify.notifier`)
-_DASHBOARD_STOP_S = 5.0  # it cuts what is under way after a second
+_HEAD_START_S = 1.0
+"""Recording has the machine for itself until it runs; a dashboard takes a core for seconds to start."""
+
+_COMMANDS = {
+    PRODUCER: ("produce", 15.0),  # at most 64 MB of buffered messages go to the log: a second, or a few on a slow disk
+    PROCESSING: ("process", 120.0),  # the log may be far ahead; at 300,000 trades/s this drains 36 million
+    NOTIFIER: ("notify", 15.0),  # it takes ten seconds for itself (`cryptopulse.notify.notifier`)
+    DASHBOARD: ("serve", 5.0),  # it cuts what is under way after a second
+}
+"""What each process runs, and how many seconds its orderly end may take; in the order in which they end."""
 
 _ORPHANS_END_WITHIN_S = 4.0  # they take one second (`cryptopulse.supervisor.stop_with_parent`)
 
 Report = Callable[[Mapping[str, object]], None]
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -58,48 +68,108 @@ class Deployment:
 
     def supervisor(self, logs_to_files: bool) -> Supervisor:
         """A supervisor for all, the producer to end first."""
-        options = {name: self.options.get(name) for name in ("--lake", "--config")}
-        specs = [
-            self._spec("producer", "produce", self.options, _PRODUCER_STOP_S, logs_to_files),
-            self._spec("processing", "process", options, _PROCESSING_STOP_S, logs_to_files),
-        ]
-        if NOTIFIER in self.processes:
-            notifier = self._spec(NOTIFIER, "notify", options, _NOTIFIER_STOP_S, logs_to_files)
-            specs.append(replace(notifier, is_essential=False))
-        if DASHBOARD in self.processes:
-            dashboard = self._spec(DASHBOARD, "serve", options, _DASHBOARD_STOP_S, logs_to_files)
-            specs.append(replace(dashboard, is_essential=False))
+        specs = []
+        for name, (command, stop_timeout_s) in _COMMANDS.items():
+            if name not in self.processes:
+                continue
+            log_file = self.log_file(name) if logs_to_files else None
+            given = {**self.options, "--log-file": log_file}
+            if name != PRODUCER:  # the others know no feed
+                given = {key: given.get(key) for key in ("--lake", "--config", "--log-file")}
+            arguments = [text for key, value in given.items() if value is not None for text in (key, str(value))]
+            start = (sys.executable, "-m", "cryptopulse", command, *arguments, "--supervised")
+            specs.append(
+                ProcessSpec(
+                    name=name,
+                    command=partial(lambda start, restarts: [*start, str(restarts)], start),
+                    stop_timeout_s=stop_timeout_s,
+                    log_file=log_file,
+                    environment=self.environment,
+                    folder=self.folder,
+                    is_essential=name in PROCESSES,
+                    head_start_s=0.0 if name in PROCESSES else _HEAD_START_S,
+                )
+            )
         return Supervisor(specs)
 
     def log_file(self, name: str) -> Path:
         """Where process `name` logs when the terminal is taken."""
         return self.state_dir / "logs" / f"{name}.log"
 
-    def _spec(
-        self, name: str, command: str, options: Mapping[str, object], stop_timeout_s: float, to_file: bool
-    ) -> ProcessSpec:
-        log_file = self.log_file(name) if to_file else None
-        given = {**options, "--log-file": log_file}
-        arguments = [text for key, value in given.items() if value is not None for text in (key, str(value))]
-        return ProcessSpec(
-            name=name,
-            command=lambda restarts: [
-                *(sys.executable, "-m", "cryptopulse", command),
-                *arguments,
-                *("--supervised", str(restarts)),
-            ],
-            stop_timeout_s=stop_timeout_s,
-            log_file=log_file,
-            environment=self.environment,
-            folder=self.folder,
-        )
+
+class _NoPandas:
+    """A finder that says that there is no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, _path: object = None, _target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("pandas is kept out of this process", name=name)
+
+
+def without_pandas(settings: Settings) -> None:
+    """Keeps pandas out of this process, unless Spark runs in it, which needs it.
+
+    pyarrow imports it, wherever it is installed, for the first `pa.array` or `pa.table`, only to see whether what it
+    was given is one of its frames: 35 MB and 0.3 s.
+    """
+    if settings.processing.engine != "spark" and "pandas" not in sys.modules and _NoPandas not in sys.meta_path:
+        sys.meta_path.insert(0, _NoPandas)
+
+
+@contextmanager
+def process_context(
+    settings: Settings, name: str, supervised: int | None, log_file: Path | None
+) -> Iterator[Callable[..., None]]:
+    """The frame of a long-running process: its logging, its status file, its end with the supervisor.
+
+    Gives the function that takes the process's reports. An error is logged, noted in the status file, and
+    raised; LakeBusy when the lake has such a process already.
+    """
+    without_pandas(settings)
+    file = logging_setup.BoundedFile(log_file, descriptor=2) if log_file else None
+    logging_setup.configure(settings.logging, name, file)
+    if supervised is not None:
+        stop_with_parent()
+    # Before our own file takes the place of the one that shows it.
+    wait_until_free(settings.state_dir, settings.lake, [name])
+    status = StatusFile(settings.state_dir, name, supervised or 0)
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    # Whoever sees the status may end the process, also before its work has begun and has handlers of its own.
+    has_signals = threading.current_thread() is threading.main_thread()  # else a job runner has them
+    before = signal.signal(signal.SIGTERM, end) if has_signals else None
+    try:
+        status.open()
+        yield status.report
+        status.close()
+    except CryptoPulseError as error:
+        status.close(error=str(error))
+        raise
+    except SystemExit:
+        status.close()
+        raise
+    except Exception as error:
+        what = f"unexpected error: {type(error).__name__}: {error}"
+        status.close(error=what)
+        if not log_file and sys.stderr.isatty():
+            raise  # nobody wants a traceback among the events on the terminal
+        _log.exception("unexpected_error", error=str(error))
+        raise CryptoPulseError(f"{what}; details are in the log") from error
+    finally:
+        if has_signals:
+            signal.signal(signal.SIGTERM, before)
 
 
 def run_producer(settings: Settings, log: Log, report: Report) -> None:
     """Writes the feed to `log` until SIGTERM or SIGINT. Raises the feed's and the log's errors."""
+    import pyarrow as pa
     import uvloop
 
-    from cryptopulse.feed.producer import produce
+    from cryptopulse.producer import produce
+
+    pa.set_memory_pool(pa.system_memory_pool())  # the other keeps 6 MB for columns that are small and soon gone
 
     async def until_signalled() -> None:
         stop = asyncio.Event()
@@ -142,8 +212,8 @@ def drain_log(settings: Settings, log: Log, steps: Sequence[str] = STEPS) -> dic
 
 
 def run_notifier(settings: Settings, report: Report) -> None:
-    """Tells the targets of `notify.targets` of alerts until SIGTERM or SIGINT. Raises as `cryptopulse.serve.notify`."""
-    from cryptopulse.serve.notify.notifier import notify
+    """Tells the targets of `notify.targets` of alerts until SIGTERM or SIGINT. Raises as `cryptopulse.notify`."""
+    from cryptopulse.notify.notifier import notify
 
     stop = threading.Event()
     with on_signals(stop.set):
@@ -174,35 +244,35 @@ def run_until_stopped(settings: Settings, deployment: Deployment, view: bool | N
     Raises ProcessFailed when a process can't be kept running, LakeBusy when the lake is another deployment's.
     """
     shown = sys.stdout.isatty() if view is None else view
-    _make_folder(settings.state_dir)
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_use(settings.state_dir, error) from error
     wait_until_free(settings.state_dir, settings.lake, [name for name in deployment.processes if name != DASHBOARD])
-    deployment = _without_second_dashboard(deployment)
+    dashboard = read_status(settings.state_dir, DASHBOARD)
+    if dashboard.state in ALIVE and not dashboard.orphaned:
+        # `cryptopulse serve` runs on this lake already, and shows it as well as ours would.
+        deployment = replace(deployment, processes=[name for name in deployment.processes if name != DASHBOARD])
     log_file = logging_setup.BoundedFile(deployment.log_file("supervisor")) if shown else None
     logging_setup.configure(settings.logging, "supervisor", log_file)
     supervisor = deployment.supervisor(logs_to_files=shown)
-    with on_signals(supervisor.stop), guarded(supervisor), _view(deployment, shown) as live_view:
+    with ExitStack() as stack:
+        stack.enter_context(on_signals(supervisor.stop))
+        stack.enter_context(guarded(supervisor))
+        live_view = None
+        if shown:
+            from cryptopulse.terminal.view import LiveView
+
+            live_view = stack.enter_context(LiveView(deployment.state_dir, processes=deployment.processes))
         while not supervisor.done:
             supervisor.step()
-            if live_view:
-                live_view.note = "stopping: what has arrived is being stored" if supervisor.stopping else live_view.note
-                live_view.refresh()
-            time.sleep(STEP_S)
+            if live_view is None:
+                supervisor.wait()
+                continue
+            live_view.note = "stopping: what has arrived is being stored" if supervisor.stopping else live_view.note
+            live_view.refresh()
+            supervisor.wait(STEP_S)
     supervisor.check()
-
-
-def _without_second_dashboard(deployment: Deployment) -> Deployment:
-    """`cryptopulse serve` may run on this lake already, and shows it as well as ours would."""
-    status = read_status(deployment.state_dir, DASHBOARD)
-    if status.state not in ALIVE or status.orphaned:
-        return deployment
-    return replace(deployment, processes=[name for name in deployment.processes if name != DASHBOARD])
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_use(folder, error) from error
 
 
 def wait_until_free(state_dir: Path, lake: str, names: Sequence[str] = PROCESSES) -> None:
@@ -258,14 +328,3 @@ def on_signals(action: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
         came.put(False)
         thread.join()
-
-
-@contextmanager
-def _view(deployment: Deployment, shown: bool) -> Iterator[LiveView | None]:
-    if not shown:
-        yield None
-        return
-    from cryptopulse.serve.terminal import LiveView
-
-    with LiveView(deployment.state_dir, processes=deployment.processes) as view:
-        yield view

@@ -7,11 +7,13 @@ The tree; the kind of an error is its policy, so nobody has to read a message to
     │   ├── Disconnected            the peer closed, went silent, or can't be reached
     │   ├── RateLimited             the peer said "too many requests"
     │   ├── LogBusy                 another process keeps the durable log to itself
+    │   ├── LogUnavailable          the disk under the durable log fails to read or write
     │   ├── LakeUnreachable         the storage of the tables does not answer
     │   └── RowsGone                files of the version that a reader holds were cleaned up
     └── TerminalError             stop: trying again won't help; the text says what will
         ├── ConfigurationError      a setting, an option or a file of the user is wrong
-        ├── UnknownProduct          the exchange's REST interface does not know a product
+        ├── UnknownProduct          the exchange's REST interface does not know a product, or refuses it
+        ├── NotFetched              the exchange answers nothing of use about a product, again and again
         ├── QueryStopped            a query ran for longer than its reader allows
         ├── MessageTooLarge         the durable log can't take a message of this size
         ├── LogFull                 the durable log reached its size bound, or the disk is full
@@ -39,6 +41,11 @@ class CryptoPulseError(Exception):
 class TransientError(CryptoPulseError):
     """May pass by itself: retry."""
 
+    def __init__(self, message: str = "", *, retry_after_s: float = 0.0) -> None:
+        """`retry_after_s`: how long the peer asks to be left alone."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class Disconnected(TransientError):
     """The peer closed the connection, went silent, or can't be reached."""
@@ -50,6 +57,10 @@ class RateLimited(TransientError):
 
 class LogBusy(TransientError):
     """Another process has held the durable log for a long time: it stands still in the middle of a write."""
+
+
+class LogUnavailable(TransientError):
+    """The disk or file system under the durable log failed to read or write."""
 
 
 class LakeUnreachable(TransientError):
@@ -73,9 +84,15 @@ class ConfigurationError(TerminalError):
 
 
 class UnknownProduct(TerminalError):
-    """The exchange's REST interface does not know a product."""
+    """The exchange's REST interface does not know a product, or refuses it. Others have nothing to do with that."""
 
     exit_code = 2
+
+
+class NotFetched(TerminalError):
+    """The exchange answers nothing of use about a product, again and again."""
+
+    exit_code = 9
 
 
 class QueryStopped(TerminalError):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 Interval = tuple[int, int]
 """First and last number, both included."""
 
@@ -63,6 +66,10 @@ class Intervals:
     def count(self) -> int:
         """How many numbers there are."""
         return sum(self._lasts) - sum(self._firsts) + len(self._firsts)
+
+    def arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """First and last numbers of the intervals."""
+        return np.array(self._firsts, dtype=np.int64), np.array(self._lasts, dtype=np.int64)
 
     def add(self, first: int, last: int) -> None:
         """Puts `first` … `last` into the set."""

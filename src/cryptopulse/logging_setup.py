@@ -73,8 +73,23 @@ def configure(settings: LoggingSettings, process: str, file: BoundedFile | None 
     """
     human = settings.format == "human" or (settings.format == "auto" and not file and _is_terminal(sys.stderr))
     level = logging.getLevelNamesMapping()[settings.level]
+
+    def name_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["process"] = process
+        return event
+
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        name_process,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if human:
+        processors.append(structlog.dev.ConsoleRenderer(colors=_is_terminal(sys.stderr)))
+    else:
+        processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     structlog.configure(
-        processors=[*_shared_processors(process), *_renderers(human)],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", file or sys.stderr)),
         cache_logger_on_first_use=False,  # a few events a second: not worth loggers that can't be set up again
@@ -83,23 +98,10 @@ def configure(settings: LoggingSettings, process: str, file: BoundedFile | None 
     logging.basicConfig(handlers=[_ToStructlog()], level=max(level, logging.WARNING), force=True)
 
 
-def _shared_processors(process: str) -> list[Processor]:
-    def name_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        event["process"] = process
-        return event
-
-    return [
-        structlog.contextvars.merge_contextvars,
-        name_process,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-
-
-def _renderers(human: bool) -> list[Processor]:
-    if human:
-        return [structlog.dev.ConsoleRenderer(colors=_is_terminal(sys.stderr))]
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+def configure_quiet(settings: LoggingSettings) -> None:
+    """The same with warnings only, but for DEBUG: for commands whose summary is the news."""
+    level = "DEBUG" if settings.level == "DEBUG" else "WARNING"
+    configure(settings.model_copy(update={"level": level}), "cryptopulse")
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -3,30 +3,31 @@
 Two lanes share the work. The fast lane moves messages from the log to bronze, silver and alerts, as small a batch as
 has arrived. The slow lane brings bars, statistics and completeness up to date every so often. When the fast
 lane is behind it takes large batches, in stages that run at once, so that what gold needs is still in memory.
+
+A step costs a few milliseconds whatever it brings, so it waits for a few messages, but never long (`Pace`).
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import pyarrow as pa
 import structlog
 
-from cryptopulse.engine import Commit
-from cryptopulse.engine.durability import check_file_system
+from cryptopulse.engine import StepResult
 from cryptopulse.engine.embedded import EmbeddedEngine
-from cryptopulse.engine.repair import put_aside, repair_lake
 from cryptopulse.errors import LakeBusy, LakeDamaged
 from cryptopulse.lake.lock import LakeLock
 from cryptopulse.lake.tables import (
     ABSENT,
     ALERTS,
     BARS,
-    BRONZE,
     BY_NAME,
     COMPLETENESS,
     COVERAGE,
@@ -37,15 +38,20 @@ from cryptopulse.lake.tables import (
 )
 from cryptopulse.log import Log
 from cryptopulse.log.continuity import Continuity
-from cryptopulse.maintenance import Maintenance
-from cryptopulse.settings import Settings
+from cryptopulse.settings import ProcessingSettings, Settings
+from cryptopulse.store.durability import check_file_system
+from cryptopulse.store.maintenance import Maintenance
+from cryptopulse.store.repair import put_aside, repair_lake
 from cryptopulse.telemetry import Telemetry
 
 _FAST = (SILVER, ALERTS, QUARANTINE, ABSENT, COVERAGE)
 _SLOW = (BARS, STATS, COMPLETENESS)
 _BEHIND_MESSAGES = 20_000  # a batch as large as this is no live batch: gold goes in step with it
+_MESSAGES_A_STEP = 40  # enough that the cost of a step is shared
 _WITHOUT_GOLD_MAX = 200_000  # trades; what gold has not taken in stays in memory, and a page alone has a thousand
+_RATE_S = 1.0
 _REPORT_S = 0.5
+_GROWING_S = 0.01
 _LAKE_WAIT_S = 300.0
 
 Report = Callable[[dict[str, object]], None]
@@ -71,11 +77,11 @@ class Pipeline:
             repair_lake(settings.location, log)
             self.engine = EmbeddedEngine(settings)
             stack.callback(self.engine.close)
-            self.telemetry = Telemetry(self.engine.session(), self.engine.held)
-            self.maintenance = Maintenance(settings.maintenance, self.engine, log)
+            self.telemetry = Telemetry(self.engine)
+            self.maintenance = Maintenance(settings.maintenance, settings.state_dir, self.engine, log)
+            stack.callback(self.maintenance.close)
             self._continuity = Continuity(log)
             self._continuity.check_start(self.engine.stored_to)
-            self._storing = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="store"))
             self._release = stack.pop_all()
         self._slow_lane = threading.Lock()
         self._trades_without_gold = 0
@@ -92,13 +98,10 @@ class Pipeline:
     def step(self, partition: int) -> int:
         """Moves what has arrived in `partition` through the fast lane; returns its number of messages."""
         records = self._read(partition, self.engine.stored_to(partition))
-        storing = self._storing.submit(self._store, records)
-        if records.num_rows:
-            self.engine.anticipate(records)  # parsing takes as long as bronze's commit, and need not wait for it
-        storing.result()
-        self._round(_FAST)
         if records.num_rows >= _BEHIND_MESSAGES:
-            self._catch_up(partition)
+            return self._catch_up(partition, records)
+        self._store(records)
+        self._round(_FAST)
         return int(records.num_rows)
 
     def gold(self) -> None:
@@ -107,68 +110,85 @@ class Pipeline:
             self._trades_without_gold = 0
             self._round(_SLOW)
 
-    def drain(self, progress: ProgressBar) -> None:
-        """Works until every table holds what the log holds now, and trims the log."""
-        ends = {partition: self._log.bounds(partition)[1] for partition in self._log.partitions()}
-        self._on_stored = _Counter(self.lag(), progress)
+    def drain(self, progress: ProgressBar, appending: Future[None] | None = None, coming: int = 0) -> None:
+        """Works until every table holds what the log holds now, and trims the log.
+
+        `appending`: another thread that appends meanwhile (`coming` messages, for `progress`), which are worked off as
+        well. Raises its error, too.
+        """
+        self._on_stored = _Counter(self.lag() + coming, progress)
+        while True:
+            is_last_look = appending is None or appending.done()
+            ends = {partition: self._log.bounds(partition)[1] for partition in self._log.partitions()}
+            is_idle = True
+            for partition, end in ends.items():
+                while self.engine.stored_to(partition) < end - 1 and self.step(partition):
+                    is_idle = False
+                    if self._trades_without_gold >= _WITHOUT_GOLD_MAX:
+                        self.gold()
+                    self.maintenance.run_due()
+            if is_last_look:
+                break
+            if is_idle:
+                time.sleep(_GROWING_S)
         for partition, end in ends.items():
-            while self.engine.stored_to(partition) < end - 1 and self.step(partition):
-                if self._trades_without_gold >= _WITHOUT_GOLD_MAX:
-                    self.gold()
-                self.maintenance.run_due()
             self._continuity.check_drained(partition, self.engine.stored_to(partition), end)
+        if appending is not None:
+            appending.result()
         self._finish()
         self.maintenance.trim()  # whoever drains again and again may never live until trimming is due
 
-    def _catch_up(self, partition: int) -> None:
-        """Works off a long log in stages: a batch is stored and parsed, the one before goes to silver, the one before
-        that to gold, and the one after is read.
+    def _catch_up(self, partition: int, records: pa.Table) -> int:
+        """Works off a long log in stages: a batch is stored and parsed, the one before goes to silver, and the one
+        after is read. Gold follows beside them as fast as it can. Returns the number of messages.
         """
-        records = self._read(partition, self.engine.stored_to(partition))
+        messages = 0
         with ThreadPoolExecutor(3, thread_name_prefix="catch-up") as pool:
+            gold = pool.submit(self.gold)
             while records.num_rows >= _BEHIND_MESSAGES:
-                work: list[Future[object]] = [
-                    pool.submit(self._store, records),
-                    pool.submit(self._round, _FAST),
-                    pool.submit(self.gold),
-                ]
-                self.engine.anticipate(records)
+                work: list[Future[Any]] = [pool.submit(self._store, records), pool.submit(self._round, _FAST)]
+                messages += records.num_rows
+                self.engine.parse_ahead(records)
                 records = self._read(partition, records["offset"][-1].as_py())
                 for stage in work:
                     stage.result()
+                if gold.done() or self._trades_without_gold >= _WITHOUT_GOLD_MAX:
+                    gold.result()
+                    gold = pool.submit(self.gold)
+            gold.result()
         self._store(records)
+        self._round(_FAST)
+        return messages + int(records.num_rows)
 
     def _read(self, partition: int, after: int) -> pa.Table:
         records = self._log.read(partition, after + 1, self._settings.processing.batch_messages_max)
         self._continuity.check_read(partition, after + 1, records)
         return records
 
-    def _store(self, records: pa.Table) -> int:
+    def _store(self, records: pa.Table) -> None:
         if records.num_rows:
             self.telemetry.committed(self.engine.store(records))
-            self.engine.refresh((BRONZE,))
             self._on_stored(records.num_rows)
-        return int(records.num_rows)
 
     def _finish(self) -> None:
-        """Brings every table up to what bronze holds, with nothing held back."""
-        self.engine.settle()
+        """Brings every table up to what bronze holds."""
+        self.engine.flush()
         while self._round((*_FAST, *_SLOW)):
             pass
+        self.engine.hold()
 
     def _round(self, tables: Sequence[Table]) -> bool:
         """One step of each of `tables`, upstream first; whether any had news."""
-        commits = [commit for table in tables if (commit := self._advance(table)) is not None]
-        self.engine.refresh(tables)
-        return bool(commits)
+        results = [self._advance(table) for table in tables]
+        return any(result is not None for result in results)
 
-    def _advance(self, table: Table) -> Commit | None:
-        commit = self.engine.advance(table)
-        if commit is not None:
-            self.telemetry.committed(commit)
+    def _advance(self, table: Table) -> StepResult | None:
+        result = self.engine.advance(table)
+        if result is not None:
+            self.telemetry.committed(result)
             if table is SILVER:
-                self._trades_without_gold += commit.rows.num_rows
-        return commit
+                self._trades_without_gold += result.rows.num_rows
+        return result
 
     def rederive(self, progress: ProgressBar) -> None:
         """Makes silver and gold again from bronze.
@@ -176,13 +196,13 @@ class Pipeline:
         Gold and coverage are emptied before silver, so a kill in between leaves a lake that any pipeline completes.
         """
         self.engine.reset((COMPLETENESS, STATS, BARS, ALERTS, ABSENT, QUARANTINE, COVERAGE, SILVER))
-        self.telemetry = Telemetry(self.engine.session(), self.engine.held)
+        self.telemetry = Telemetry(self.engine)
         count = _Counter(self.engine.stored_messages(), progress)
-        while (commit := self._advance(SILVER)) is not None:
+        while (result := self._advance(SILVER)) is not None:
             self._round(_FAST[1:])
             self.gold()
             self.maintenance.run_due()
-            count(commit.consumed)
+            count(result.consumed)
         self._finish()
 
     def lag(self) -> int:
@@ -191,17 +211,17 @@ class Pipeline:
         return sum(max(end - max(self.engine.stored_to(p) + 1, first), 0) for p, (first, end) in bounds.items())
 
     def state(self) -> dict[str, object]:
-        """What the processing says of itself, ready for JSON; see `cryptopulse.telemetry`."""
+        """The state of the processing, ready for JSON; see `cryptopulse.telemetry`."""
         tables = {
-            name: {"version": handle.version, "rows_written": handle.rows_written}
-            for name, handle in self.engine.handles.items()
+            name: {"version": writer.version, "rows_written": writer.rows_written}
+            for name, writer in self.engine.tables.items()
         }
         expired = {"messages_expired_total": self._continuity.expired}
         return {**self.telemetry.state(self.engine.episodes, self.lag()), **expired, "tables": tables}
 
 
 class _Counter:
-    """Adds up what is done and tells a progress bar."""
+    """Adds up what is done and reports it to a progress bar."""
 
     def __init__(self, total: int, progress: ProgressBar) -> None:
         self._done, self._total, self._progress = 0, total, progress
@@ -220,15 +240,39 @@ def process(settings: Settings, log: Log, stop: threading.Event, report: Report)
     if opened is None:  # nothing is lost: the log keeps what there is for the next start
         return
     with opened as pipeline:
-        with _Background(pipeline, settings, report) as background:
+        with _BackgroundThreads(pipeline, settings, report) as background:
+            pace = Pace(settings.processing)
+            last_at = time.monotonic()
             while not stop.is_set():
                 background.check()
-                next_step_at = time.monotonic() + settings.processing.step_interval_ms / 1000
-                if not sum(pipeline.step(partition) for partition in log.partitions()):
-                    stop.wait(settings.processing.poll_ms / 1000)
-                stop.wait(max(next_step_at - time.monotonic(), 0))
+                started_at = time.monotonic()
+                messages = sum(pipeline.step(partition) for partition in log.partitions())
+                step_s = pace.step_s(messages, started_at - last_at)
+                last_at = started_at
+                stop.wait(max(started_at + step_s - time.monotonic(), 0))
         pipeline.drain(lambda _done, _total: None)
         report(pipeline.state())
+
+
+class Pace:
+    """How long to wait for messages, so that about `_MESSAGES_A_STEP` share the cost of a step, within the bounds of
+    the settings. It goes by the last step or by the last second, whichever says sooner: messages come in groups, and
+    a step without any says little.
+    """
+
+    def __init__(self, settings: ProcessingSettings) -> None:
+        """Starts with the shortest wait."""
+        self._shortest_s, self._longest_s = settings.step_interval_ms / 1000, settings.step_interval_max_ms / 1000
+        self._seconds = _RATE_S
+        self._messages = _MESSAGES_A_STEP * _RATE_S / max(self._shortest_s, 0.001)
+
+    def step_s(self, messages: int, since_last_s: float) -> float:
+        """When the next step is due after the start of this one, which found `messages` of `since_last_s` seconds."""
+        kept = math.exp(-since_last_s / _RATE_S)
+        self._messages = self._messages * kept + messages
+        self._seconds = self._seconds * kept + since_last_s
+        rate = max(self._messages / self._seconds, messages / max(since_last_s, 0.001))
+        return max(self._shortest_s, min(self._longest_s, _MESSAGES_A_STEP / max(rate, 1e-9)))
 
 
 def _opened(settings: Settings, log: Log, stop: threading.Event) -> Pipeline | None:
@@ -236,7 +280,7 @@ def _opened(settings: Settings, log: Log, stop: threading.Event) -> Pipeline | N
     started again must not end the recording of a whole deployment. LakeBusy when it takes longer, None at `stop`.
     """
     give_up_at = time.monotonic() + _LAKE_WAIT_S
-    said = False
+    is_logged = False
     while True:
         try:
             return Pipeline(settings, log)
@@ -245,9 +289,9 @@ def _opened(settings: Settings, log: Log, stop: threading.Event) -> Pipeline | N
                 return None
             if time.monotonic() >= give_up_at:
                 raise
-            if not said:
+            if not is_logged:
                 _log.warning("waiting_for_lake", error=str(error), at_most_s=_LAKE_WAIT_S)
-                said = True
+                is_logged = True
             stop.wait(0.2)
 
 
@@ -278,40 +322,33 @@ def rebuild(settings: Settings, log: Log, progress: ProgressBar) -> dict[str, ob
             aside.add(error.table)
 
 
-class _Background:
+class _BackgroundThreads:
     """The threads beside the fast lane: gold, maintenance, reports. An error in one stops the pipeline."""
 
     def __init__(self, pipeline: Pipeline, settings: Settings, report: Report) -> None:
-        self._pipeline = pipeline
         self._stop = threading.Event()
         self._error: BaseException | None = None
         gold_s = max(settings.processing.gold_interval_ms / 1000, 0.01)
         self._threads = [
             threading.Thread(target=self._run, args=(pipeline.gold, gold_s), name="gold"),
             threading.Thread(target=self._run, args=(pipeline.maintenance.run_due, 1.0), name="maintenance"),
-            threading.Thread(target=self._run, args=(lambda: self._report(report), _REPORT_S), name="report"),
+            threading.Thread(target=self._run, args=(lambda: report(pipeline.state()), _REPORT_S), name="report"),
         ]
 
-    def __enter__(self) -> _Background:
+    def __enter__(self) -> _BackgroundThreads:
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join()
         self.check()
 
-    def _report(self, report: Report) -> None:
-        report(self._pipeline.state())
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def _run(self, work: Callable[[], None], interval_s: float) -> None:
         try:

@@ -3,23 +3,27 @@ feed."""
 
 from __future__ import annotations
 
+import tempfile
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
-from cryptopulse import pipeline
-from cryptopulse.feed.advanced import Advanced
-from cryptopulse.feed.exchange import Exchange
-from cryptopulse.feed.protocol import Unreadable
-from cryptopulse.log import MESSAGE_SCHEMA, Log
-from cryptopulse.recording import read_recording
+from cryptopulse.folders import cannot_use
+from cryptopulse.log import MESSAGE_SCHEMA, Log, message_table
+from cryptopulse.pipeline import Pipeline
+from cryptopulse.recording import read_chunks
 from cryptopulse.settings import Settings
+from cryptopulse.telemetry import Telemetry
+from cryptopulse.venues.coinbase_advanced import AdvancedDialect
 
-_DRAIN_EVERY = 2_000_000  # messages: about 1 GB in the log, so that a long recording stays within its bound
+_APPENDED_MAX = 2_000_000  # messages, then the log is trimmed: about 1 GB, so that a long recording has room in it
 
 Progress = Callable[[int, int], None]
 
@@ -27,61 +31,100 @@ Progress = Callable[[int, int], None]
 def replay(settings: Settings, log: Log, recording: Path, batch_messages: int, progress: Progress) -> dict[str, object]:
     """Appends `recording` to the log, `batch_messages` at a time, and processes the log through gold.
 
-    Messages keep the receive time of the recording; without one they count as received now. Returns what
-    `pipeline.drain` counts, over all of the recording. Raises ConfigurationError when the file can't be read,
-    LakeBusy when a pipeline already works on the lake.
+    Messages keep the receive time of the recording; without one they count as received now. All of the recording is
+    read before anything of it is kept, so that one with a broken line can be mended and replayed without a message
+    that is there twice. Returns `Telemetry.summary`. Raises ConfigurationError when the file can't be read, LakeBusy
+    when a pipeline already works on the lake, LakeFull.
     """
-    pipeline.drain(settings, log, progress)  # refuses a busy lake before the log grows
-    totals: Counter[str] = Counter()
-    waiting = 0
-    for batch in _batches(recording, batch_messages):
+    with (
+        _staged(recording, settings.state_dir) as (staged, count),
+        Pipeline(settings, log) as lake,  # refuses a busy lake before the log grows
+        ThreadPoolExecutor(1, thread_name_prefix="append") as pool,
+    ):
+        lake.drain(progress)  # what the log holds already is not the recording's
+        lake.telemetry = Telemetry(lake.engine)
+        batches, stop = _batches(staged, batch_messages), threading.Event()
+        try:
+            for start in range(0, count, _APPENDED_MAX):
+                coming = min(_APPENDED_MAX, count - start)
+                lake.drain(progress, pool.submit(_append, log, batches, coming, stop), coming)
+        finally:
+            stop.set()
+        return lake.telemetry.summary()
+
+
+def _append(log: Log, batches: Iterator[pa.Table], messages: int, stop: threading.Event) -> None:
+    """Appends so many of the messages, in whole batches, unless `stop` is set."""
+    while messages > 0 and not stop.is_set() and (batch := next(batches, None)) is not None:
         log.append(batch)
-        waiting += batch.num_rows
-        if waiting >= _DRAIN_EVERY:
-            _add(totals, pipeline.drain(settings, log, progress))
-            waiting = 0
-    result = pipeline.drain(settings, log, progress)
-    _add(totals, result)
-    return {**result, **totals}
+        messages -= batch.num_rows
 
 
-def _add(totals: Counter[str], result: dict[str, object]) -> None:
-    for name in ("messages", "trades", "duplicates", "quarantined", "seconds"):
-        totals[name] += result[name]  # type: ignore[operator]
+@contextmanager
+def _staged(recording: Path, folder: Path) -> Iterator[tuple[pa.RecordBatchReader, int]]:
+    """The messages of a recording (MESSAGE_SCHEMA), all of them read and found good, and their number.
+
+    They wait in a file without a name in `folder`, as large as the recording: to read it twice would take three times
+    as long, and a pipe can't be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            count = 0
+            with pa.ipc.new_stream(file, MESSAGE_SCHEMA) as writer:
+                for received_us, bodies in read_chunks(recording):
+                    times = np.where(received_us < 0, time.time_ns() // 1000, received_us)
+                    try:  # in half the time, if all of them are JSON
+                        found = list(map(_product_fields.decode, bodies))
+                    except (ValueError, RecursionError):
+                        keys = list(map(partition_key, bodies))
+                    else:
+                        keys = [
+                            partition_key(bodies[place]) if one.channel else one.product_id
+                            for place, one in enumerate(found)
+                        ]
+                    writer.write_table(message_table(keys, times, "websocket", bodies))
+                    count += len(bodies)
+            file.seek(0)
+            yield pa.ipc.open_stream(file), count
+    except OSError as error:
+        raise cannot_use(folder, error) from error
 
 
-def _batches(recording: Path, batch_messages: int) -> Iterator[pa.Table]:
-    received: list[int] = []
-    bodies: list[bytes] = []
-    for received_ns, body in read_recording(recording):
-        received.append((received_ns if received_ns is not None else time.time_ns()) // 1000)
-        bodies.append(body)
-        if len(bodies) >= batch_messages:
-            yield _table(received, bodies)
-            received, bodies = [], []
-    if bodies:
-        yield _table(received, bodies)
+def _batches(messages: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """The same messages, `size` at a time; the last are fewer."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in messages:
+        waiting.append(batch)
+        count += batch.num_rows
+        if count >= size:
+            together = pa.Table.from_batches(waiting)
+            whole = count - count % size
+            for start in range(0, whole, size):
+                yield together.slice(start, size)
+            waiting, count = together.slice(whole).to_batches(), count - whole
+    if count:
+        yield pa.Table.from_batches(waiting)
 
 
-def _table(received_us: list[int], bodies: list[bytes]) -> pa.Table:
-    return pa.table(
-        [
-            pa.array([_product(body) for body in bodies], pa.string()),
-            pa.array(np.array(received_us), pa.timestamp("us", tz="UTC")),
-            pa.array(["websocket"] * len(bodies), pa.string()),
-            pa.array(bodies, pa.binary()),
-        ],
-        schema=MESSAGE_SCHEMA,
-    )
+class _ProductFields(msgspec.Struct, gc=False):
+    """Where a message of either feed may say which product it is about."""
+
+    product_id: str = ""
+    channel: str = ""
 
 
-_DIALECTS = (Exchange(), Advanced())
+_product_fields = msgspec.json.Decoder(_ProductFields)
+_advanced = AdvancedDialect()
 
 
-def _product(body: bytes) -> str:
+def partition_key(body: bytes | str) -> str:
     """The product that a message of either feed is about, "" for none or several."""
-    for dialect in _DIALECTS:
-        message = dialect.read(body)
-        if not isinstance(message, Unreadable):
-            return message.product
-    return ""
+    try:
+        found = _product_fields.decode(body)
+    except (ValueError, RecursionError):  # msgspec's errors and bad UTF-8 are ValueErrors
+        return ""
+    if found.product_id or not found.channel:
+        return found.product_id
+    return _advanced.read(body.encode() if isinstance(body, str) else body).product

@@ -38,11 +38,11 @@ class Backoff:
         self._rng = rng
         self._next_s = self._first_s
 
-    def next_pause(self) -> float:
-        """Seconds to wait before the next attempt."""
+    def next_pause(self, at_least_s: float = 0.0) -> float:
+        """Seconds to wait before the next attempt; `at_least_s` is what the other side asks for."""
         pause_s = self._next_s * (1.0 - self._rng() / 2)
         self._next_s = min(self._next_s * 2, self._longest_s)
-        return pause_s
+        return max(pause_s, at_least_s)
 
     def reset(self) -> None:
         """Starts over with the short pause; to be called when things have been well for a while."""
@@ -54,17 +54,22 @@ async def retrying(
     backoff: Backoff,
     waiting: Callable[[TransientError, float], None],
     *,
+    attempts_max: int | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Result:
     """Returns what `attempt` returns, calling it again for as long as it raises TransientError.
 
-    Before each pause `waiting(error, pause in seconds)` is called, so that the user is told. Every other
-    exception passes through at once.
+    Before each pause `waiting(error, pause in seconds)` is called, so that the user is told. The error of the last
+    attempt, when there are `attempts_max`, and every other exception pass through at once.
     """
+    attempts = 0
     while True:
+        attempts += 1
         try:
             return await attempt()
         except TransientError as error:
-            pause_s = backoff.next_pause()
+            if attempts == attempts_max:
+                raise
+            pause_s = backoff.next_pause(error.retry_after_s)
             waiting(error, pause_s)
             await sleep(pause_s)

@@ -1,6 +1,7 @@
-"""What each process says about itself: one small file each, `<state_dir>/status/<name>.json`.
+"""The status of each process: one small file each, `<state_dir>/status/<name>.json`.
 
-A process writes its file twice a second; a reader never sees half of one (written beside, then renamed).
+A process writes its file when there is news, at most twice a second, and else every few seconds; a reader never sees
+half of one (written beside, then renamed).
 What a reader makes of it::
 
     running   the process lives and wrote lately
@@ -19,7 +20,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +35,10 @@ if TYPE_CHECKING:  # a reader of status files need not know the settings
 
 State = Literal["running", "silent", "dead", "stopped", "failed", "absent"]
 
-PROCESSES = ("producer", "processing")
+PRODUCER = "producer"
+PROCESSING = "processing"
+
+PROCESSES = (PRODUCER, PROCESSING)
 """The processes of every deployment; a healthy one has both running."""
 
 NOTIFIER = "notifier"
@@ -47,7 +52,11 @@ ALL_PROCESSES = (*PROCESSES, NOTIFIER, DASHBOARD)
 ALIVE: tuple[State, ...] = ("running", "silent")
 """States of a process that exists."""
 
-SILENT_AFTER_S = 10.0  # reports come every 0.5 s; merging files or a slow disk may hold them up for seconds
+SILENT_AFTER_S = 10.0  # reports come every 4 s at least; merging files or a slow disk may hold them up for seconds
+_UNCONNECTED_MAX_S = 30.0  # the longest pause between two attempts (feed.backoff_max_s)
+
+# Counts on whatever the clock is set to, and for all containers of a machine alike.
+_BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,8 @@ class ProcessStatus:
     pid: int | None = None
     started_at: datetime | None = None
     updated_at: datetime | None = None
+    age_s: float | None = None
+    """Seconds since it last wrote, when this was read."""
     restarts: int = 0
     """How often the supervisor has started it again."""
     error: str | None = None
@@ -68,17 +79,24 @@ class ProcessStatus:
     """The process's own figures."""
 
     @property
-    def age_s(self) -> float | None:
-        """Seconds since it last wrote."""
-        return None if self.updated_at is None else (datetime.now(UTC) - self.updated_at).total_seconds()
-
-    @property
     def unwritten_s(self) -> float | None:
         """Seconds since the log took a message of the producer; since its start when it has taken none."""
         logged_s = self.report.get("last_logged_age_s")
         if isinstance(logged_s, float) and self.age_s is not None:
             return self.age_s + logged_s
         return None if self.started_at is None else (datetime.now(UTC) - self.started_at).total_seconds()
+
+    @property
+    def unconnected_s(self) -> float | None:
+        """Seconds since a producer that has no connection received anything; None when it has one, or just started."""
+        if self.report.get("connections") != 0 or self.started_at is None or self.age_s is None:
+            return None
+        received_s = self.report.get("last_message_age_s")
+        if isinstance(received_s, float):
+            found = received_s + self.age_s
+        else:
+            found = (datetime.now(UTC) - self.started_at).total_seconds()
+        return found if found > _UNCONNECTED_MAX_S else None
 
     @property
     def healthy(self) -> bool:
@@ -93,28 +111,60 @@ def processes_of(settings: Settings) -> tuple[str, ...]:
     return (*PROCESSES, *notifier, *dashboard)
 
 
+def shown_processes(settings: Settings) -> tuple[str, ...]:
+    """The same by the names of their status files: Spark's steps may run as several jobs (`process --steps`)."""
+    from cryptopulse.settings import STEPS
+
+    state_dir = settings.state_dir
+    files = [file.stem for file in status_path(state_dir, "").parent.glob(f"{PROCESSING}*.json")]
+    by_age = sorted((read_status(state_dir, name) for name in files), key=lambda one: one.age_s or 0.0)
+    by_age.sort(key=lambda one: one.state not in ALIVE)
+    if not by_age or by_age[0].name == PROCESSING:
+        return processes_of(settings)
+    steps = list(STEPS)
+    jobs: list[str] = []
+    for job in by_age:  # one that stopped is of interest unless others have taken its steps over
+        own = [step for step in job.name.removeprefix(f"{PROCESSING}-").split("-") if step in steps]
+        if own:
+            jobs.append(job.name)
+            steps = [step for step in steps if step not in own]
+    jobs += [f"{PROCESSING}-{step}" for step in steps]
+    return tuple(name for one in processes_of(settings) for name in (sorted(jobs) if one == PROCESSING else [one]))
+
+
 class StatusFile:
     """Writes the file of this process."""
 
     def __init__(self, state_dir: Path, name: str, restarts: int = 0) -> None:
-        """`state_dir`: see `Settings.state_dir`. Writes a first, empty report.
+        """`state_dir`: see `Settings.state_dir`. Makes the folder, and writes nothing yet: no report makes a lake again
+        that was moved away.
 
-        Raises ConfigurationError when the folder can't be written.
+        Raises ConfigurationError when the folder can't be made.
         """
         self._path = status_path(state_dir, name)
+        with self._errors():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         self._fixed = {
             "name": name,
             "pid": os.getpid(),
-            "pid_started_at": _process_start(os.getpid()),
+            "pid_start": (_process(os.getpid()) or (None,))[0],
             "parent_pid": os.getppid(),
             "host": socket.gethostname(),
+            "boot": _boot(),
             "started_at": _iso_now(),
             "restarts": restarts,
         }
         self._report: Mapping[str, object] = {}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+
+    def open(self) -> None:
+        """Writes a first, empty report. Raises ConfigurationError when the folder can't be written."""
+        with self._errors():
             self._write("running", None)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             if not (is_full(error) or error.errno == errno.EROFS):  # see `report`; readers need not write
                 raise ConfigurationError(f"Can't write to {self._path.parent}: {error.strerror}.") from error
@@ -131,7 +181,7 @@ class StatusFile:
             return
 
     def close(self, error: str | None = None) -> None:
-        """Says that the process ended: in order, or with `error`."""
+        """Records that the process ended: in order, or with `error`."""
         try:
             self._write("failed" if error else "stopped", error)
         except OSError:
@@ -141,6 +191,7 @@ class StatusFile:
         content = {
             **self._fixed,
             "updated_at": _iso_now(),
+            "updated_boot_s": time.clock_gettime(_BOOT_CLOCK),
             "state": state,
             "error": error,
             "report": self._report,
@@ -159,59 +210,62 @@ def read_status(state_dir: Path, name: str) -> ProcessStatus:
     """What is known of process `name`; never fails: an unreadable file counts as absent."""
     try:
         content = json.loads(status_path(state_dir, name).read_text())
-        state = _judge(content)
+        updated_at = datetime.fromisoformat(content["updated_at"])
+        if content["boot"] == _boot():
+            age_s = time.clock_gettime(_BOOT_CLOCK) - float(content["updated_boot_s"])
+        else:
+            age_s = (datetime.now(UTC) - updated_at).total_seconds()
+        # Of another machine or container the process table can't be seen.
+        is_here = content["host"] == socket.gethostname()
+        process = _process(int(content["pid"])) if is_here else None
+        state: State = content["state"]
+        if state == "running":
+            # A number alone may belong to another process by now; its start tells them apart.
+            if is_here and (process is None or process[0] != content["pid_start"]):
+                state = "dead"
+            elif age_s >= SILENT_AFTER_S:
+                state = "silent" if is_here else "dead"
         return ProcessStatus(
             name=name,
             state=state,
             pid=content["pid"],
             started_at=datetime.fromisoformat(content["started_at"]),
-            updated_at=datetime.fromisoformat(content["updated_at"]),
+            updated_at=updated_at,
+            age_s=age_s,
             restarts=content["restarts"],
             error=content["error"],
-            orphaned=state in ALIVE and _is_here(content) and _parent(content["pid"]) != content["parent_pid"],
+            orphaned=state in ALIVE and process is not None and process[1] != content["parent_pid"],
             report=content["report"],
         )
     except (OSError, ValueError, KeyError, TypeError):
         return ProcessStatus(name=name, state="absent")
 
 
-def _judge(content: dict[str, object]) -> State:
-    match content["state"]:
-        case "stopped":
-            return "stopped"
-        case "failed":
-            return "failed"
-    age_s = time.time() - datetime.fromisoformat(str(content["updated_at"])).timestamp()
-    if not _is_here(content):
-        return "running" if age_s < SILENT_AFTER_S else "dead"
-    # A number alone may belong to another process by now; its start time tells them apart.
-    started = _process_start(int(str(content["pid"])))
-    if started is None or abs(started - float(str(content["pid_started_at"]))) > 2:  # the clock may be set meanwhile
-        return "dead"
-    return "running" if age_s < SILENT_AFTER_S else "silent"
+def _boot() -> str:
+    """Names what `_BOOT_CLOCK` counts from: this start of the machine, the same in all its containers."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
 
 
-def _is_here(content: dict[str, object]) -> bool:
-    """Whether the process is one of this machine or container: of another one the process table can't be seen."""
-    return content.get("host") == socket.gethostname()
+def _process(pid: int) -> tuple[float, int] | None:
+    """When process `pid` started and its parent; None when there is none or it is a zombie.
 
+    The start is of a clock that nobody sets: what psutil says of it on Linux moves when the time of day is set.
+    """
+    if os.uname().sysname == "Linux":
+        try:
+            state, parent, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if state == "Z" else (float(others[17]), int(parent))
 
-def _process_start(pid: int) -> float | None:
-    """When process `pid` started (seconds since 1970), None when there is none or it is a zombie."""
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.Error:
-        return None
-
-
-def _parent(pid: int) -> int | None:
-    import psutil
-
-    try:
-        return int(psutil.Process(pid).ppid())
+        return None if process.status() == psutil.STATUS_ZOMBIE else (process.create_time(), process.ppid())
     except psutil.Error:
         return None
 

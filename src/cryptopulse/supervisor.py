@@ -15,8 +15,8 @@ then the processing, which brings the log's contents through to gold. A FAILED p
 order. One that the others do without is never given up, unless it refuses its very first start: then somebody has just
 started the deployment, and is there to read why.
 
-Nothing here blocks: the owner calls `step` some ten times a second until `done`, and can draw between the
-calls.
+`step` returns at once; `wait` sleeps until there is something to do. The owner calls them in turns until `done`, and
+can draw in between.
 
 A child gets its own session, so that Ctrl-C in the terminal reaches the supervisor alone, and the read end
 of a pipe as standard input, whose other end closes with the supervisor however that dies.
@@ -33,6 +33,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -67,6 +68,8 @@ class ProcessSpec:
     """Working directory. Unset: ours."""
     is_essential: bool = True
     """Whether the deployment can't go on without it."""
+    head_start_s: float = 0.0
+    """How long its first start leaves the machine to the others."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,10 @@ class RestartPolicy:
     """Give up at this many deaths ..."""
     within_s: float = 60.0
     """... within this time."""
-    pause_first_s: float = 0.25
+    pause_first_s: float = 0.5
+    """Before the second restart within that time; the first comes at once. Each further one waits twice as long ..."""
     pause_max_s: float = 10.0
+    """... up to this."""
     hurried_timeout_s: float = 2.0
     """Time limit of an orderly end when the user asked twice."""
 
@@ -93,13 +98,18 @@ class ProcessState(Enum):
     FAILED = "failed"
 
 
+_FINAL = (ProcessState.STOPPED, ProcessState.FAILED)
+
+
 @dataclass
 class _Process:
     spec: ProcessSpec
     policy: RestartPolicy
+    news: threading.Event
+    """Set when it has ended."""
+    start_at: float
     state: ProcessState = ProcessState.WAITING
     starts: int = 0
-    start_at: float = 0.0
     kill_at: float = 0.0
     exit_code: int | None = None
     deaths: deque[float] = field(default_factory=deque)
@@ -120,6 +130,17 @@ class _Process:
                 _log.warning("process_killed", name=self.spec.name, reason="did not end in time")
                 self.popen.kill()
                 self.kill_at = math.inf
+
+    @property
+    def due(self) -> float:
+        """When there is something to do if it does not end before: seconds of the monotonic clock."""
+        match self.state:
+            case ProcessState.WAITING:
+                return self.start_at
+            case ProcessState.STOPPING:
+                return self.kill_at
+            case _:
+                return math.inf
 
     def stop(self, now: float, timeout_s: float) -> None:
         """Asks for an orderly end within `timeout_s`; asked again, only the time limit can change."""
@@ -144,6 +165,13 @@ class _Process:
             _log.warning("process_not_started", name=self.spec.name, error=str(error))
             self._judge_death(now)
             return
+        popen = self.popen
+
+        def notify_end() -> None:
+            popen.wait()
+            self.news.set()
+
+        threading.Thread(target=notify_end, name="process-end", daemon=True).start()
         self.starts += 1
         self.state = ProcessState.RUNNING
         _log.info("process_started", name=self.spec.name, pid=self.popen.pid, restarts=self.starts - 1)
@@ -160,21 +188,21 @@ class _Process:
         self.deaths.append(now)
         while now - self.deaths[0] > self.policy.within_s:
             self.deaths.popleft()
-        if self._is_hopeless():
+        stays = self.exit_code in _EXIT_CODES_THAT_STAY
+        if self.spec.is_essential:
+            is_too_often = len(self.deaths) >= self.policy.deaths_max and self.exit_code != _EXIT_CODE_OF_A_FULL_DISK
+            gives_up = stays or is_too_often
+        else:
+            gives_up = stays and self.starts == 1
+        if gives_up:
             self.state = ProcessState.FAILED
-            _log.error("process_given_up", name=self.spec.name, exit=self.exit_text, deaths=len(self.deaths))
+            _log.error("restart_limit_reached", name=self.spec.name, exit=self.exit_text, deaths=len(self.deaths))
             return
-        pause_s = min(self.policy.pause_first_s * 2 ** (len(self.deaths) - 1), self.policy.pause_max_s)
+        repeated = len(self.deaths) - 1
+        pause_s = min(self.policy.pause_first_s * 2 ** (repeated - 1), self.policy.pause_max_s) if repeated else 0.0
         self.state = ProcessState.WAITING
         self.start_at = now + pause_s
         _log.warning("process_died", name=self.spec.name, exit=self.exit_text, restart_in_s=pause_s)
-
-    def _is_hopeless(self) -> bool:
-        stays = self.exit_code in _EXIT_CODES_THAT_STAY
-        if not self.spec.is_essential:
-            return stays and self.starts == 1
-        is_too_often = len(self.deaths) >= self.policy.deaths_max and self.exit_code != _EXIT_CODE_OF_A_FULL_DISK
-        return stays or is_too_often
 
     @property
     def has_failed_at_the_end(self) -> bool:
@@ -197,7 +225,9 @@ class Supervisor:
     def __init__(self, specs: Sequence[ProcessSpec], policy: RestartPolicy | None = None) -> None:
         """`specs` in the order in which they are to end. Nothing starts before the first `step`."""
         self._policy = policy or RestartPolicy()
-        self._processes = [_Process(spec, self._policy) for spec in specs]
+        self._news = threading.Event()
+        now = time.monotonic()
+        self._processes = [_Process(spec, self._policy, self._news, now + spec.head_start_s) for spec in specs]
         self._stopping = False
         self._hurry = False
 
@@ -206,17 +236,34 @@ class Supervisor:
 
         Raises ConfigurationError when a process can't even be started.
         """
+        self._news.clear()
         now = time.monotonic()
         for process in self._processes:
+            if self._stopping and process.state is ProcessState.WAITING:
+                process.stop(now, 0)
             process.step(now)
         if self._stopping or any(process.state is ProcessState.FAILED for process in self._processes):
             self._stopping = True
-            self._stop_next(now)
+            for process in self._processes:  # the first that has not ended, and then the next
+                if process.state not in _FINAL:
+                    timeout_s = process.spec.stop_timeout_s
+                    process.stop(now, min(timeout_s, self._policy.hurried_timeout_s) if self._hurry else timeout_s)
+                if process.state not in _FINAL:
+                    break
+
+    def wait(self, timeout_s: float = math.inf) -> None:
+        """Returns when `step` has something to do, after `timeout_s`, or at once when all is done."""
+        if self.done:
+            return
+        due = min((process.due for process in self._processes), default=math.inf)
+        left_s = min(due - time.monotonic(), timeout_s)
+        self._news.wait(None if left_s == math.inf else max(left_s, 0.0))
 
     def stop(self) -> None:
         """Asks for the end, in order. Asked a second time: with shorter time limits."""
         self._hurry = self._stopping
         self._stopping = True
+        self._news.set()
 
     @property
     def done(self) -> bool:
@@ -246,7 +293,13 @@ class Supervisor:
         for process in self._processes:
             has_failed = process.state is ProcessState.STOPPED and process.has_failed_at_the_end
             if has_failed or process.state is ProcessState.FAILED:
-                raise _failure(process)
+                often = "" if len(process.deaths) <= 1 else f" {len(process.deaths)} times in a row"
+                words = last_words(process.spec.log_file) if process.spec.log_file else ""
+                said = f": {words}" if words else "; see its messages above."
+                error = ProcessFailed(f"The {process.spec.name} ended{often} with {process.exit_text}{said}")
+                if process.exit_code in _EXIT_CODES_THAT_STAY:
+                    error.exit_code = process.exit_code
+                raise error
 
     def kill(self) -> None:
         """Ends whatever still runs at once: the way out after an error of our own."""
@@ -255,45 +308,22 @@ class Supervisor:
                 process.popen.kill()
                 process.popen.wait()
 
-    def _stop_next(self, now: float) -> None:
-        for process in self._processes:
-            if process.state not in _FINAL:
-                timeout_s = process.spec.stop_timeout_s
-                process.stop(now, min(timeout_s, self._policy.hurried_timeout_s) if self._hurry else timeout_s)
-                return
-
-
-_FINAL = (ProcessState.STOPPED, ProcessState.FAILED)
-
 
 def _spawn(spec: ProcessSpec, command: list[str]) -> subprocess.Popen[bytes]:
-    if spec.log_file is None:
-        return _popen(spec, command, None)
-    spec.log_file.parent.mkdir(parents=True, exist_ok=True)
-    with spec.log_file.open("ab") as log_file:
-        return _popen(spec, command, log_file.fileno())
-
-
-def _popen(spec: ProcessSpec, command: list[str], stderr: int | None) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 -- the command is ours
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=stderr,
-        start_new_session=True,
-        env=None if spec.environment is None else dict(spec.environment),
-        cwd=spec.folder,
-    )
-
-
-def _failure(process: _Process) -> ProcessFailed:
-    often = "" if len(process.deaths) <= 1 else f" {len(process.deaths)} times in a row"
-    words = last_words(process.spec.log_file) if process.spec.log_file else ""
-    said = f": {words}" if words else "; see its messages above."
-    error = ProcessFailed(f"The {process.spec.name} ended{often} with {process.exit_text}{said}")
-    if process.exit_code in _EXIT_CODES_THAT_STAY:
-        error.exit_code = process.exit_code
-    return error
+    with ExitStack() as stack:
+        stderr = None
+        if spec.log_file is not None:
+            spec.log_file.parent.mkdir(parents=True, exist_ok=True)
+            stderr = stack.enter_context(spec.log_file.open("ab"))
+        return subprocess.Popen(  # noqa: S603 -- the command is ours
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+            env=None if spec.environment is None else dict(spec.environment),
+            cwd=spec.folder,
+        )
 
 
 def last_words(log_file: Path) -> str:

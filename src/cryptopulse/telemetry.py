@@ -1,4 +1,4 @@
-"""What the processing says of itself: rates, latencies per hop, newest prices and alerts."""
+"""The state of the processing: rates, latencies per hop, newest prices and alerts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptopulse.engine import Commit
-from cryptopulse.engine.held import Held
-from cryptopulse.engine.session import Session
+from cryptopulse.engine import StepResult
+from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, QUARANTINE, SILVER
 from cryptopulse.latency import Latency, elapsed_ms
 
@@ -32,21 +31,14 @@ _PRODUCTS_MAX = 50
 _ALERTS_MAX = 20
 _BARS_KEPT = 6  # minutes that a product's price is compared over
 _RATE_WINDOW_S = 5.0
-_HELD_SQL = """
-SELECT symbol, sum(last_trade_id - first_trade_id + 1)::BIGINT AS held,
-       (max(last_trade_id) - min(first_trade_id) + 1 - sum(last_trade_id - first_trade_id + 1))::BIGINT AS missing,
-       (count(*) - 1)::BIGINT AS holes
-FROM coverage GROUP BY symbol ORDER BY symbol
-"""
 
 
 class Telemetry:
-    """Collects from the pipeline's commits; asked for its state by the reporting thread."""
+    """Collects from the pipeline's commits; the reporting thread reads its state."""
 
-    def __init__(self, session: Session, held: Held) -> None:
-        """`session` is this object's own."""
-        self._session = session
-        self._held = held
+    def __init__(self, engine: EmbeddedEngine) -> None:
+        """Starts counting; asks `engine` for what it holds."""
+        self._engine = engine
         self._latency = {hop: Latency() for hop in HOPS}
         self._totals = {"messages": 0, "trades": 0, "duplicates": 0, "quarantined": 0, "commits": 0}
         self._rate: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
@@ -55,16 +47,23 @@ class Telemetry:
         self._lock = threading.Lock()
         self._started = time.monotonic()
 
-    def committed(self, commit: Commit) -> None:
+    def committed(self, commit: StepResult) -> None:
         """Takes note of a step that has just ended."""
         now_ns = time.time_ns()
         with self._lock:
             self._totals["commits"] += commit.rows.num_rows > 0
             match commit.table:
                 case t if t is BRONZE:
-                    self._bronze(commit, now_ns)
+                    received = commit.rows["received_time"]
+                    self._latency["receive_to_log"].add(elapsed_ms(received, commit.rows["enqueued_time"]))
+                    self._latency["receive_to_bronze"].add(elapsed_ms(received, now_ns))
                 case t if t is SILVER:
-                    self._silver(commit, now_ns)
+                    self._totals["messages"] += commit.consumed
+                    self._totals["trades"] += commit.rows.num_rows
+                    self._totals["duplicates"] += commit.skipped
+                    received = commit.rows["ingestion_time"]
+                    self._latency["exchange_to_receive"].add(elapsed_ms(commit.rows["event_time"], received))
+                    self._latency["receive_to_silver"].add(elapsed_ms(received, now_ns))
                 case t if t is QUARANTINE:
                     self._totals["quarantined"] += commit.rows.num_rows
                 case t if t is ALERTS:
@@ -72,47 +71,33 @@ class Telemetry:
                 case t if t is BARS:
                     self._bars(commit, now_ns)
 
-    def _bronze(self, commit: Commit, now_ns: int) -> None:
-        received = commit.rows["received_time"]
-        self._latency["receive_to_log"].add(elapsed_ms(received, commit.rows["enqueued_time"]))
-        self._latency["receive_to_bronze"].add(elapsed_ms(received, now_ns))
-
-    def _silver(self, commit: Commit, now_ns: int) -> None:
-        self._totals["messages"] += commit.consumed
-        self._totals["trades"] += commit.rows.num_rows
-        self._totals["duplicates"] += commit.skipped
-        received = commit.rows["ingestion_time"]
-        self._latency["exchange_to_receive"].add(elapsed_ms(commit.rows["event_time"], received))
-        self._latency["receive_to_silver"].add(elapsed_ms(received, now_ns))
-
-    def _alerts(self, commit: Commit, now_ns: int) -> None:
+    def _alerts(self, commit: StepResult, now_ns: int) -> None:
         if commit.received is not None:
             self._latency["receive_to_alert"].add(elapsed_ms(commit.received, now_ns))
         for alert in commit.rows.select(["alert_id", "symbol", "trigger_trade_id", "opened_at"]).to_pylist():
             if alert["alert_id"] not in self._detection_ms:
-                received_ns = self._received_ns(alert)
-                if received_ns is not None:
+                # From when the trade that opened the episode came off the socket, if that is known.
+                opened_us = round(alert["opened_at"].timestamp() * 1e6)
+                trades = self._engine.trades.between(opened_us, opened_us, [alert["symbol"]])
+                found = trades.filter(pc.equal(trades["trade_id"], alert["trigger_trade_id"]))["ingestion_time"]
+                if len(found):
+                    received_ns = pc.cast(found, pa.int64())[0].as_py() * 1000
                     self._detection_ms[alert["alert_id"]] = round((now_ns - received_ns) / 1e6, 1)
-
-    def _received_ns(self, alert: dict[str, object]) -> int | None:
-        """When the trade that opened the episode came off the socket; None when it is no longer in memory."""
-        opened = alert["opened_at"]
-        assert isinstance(opened, datetime)
-        opened_us = round(opened.timestamp() * 1e6)
-        trades = self._held.recent.between(opened_us, opened_us)
-        is_trigger = pc.and_(
-            pc.equal(trades["symbol"], alert["symbol"]), pc.equal(trades["trade_id"], alert["trigger_trade_id"])
-        )
-        found = trades.filter(is_trigger)["ingestion_time"]
-        return int(pc.cast(found, pa.int64())[0].as_py()) * 1000 if len(found) else None
 
     def state(self, episodes: pa.Table, lag_messages: int) -> dict[str, object]:
         """Everything, ready for JSON. `episodes`: alerts that are near; `lag_messages`: what waits in the log."""
+        now_s = time.monotonic()
         with self._lock:
+            self._rate.append((now_s, self._totals["trades"]))
+            while len(self._rate) > 2 and self._rate[0][0] < now_s - _RATE_WINDOW_S:
+                self._rate.popleft()
+            (first_at, first), (last_at, last) = self._rate[0], self._rate[-1]
             lately = {hop: latency.lately() for hop, latency in self._latency.items()}
             return {
                 **{f"{name}_total": count for name, count in self._totals.items()},
-                "trades_per_s": self._trades_per_s(),
+                "conflicts_total": sum(self._engine.conflicts.values()),
+                "conflicts": dict(self._engine.conflicts),
+                "trades_per_s": round((last - first) / max(last_at - first_at, 1e-9), 1),
                 "log_lag_messages": lag_messages,
                 "latency_ms": lately,
                 "latency_total_ms": {hop: latency.overall() for hop, latency in self._latency.items()},
@@ -122,16 +107,20 @@ class Telemetry:
 
     def summary(self) -> dict[str, object]:
         """What was done since the start, and what the lake holds now, for a person who waited for it."""
-        held = self._session.query(_HELD_SQL, {"coverage": self._held.coverage}).to_pylist()
+        intervals: dict[str, list[tuple[int, int]]] = {}
+        for symbol, first, last in zip(*(c.to_pylist() for c in self._engine.coverage.table.columns), strict=True):
+            intervals.setdefault(symbol, []).append((first, last))
+        counts = {symbol: sum(last - first + 1 for first, last in spans) for symbol, spans in intervals.items()}
         return {
             **{name: self._totals[name] for name in ("messages", "trades", "duplicates", "quarantined")},
-            "symbols": {row["symbol"]: row["held"] for row in held},
-            "holes": sum(row["holes"] for row in held),
-            "missing_ids": sum(row["missing"] for row in held),
+            "symbols": counts,
+            "conflicts": sum(self._engine.conflicts.values()),
+            "holes": sum(len(spans) - 1 for spans in intervals.values()),
+            "missing_ids": sum(spans[-1][1] - spans[0][0] + 1 - counts[symbol] for symbol, spans in intervals.items()),
             "seconds": round(time.monotonic() - self._started, 3),
         }
 
-    def _bars(self, commit: Commit, now_ns: int) -> None:
+    def _bars(self, commit: StepResult, now_ns: int) -> None:
         if commit.received is not None:
             self._latency["receive_to_gold"].add(elapsed_ms(commit.received, now_ns))
         columns = ["symbol", "window_start", "open", "close", "volume", "trade_count"]
@@ -155,14 +144,6 @@ class Telemetry:
             }
         most_traded = sorted(products.items(), key=lambda item: (-item[1]["trades"], item[0]))
         return dict(most_traded[:_PRODUCTS_MAX])
-
-    def _trades_per_s(self) -> float:
-        now = time.monotonic()
-        self._rate.append((now, self._totals["trades"]))
-        while len(self._rate) > 2 and self._rate[0][0] < now - _RATE_WINDOW_S:
-            self._rate.popleft()
-        (first_at, first), (last_at, last) = self._rate[0], self._rate[-1]
-        return round((last - first) / max(last_at - first_at, 1e-9), 1)
 
     def _newest(self, episodes: pa.Table) -> list[dict[str, object]]:
         columns = ["alert_id", "symbol", "alert_type", "severity", "state", "price_change_pct", "opened_at"]

@@ -49,8 +49,8 @@ _MOVING = [
         "AVAX-USD",
         "LTC-USD",
     )
-]
-_EVERY_S = 15
+] * 5
+_EVERY_S = 15  # some 20 minutes: longer than a slow machine needs for all tests of this folder
 
 _PATIENCE_MS = 20_000  # two busy cores are slow
 expect.set_options(timeout=_PATIENCE_MS)

@@ -177,7 +177,8 @@ def test_minus_and_plus_stand_beside_the_colours(visit: Visit) -> None:
     page = visit("/")
     expect(page.locator("tbody tr").first).to_be_visible()
     page.wait_for_function(
-        "document.querySelector('td[data-direction=up]') && document.querySelector('td[data-direction=down]')"
+        "document.querySelector('td[data-direction=up]') && document.querySelector('td[data-direction=down]')",
+        timeout=90_000,  # no change is known before a minute is over
     )
     texts = page.evaluate(
         "[...document.querySelectorAll('td[data-direction]')].map(cell => [cell.dataset.direction, cell.textContent])"

@@ -17,7 +17,10 @@ from support_processes import PATIENCE_S, Processes, wait_until
 
 Visit = Callable[..., Page]
 PATIENCE_MS = PATIENCE_S * 1000
-NASTY = b'{"type":"match","trade_id":"<img src=x onerror=\'window.hacked=1\'><script>window.hacked=1</script>"}'
+NASTY = (
+    b'{"type":"match","trade_id":1031,"note":"<img src=x onerror=\'window.hacked=1\'><script>window.hacked=1</script>"}'
+)
+"""Its id lies in the hole of `dashboard_lake`."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,7 @@ def test_the_holes_of_a_lake_appear_with_what_to_do(visit: Visit) -> None:
     page = visit("/completeness")
     expect(figure(page, "Missing")).to_have_text("3")
     expect(figure(page, "Healed")).to_have_text("1")
+    expect(figure(page, "Conflicts")).to_have_text("0")
     expect(figure(page, "Complete products")).to_have_text("1 of 2")
     hole = rows(page, "Holes")
     expect(hole).to_have_count(1)
@@ -56,8 +60,23 @@ def test_the_holes_of_a_lake_appear_with_what_to_do(visit: Visit) -> None:
         re.compile(r"^cryptopulse audit --lake \S+ --product BTC-USD$")
     )
     expect(page.locator(".cp-command code").nth(1)).to_have_text(
-        re.compile(r"^cryptopulse backfill BTC-USD --from 2026-07-07T\d\d:00 --lake \S+$")
+        re.compile(r"^cryptopulse backfill BTC-USD --from 2026-07-07T12:00 --to 2026-07-07T14:00 --lake \S+$")
     )
+
+
+def test_an_id_that_was_refused_leads_to_its_message_in_quarantine(visit: Visit) -> None:
+    page = visit("/completeness")
+    verdict = page.locator(".cp-verdict")
+    expect(verdict).to_contain_text("1 of them was received and refused: a backfill does not help")
+    rows(page, "Holes").first.click()
+    details = page.get_by_role("region", name="Details")
+    expect(details.locator(".cp-story")).to_contain_text(
+        "Received and refused: 1\u202f031; see silver.quarantined_messages"
+    )
+    expect(details.get_by_role("link", name="Show the refused message")).to_be_visible()
+    verdict.get_by_role("link").click()
+    page.wait_for_url("**/pipeline#message-*")
+    expect(page.locator(".cp-message")).to_contain_text("1031")
 
 
 def test_the_grid_is_moved_in_by_keyboard_and_tells_the_ids_of_an_hour(visit: Visit) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from storage_servers import Storage, start_azurite, start_s3
 
-from cryptopulse.lake.access import file_system
+from cryptopulse.lake.storage import file_system
 from cryptopulse.lake.tables import BARS, BRONZE, SILVER, Table
 from support import Lake, page
 from support_audit import Audited, audit, intervals_of, market, matches

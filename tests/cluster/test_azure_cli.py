@@ -68,7 +68,7 @@ def test_az_understands_every_call_of_the_scripts(calls: list[dict[str, Any]], t
 
 def test_az_understands_every_command_of_a_plan(tmp_path: Path) -> None:
     shown = planned(FakeAzure(tmp_path / "azure").run("plan").stdout)
-    assert len(shown) == 21
+    assert len(shown) == 22
     assert [words for words in complaints(tmp_path, shown) if words] == []
 
 

@@ -151,12 +151,15 @@ def test_the_tasks_install_the_one_wheel_that_was_built_and_it_holds_sql_and_que
             (installed,) = [library["whl"] for library in task["libraries"] if "whl" in library]
             assert installed.endswith(wheel.name)
             assert installed.startswith("/Workspace/Users/")  # not a folder that everybody can write to
+            (pinned,) = [library["requirements"] for library in task["libraries"] if "requirements" in library]
+            assert pinned.endswith("/deploy/databricks/requirements.txt")
+            assert pinned.startswith("/Workspace/Users/")
     names = zipfile.ZipFile(wheel).namelist()
     assert "cryptopulse/lake/queries.sql" in names
-    assert "cryptopulse/lake/sql/silver.parsed_trades.sql" in names
+    assert "cryptopulse/lake/sql/silver.fact_crypto_trades.sql" in names
 
 
-def test_dashboard_alert_and_scope_are_deployed(prod: Cli) -> None:
+def test_dashboard_and_alert_are_deployed(prod: Cli) -> None:
     deployed = prod.json("bundle", "summary", "--target", "prod")["resources"]
     board = prod.json("lakeview", "get", deployed["dashboards"]["market"]["id"])
     stored = json.loads(board["serialized_dashboard"])
@@ -164,7 +167,6 @@ def test_dashboard_alert_and_scope_are_deployed(prod: Cli) -> None:
     (alert,) = prod.json("alerts-v2", "list-alerts")
     assert "FROM `cryptopulse_catalog`.gold.dm_trade_bars" in alert["query_text"]
     assert alert["evaluation"]["threshold"]["value"]["double_value"] == 600
-    assert [scope["name"] for scope in prod.json("secrets", "list-scopes")] == ["cryptopulse-scope"]
 
 
 def test_a_second_deployment_has_nothing_to_do(prod: Cli) -> None:

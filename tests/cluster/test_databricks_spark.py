@@ -15,10 +15,10 @@ from spark_session import spark_conf
 
 from cryptopulse import cli
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.dataset import read
 from cryptopulse.lake.ddl import create_schemas, create_tables, table_name
 from cryptopulse.lake.dialect import duckdb_query
 from cryptopulse.lake.queries import load_queries
-from cryptopulse.lake.reader import read
 from cryptopulse.lake.tables import BARS, TABLES, Table
 from cryptopulse.settings import load_settings
 from dashboard_lake import fill

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from cryptopulse.errors import ConfigurationError, Disconnected, MessageTooLarge
 from cryptopulse.feed.buffer import LogWriter, MessageBuffer
-from cryptopulse.feed.resume import log_end
+from cryptopulse.feed.recovery import log_end
 from cryptopulse.log import MESSAGE_SCHEMA, RECORD_SCHEMA, Log
 from cryptopulse.log.kafka import KafkaLog
 from cryptopulse.log.kafka_address import KafkaAddress
@@ -386,7 +386,7 @@ def test_a_throttled_producer_is_slow_says_so_and_loses_nothing(
         broker.run("kafka.admin.ConfigCommand", *_QUOTA, "--delete-config", "producer_byte_rate")
         held = everything(log)
     assert held["body"].to_pylist() == batch["body"].to_pylist()
-    throttles = [line for line in said if line["event"] == "kafka_throttles"]
+    throttles = [line for line in said if line["event"] == "kafka_throttled"]
     assert throttles
     # Longer than a broker that is away is waited for: a slow one is another thing.
     assert 1.0 < throttles[0]["by_s"] <= took_s

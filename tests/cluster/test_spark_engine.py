@@ -332,7 +332,7 @@ def test_trades_that_were_deleted_from_silver_are_not_claimed_for_ever(checkpoin
         shutil.rmtree(lake.path / "_cryptopulse" / "checkpoints" / "silver")
     with capture_logs() as said:
         lake.take_in(trades(range(51, 61)))
-    assert [line["rows"] for line in said if line["event"] == "coverage_made_again"] == [40]
+    assert [line["rows"] for line in said if line["event"] == "coverage_rebuilt"] == [40]
     # From bronze they come back when it is looked at again; until then the healer sees that they are missing.
     assert intervals(lake) == ([(1, 60)] if checkpoints == "deleted" else [(1, 10), (21, 60)])
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 from cryptopulse.lake.tables import BRONZE, TABLES
 from cryptopulse.log import MESSAGE_SCHEMA
 from cryptopulse.log.sqlite import SqliteLog
-from cryptopulse.maintenance import Maintenance
 from cryptopulse.pipeline import Pipeline
+from cryptopulse.store.maintenance import Maintenance
 from support import Lake, Message, Trade, at, message
 
 _LOG_BYTES = 1 << 20
@@ -60,7 +60,7 @@ def live(folder: Path) -> None:
     with closing(lake_in(folder)) as lake, closing(SqliteLog(lake.settings.log_path, _LOG_BYTES)) as producers:
         for numbers in (range(3), range(3, len(BATCHES))):
             with Pipeline(lake.settings, lake.log) as pipeline:
-                pipeline.engine.settle()
+                pipeline.engine.flush()
                 for number in numbers:
                     producers.append(pa.Table.from_pylist(BATCHES[number], schema=MESSAGE_SCHEMA))
                     _acknowledged(number + 1)
@@ -107,8 +107,6 @@ def _acknowledged(number: int) -> None:
 def _maintain(care: Maintenance) -> None:
     """All that is due by the number of commits, however little time has passed on the monotonic clock."""
     care._trimmed_at = -1e9
-    for one in care._tables:
-        one._vacuumed_at = -1e9
     care.run_due()
 
 

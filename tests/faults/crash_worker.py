@@ -206,10 +206,17 @@ class Sweep:
         return answer
 
 
-def sample(changes: Sequence[Change], count: int, chance: random.Random) -> list[int]:
-    """`count` points, taken in turn from every kind of change to every kind of file."""
+def sample(changes: Sequence[Change], count: int, chance: random.Random, *, after_deletions: bool) -> list[int]:
+    """`count` points, taken in turn from every kind of change to every kind of file; or those just behind the deletion
+    of a data file.
+    """
     kinds = defaultdict(list)
     for number, change in enumerate(changes, 1):
+        before = changes[number - 2]
+        if after_deletions and not (
+            before.kind == "U" and before.path.endswith(".parquet") and "_log" not in before.path
+        ):
+            continue
         file = Path(change.other or change.path)
         kinds[change.kind, file.parts[1:3], file.suffix].append(number)
     turns = [chance.sample(numbers, len(numbers)) for numbers in kinds.values()]
@@ -241,10 +248,18 @@ def part_of(points: str, count: int) -> tuple[int, int]:
     return count * (part - 1) // parts + 1, count * part // parts if part < parts else 10 * count
 
 
-def attempts(sweep: Sweep, given: argparse.Namespace, changes: Sequence[Change]) -> Iterator[tuple[int, list[str]]]:
-    """Each point that was asked for, and what was wrong with it."""
+def attempts(
+    sweep: Sweep, given: argparse.Namespace, changes: Sequence[Change], need_space: Sequence[Change]
+) -> Iterator[tuple[bool, int, list[str]]]:
+    """Each point that was asked for: whether the disk is full from there on, its number, and what was wrong with it."""
+    chance = random.Random(given.seed)
+    for point in sample(changes, given.deletions, chance, after_deletions=True):
+        yield False, point, sweep.attempt(point, given.seed)
+    for point in sample(need_space, given.full_points, chance, after_deletions=False):
+        yield True, point, sweep.attempt_full(point)
     if "/" in given.points and not given.full:
-        yield from sweep.attempt_each(*part_of(given.points, len(changes)), given.seed)
+        for point, wrong in sweep.attempt_each(*part_of(given.points, len(changes)), given.seed):
+            yield False, point, wrong
         return
     if given.points.startswith("="):
         points = [int(number) for number in given.points[1:].split(",")]
@@ -252,9 +267,9 @@ def attempts(sweep: Sweep, given: argparse.Namespace, changes: Sequence[Change])
         first, last = part_of(given.points, len(changes))
         points = list(range(first, min(last, len(changes)) + 1))
     else:
-        points = sample(changes, int(given.points), random.Random(given.seed))
+        points = sample(changes, int(given.points), chance, after_deletions=False)
     for point in points:
-        yield point, sweep.attempt_full(point) if given.full else sweep.attempt(point, given.seed)
+        yield given.full, point, sweep.attempt_full(point) if given.full else sweep.attempt(point, given.seed)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -265,18 +280,23 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--points", required=True, help="20: as many; 3/5: the third fifth of all; =7,9: these")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--full", action="store_true", help="a full disk from each point on, instead of an end")
+    parser.add_argument("--deletions", type=int, default=0, help="besides, points just behind a data file's deletion")
+    parser.add_argument("--full-points", type=int, default=0, help="besides, points from which on the disk is full")
     given = parser.parse_args(arguments)
     stay_on_one_core()
     warm_up()
     sweep = Sweep(SCENARIOS[given.scenario], given.scratch)
-    changes = [change for change in sweep.changes() if change.kind in ("CDWL" if given.full else "CDWLTRUS")]
-    points, problems = 0, {}
-    for point, found in attempts(sweep, given, changes):
-        points += 1
+    everything = sweep.changes()
+    need_space = [change for change in everything if change.kind in "CDWL"]
+    changes = need_space if given.full else [change for change in everything if change.kind in "CDWLTRUS"]
+    stops = full = 0
+    problems = []
+    for is_full, point, found in attempts(sweep, given, changes, need_space):
+        stops, full = stops + (not is_full), full + is_full
         if found:
-            problems[point] = found
-            print(f"{point}: {found}", file=sys.stderr, flush=True)  # long before the end
-    figures = {"changes": len(changes), "points": points, "recoveries": sweep.recoveries}
+            problems.append(f"{'disk full from' if is_full else 'stopped at'} change {point}: {found}")
+            print(problems[-1], file=sys.stderr, flush=True)  # long before the end
+    figures = {"changes": len(changes), "stops": stops, "full": full, "recoveries": sweep.recoveries}
     print(json.dumps({**figures, "problems": problems}))
 
 

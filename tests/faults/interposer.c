@@ -44,6 +44,7 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char root[PATH_MAX];
 static size_t root_length;
+static int full_error = ENOSPC;
 static char full_while[PATH_MAX];
 static int trace = -1;
 static long steps, space_steps, stop_at, hold_from, hold_to, full_from, clock_shift;
@@ -73,11 +74,13 @@ void interposer_shift_clock(long seconds) { clock_shift = seconds; }
 long interposer_steps(void) { return steps; }
 long interposer_space_steps(void) { return space_steps; }
 
-/* For processes that don't know of it: INTERPOSER_FOLDER is full while the file INTERPOSER_FULL_WHILE exists, and the wall
- * clock says INTERPOSER_CLOCK_SHIFT seconds more. */
+/* For processes that don't know of it: INTERPOSER_FOLDER is full while the file INTERPOSER_FULL_WHILE exists (or fails with
+ * the error number INTERPOSER_ERROR), and the wall clock says INTERPOSER_CLOCK_SHIFT seconds more. */
 __attribute__((constructor)) static void from_environment(void) {
     const char *shift = getenv("INTERPOSER_CLOCK_SHIFT");
     if (shift != NULL) clock_shift = atol(shift);
+    const char *error = getenv("INTERPOSER_ERROR");
+    if (error != NULL) full_error = atoi(error);
     const char *folder = getenv("INTERPOSER_FOLDER"), *while_there = getenv("INTERPOSER_FULL_WHILE");
     if (folder == NULL || while_there == NULL) return;
     if (strlen(folder) >= sizeof root || strlen(while_there) >= sizeof full_while) abort();
@@ -165,7 +168,7 @@ static int step(int takes_space) {
         syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGSTOP);
     space_steps += takes_space;
     if (!takes_space || !is_full()) return 1;
-    errno = ENOSPC;
+    errno = full_error;
     return 0;
 }
 

@@ -5,7 +5,7 @@ kills between any two commits, power cuts that tear what was not synced, a disk 
 pipeline, and one that stood still while another took its place. Tables, log and code are the real ones; only a kill is
 an exception that nothing catches, and a full disk one that the storage raises. After each drain the tables are compared
 with plain models of what was sent. What the feed and REST do to the messages before they are in the log has machines of
-its own: `TestAnyInput` in test_feed_protocol.py and `TestAnyCourse` in test_completeness_worklist.py.
+its own: `TestAnyInput` in test_feed_protocol.py and `TestAnyCourse` in test_healing_work_list.py.
 
 The seed is printed; CRYPTOPULSE_TEST_SEED repeats a run. A failure is shown as the shortest list of calls that does it.
 """
@@ -26,17 +26,17 @@ from urllib.parse import unquote
 
 import hypothesis
 import pytest
-from deltalake import write_deltalake
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from obstore.exceptions import GenericError
 from tally import TALLY
 
-from cryptopulse.engine import delta
-from cryptopulse.engine.delta import DeltaHandle
 from cryptopulse.errors import Fenced, LakeBusy, LakeFull
 from cryptopulse.lake.tables import BARS, BRONZE, COVERAGE, QUARANTINE, SILVER, TABLES, Table
 from cryptopulse.log.sqlite import SqliteLog
 from cryptopulse.pipeline import Pipeline
+from cryptopulse.store.parquet_files import ParquetFiles
+from cryptopulse.store.table_writer import TableWriter
 from support import Lake, Message, Trade, at, message, model_bars, model_coverage
 
 PRODUCTS = ("BTC-USD", "ETH-USD")
@@ -221,7 +221,7 @@ class LakeMachine(RuleBasedStateMachine):
     def _opened(self) -> Pipeline:
         if self.pipeline is None:
             self.pipeline = Pipeline(self.lake.settings, self.lake.log)
-            self.pipeline.engine.settle()
+            self.pipeline.engine.flush()
         return self.pipeline
 
     def _note_synced(self, pipeline: Pipeline) -> None:
@@ -246,32 +246,32 @@ def _trade(product: str, number: int) -> Trade:
 
 @contextmanager
 def _killed_after(commits: int) -> Iterator[None]:
-    commit, left = DeltaHandle._commit, [commits]
+    commit, left = TableWriter._commit, [commits]
 
-    def counted(self: DeltaHandle, *args: object, **more: object) -> None:
+    def counted(self: TableWriter, *args: object, **more: object) -> bool:
         if left[0] == 0:
             raise Killed
         left[0] -= 1
-        commit(self, *args, **more)  # type: ignore[arg-type]
+        return commit(self, *args, **more)  # type: ignore[arg-type]
 
-    with mock.patch.object(DeltaHandle, "_commit", counted):
+    with mock.patch.object(TableWriter, "_commit", counted):
         yield
 
 
 @contextmanager
 def _full_after(commits: int) -> Iterator[None]:
-    """What writes to the tables says that there is no room, in the words of delta-rs."""
-    left = [commits]
+    """What writes to the tables says that there is no room, in the words of obstore."""
+    write, left = ParquetFiles.write, [commits]
 
-    def counted(*args: Any, **more: Any) -> None:
+    def counted(self: ParquetFiles, *args: Any) -> int:
         if left[0] == 0:
-            raise OSError(
+            raise GenericError(
                 "Generic LocalFileSystem error: Unable to copy data to file: No space left on device (os error 28)"
             )
         left[0] -= 1
-        write_deltalake(*args, **more)
+        return write(self, *args)
 
-    with mock.patch.object(delta, "write_deltalake", counted):
+    with mock.patch.object(ParquetFiles, "write", counted):
         yield
 
 
@@ -315,7 +315,7 @@ def run(seed: int, examples: int, steps: int) -> None:
 
 
 def test_a_few_orders_of_faults_lose_and_double_nothing(seed: int) -> None:
-    run(seed, examples=6, steps=20)
+    run(seed, examples=3, steps=20)
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 import subprocess
 import time
@@ -115,6 +116,32 @@ def full_while(interposer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("INTERPOSER_FOLDER", str(tmp_path / "lake"))
     monkeypatch.setenv("INTERPOSER_FULL_WHILE", str(tmp_path / "full"))
     return tmp_path / "full"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EDQUOT, "is full"), (errno.EIO, "disk I/O error")], ids=["quota", "failing disk"]
+)
+def test_a_quota_or_a_disk_that_fails_for_a_while_under_the_log_loses_nothing(
+    full_while: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    monkeypatch.setenv("INTERPOSER_ERROR", str(number))
+    monkeypatch.setenv("INTERPOSER_FOLDER", str(processes.folder / "log"))
+    processes = Processes(processes.folder)  # with this environment
+    try:
+        deployment = start_deployment(processes, LOG__URL=f"sqlite:{processes.folder / 'log' / 'log.db'}")
+        full_while.touch()
+        wait_until(lambda: words in deployment.run.said, f"'{words}' is said")
+        time.sleep(2)
+        assert deployment.run.popen.poll() is None, deployment.run.said
+        assert "Can't append to the log" not in deployment.run.said or number == errno.EIO
+        assert not deployment.events("unexpected_error"), deployment.run.said
+        deployment.died_at = datetime.now(UTC) if died(deployment, "producer") else None
+        full_while.unlink()
+        published = deployment.finish()
+        check_tables(deployment, published)
+        check_complete(deployment, published)
+    finally:
+        processes.close()
 
 
 def test_a_processing_that_starts_on_a_full_disk_says_so_and_goes_on_when_there_is_room(

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from untouched import copied, filled_in, stream, untouched
 
-from cryptopulse.engine.delta import TOMBSTONES, DeltaHandle
 from cryptopulse.errors import Fenced, LakeBusy
 from cryptopulse.lake.lock import LakeLock
-from cryptopulse.lake.tables import BRONZE, QUARANTINE, SILVER, TABLES, Table
-from cryptopulse.maintenance import Maintenance
+from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, QUARANTINE, SILVER, TABLES, Table
 from cryptopulse.pipeline import Pipeline
+from cryptopulse.store.maintenance import Maintenance
+from cryptopulse.store.replaced_files import ReplacedFiles
+from cryptopulse.store.table_writer import TOMBSTONES, TableWriter
 from support import Lake, some
 
 
@@ -46,17 +47,18 @@ def test_a_kill_before_or_after_any_commit_loses_and_doubles_nothing(
     filled: Lake, monkeypatch: pytest.MonkeyPatch, table: Table, when: str
 ) -> None:
     filled.append(stream(11))
-    commit = DeltaHandle._commit
+    commit = TableWriter._commit
 
-    def killing(self: DeltaHandle, *args: object, **more: object) -> None:
+    def killing(self: TableWriter, *args: object, **more: object) -> bool:
         if self.table is table and when == "before":
             raise Killed
-        commit(self, *args, **more)  # type: ignore[arg-type]
+        is_done = commit(self, *args, **more)  # type: ignore[arg-type]
         if self.table is table:
             raise Killed
+        return is_done
 
     with monkeypatch.context() as patch:
-        patch.setattr(DeltaHandle, "_commit", killing)
+        patch.setattr(TableWriter, "_commit", killing)
         with pytest.raises(Killed):
             filled.drain()
     filled.append(stream(16))
@@ -66,12 +68,12 @@ def test_a_kill_before_or_after_any_commit_loses_and_doubles_nothing(
 
 def test_a_zombie_that_wakes_up_after_a_successor_wrote_can_not_commit(lake: Lake) -> None:
     lake.take_in(stream(1))
-    zombie, successor = (DeltaHandle(lake.settings.location, SILVER, {}) for _ in range(2))
+    zombie, successor = (TableWriter(lake.settings.location, SILVER, {}) for _ in range(2))
     rows = lake.arrow(SILVER).slice(0, 1)
     position = zombie.position("bronze/0")
     assert successor.position("bronze/0") == position
     successor.append(rows, {"bronze/0": position + 1})
-    for harm in (zombie.append, lambda r, p: zombie.replace(r, None, p)):
+    for harm in (zombie.append, zombie.replace):
         with pytest.raises(Fenced, match="Another pipeline"):
             harm(rows, {"bronze/0": position + 1})
     assert lake.arrow(SILVER).num_rows == 11
@@ -79,16 +81,16 @@ def test_a_zombie_that_wakes_up_after_a_successor_wrote_can_not_commit(lake: Lak
 
 _ZOMBIE = """
 import sys
-from cryptopulse.engine.delta import TOMBSTONES, DeltaHandle
+from cryptopulse.store.table_writer import TOMBSTONES, TableWriter
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import BRONZE
-handle = DeltaHandle(LakeLocation.of(sys.argv[1]), BRONZE, {})
-position = handle.position("log/0")
-rows = handle.read("*").slice(0, 1)
+writer = TableWriter(LakeLocation.of(sys.argv[1]), BRONZE, {})
+position = writer.position("log/0")
+rows = writer.read("*").slice(0, 1)
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    handle.append(rows, {"log/0": position + 1})
+    writer.append(rows, {"log/0": position + 1})
 except Exception as error:
     print(type(error).__name__, flush=True)
 """
@@ -133,17 +135,6 @@ def test_compaction_beside_a_writer_loses_nothing(lake: Lake) -> None:
     assert lake.contents() == untouched(40)
 
 
-def test_a_handle_that_became_slow_is_opened_anew(lake: Lake) -> None:
-    opened: list[int] = []
-    with Pipeline(lake.settings, lake.log) as pipeline:
-        for start in range(1, 140, 5):
-            lake.append(stream(start))
-            pipeline.step(0)
-            opened.append(id(pipeline.engine.handles[SILVER.qualified]._delta))
-            assert pipeline.engine.handles[SILVER.qualified]._commits_since_open <= 20
-    assert len(set(opened)) > 1
-
-
 def test_maintenance_keeps_rows_cuts_the_delta_log_and_never_vacuums_in_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,15 +145,15 @@ def test_maintenance_keeps_rows_cuts_the_delta_log_and_never_vacuums_in_full(
     vacuum = DeltaTable.vacuum
     monkeypatch.setattr(DeltaTable, "vacuum", lambda self, **how: vacuums.append(how) or vacuum(self, **how))
     with Pipeline(lake.settings, lake.log) as pipeline:
-        care = Maintenance(lake.settings.maintenance, pipeline.engine, lake.log)
-        for one in care._tables:
-            one._vacuumed_at = -1e9
+        care = Maintenance(lake.settings.maintenance, lake.settings.state_dir, pipeline.engine, lake.log)
+        for table in TABLES:
+            os.utime(lake.settings.state_dir / "replaced" / table.qualified / "swept", (0, 0))
         for start in range(1, 60, 5):
             lake.append(stream(start))
             pipeline.drain(lambda _done, _total: None)
             care.run_due()
     assert len(vacuums) >= len(TABLES) - 2
-    assert all(not how.get("full") and int(str(how["retention_hours"])) >= 1 for how in vacuums)
+    assert all(how["dry_run"] and int(str(how["retention_hours"])) >= 24 for how in vacuums)
     assert list((lake.folder(SILVER) / "_delta_log").glob("*.checkpoint.parquet"))
     assert len(lake.delta(BRONZE).file_uris()) < 12
     assert lake.contents() == untouched(60)
@@ -185,7 +176,7 @@ scenarios.live(folder)  # two hours pass after each batch
 ctypes.CDLL(None).interposer_shift_clock(24 * 3_600)
 with closing(scenarios.lake_in(folder)) as lake, Pipeline(lake.settings, lake.log) as pipeline:
     for care in pipeline.maintenance._tables:
-        care._vacuum()
+        care._checkpoint()
 """
 
 
@@ -204,16 +195,67 @@ def test_of_replaced_files_none_outlives_its_retention_though_checkpoints_forget
     lake.close()
 
 
-def test_a_longer_retention_reaches_tables_that_are_there_and_a_shorter_one_leaves_them(tmp_path: Path) -> None:
-    def kept_by(hours: int) -> set[str]:
-        lake = Lake(tmp_path / "lake", maintenance={"vacuum_retention_hours": hours})
-        lake.take_in(stream(hours))
-        lake.close()
-        return {lake.delta(table).metadata().configuration[TOMBSTONES] for table in TABLES}
+def test_a_replaced_file_stays_for_the_retention_and_goes_with_the_first_checkpoint_after_it(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_disk() -> set[str]:
+        return {file.name for file in lake.folder(BARS).rglob("part-*.parquet")}
 
-    assert kept_by(1) == {"interval 4500 seconds"}
-    assert kept_by(25) == {"interval 112500 seconds"}
-    assert kept_by(2) == {"interval 112500 seconds"}
+    def live() -> set[str]:
+        return {Path(uri).name for uri in lake.delta(BARS).file_uris()}
+
+    for start in (1, 6, 11):
+        lake.take_in(stream(start))  # a pipeline each, as after two restarts
+    replaced = on_disk() - live()
+    assert replaced
+    now = time.time()
+    for hours, gone in ((0.5, set()), (0.99, set()), (1.2, replaced)):
+        monkeypatch.setattr(time, "time", lambda hours=hours: now + hours * 3600)
+        before = on_disk()
+        with Pipeline(lake.settings, lake.log) as pipeline:
+            next(care for care in pipeline.maintenance._tables if care.table is BARS)._checkpoint()
+        assert before - on_disk() == gone
+    assert on_disk() == live()
+    assert lake.contents() == untouched(15)
+
+
+def test_a_kill_forgets_only_files_that_were_replaced_since_maintenance_ran_last(lake: Lake) -> None:
+    notes = ReplacedFiles(lake.settings.state_dir / "replaced" / BARS.qualified, 3_600)
+    lake.take_in(stream(1))
+    before = {Path(uri).name for uri in lake.delta(BARS).file_uris()}
+    lake.append(stream(6))
+    with Pipeline(lake.settings, lake.log) as pipeline:
+        pipeline.drain(lambda _done, _total: None)
+        pipeline.maintenance.run_due()
+        replaced = before - {Path(uri).name for uri in lake.delta(BARS).file_uris()}
+        assert replaced  # and noted, though the pipeline has not ended
+        assert replaced <= {Path(name).name for name in notes.all()}
+
+
+def test_a_replaced_file_that_an_older_version_made_live_again_is_kept(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake.take_in(stream(1))
+    version = lake.delta(BARS).version()
+    lake.take_in(stream(6))
+    lake.delta(BARS).restore(version)
+    expected = lake.arrow(BARS)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 2 * 3600)
+    with Pipeline(lake.settings, lake.log) as pipeline:
+        next(care for care in pipeline.maintenance._tables if care.table is BARS)._checkpoint()
+    assert lake.arrow(BARS).equals(expected)
+
+
+def test_checkpoints_leave_out_notes_on_removed_files_that_are_old(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake")
+    lake.take_in(stream(1))
+    lake.delta(BARS).alter.set_table_properties({TOMBSTONES: "interval 9000 seconds"})  # of version 0.1
+    lake.delta(ALERTS).alter.set_table_properties({TOMBSTONES: "interval 30 days"})  # somebody's wish
+    lake.take_in(stream(6))
+    lake.close()
+    assert lake.delta(BARS).metadata().configuration[TOMBSTONES] == "interval 600 seconds"
+    assert lake.delta(ALERTS).metadata().configuration[TOMBSTONES] == "interval 30 days"
 
 
 def test_a_restored_table_goes_on_without_doubling_and_a_rebuild_completes_it(lake: Lake) -> None:
@@ -241,16 +283,16 @@ def test_a_rebuild_that_was_killed_is_completed_by_the_next_start(
     filled: Lake, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
     before = filled.contents()
-    commit, commits = DeltaHandle._commit, []
+    commit, commits = TableWriter._commit, []
 
-    def killing(self: DeltaHandle, *args: object, **more: object) -> None:
+    def killing(self: TableWriter, *args: object, **more: object) -> bool:
         commits.append(self.table)
         if len(commits) > kill_at:
             raise Killed
-        commit(self, *args, **more)  # type: ignore[arg-type]
+        return commit(self, *args, **more)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(DeltaHandle, "_commit", killing)
+        patch.setattr(TableWriter, "_commit", killing)
         with pytest.raises(Killed):
             filled.rebuild()
     filled.drain()

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from test_bad_messages import BAD, CONTROL, GOOD
 
 from cryptopulse.lake.tables import QUARANTINE, SILVER
 from cryptopulse.recording import read_recording
 from support import Lake, message, page
 from support_audit import audit, fill, market, matches, rows
+from support_bad_messages import BAD, CONTROL, GOOD
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 from parity_messages import crash_day, misbehaving

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from cryptopulse.cli import run
 from cryptopulse.lake.tables import ABSENT, BARS, BRONZE, SILVER
 from support import Message, Trade, advanced, at, message, page
-from support_audit import audit, create, delete, fill, heartbeat, iso, market, matches, offset_of, rows
+from support_audit import audit, create, delete, fill, heartbeat, intervals_of, iso, market, matches, offset_of, rows
 
 Make = Callable[..., Path]
 
@@ -263,9 +264,93 @@ def test_every_bad_message_is_excused_by_the_quarantine(make: Make) -> None:
     rows_of_page = json.loads(mixed["body"])
     rows_of_page[0]["price"] = "-1"  # trade 112 of the page is refused, 109 is not
     mixed["body"] = json.dumps(rows_of_page).encode()
-    found = audit(make(matches(good), [*bad, mixed]))
+    lake = make(matches(good), [*bad, mixed])
+    found = audit(lake)
     assert (found.code, found.findings) == (0, [])
     assert found.product("BTC-USD")["last_trade_id"] == 109
+    # Nothing is known of trades after 109, but that such messages came is said.
+    assert found.json["refused_ids"] == 3
+    assert audit(lake, as_text=True).text.endswith(
+        "10 held once; nothing is missing; 3 more were received and refused (see silver.quarantined_messages)\n"
+    )
+
+
+CHEAP, NO_SIDE = "price is missing, malformed or out of range", "side is neither buy nor sell"
+
+
+def test_a_trade_that_was_received_and_refused_is_told_with_its_place_and_reason(make: Make) -> None:
+    refused = [*[trade.match(price="cheap") for trade in btc(110, 111)], btc(112)[0].match(side=None)]
+    lake = make([*matches(btc(*range(100, 110))), *refused, *matches(btc(*range(114, 120)))])
+    found = audit(lake)
+    assert (found.code, found.kinds) == (8, ["hole", "ids_refused"])
+    assert intervals_of(found.of("hole")) == [("BTC-USD", 113, 113)]
+    told = found.one("ids_refused")
+    offset = offset_of(lake, refused[0]["body"], BRONZE)
+    assert told["text"] == (
+        "BTC-USD: ids 110 to 112 (3) received and refused, see silver.quarantined_messages at partition 0, offset "
+        f"{offset}: {CHEAP}; {NO_SIDE}"
+    )
+    assert (told["offset"], told["reasons"], told["ids"]) == (offset, [CHEAP, NO_SIDE], 3)
+    assert "backfill" not in told["repair"]
+    assert found.product("BTC-USD")["missing_ids"] == 4
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [trade.match(price="cheap") for trade in btc(*range(100, 103))],
+        [advanced([replace(trade, size="0") for trade in btc(100, 101, 102)])],
+        [page([replace(trade, price="-1") for trade in btc(100, 101, 102)])],
+        [trade.match(time="1969-01-01T00:00:00Z") for trade in btc(100, 101, 102)],
+        [*(trade.match(price="cheap") for trade in btc(100, 101, 102)), message(b"hello")],
+    ],
+    ids=["exchange", "advanced", "rest", "time", "with-noise"],
+)
+def test_a_lake_of_which_all_is_in_quarantine_is_not_complete(make: Make, messages: list[Message]) -> None:
+    lake = make(messages)
+    for scope in ([], ["--from", "2026-07-07T12:00"], ["--to", "2026-07-08"], ["--product", "BTC-USD"]):
+        found = audit(lake, *scope)
+        assert (found.code, found.json["complete"], found.json["products"]) == (8, False, [])
+        assert intervals_of(found.of("ids_refused")) == [("BTC-USD", 100, 102)]
+    assert "NOT COMPLETE: 0 ids missing; 3 more were received and refused" in audit(lake, as_text=True).text
+
+
+def test_a_lake_of_nothing_but_what_can_not_be_read_is_not_complete(make: Make) -> None:
+    lake = make([message(b"hello"), heartbeat("BTC-USD", 5, 0), message(b'{"type":"match","product_id":"?"}')])
+    found = audit(lake)
+    assert (found.code, found.kinds) == (8, ["messages_refused"])
+    told = found.one("messages_refused")
+    assert (told["messages"], told["offset"]) == (2, offset_of(lake, b"hello", BRONZE))
+    assert audit(lake, "--from", "2026-07-09").code == 0  # they came before
+
+
+def test_a_refused_trade_that_came_right_as_well_is_held(make: Make) -> None:
+    bad = [trade.match(price="cheap") for trade in btc(103, 104)]
+    lake = make([*matches(btc(100, 101, 102)), *bad, *matches(btc(105))], [page(btc(102, 103, 104, 105))])
+    found = audit(lake)
+    assert (found.code, found.json["refused_ids"]) == (0, 0)
+
+
+def test_a_message_that_silver_lost_is_no_refused_one(make: Make) -> None:
+    lake = make([*matches(btc(*range(100, 110))), btc(104)[0].match(price="cheap")])
+    delete(lake, SILVER, "trade_id = 104")
+    found = audit(lake)
+    assert "ids_lost" in found.kinds
+    assert not found.of("ids_refused")
+
+
+def test_every_command_that_fetches_goes_forward_in_time(make: Make) -> None:
+    """Ids are in order, times nearly: the trade before a hole may be later than the one after it."""
+    early, late = Trade("BTC-USD", 102, at(10)), Trade("BTC-USD", 100, at(14))
+    told = audit(make(matches([late, early]))).one("hole")
+    assert "--from 2026-07-07T12:00:10Z --to 2026-07-07T12:00:15Z" in told["repair"]
+
+
+def test_a_product_of_which_silver_holds_nothing_is_made_again_first(make: Make) -> None:
+    lake = make([*matches(btc(*range(100, 103), *range(105, 108))), *matches(market(range(100, 103), ("ETH-USD",)))])
+    delete(lake, SILVER, "symbol = 'BTC-USD'")
+    for told in audit(lake).findings:
+        assert "backfill BTC-USD --lake" not in told["repair"]  # it needs a time
 
 
 @pytest.mark.parametrize(
@@ -274,7 +359,7 @@ def test_every_bad_message_is_excused_by_the_quarantine(make: Make) -> None:
         (["--from", "0001-01-01"], "--from: '0001-01-01' is no time of a trade; years go from 1970 to 2200."),
         (["--from", "yesterday"], "--from: 'yesterday' is no time; write it like 2026-07-07 or 2026-07-07T22:00."),
         (["--from", "2026-07-08", "--to", "2026-07-07"], "--from 2026-07-08 is not before --to 2026-07-07."),
-        (["--product", "BTCUSD"], "'BTCUSD' is no product id; they look like BTC-USD."),
+        (["--product", "BTCUSD"], "Invalid product id 'BTCUSD' (expected BASE-QUOTE, e.g. BTC-USD)."),
         (["--product", "XRP-USD"], "There is nothing of XRP-USD in the lake "),
     ],
 )

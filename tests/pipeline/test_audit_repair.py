@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from cryptopulse import cli
 from cryptopulse.lake.tables import BRONZE, SILVER
 from support import Message, Trade, message
 from support_audit import Audited, audit, delete, fill, intervals_of, matches, rows
-from support_processes import Exchange, Processes, wait_until
+from support_past import Past
 
 TRADES = 4_000
 
 
-@pytest.fixture
-def exchange(processes: Processes) -> Exchange:
+@pytest.fixture(scope="module")
+def exchange() -> Iterator[Past]:
     """A simulated exchange that has stopped trading."""
-    made = Exchange(processes, products=2, rate=4000.0)
-    wait_until(lambda: made.ledger()["trades"] >= TRADES, "the exchange has traded")
-    made.stop_trading()
-    return made
+    made = Past(TRADES)
+    yield made
+    made.close()
 
 
 def beats(trades: Iterable[Trade], last: Mapping[str, int]) -> list[Message]:
@@ -42,21 +42,20 @@ def beats(trades: Iterable[Trade], last: Mapping[str, int]) -> list[Message]:
     ]
 
 
-def follow(processes: Processes, exchange: Exchange, findings: Sequence[Mapping[str, str]]) -> None:
+def follow(exchange: Past, findings: Sequence[Mapping[str, str]]) -> None:
     """Runs every command that the findings name, once each and in their order."""
     named = [command for finding in findings for command in re.findall(r"`(cryptopulse [^`]+)`", finding["repair"])]
     for command in dict.fromkeys(named):
         words = shlex.split(command)[1:]
-        asked = ["--rest-url", exchange.feed()["FEED__REST_URL"]] if words[0] == "backfill" else []
-        done = processes.call(*words, *asked)
-        assert done.returncode == 0, (command, done.stderr)
+        asked = ["--rest-url", exchange.url] if words[0] == "backfill" else []
+        assert cli.run([*words, *asked]) == 0, command
 
 
 def without_offsets(found: Audited) -> list[str]:
     return [kind for kind in found.kinds if kind != "offsets_missing"]
 
 
-def test_holes_are_filled_by_the_command_that_the_audit_names(processes: Processes, exchange: Exchange) -> None:
+def test_holes_are_filled_by_the_command_that_the_audit_names(exchange: Past, in_process: None, tmp_path: Path) -> None:
     trades = sorted(exchange.published().values())
     product = exchange.products[0]
     first, last = (one(trade.trade_id for trade in trades if trade.symbol == product) for one in (min, max))
@@ -64,7 +63,7 @@ def test_holes_are_filled_by_the_command_that_the_audit_names(processes: Process
     holes |= {(product, number) for number in range(last - 9, last + 1)}
     newest = {name: max(trade.trade_id for trade in trades if trade.symbol == name) for name in exchange.products}
     kept = [trade for trade in trades if (trade.symbol, trade.trade_id) not in holes]
-    lake = fill(processes.folder / "lake", [matches(kept), beats(trades, newest)])
+    lake = fill(tmp_path / "lake", [matches(kept), beats(trades, newest)])
     found = audit(lake)
     assert intervals_of(found.findings) == [
         (product, first + 50, first + 50),
@@ -72,15 +71,17 @@ def test_holes_are_filled_by_the_command_that_the_audit_names(processes: Process
         (product, last - 9, last),
     ]
     assert set(found.kinds) == {"hole"}
-    follow(processes, exchange, found.findings)
+    follow(exchange, found.findings)
     done = audit(lake)
     assert (done.code, done.product(product)["healed_ids"]) == (0, len(holes))
     assert done.checked("ids") == len(trades)
 
 
-def test_trades_whose_messages_are_lost_as_well_are_fetched_again(processes: Processes, exchange: Exchange) -> None:
+def test_trades_whose_messages_are_lost_as_well_are_fetched_again(
+    exchange: Past, in_process: None, tmp_path: Path
+) -> None:
     trades = sorted(exchange.published().values())
-    lake = fill(processes.folder / "lake", [matches(trades[: len(trades) // 2]), matches(trades[len(trades) // 2 :])])
+    lake = fill(tmp_path / "lake", [matches(trades[: len(trades) // 2]), matches(trades[len(trades) // 2 :])])
     product = exchange.products[0]
     first = min(trade.trade_id for trade in trades if trade.symbol == product)
     lost = range(first + 200, first + 300)
@@ -89,7 +90,7 @@ def test_trades_whose_messages_are_lost_as_well_are_fetched_again(processes: Pro
     found = audit(lake)
     assert without_offsets(found) == ["ids_lost"]
     assert intervals_of(found.of("ids_lost")) == [(product, lost[0], lost[-1])]
-    follow(processes, exchange, found.of("ids_lost"))
+    follow(exchange, found.of("ids_lost"))
     done = audit(lake)
     assert without_offsets(done) == []  # that messages are gone from bronze stays true
     assert done.product(product)["healed_ids"] == len(lost)

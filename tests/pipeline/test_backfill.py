@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from contextlib import closing, suppress
 from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from cryptopulse import cli
 from cryptopulse.lake.tables import BARS
-from support import model_bars
+from support import Trade, at, model_bars
+from support_audit import audit
+from support_past import Past
 from support_processes import Exchange, Processes, Tables, same_trades, wait_until
 
 QUOTIENTS = ("vwap", "load_timestamp", "window_date", "rest_count")
@@ -40,6 +46,14 @@ def backfill(processes: Processes, exchange: Exchange, *arguments: str) -> list[
     return answer
 
 
+def backfill_here(exchange: Past, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    """The same in this process."""
+    capsys.readouterr()
+    assert cli.run(["backfill", *arguments, "--lake", "lake", "--rest-url", exchange.url, "--json"]) == 0
+    answer: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return answer
+
+
 def pages_in_log(lake: Path) -> int:
     log = lake / "_cryptopulse" / "log.db"
     if not log.exists():
@@ -49,29 +63,32 @@ def pages_in_log(lake: Path) -> int:
     return 0
 
 
-def test_the_past_comes_into_the_tables_and_a_second_time_changes_nothing(processes: Processes) -> None:
-    exchange = exchange_with_a_past(processes, 5_000, "--faults", "rest-429=0.1,rest-500=0.1,rest-truncated=0.1")
-    tables, published = Tables(processes.folder / "lake"), exchange.published()
-    first = backfill(processes, exchange, *exchange.products, "--from", before_all(exchange))
+def test_the_past_comes_into_the_tables_and_a_second_time_changes_nothing(
+    past: Past, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    past.faults("rest-429=0.1,rest-500=0.1,rest-truncated=0.1")
+    tables, published = Tables(Path("lake")), past.published()
+    first = backfill_here(past, capsys, *past.products, "--from", past.start.isoformat())
     assert sum(one["fetched"] for one in first) == len(published)
     assert all(one["stored"] for one in first)
     assert tables.ids() == dict.fromkeys(published, 1)
     assert same_trades(tables.trades(), published)
     bars = [{n: v for n, v in bar.items() if n not in QUOTIENTS} for bar in model_bars(published.values())]
     assert tables.contents(BARS, *QUOTIENTS) == bars
-    second = backfill(processes, exchange, *exchange.products, "--from", before_all(exchange))
+    second = backfill_here(past, capsys, *past.products, "--from", past.start.isoformat())
     assert [(one["fetched"], one["held_before"]) for one in second] == [(0, one["trades"]) for one in first]
     assert tables.ids() == dict.fromkeys(published, 1)
 
 
-def test_only_the_time_that_is_asked_for_is_fetched(processes: Processes) -> None:
-    exchange = exchange_with_a_past(processes, 6_000)
-    product = exchange.products[0]
-    trades = sorted(trade for trade in exchange.published().values() if trade.symbol == product)
+def test_only_the_time_that_is_asked_for_is_fetched(
+    past: Past, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    product = past.products[0]
+    trades = sorted(trade for trade in past.published().values() if trade.symbol == product)
     start, end = trades[len(trades) // 3].time, trades[len(trades) // 2].time
-    backfill(processes, exchange, product, "--from", start.isoformat(), "--to", end.isoformat())
+    backfill_here(past, capsys, product, "--from", start.isoformat(), "--to", end.isoformat())
     wanted = {(product, trade.trade_id) for trade in trades if start <= trade.time < end}
-    ids = set(Tables(processes.folder / "lake").ids())
+    ids = set(Tables(Path("lake")).ids())
     assert ids >= wanted
     assert len(ids - wanted) <= 4  # neighbours that come along
 
@@ -115,9 +132,65 @@ def test_beside_a_live_pipeline_the_past_comes_in_and_the_present_goes_on(proces
         (("BTC-USD",), "Missing option '--from'"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(processes: Processes, arguments: tuple[str, ...], told: str) -> None:
-    exchange = Exchange(processes, products=1, rate=100.0)
-    done = processes.call("backfill", *arguments, "--lake", "lake", FEED__REST_URL=exchange.feed()["FEED__REST_URL"])
-    assert done.returncode == 2
-    assert told in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_a_mistake_is_told_in_one_line(
+    past: Past, in_process: None, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str
+) -> None:
+    capsys.readouterr()
+    assert cli.run(["backfill", *arguments, "--lake", "lake", "--rest-url", past.url]) == 2
+    errors = capsys.readouterr().err
+    assert told in errors
+    assert len(errors.splitlines()) == 1
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """An exchange of twenty trades, some of which tables don't take."""
+
+    refused: ClassVar[set[int]] = set()
+
+    def do_GET(self) -> None:
+        asked = parse_qs(urlsplit(self.path).query)
+        below, limit = int(asked.get("after", ["21"])[0]), int(asked["limit"][0])
+        rows = [
+            Trade("BTC-USD", number, at(number), price="-1" if number in self.refused else "100").fields()
+            for number in range(min(below, 21) - 1, 0, -1)
+        ]
+        body = json.dumps(rows[:limit]).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        (set(), "BTC-USD: 20 trades fetched; they are in the tables."),
+        ({7, 8, 12}, "the tables hold 17 of them, `cryptopulse audit` shows why not the others."),
+        (set(range(1, 21)), "the tables hold 0 of them, `cryptopulse audit` shows why not the others."),
+    ],
+    ids=["none", "some", "all"],
+)
+def test_what_a_backfill_says_of_the_tables_comes_from_the_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, refused: set[int], said: str
+) -> None:
+    monkeypatch.setattr(_Refusing, "refused", refused)
+    lake = tmp_path / "lake"
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = ["--lake", str(lake), "--rest-url", f"http://127.0.0.1:{server.server_port}"]
+        assert cli.run(["backfill", "BTC-USD", "--from", at(0).isoformat(), *where]) == 0
+        assert said in capsys.readouterr().out
+        if refused:
+            assert cli.run(["backfill", "BTC-USD", "--from", at(0).isoformat(), *where, "--json"]) == 0
+            (found,) = json.loads(capsys.readouterr().out)
+            assert (found["fetched"], found["in_tables"], found["stored"]) == (len(refused), 0, True)
+        server.shutdown()
+    found = audit(lake)
+    assert {
+        n for row in found.of("ids_refused") for n in range(row["first_trade_id"], row["last_trade_id"] + 1)
+    } == refused
+    assert found.code == (8 if refused else 0)

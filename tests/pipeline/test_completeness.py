@@ -129,8 +129,8 @@ def test_the_hours_of_a_product_answer_for_each_id_of_its_record_once(lake: Lake
     chance = random.Random(3)
     trades = [trade(1000 + n, n * 0.13) for n in range(200)]
     held = [trades[0], *(one for one in trades[1:-1] if chance.random() < 0.7), trades[-1]]
-    for start in range(0, len(held), 20):
-        lake.take_in(one.match() for one in reversed(held[start : start + 20]))
+    for start in range(0, len(held), 50):
+        lake.take_in(one.match() for one in reversed(held[start : start + 50]))
     rows = lake.rows(COMPLETENESS)
     assert len(rows) == 26
     assert [row["first_trade_id"] for row in rows] == [1000, *(row["last_trade_id"] + 1 for row in rows[:-1])]

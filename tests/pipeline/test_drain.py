@@ -33,7 +33,7 @@ def test_gold_goes_along_with_a_long_drain_of_small_batches(lake: Lake, monkeypa
     small = lake.settings.processing.model_copy(update={"batch_messages_max": 10})
     with pipeline.Pipeline(lake.settings.model_copy(update={"processing": small}), lake.log) as one:
         one.drain(lambda _done, _total: None)
-        assert one.engine.handles[BARS.qualified].commits >= 5
+        assert one.engine.tables[BARS.qualified].commits >= 5
     assert lake.arrow(SILVER).num_rows == 100
 
 

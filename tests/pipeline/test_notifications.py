@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cryptopulse import cli
 from cryptopulse.settings import Settings
 from cryptopulse.status import processes_of, read_status
 from support import some
@@ -183,24 +184,45 @@ def test_filters_choose_who_is_told_of_what(
     assert other.told == [(ether, "opened"), (ether, "closed")]
 
 
-def test_a_wrong_target_is_one_line_that_names_it_and_not_its_address(processes: Processes, tmp_path: Path) -> None:
+Called = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Called:
+    """Carries out a command in this process, with these targets."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("CRYPTOPULSE_"):
+            monkeypatch.delenv(name)
+
+    def call(*arguments: str, targets: str = "[]") -> subprocess.CompletedProcess[str]:
+        monkeypatch.setenv("CRYPTOPULSE_NOTIFY__TARGETS", targets)
+        capsys.readouterr()
+        code = cli.run(arguments)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return call
+
+
+def test_a_wrong_target_is_one_line_that_names_it_and_not_its_address(processes: Processes, call: Called) -> None:
     good, bad = {"url": f"json://127.0.0.1:9/{SECRET}"}, {"url": f"slack://{SECRET}"}
-    run = ["run", "--no-view", "--websocket-url", "ws://127.0.0.1:9/"]
-    for command in (["notify"], ["alerts", "test-notify"], run):
-        ended = processes.call(*command, "--lake", "lake", NOTIFY__TARGETS=json.dumps([good, bad]))
+    targets = json.dumps([good, bad])
+    run = ["run", "--no-view", "--websocket-url", "ws://127.0.0.1:9/", "--lake", "lake"]
+    tried = [call(*command, "--lake", "lake", targets=targets) for command in (["notify"], ["alerts", "test-notify"])]
+    for ended in (*tried, processes.call(*run, NOTIFY__TARGETS=targets)):
         assert ended.returncode == 2, ended.stderr
         assert "url of target 2" in ended.stderr
         assert SECRET not in ended.stderr + ended.stdout
     for command in (["notify"], ["alerts", "test-notify"]):
-        ended = processes.call(*command, "--lake", "lake")
+        ended = call(*command, "--lake", "lake")
         assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-        assert "There is nobody to notify" in ended.stderr
+        assert "No notification targets" in ended.stderr
 
 
-def test_a_test_message_says_who_took_it(processes: Processes, webhook: Webhook, other: Webhook) -> None:
+def test_a_test_message_says_who_took_it(call: Called, webhook: Webhook, other: Webhook) -> None:
     other.answer = lambda _: 500
     targets = json.dumps([{"url": webhook.url}, {"url": other.url}])
-    tried = processes.call("alerts", "test-notify", NOTIFY__TARGETS=targets)
+    tried = call("alerts", "test-notify", targets=targets)
     assert (tried.returncode, tried.stderr) == (1, "")
     assert [line.split()[0] for line in tried.stdout.splitlines() if "JSON" in line] == ["1", "2"]
     assert "1 (JSON)   accepted" in tried.stdout
@@ -208,10 +230,10 @@ def test_a_test_message_says_who_took_it(processes: Processes, webhook: Webhook,
     assert SECRET not in tried.stdout
     assert len(webhook.accepted) == 1
     assert webhook.accepted[0].content["alerts"] == []
-    one = processes.call("alerts", "test-notify", "--target", "1", "--json", NOTIFY__TARGETS=targets)
+    one = call("alerts", "test-notify", "--target", "1", "--json", targets=targets)
     assert (one.returncode, json.loads(one.stdout)[0]["accepted"]) == (0, True)
     assert (len(webhook.posts), len(other.posts)) == (2, 1)
-    wrong = processes.call("alerts", "test-notify", "--target", "3", NOTIFY__TARGETS=targets)
+    wrong = call("alerts", "test-notify", "--target", "3", targets=targets)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
 
 
@@ -224,8 +246,8 @@ def test_a_second_notifier_on_a_lake_is_refused(processes: Processes, market: Ma
 def test_the_pipeline_knows_nothing_of_notifications() -> None:
     """It can't wait for what it does not even load: they share a table, no lock, no queue and no process."""
     script = (
-        "import sys, cryptopulse.pipeline, cryptopulse.engine.embedded, cryptopulse.maintenance\n"
-        "import cryptopulse.telemetry, cryptopulse.feed.producer\n"
+        "import sys, cryptopulse.pipeline, cryptopulse.engine.embedded, cryptopulse.store.maintenance\n"
+        "import cryptopulse.telemetry, cryptopulse.producer\n"
         "print([name for name in sys.modules if name.startswith(('cryptopulse.serve', 'apprise'))])"
     )
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

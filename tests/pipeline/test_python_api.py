@@ -20,10 +20,10 @@ import pyarrow as pa
 import pytest
 
 import cryptopulse
-from cryptopulse.engine.delta import utc_literal
-from cryptopulse.errors import ConfigurationError, LakeDamaged, QueryStopped, RowsGone
-from cryptopulse.lake import dataset, slices
-from cryptopulse.lake.rows import Rows
+from cryptopulse.errors import ConfigurationError, LakeDamaged, LakeUnreachable, QueryStopped, RowsGone
+from cryptopulse.lake import dataset, table_rows
+from cryptopulse.lake.dialect import delta_time
+from cryptopulse.lake.result import Rows
 from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, SILVER, TABLES
 from support import Lake, Trade, at, micros, model_bars
 
@@ -81,8 +81,8 @@ def reader(filled: Lake) -> Iterator[Reader]:
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some tens of slices where there would be one."""
-    monkeypatch.setattr(slices, "ROWS_MAX", 50)
-    monkeypatch.setattr(slices, "_ROWS_MIN", 10)
+    monkeypatch.setattr(table_rows, "_SLICE_ROWS_MAX", 50)
+    monkeypatch.setattr(table_rows, "_SLICE_ROWS_MIN", 10)
 
 
 def plain(trades: list[Trade]) -> list[tuple[str, int]]:
@@ -233,7 +233,7 @@ def test_a_bar_in_progress_is_not_complete_though_its_minutes_are(tmp_path: Path
         coarse = list(reader.bars(grain="5m", columns=["is_complete"]))
         # The bars of a lake in which the third minute's trades are not in gold yet.
         torn = lake.delta(BARS)
-        torn.delete(f"window_start >= {utc_literal(micros(at(120)))}")
+        torn.delete(f"window_start >= {delta_time(micros(at(120)))}")
         behind = list(reader.bars(grain="5m", columns=["is_complete", "trade_count"]))
     assert [row["is_complete"] for row in stored] == [False, True, True, False]
     assert not coarse[0]["is_complete"]
@@ -330,7 +330,7 @@ def two_days(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake with trades of two days in some commits. To be copied, not changed."""
     lake = Lake(tmp_path_factory.mktemp("days") / "lake")
     for symbol, seconds in (("BTC-USD", 0), ("ETH-USD", 10), ("BTC-USD", 86_400), ("ETH-USD", 86_410)):
-        lake.take_in([Trade(symbol, seconds + number, at(seconds + number)).match() for number in range(5)])
+        lake.take_in([Trade(symbol, 1 + seconds + number, at(seconds + number)).match() for number in range(5)])
     lake.close()
     return lake.path
 
@@ -360,7 +360,8 @@ def test_a_table_that_is_made_anew_is_noticed(own: Lake) -> None:
         for table in TABLES:
             if table is not BRONZE:
                 shutil.rmtree(own.folder(table))
-        assert reader.trades().count() == 0
+        with pytest.raises(LakeUnreachable, match="is gone"):
+            reader.trades().count()
         own.rebuild()
         assert reader.trades().count() == 20
         assert len(reader.trades().arrow()) == 20
@@ -452,8 +453,8 @@ def test_no_lake_is_said_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (lambda lake: lake.trades("btcusd"), "'btcusd' is no product id"),
-        (lambda lake: lake.trades(["BTC-USD", "x' OR 'a"]), "no product id"),
+        (lambda lake: lake.trades("btcusd"), "Invalid product id 'btcusd'"),
+        (lambda lake: lake.trades(["BTC-USD", "x' OR 'a"]), "Invalid product id"),
         (lambda lake: lake.trades([]), "leave it out"),
         (lambda lake: lake.trades(start="yesterday"), "start: 'yesterday' is no time"),
         (lambda lake: lake.trades(end=5), "end: '5' is no time"),
@@ -525,17 +526,15 @@ def test_sql_finds_a_table_whose_name_is_made_up(reader: Reader) -> None:
 @pytest.mark.parametrize("way", [lambda rows: rows.arrow(), lambda rows: rows.count(), list])
 def test_a_query_is_stopped_when_its_time_is_over(reader: Reader, way: Callable[[Rows], Any]) -> None:
     rows = reader.sql("SELECT a.range FROM range(1000000) AS a, range(1000000) AS b WHERE a.range * b.range = -1")
-    began = time.monotonic()
-    with pytest.raises(QueryStopped, match=r"stopped after 0\.3 s"):
+    with pytest.raises(QueryStopped, match=r"stopped after 0\.3 s"):  # by itself it would take hours
         way(rows.within(0.3))
-    assert time.monotonic() - began < 10
     assert reader.trades().within(60).count() == len(TRADES)
 
 
 def test_the_time_of_the_reader_between_batches_does_not_count(reader: Reader) -> None:
     found = 0
-    for batch in reader.sql("SELECT range FROM range(400000)").within(1.0).batches(100_000):
-        time.sleep(0.4)
+    for batch in reader.sql("SELECT range FROM range(400000)").within(3.0).batches(100_000):
+        time.sleep(1)
         found += batch.num_rows
     assert found == 400_000
 

@@ -9,7 +9,7 @@ from typing import Any
 import picows
 import pyarrow as pa
 
-from cryptopulse.feed import producer
+from cryptopulse import producer
 from cryptopulse.log import Log
 from cryptopulse.log.sqlite import SqliteLog
 from cryptopulse.settings import Settings

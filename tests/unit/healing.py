@@ -6,18 +6,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from feed_exchange import MB, Run, producing
 from simulator_server import Running, simulator
 
-from cryptopulse.feed.advanced import Advanced
-from cryptopulse.feed.exchange import Exchange
-from cryptopulse.feed.protocol import Trades
 from cryptopulse.log.sqlite import SqliteLog
 from cryptopulse.settings import Settings
+from cryptopulse.venues import TradesMessage
+from cryptopulse.venues.coinbase_advanced import AdvancedDialect
+from cryptopulse.venues.coinbase_exchange import ExchangeDialect
 from support import Lake
 
 PATIENCE_S = 60.0
@@ -32,6 +32,9 @@ class Setup:
     exchange: Running
     products: list[str]
     folder: Path
+    _logged: Ids = field(default_factory=dict)
+    _read_to: int = 0
+    _end: int = 0
 
     def url(self, dialect: str) -> str:
         """Where the exchange speaks `dialect`."""
@@ -68,6 +71,7 @@ class Setup:
         """Takes the log away, as somebody would who has to."""
         for path in self.settings().state_dir.glob("log.db*"):
             path.unlink()
+        self._logged, self._read_to = {}, 0
 
     async def stored(self) -> None:
         """Brings the log into the tables."""
@@ -120,10 +124,11 @@ class Setup:
                 found[product] = lack
         return found
 
-    def messages(self) -> list[tuple[str, str, bytes]]:
-        """(partition key, source, body) of everything in the log."""
+    def messages(self, offset: int = 0) -> list[tuple[str, str, bytes]]:
+        """(partition key, source, body) of everything in the log, or of what came at this offset and after it."""
         log = self.log()
         first, end = log.bounds(0)
+        first = max(first, offset)
         rows: list[tuple[str, str, bytes]] = []
         while first < end:
             records = log.read(0, first, end - first)
@@ -131,20 +136,23 @@ class Setup:
             rows += zip(*columns, strict=True)
             first += records.num_rows
         log.close()
+        self._end = end
         return rows
 
     def logged(self) -> Ids:
-        """The ids in the log."""
-        found: Ids = {}
-        for key, source, body in self.messages():
+        """The ids that came into the log; tests ask often, so what was read once is not read again."""
+        found = self._logged
+        for key, source, body in self.messages(self._read_to):
             if source == "rest":
-                found.setdefault(key, set()).update(row["trade_id"] for row in json.loads(body))
+                rows = [row for row in json.loads(body) if isinstance(row, dict)]
+                found.setdefault(key, set()).update(r["trade_id"] for r in rows if isinstance(r.get("trade_id"), int))
                 continue
-            for message in (Exchange().read(body), Advanced().read(body)):
-                if isinstance(message, Trades):
+            for message in (ExchangeDialect().read(body), AdvancedDialect().read(body)):
+                if isinstance(message, TradesMessage):
                     for product, trade_id in message.ids:
                         found.setdefault(product, set()).add(trade_id)
-        return found
+        self._read_to = self._end
+        return {product: set(ids) for product, ids in found.items()}
 
 
 def published(ledger: dict[str, Any]) -> Ids:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from deltalake import DeltaTable, write_deltalake
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the benchmarks lie beside the tests, not in the package
 
-from benchmarks import machine, report
+from benchmarks import commits, crash_day, machine, report
 from benchmarks.catchup import CatchUp, Drain
 from benchmarks.cluster.commits import Follower, alert_latencies_ms, episodes, received_us, silver_latencies_ms
 from benchmarks.cluster.engines import Use, watched
@@ -26,17 +25,20 @@ from benchmarks.cluster.measure import Latency
 from benchmarks.cluster.measure import Live as ClusterLive
 from benchmarks.cluster.tables import Measured
 from benchmarks.cluster.tables import tables_of as cluster_tables_of
-from benchmarks.live import Hop, worst_of
+from benchmarks.commits import Mark, Soak, Tables
+from benchmarks.live import Hop, Live, worst_of
 from benchmarks.messages import message_batches
+from benchmarks.processes import MeasurementError
 from benchmarks.results import Results, Target, targets_of
-from benchmarks.stages import STAGES, StageClock
 from benchmarks.startup import Startup, age_of
-from benchmarks.storage import LogStorage, SchemaStorage, Storage, log_storage
+from benchmarks.storage import Growth, LogStorage, SchemaStorage, Storage, log_storage
 from benchmarks.tables import tables_of
 
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.log import MESSAGE_SCHEMA
 from cryptopulse.log.sqlite import SqliteLog
+
+pytestmark = pytest.mark.texts
 
 
 @pytest.mark.parametrize(("messages", "batch"), [(2500, 400), (800, 400), (3, 400), (1000, 1000)])
@@ -72,26 +74,6 @@ def test_the_worst_window_is_shown_whatever_the_others_were() -> None:
     }
 
 
-def test_a_stage_within_another_counts_for_itself_alone_and_threads_do_not_mix() -> None:
-    clock = StageClock()
-    inner = clock.timed("parse", lambda: time.sleep(0.05))
-
-    def work() -> None:
-        inner()
-        time.sleep(0.02)
-
-    other = threading.Thread(target=clock.timed("bars", lambda: time.sleep(0.06)))
-    other.start()
-    begun = time.perf_counter()
-    clock.timed("silver", work)()
-    took = time.perf_counter() - begun
-    other.join()
-    assert clock.busy_s["parse"] >= 0.05
-    assert clock.busy_s["silver"] >= 0.02
-    assert clock.busy_s["bars"] >= 0.06
-    assert clock.busy_s["parse"] + clock.busy_s["silver"] <= took
-
-
 def test_a_commit_is_as_old_as_its_oldest_trade() -> None:
     stats = json.dumps({"minValues": {"event_time": "1970-01-01T00:01:40.250Z"}})
     assert age_of({"stats": stats}, 101.0) == pytest.approx(0.75)
@@ -117,26 +99,146 @@ def test_a_target_is_met_on_its_own_side() -> None:
 
 def test_the_report_says_what_was_missed_on_the_terminals_tables_in_markdown_and_in_json(tmp_path: Path) -> None:
     schemas = {name: SchemaStorage(600, 1, 1200, 9) for name in ("bronze", "silver", "gold")}
-    busy = dict.fromkeys(STAGES, 0.0) | {"parse": 1.5, "silver": 0.5}
-    drain = Drain(1000, 1000, 2.0, 1.2, busy, 300.0, 0.4, Storage(1000, schemas))
+    drain = Drain(1000, 2.0, 2.4, 300.0, 0.4, Storage(1000, schemas))
     results = Results(
         machine.describe(tmp_path),
         quick=True,
-        catchup=CatchUp(100, LogStorage(1000, 10, 65_000), [drain]),
-        startup=Startup(1000.0, 4.0, [2.0, 2.5], [2.2, 2.7], [2.9, 3.1]),
+        catchup=CatchUp(1100, 100, LogStorage(1000, 10, 65_000), [drain]),
+        startup=Startup(1000.0, 4.0, [1.0, 1.25], [1.2, 1.7], [1.4, 1.6]),
+        crash_day=crash_day.Replays(1100, 1000, 7, 3, [crash_day.Replay(9.5, 12.0, 400.0, 5)]),
     )
     assert [(target.what.split(",")[0], target.met) for target in targets_of(results)] == [
         ("catch-up through gold", False),
+        ("replay of a crash day through gold", True),
         ("start → first trade committed", True),
         ("kill -9 → caught up", False),
     ]
     text = report.markdown(tables_of(results))
-    assert "| parse | 1.50 | 75 % | 75 % | 1500.00 |" in text
-    assert "| kill -9 → caught up, slowest round | ≤ 3 s | 3.10 s | MISSED |" in text
+    assert "| run 1 | 500 | 2.00 | 1.20 | 2400.00 | 300 | 0.40 |" in text
+    assert "| run 1 | 9.50 | 105 | 1.26 | 12000.00 | 400 | 5 |" in text
+    assert "| kill -9 → caught up, slowest round | ≤ 1.5 s | 1.60 s | MISSED |" in text
     report.write_json(results, tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["catchup"]["runs"][0]["seconds"] == 2.0
-    assert [target["met"] for target in figures["targets"]] == [False, True, False]
+    assert [target["met"] for target in figures["targets"]] == [False, True, True, False]
+
+
+def _live(load: str, rate: float, cpu: float, hops: dict[str, Hop]) -> Live:
+    return Live(
+        load=load,
+        rate=rate,
+        trades_per_s=rate,
+        seconds=10.0,
+        windows=1,
+        hops=hops,
+        whole_run={},
+        detections_ms={"BTC-USD": 80.0, "ETH-USD": 120.0} if rate >= 1000 else {},
+        lag_messages=0,
+        lost_messages=0,
+        cpu={"supervisor": 0.0, "producer": cpu / 2, "processing": cpu / 2, "simulator": 5.0},
+        pss_mb={"supervisor": 50.0, "producer": 100.0, "processing": 200.0},
+        rss_mb={"supervisor": 50.0, "producer": 100.0, "processing": 200.0},
+        written_mb=7.0,
+        written_files=80.0,
+        io_mb=None,
+        stop_s=1.0,
+        storage=Storage(1, {name: SchemaStorage(1, 1, 1, 1) for name in ("bronze", "silver", "gold")}),
+        log=LogStorage(0, 0, 0),
+    )
+
+
+def test_each_load_has_the_designs_targets_and_the_simulator_is_no_part_of_the_whole(tmp_path: Path) -> None:
+    hops = {"receive_to_silver": Hop(39.0, 81.0, 90.0, 100), "receive_to_alert": Hop(40.0, 99.0, 110.0, 100)}
+    lives = [
+        _live("nothing", 0.0, 0.009, {}),
+        _live("heartbeats alone", 0.0, 0.05, {}),
+        _live("10/s", 10.0, 0.1, hops),
+        _live("50/s", 50.0, 0.16, hops),
+        _live("1,000/s", 1000.0, 0.39, hops),
+    ]
+    results = Results(machine.describe(tmp_path), quick=False, live=lives)
+    assert [(target.limit, target.met) for target in targets_of(results)] == [
+        (1, True),
+        (15, False),
+        (8, True),
+        (40, True),
+        (40, True),
+        (80, False),
+        (100, True),
+        (100, False),
+        (350, True),
+    ]
+    text = report.markdown(tables_of(results))
+    assert "| CPU of the whole, % of a core | 0.9 | 5.0 | 10 | 16 | 39 |" in text
+    assert "Latency at 0 " not in text
+
+
+def test_a_soak_is_judged_by_what_its_end_costs_against_its_beginning(tmp_path: Path) -> None:
+    tables = Tables(3_000, 40, 120, 300, 5.0)
+    marks = [
+        Mark(1_000, 3.0, 2.0, 4.0, 9.0, 3.0, 200.0, tables),
+        Mark(100_000, 310.0, 2.4, 5.2, 9.0, 3.3, 260.0, tables),
+    ]
+    results = Results(machine.describe(tmp_path), quick=False, soak=Soak(marks, 0.5))
+    assert [(target.limit, target.met) for target in targets_of(results)] == [
+        (1.2, True),
+        (1.2, True),
+        (1.2, False),
+        (1.2, False),
+    ]
+    text = report.markdown(tables_of(results))
+    assert "| step p99, ms | 4.0 | 5.2 | 1.30 |" in text
+    assert "| files in the Delta logs | 120 | 120 | 1.00 |" in text
+
+
+def test_a_short_soak_counts_its_steps_and_all_commits(tmp_path: Path) -> None:
+    soak = commits.measure(tmp_path, 30, lambda _: None)
+    (mark,) = soak.marks
+    assert mark.commits == 30
+    assert mark.tables.delta_commits >= 60
+    assert 0 < mark.p50_ms <= mark.p99_ms <= mark.max_ms
+    assert mark.cpu_ms > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crash_day_is_replayed_by_the_command_and_checked_against_what_the_simulator_says(tmp_path: Path) -> None:
+    replays = crash_day.measure(tmp_path, 20_000, 1, lambda _: None)
+    assert replays.trades + replays.missing_ids == 20_000
+    assert replays.holes > 0
+    (run,) = replays.runs
+    assert run.episodes > 10
+    assert run.rss_peak_mb > 50
+    assert run.cpu_s > 0.5
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crash_day_that_was_replayed_wrongly_gives_no_figures() -> None:
+    products = {"BTC-USD": {"trades": 9}}
+    summary = {"messages": 12, "trades": 9, "repeated": 2, "missing_ids": 1, "holes": 1, "products": products}
+    result = {"messages": 12, "trades": 9, "duplicates": 2, "quarantined": 0, "missing_ids": 1, "holes": 1}
+    result |= {"symbols": {"BTC-USD": 9}}
+    crash_day.check(summary, result, episodes=1)
+    for wrong in ({"trades": 8}, {"quarantined": 1}, {"holes": 2}, {"symbols": {"BTC-USD": 8}}):
+        with pytest.raises(MeasurementError, match=next(iter(wrong))):
+            crash_day.check(summary, result | wrong, episodes=1)
+    with pytest.raises(MeasurementError, match="no episode"):
+        crash_day.check(summary, result, episodes=0)
+
+
+def test_growth_counts_new_files_those_that_took_anothers_place_and_what_others_grew_by(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"x" * 100)
+    (tmp_path / "status").write_bytes(b"x" * 30)
+    growth = Growth(tmp_path)
+    (tmp_path / "log").write_bytes(b"x" * 150)
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "part").write_bytes(b"x" * 1000)
+    (tmp_path / "status.new").write_bytes(b"x" * 31)
+    (tmp_path / "status.new").replace(tmp_path / "status")
+    growth.look()
+    assert (growth.files, growth.bytes_written) == (2, 1081)
+    (tmp_path / "table" / "part").unlink()
+    growth.look()
+    assert (growth.files, growth.bytes_written) == (2, 1081)
 
 
 def test_without_the_jars_the_cluster_benchmark_says_in_one_line_what_installs_them(tmp_path: Path) -> None:

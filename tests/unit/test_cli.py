@@ -6,11 +6,11 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,9 +18,9 @@ import pytest
 import typer
 
 from cryptopulse import cli
-from cryptopulse.commands.alerts import parse_rule
-from cryptopulse.durations import parse_duration
+from cryptopulse.cli.alerts import parse_rule
 from cryptopulse.errors import ConfigurationError, LakeBusy
+from cryptopulse.text import parse_duration
 
 COMMANDS = [
     "demo",
@@ -125,7 +125,8 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
         (["run", "--prodcts", "BTC-USD"], "No such option: --prodcts"),
         (["sql"], "Missing argument"),
-        (["run", "--products", "BTCUSD"], "'BTCUSD' is no product id"),
+        (["run", "--products", "BTCUSD"], "Invalid product id 'BTCUSD'"),
+        (["backfill", "btc", "--from", "2026-01-01"], "Invalid product id 'btc'"),
         (["run", "--feed", "kraken"], "feed.dialect"),
         (["produce", "--config", "none.toml"], "no configuration file none.toml"),
         (["simulate", "--rate", "fast"], "'--rate'"),
@@ -138,15 +139,15 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["demo", "--for", "long"], "'long' is no length of time"),
         (["demo", "--feed", "kraken"], "--feed kraken"),
         (["demo", "--notify"], "name nobody to notify"),
-        (["notify"], "There is nobody to notify"),
-        (["alerts", "test-notify"], "There is nobody to notify"),
+        (["notify"], "No notification targets"),
+        (["alerts", "test-notify"], "No notification targets"),
         (["status", "--process", "feed"], "producer or processing or notifier"),
         (["alerts", "backtest", "--rule", "threshold=1"], "Rule part 'threshold=1'"),
         (["alerts", "backtest", "--rule", "threshold_pct=-1"], "Rule, threshold_pct"),
         (["alerts", "backtest", "--start", "yesterday"], "'yesterday' is no time"),
         (["alerts", "backtest", "--end", "9999-12-31T23:30"], "years go from 1970 to 2200"),
         (["alerts", "backtest", "--end", "9999-12-31T23:30-05:00"], "'9999-12-31T23:30-05:00' is no time"),
-        (["alerts", "backtest", "--products", "BTC'USD"], "is no product id"),
+        (["alerts", "backtest", "--products", "BTC'USD"], "Invalid product id"),
         (["alerts", "backtest"], "lake"),
         (["sql", "SELECT 1"], "lake"),
         (["alerts", "list"], "lake"),
@@ -196,20 +197,20 @@ def test_a_demo_leaves_other_peoples_folders_alone(clean: Path, run: Run) -> Non
 
 
 def test_an_error_of_ours_gives_its_exit_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def busy(_arguments: list[str]) -> int:
+    def busy(_app: typer.Typer) -> int:
         raise LakeBusy("Another pipeline\n works on lake.")
 
-    monkeypatch.setattr(cli, "_call", busy)
+    monkeypatch.setattr(typer.main, "get_command", busy)
     assert run("run") == (5, "", "cryptopulse: Another pipeline works on lake.\n")
 
 
 def test_a_fault_of_the_program_is_one_line_and_its_details_are_in_a_file(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_arguments: list[str]) -> int:
+    def broken(_app: typer.Typer) -> int:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(cli, "_call", broken)
+    monkeypatch.setattr(typer.main, "get_command", broken)
     code, _, err = run("run")
     assert code == 1
     assert_one_line(err)
@@ -262,21 +263,26 @@ def test_the_simulator_says_where_it_is_and_ends_when_told(clean: Path) -> None:
         said = json.loads(popen.stdout.readline())
         with socket.create_connection(("127.0.0.1", said["port"]), timeout=5):
             popen.send_signal(signal.SIGTERM)
-        assert popen.wait(timeout=10) == 0
+        assert popen.wait(timeout=120) == 0
     assert len(said["products"]) == 3
 
 
 def test_help_is_quick() -> None:
-    command = [sys.executable, "-m", "cryptopulse", "--help"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # the compiled modules are on disk after this
-    best_s = min(_seconds(command) for _ in range(3))
-    assert best_s < 0.8  # 0.2 s on an idle machine; loading pyarrow, DuckDB and pydantic would take 1 s
+    """It takes less than the heavy modules alone: 0.2 s, and they 0.7 s, of CPU time, which is not that of others."""
+    heavy = _cpu_s("-c", "import deltalake, duckdb, pyarrow.dataset, pydantic, structlog")
+    assert _cpu_s("-m", "cryptopulse", "--help") < heavy * 0.7
 
 
-def _seconds(command: list[str]) -> float:
-    started = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - started
+def _cpu_s(*arguments: str) -> float:
+    """Of the best of three, for the first may have modules to compile."""
+
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    return min(once() for _ in range(3))
 
 
 def test_help_loads_none_of_the_heavy_modules() -> None:
@@ -304,3 +310,15 @@ def test_a_rule_is_read_from_the_command_line() -> None:
     assert (rule.name, str(rule.threshold_pct), rule.lookback_s) == ("deep", "2.5", 60)
     assert rule.products == ["BTC-USD", "ETH-*"]
     assert rule.types == ["FLASH_CRASH"]
+
+
+def test_a_command_beyond_the_core_names_the_package_that_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def needs_more(_app: object) -> None:
+        raise ModuleNotFoundError("No module named 'picows'", name="picows.types")
+
+    monkeypatch.setattr("typer.main.get_command", needs_more)
+    assert cli.run(["produce"]) == 2
+    error = capsys.readouterr().err
+    assert error == "cryptopulse: This command needs the package picows: pip install 'cryptopulse[all]'.\n"

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 import sqlglot
 
+from cryptopulse.lake.dataset import read
 from cryptopulse.lake.dialect import duckdb_query
 from cryptopulse.lake.queries import Chart, load_queries, parse_queries
-from cryptopulse.lake.reader import read
 from cryptopulse.lake.tables import ALERTS, BRONZE, SILVER
 from dashboard_lake import HOUR, TRADES, fill
 from support import Lake, model_completeness

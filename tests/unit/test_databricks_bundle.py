@@ -19,6 +19,8 @@ from cryptopulse.lake.ddl import OPERATIONS, VOLUMES
 from cryptopulse.lake.queries import load_queries
 from cryptopulse.settings import STEPS, load_settings
 
+pytestmark = pytest.mark.texts
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "databricks"
 BUNDLE = yaml.safe_load((ROOT / "databricks.yml").read_text())
@@ -71,7 +73,8 @@ def test_the_clusters_environment_is_made_of_settings(monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     (cluster,) = JOBS["pipeline"]["job_clusters"]
     for name, value in cluster["new_cluster"]["spark_env_vars"].items():
-        monkeypatch.setenv(name, value.replace("${var.catalog}", "cryptopulse_catalog"))
+        chosen = re.sub(r"\$\{var\.(\w+)\}", lambda found: BUNDLE["variables"][found[1]]["default"], value)
+        monkeypatch.setenv(name, chosen)
     monkeypatch.setenv("EVENT_HUB_CONNECTION_STRING", "Endpoint=sb://x.servicebus.windows.net/;SharedAccessKeyName=n")
     settings = load_settings()
     assert settings.spark.catalog == BUNDLE["variables"]["catalog"]["default"]
@@ -83,7 +86,7 @@ def test_the_secret_is_named_and_nowhere_written() -> None:
     (cluster,) = JOBS["pipeline"]["job_clusters"]
     secret = cluster["new_cluster"]["spark_env_vars"]["EVENT_HUB_CONNECTION_STRING"]
     assert secret == "{{secrets/${var.secret_scope}/eventhub-conn-string}}"
-    assert RESOURCES["secrets"]["secret_scopes"]["scope"]["name"] == "${var.secret_scope}"
+    assert not any("secret_scopes" in resources for resources in RESOURCES.values())  # it holds the secret before
     assert BUNDLE["variables"]["secret_scope"]["default"] == "cryptopulse-scope"
 
 
@@ -148,3 +151,20 @@ def test_the_freshness_alert_names_its_tables_with_the_catalog() -> None:
     text = RESOURCES["alerts"]["alerts"]["freshness"]["query_text"]
     assert len(re.findall(r"FROM `\$\{var\.catalog\}`\.(?:bronze|silver|gold)\.\w+", text)) == 8
     assert not re.search(r"(?:FROM|JOIN) (?:bronze|silver|gold)\.", text)
+
+
+def test_every_task_installs_the_pinned_requirements_before_the_wheel() -> None:
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    listed = [line for line in (FOLDER / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert listed
+    for line in listed:
+        name, version = line.split("==")
+        assert pinned[name] == version, "as in constraints.txt"
+    for job in JOBS.values():
+        for task in job["tasks"]:
+            assert [next(iter(library)) for library in task["libraries"]] == ["requirements", "whl"]
+
+
+def test_the_runtimes_own_packages_are_not_installed_over() -> None:
+    text = (FOLDER / "requirements.txt").read_text()
+    assert not re.search(r"^(numpy|pandas|pyarrow|pydantic|pydantic_core|psutil|pyspark)==", text, re.MULTILINE)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from cryptopulse.demo_check import CheckResult, check, stored_up_to
+from cryptopulse.demo.check import CheckResult, check, stored_up_to
 
 NOW = datetime.now(UTC)
 

@@ -13,6 +13,8 @@ import yaml
 from fake_az import SECRET, SUBSCRIPTION
 from support_azure import SCRIPT, FakeAzure, planned
 
+pytestmark = pytest.mark.texts
+
 FOLDER = SCRIPT.parent
 
 
@@ -39,18 +41,23 @@ def complete(first_run: FakeAzure, tmp_path: Path) -> FakeAzure:
     return first_run.copy(tmp_path / "complete")
 
 
-def databricks(azure: FakeAzure) -> Path:
-    """Installs a stand-in for the Databricks CLI; the file it writes its calls and its input to."""
-    said = azure.home / "databricks.txt"
-    scopes = azure.home / "scopes"
-    scopes.write_text("")
+def databricks(azure: FakeAzure, refused: int = 0) -> Path:
+    """Installs a stand-in for the Databricks CLI, whose workspace refuses the first sign-ins; the file it writes its
+    calls and its input to."""
+    said, there = azure.home / "databricks.txt", azure.home / "there"
+    there.mkdir()
+    azure.install("sleep", "")
     azure.install(
         "databricks",
         f"""echo "$DATABRICKS_HOST $DATABRICKS_AUTH_TYPE $*" >> {said}
-case $2 in
-list-scopes) cat {scopes} ;;
-create-scope) echo "[{{\\"name\\": \\"$3\\"}}]" > {scopes} ;;
-put-secret) cat >> {said}; echo >> {said} ;;
+case "$1 $2" in
+"current-user me")
+    [ "$(grep -c 'current-user me' {said})" -gt {refused} ] || {{ echo 'Error: unknown user' >&2; exit 1; }} ;;
+"secrets list-scopes") [ ! -e {there}/scope ] || echo '[{{"name": "cryptopulse-scope"}}]' ;;
+"secrets create-scope") touch {there}/scope ;;
+"secrets put-secret") cat >> {said}; echo >> {said} ;;
+*get) test -e {there}/$1 ;;
+*create) echo "$DATABRICKS_AZURE_RESOURCE_ID" > {there}/$1 ;;
 esac""",
     )
     return said
@@ -69,7 +76,7 @@ def test_without_a_command_nothing_is_changed_and_everything_is_shown(azure: Fak
     assert done.returncode == 0, done.stderr
     assert [call["command"] for call in azure.calls()] == ["account show"]
     assert azure.state["objects"] == {}
-    assert len(planned(done.stdout)) == 21
+    assert len(planned(done.stdout)) == 22
 
 
 def test_a_plan_needs_neither_az_nor_a_subscription(azure: FakeAzure) -> None:
@@ -77,7 +84,7 @@ def test_a_plan_needs_neither_az_nor_a_subscription(azure: FakeAzure) -> None:
     done = azure.run("plan")
     assert done.returncode == 0, done.stderr
     assert "is not installed" in done.stdout
-    assert len(planned(done.stdout)) == 21
+    assert len(planned(done.stdout)) == 22
 
 
 def test_the_plan_shows_the_commands_that_are_then_run(first_run: FakeAzure, azure: FakeAzure) -> None:
@@ -106,12 +113,12 @@ def test_what_was_asked_for_is_created(first_run: FakeAzure) -> None:
     assert rights["processing"][1].startswith("--")
 
 
-def test_the_container_restarts_on_failure_and_gets_the_connection_string_as_a_secure_value(
+def test_the_container_restarts_always_and_gets_the_connection_string_as_a_secure_value(
     first_run: FakeAzure,
 ) -> None:
     (piped,) = [call["piped"] for call in first_run.calls() if call["command"] == "container create"]
     group = yaml.safe_load(piped)
-    assert group["properties"]["restartPolicy"] == "OnFailure"
+    assert group["properties"]["restartPolicy"] == "Always"
     (container,) = group["properties"]["containers"]
     variables = {variable["name"]: variable for variable in container["properties"]["environmentVariables"]}
     assert variables["CRYPTOPULSE_FEED__PRODUCTS"]["value"] == "SOL-USD,ADA-USD"
@@ -138,16 +145,67 @@ def test_the_listening_connection_string_goes_into_the_secret_scope_by_a_pipe(co
     assert complete.run(*UP).returncode == 0
     assert complete.run(*UP).returncode == 0
     lines = said.read_text().splitlines()
-    commands = [line for line in lines if "secrets" in line]
-    host = "https://adb-1.2.azuredatabricks.net azure-cli secrets "
-    assert [line.removeprefix(host) for line in commands] == [
-        "list-scopes --output json",
-        "create-scope cryptopulse-scope",
-        "put-secret cryptopulse-scope eventhub-conn-string",
-        "list-scopes --output json",
-        "put-secret cryptopulse-scope eventhub-conn-string",
+    host = "https://adb-1.2.azuredatabricks.net azure-cli "
+    commands = [line.removeprefix(host) for line in lines if line.startswith(host)]
+    first, second = commands[:8], commands[8:]
+    assert [command.split(" --json")[0] for command in first] == [
+        "current-user me",
+        "secrets list-scopes --output json",
+        "secrets create-scope cryptopulse-scope",
+        "secrets put-secret cryptopulse-scope eventhub-conn-string",
+        "storage-credentials get cryptopulse-lake",
+        "storage-credentials create",
+        "external-locations get cryptopulse-lake",
+        first[-1],
     ]
+    assert first[-1].startswith("external-locations create cryptopulse-lake abfss://lake@")
+    assert not any("create" in command for command in second)
     assert sum(line.endswith(f"SharedAccessKeyName=processing;SharedAccessKey={SECRET}") for line in lines) == 2
+    resource = (complete.home / "there" / "storage-credentials").read_text()
+    assert resource.rstrip().endswith("/providers/Microsoft.Databricks/workspaces/cryptopulse")
+
+
+def test_a_workspace_that_is_minutes_old_is_waited_for(complete: FakeAzure) -> None:
+    said = databricks(complete, refused=2)
+    done = complete.run(*UP)
+    assert done.returncode == 0, done.stderr
+    assert "put-secret" in said.read_text()
+    assert done.stderr.count("waiting ") == 2
+
+
+def test_a_workspace_that_never_accepts_the_sign_in_stops_the_run_with_what_helps(complete: FakeAzure) -> None:
+    databricks(complete, refused=100)
+    done = complete.run(*UP)
+    assert done.returncode == 1
+    assert "Open it once in a browser" in done.stderr
+    assert "unknown user" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "helps"),
+    [
+        ("acr build", "ERROR: (TasksOperationsNotAllowed) ACR Tasks requests are not permitted.", "docker push"),
+        ("acr build", "ERROR: toomanyrequests: You have reached your pull rate limit.", "az acr import"),
+        ("acr import", "ERROR: toomanyrequests: You have reached your pull rate limit.", "--username NAME"),
+    ],
+)
+def test_a_refused_image_is_explained_with_a_way_round(azure: FakeAzure, command: str, error: str, helps: str) -> None:
+    azure.change(fail_on=[command], fail_with=error)
+    done = azure.run("up")
+    assert done.returncode == 1
+    assert error in done.stderr
+    assert helps in done.stderr.splitlines()[-1]
+
+
+def test_an_image_that_is_there_already_needs_no_build_and_no_right_of_the_registry(azure: FakeAzure) -> None:
+    done = azure.run("up", "--image", "ghcr.io/me/cryptopulse:1.2.3", "--restart", "OnFailure")
+    assert done.returncode == 0, done.stderr
+    assert not [argv for argv in azure.changes() if argv[:2] in (["acr", "build"], ["acr", "import"])]
+    (piped,) = [call["piped"] for call in azure.calls() if call["command"] == "container create"]
+    properties = yaml.safe_load(piped)["properties"]
+    assert properties["containers"][0]["properties"]["image"] == "ghcr.io/me/cryptopulse:1.2.3"
+    assert properties["imageRegistryCredentials"] == []
+    assert properties["restartPolicy"] == "OnFailure"
 
 
 def test_a_second_run_creates_nothing(complete: FakeAzure) -> None:
@@ -160,34 +218,42 @@ def test_a_second_run_creates_nothing(complete: FakeAzure) -> None:
 
 
 STEPS = [
+    "group create",
     "provider register",
     "eventhubs namespace create",
     "eventhubs eventhub create",
     "eventhubs eventhub authorization-rule create",
     "identity create",
+    "acr create",
     "acr build",
+    "role assignment create",
     "eventhubs eventhub authorization-rule keys list",
+    "container create",
     "storage account create",
     "storage container-rm create",
+    "resource create",
 ]
-SOME_STEPS = ["group create", "acr create", "role assignment create", "container create", "resource create"]
 
 
-@pytest.mark.parametrize("command", [*SOME_STEPS, *(pytest.param(step, marks=pytest.mark.long) for step in STEPS)])
 def test_a_run_after_a_failure_in_the_middle_does_the_rest_and_nothing_twice(
-    azure: FakeAzure, first_run: FakeAzure, command: str
+    azure: FakeAzure, first_run: FakeAzure
 ) -> None:
-    azure.change(fail_on=command)
-    failed = azure.run("up")
-    assert failed.returncode == 1
-    assert "failed in the middle" in failed.stderr
-    done_before = [argv for argv in azure.changes() if not " ".join(argv).startswith(command)]
-    azure.change(fail_on=None)
-    assert azure.run("up").returncode == 0
-    assert not [argv for argv in azure.changes() if argv in done_before]
-    complete = FakeAzure(azure.home / "other")
-    assert complete.run("up").returncode == 0
-    assert azure.state["objects"].keys() == complete.state["objects"].keys()
+    """One cloud, whose next run fails at another step than the one before, until nothing fails any more."""
+    done: list[list[str]] = []
+    left = list(STEPS)
+    while left:
+        azure.change(fail_on=left)
+        failed = azure.run(*UP)
+        assert failed.returncode == 1
+        assert "failed in the middle" in failed.stderr
+        at = azure.calls()[-1]["command"]
+        left.remove(at)
+        done += [argv for argv in azure.changes() if not " ".join(argv).startswith(at)]
+    azure.change(fail_on=[])
+    assert azure.run(*UP).returncode == 0
+    done += azure.changes()
+    assert sorted(done) == sorted(first_run.changes())
+    assert azure.state["objects"].keys() == first_run.state["objects"].keys()
 
 
 def test_an_answer_that_is_not_that_something_is_missing_stops_the_run(complete: FakeAzure) -> None:
@@ -261,6 +327,8 @@ def test_up_says_what_is_wrong_when_az_is_missing_or_not_signed_in(azure: FakeAz
         ["up", "--products", "BTC"],
         ["up", "--products", "BTC-USD' }"],
         ["up", "--location", "East US"],
+        ["up", "--restart", "Sometimes"],
+        ["up", "--image", "my image"],
     ],
 )
 def test_a_mistake_in_the_command_line_is_one_line_and_changes_nothing(azure: FakeAzure, arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from cryptopulse import cli
 from cryptopulse.settings import load_settings
 from cryptopulse.status import StatusFile, read_status, status_path
 from support_docker import FOLDER, ROOT, compose, copied, exec_form, instructions, is_sent, stages
+
+pytestmark = pytest.mark.texts
 
 FILES = (("compose.yaml",), ("compose.yaml", "compose.simulated.yaml"))
 SECRETS = re.compile("secret|password|token|key|connection|credential", re.IGNORECASE)
@@ -194,7 +197,12 @@ def report(state_dir: Path, age_s: float, logged_s: float | None) -> None:
     status.report({"last_logged_age_s": logged_s})
     path = status_path(state_dir, "producer")
     when = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat()
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"updated_at": when, "started_at": when}))
+    changes = {
+        "updated_at": when,
+        "started_at": when,
+        "updated_boot_s": time.clock_gettime(time.CLOCK_BOOTTIME) - age_s,
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize(

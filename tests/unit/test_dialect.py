@@ -8,13 +8,13 @@ import pytest
 import sqlglot
 from sqlglot import exp
 
-from cryptopulse.engine.session import Session
+from cryptopulse.engine.session import SqlSession
 from cryptopulse.lake import tables
 from cryptopulse.lake.dialect import bound_name, duckdb_sql
-from cryptopulse.lake.tables import BRONZE, TABLES, Table, arrow_type
+from cryptopulse.lake.tables import BRONZE, BY_NAME, TABLES, Table, arrow_type, read_sql
 
-DERIVED = [table for table in TABLES if table is not BRONZE]
 FILES = sorted(Path(tables.__file__).with_name("sql").glob("*.sql"))
+DERIVED = [BY_NAME[file.stem] for file in FILES if file.stem in BY_NAME and file.stem != BRONZE.qualified]
 
 
 @pytest.mark.parametrize("dialect", ["spark", "databricks"])
@@ -26,22 +26,21 @@ def test_every_sql_file_is_one_statement_of_spark(file: Path, dialect: str) -> N
 
 @pytest.mark.parametrize("table", DERIVED, ids=lambda table: table.qualified)
 def test_a_sql_file_returns_exactly_the_columns_of_its_table(table: Table) -> None:
-    tree = sqlglot.parse_one(table.sql, read="spark")
+    tree = sqlglot.parse_one(read_sql(table.qualified), read="spark")
     assert {*tree.named_selects, "load_timestamp"} == set(table.arrow_schema.names)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.qualified)
 def test_a_contract_names_only_columns_that_it_has(table: Table) -> None:
-    names = {*table.key, *table.stats, *table.partition_by, *table.sort_by, table.position, table.time} - {None}
+    names = {*table.key, *table.stats, *table.partition_by, table.time} - {None}
     assert names <= set(table.arrow_schema.names)
     assert len(table.columns) == len(table.arrow_schema.names)
 
 
-def test_every_with_is_worked_out_once_and_tables_are_bound_by_name() -> None:
-    sql = duckdb_sql("silver.parsed_trades")
-    assert "MATERIALIZED" in sql
-    assert bound_name("bronze.coinbase_raw_trades") in sql
-    assert "TRY(" in sql
+def test_tables_are_bound_by_name_and_every_with_is_worked_out_once_for_many_rows() -> None:
+    assert bound_name("silver.fact_crypto_trades") in duckdb_sql("gold.dm_trade_bars")
+    assert "MATERIALIZED" in duckdb_sql("gold.dm_trade_bars", is_bulk=True)
+    assert "MATERIALIZED" not in duckdb_sql("gold.dm_trade_bars")
 
 
 def test_an_unknown_type_is_refused() -> None:
@@ -50,6 +49,6 @@ def test_an_unknown_type_is_refused() -> None:
 
 
 def test_a_session_works_in_utc() -> None:
-    session = Session()
+    session = SqlSession()
     assert session.query("SELECT timestamp_micros(0)::VARCHAR AS t", {})["t"].to_pylist() == ["1970-01-01 00:00:00+00"]
     session.close()

@@ -18,14 +18,16 @@ import pytest
 import typer
 
 from cryptopulse import cli, errors
-from cryptopulse.commands.audit import INCOMPLETE
+from cryptopulse.cli.audit import INCOMPLETE
+from cryptopulse.lake.dataset import read
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.reader import read
 from cryptopulse.lake.tables import TABLES
 from cryptopulse.settings import Settings, load_settings
-from cryptopulse.settings_text import described
+from cryptopulse.settings.text import described
 from cryptopulse.simulator.faults import Faults
 from support import Lake, Trade, at
+
+pytestmark = pytest.mark.texts
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -208,8 +210,8 @@ def test_every_setting_named_exists() -> None:
             assert name.lower().replace("__", ".") in known, f"{page.name}: {name}"
 
 
-def test_the_readme_tells_every_exit_code() -> None:
-    section = (ROOT / "README.md").read_text().split("## Exit codes")[1].split("\n## ")[0]
+def test_every_exit_code_is_told() -> None:
+    section = (ROOT / "docs" / "troubleshooting.md").read_text().split("## Exit codes")[1].split("\n## ")[0]
     told = {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert told == {0, 130, INCOMPLETE} | {kind.exit_code for kind in kinds}  # type: ignore[attr-defined]
@@ -260,8 +262,8 @@ def test_every_make_target_shown_exists() -> None:
             assert name in targets, f"{page.name}: {name}"
 
 
-def test_the_readme_says_what_to_do_about_every_error_that_stops_a_pipeline() -> None:
-    section = (ROOT / "README.md").read_text().split("## Troubleshooting")[1].split("\n## ")[0]
+def test_there_is_a_remedy_for_every_error_that_stops_a_pipeline() -> None:
+    section = (ROOT / "docs" / "troubleshooting.md").read_text()
     shown = [re.split("…", text)[0].strip() for text in re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)]
     code = " ".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     for kind in ("The log", "The disk under", "Table", "Another pipeline", "The producer ended", "There is no lake at"):

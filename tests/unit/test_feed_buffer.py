@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cryptopulse.errors import LogFull, TransientError
-from cryptopulse.feed.buffer import MESSAGE_OVERHEAD_BYTES, REST, SPARE_SHARE, LogWriter, MessageBuffer
+from cryptopulse.feed.buffer import CLUSTER_S, MESSAGE_OVERHEAD_BYTES, REST, SPARE_SHARE, LogWriter, MessageBuffer
 from cryptopulse.log import MESSAGE_SCHEMA, Log
 from cryptopulse.log.sqlite import SqliteLog
 
@@ -46,11 +47,29 @@ class ScriptedLog:
     def read(self, partition: int, offset: int, messages_max: int) -> pa.Table:
         raise NotImplementedError
 
+    def wait(self, positions: Mapping[int, int], timeout_s: float) -> None:
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        raise NotImplementedError
+
     def trim(self, partition: int, below: int) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+class TimedLog(ScriptedLog):
+    """Notes when each append began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began_s: list[float] = []
+
+    def append(self, messages: pa.Table) -> None:
+        self.began_s.append(time.monotonic())
+        super().append(messages)
 
 
 def _writer(buffer: MessageBuffer, log: Log, group_commit_ms: int = 5) -> tuple[LogWriter, threading.Event]:
@@ -92,19 +111,35 @@ def test_one_table_is_appended_for_what_arrives_within_the_group_time() -> None:
     assert table.num_rows == 1000
 
 
-def test_a_lone_message_is_in_the_log_soon_after_the_group_time() -> None:
+def test_a_lone_message_is_in_the_log_long_before_the_group_time() -> None:
     buffer = MessageBuffer(MB)
     log = ScriptedLog()
-    writer, _ = _writer(buffer, log, group_commit_ms=10)
+    writer, _ = _writer(buffer, log, group_commit_ms=100_000)
     before_s = time.monotonic()
     buffer.put("A-USD", time.time_ns(), b"alone")
-    assert log.appending.wait(5)
-    # The group time, and a scheduler that is busy with other tests.
-    assert 0.009 <= time.monotonic() - before_s < 0.5
+    assert log.appending.wait(60)
+    assert time.monotonic() - before_s >= CLUSTER_S
     writer.close()
-    percentiles = writer.latencies.percentiles_ms(time.time_ns())
-    assert percentiles is not None
-    assert 9 <= percentiles[0] <= percentiles[1]
+    latency = writer.latency.lately()
+    assert latency["n"] == 1
+    assert latency["p50"] is not None
+    assert 1000 * CLUSTER_S <= latency["p50"] < 2500
+
+
+def test_writes_begin_a_group_time_after_each_other_and_share_what_came_in_between() -> None:
+    buffer = MessageBuffer(MB)
+    log = TimedLog()
+    writer, _ = _writer(buffer, log, group_commit_ms=50)
+    for number in range(100):
+        buffer.put("A-USD", time.time_ns(), b"%d" % number)
+        time.sleep(0.002)
+    writer.close()
+    assert log.bodies() == [b"%d" % number for number in range(100)]
+    *began_s, _ = log.began_s  # the last one is hurried by the end
+    assert len(began_s) >= 2
+    took_s = began_s[-1] - began_s[0]
+    # Of a single pause a busy machine may take something away: the writer counts from when it wanted to begin.
+    assert len(began_s) - 1 <= took_s / 0.05 + 1
 
 
 def test_messages_that_the_log_has_not_acknowledged_count_against_the_bound() -> None:
@@ -207,13 +242,13 @@ def test_closing_writes_everything_that_was_put() -> None:
     assert log.bodies() == bodies
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_latencies_forget_what_is_older_than_ten_seconds(count: int) -> None:
+def test_a_group_is_limited_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cryptopulse.feed.buffer.GROUP_BYTES_MAX", 2500)
     buffer = MessageBuffer(MB)
-    writer, _ = _writer(buffer, ScriptedLog())
-    for _ in range(count):
-        buffer.put("", time.time_ns(), b"x")
+    log = ScriptedLog()
+    for number in range(7):
+        buffer.put("A-USD", 0, bytes([number]) * 1000)
+    writer, _ = _writer(buffer, log)
     writer.close()
-    now_ns = time.time_ns()
-    assert (writer.latencies.percentiles_ms(now_ns) is not None) == bool(count)
-    assert writer.latencies.percentiles_ms(now_ns + 11_000_000_000) is None
+    assert [table.num_rows for table in log.tables] == [3, 3, 1]
+    assert log.bodies() == [bytes([number]) * 1000 for number in range(7)]

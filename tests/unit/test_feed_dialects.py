@@ -7,24 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.feed.advanced import Advanced
-from cryptopulse.feed.exchange import Exchange
-from cryptopulse.feed.protocol import (
-    Dialect,
-    Heartbeat,
-    Message,
-    Other,
-    Refusal,
-    Subscriptions,
-    Trades,
-    Unreadable,
-)
+from cryptopulse.venues import Dialect, FeedMessage, Heartbeat, Other, Refusal, Subscriptions, TradesMessage, Unreadable
+from cryptopulse.venues.coinbase_advanced import AdvancedDialect
+from cryptopulse.venues.coinbase_exchange import ExchangeDialect
 
 MATCH = b'{"type":"match","trade_id":7,"side":"sell","size":"0.2","price":"9.1","product_id":"BTC-USD"}'
 
-EXCHANGE_CASES: list[tuple[bytes, Message]] = [
-    (MATCH, Trades((("BTC-USD", 7),), product="BTC-USD")),
-    (MATCH.replace(b"match", b"last_match"), Trades((("BTC-USD", 7),), product="BTC-USD")),
+EXCHANGE_CASES: list[tuple[bytes, FeedMessage]] = [
+    (MATCH, TradesMessage((("BTC-USD", 7),), product="BTC-USD")),
+    (MATCH.replace(b"match", b"last_match"), TradesMessage((("BTC-USD", 7),), product="BTC-USD")),
     (
         b'{"type":"heartbeat","last_trade_id":9,"product_id":"ETH-USD","sequence":1}',
         Heartbeat(9, product="ETH-USD"),
@@ -45,8 +36,8 @@ EXCHANGE_CASES: list[tuple[bytes, Message]] = [
 
 
 @pytest.mark.parametrize(("raw", "message"), EXCHANGE_CASES)
-def test_exchange_messages_are_understood(raw: bytes, message: Message) -> None:
-    assert Exchange().read(raw) == message
+def test_exchange_messages_are_understood(raw: bytes, message: FeedMessage) -> None:
+    assert ExchangeDialect().read(raw) == message
 
 
 @pytest.mark.parametrize(
@@ -69,7 +60,7 @@ def test_exchange_messages_are_understood(raw: bytes, message: Message) -> None:
     ],
 )
 def test_what_is_no_exchange_message_is_called_unreadable(raw: bytes) -> None:
-    assert isinstance(Exchange().read(raw), Unreadable)
+    assert isinstance(ExchangeDialect().read(raw), Unreadable)
 
 
 def _trades(*trades: tuple[str, str], sequence_num: int = 3) -> bytes:
@@ -82,13 +73,13 @@ def _trades(*trades: tuple[str, str], sequence_num: int = 3) -> bytes:
     return json.dumps(envelope).encode()
 
 
-ADVANCED_CASES: list[tuple[bytes, Message]] = [
+ADVANCED_CASES: list[tuple[bytes, FeedMessage]] = [
     (
         _trades(("A-B", "12"), ("A-B", "11")),
-        Trades((("A-B", 11), ("A-B", 12)), product="A-B", sequence_num=3),
+        TradesMessage((("A-B", 11), ("A-B", 12)), product="A-B", sequence_num=3),
     ),
-    (_trades(("A-B", "12"), ("C-D", "5")), Trades((("C-D", 5), ("A-B", 12)), sequence_num=3)),
-    (_trades(), Trades((), sequence_num=3)),
+    (_trades(("A-B", "12"), ("C-D", "5")), TradesMessage((("C-D", 5), ("A-B", 12)), sequence_num=3)),
+    (_trades(), TradesMessage((), sequence_num=3)),
     (
         b'{"channel":"heartbeats","sequence_num":4,"events":[{"heartbeat_counter":"1"}]}',
         Heartbeat(sequence_num=4),
@@ -103,8 +94,8 @@ ADVANCED_CASES: list[tuple[bytes, Message]] = [
 
 
 @pytest.mark.parametrize(("raw", "message"), ADVANCED_CASES)
-def test_advanced_messages_are_understood(raw: bytes, message: Message) -> None:
-    assert Advanced().read(raw) == message
+def test_advanced_messages_are_understood(raw: bytes, message: FeedMessage) -> None:
+    assert AdvancedDialect().read(raw) == message
 
 
 @pytest.mark.parametrize(
@@ -120,16 +111,16 @@ def test_advanced_messages_are_understood(raw: bytes, message: Message) -> None:
     ],
 )
 def test_what_is_no_advanced_message_is_called_unreadable(raw: bytes) -> None:
-    assert isinstance(Advanced().read(raw), Unreadable)
+    assert isinstance(AdvancedDialect().read(raw), Unreadable)
 
 
-@given(st.binary() | st.text().map(str.encode), st.sampled_from([Exchange(), Advanced()]))
+@given(st.binary() | st.text().map(str.encode), st.sampled_from([ExchangeDialect(), AdvancedDialect()]))
 def test_no_bytes_make_a_dialect_raise(raw: bytes, dialect: Dialect) -> None:
-    assert isinstance(dialect.read(raw), Message)
+    assert isinstance(dialect.read(raw), FeedMessage)
 
 
 def test_the_exchange_feed_is_asked_for_both_channels_in_one_frame() -> None:
-    (frame,) = Exchange().subscribe_frames(["BTC-USD", "ETH-USD"])
+    (frame,) = ExchangeDialect().subscribe_frames(["BTC-USD", "ETH-USD"])
     assert json.loads(frame) == {
         "type": "subscribe",
         "product_ids": ["BTC-USD", "ETH-USD"],
@@ -138,12 +129,12 @@ def test_the_exchange_feed_is_asked_for_both_channels_in_one_frame() -> None:
 
 
 def test_the_advanced_feed_is_asked_for_one_channel_in_each_frame() -> None:
-    trades, heartbeats = map(json.loads, Advanced().subscribe_frames(["BTC-USD"]))
+    trades, heartbeats = map(json.loads, AdvancedDialect().subscribe_frames(["BTC-USD"]))
     assert trades == {"type": "subscribe", "channel": "market_trades", "product_ids": ["BTC-USD"]}
     assert heartbeats == {"type": "subscribe", "channel": "heartbeats"}
 
 
 def test_usdc_products_are_refused_on_the_advanced_feed_with_the_name_to_use() -> None:
     with pytest.raises(ConfigurationError, match="Ask for BTC-USD,"):
-        Advanced().check_products(["ETH-USD", "BTC-USDC"])
-    Exchange().check_products(["BTC-USDC"])
+        AdvancedDialect().check_products(["ETH-USD", "BTC-USDC"])
+    ExchangeDialect().check_products(["BTC-USDC"])

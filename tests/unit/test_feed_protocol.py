@@ -1,6 +1,7 @@
 """The session core: what follows from messages and time, without a socket or a clock."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,22 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cryptopulse.feed.advanced import Advanced
-from cryptopulse.feed.exchange import Exchange
-from cryptopulse.feed.gaps import IdWatch
 from cryptopulse.feed.protocol import (
     CONFIRM_NS,
     CameLate,
     Event,
+    FeedSession,
     HoleFound,
     Malformed,
     MessagesSkipped,
+    ProductRecovered,
+    ProductSilent,
     ServerError,
-    Session,
     Stale,
     State,
     Subscribed,
 )
+from cryptopulse.feed.sequence_gaps import IdWatch
+from cryptopulse.venues.coinbase_advanced import AdvancedDialect
+from cryptopulse.venues.coinbase_exchange import ExchangeDialect
 
 S = 1_000_000_000
 MISSED_MAX = 5
@@ -47,8 +50,8 @@ def _answer(*products: str) -> bytes:
     return json.dumps({"type": "subscriptions", "channels": channels}).encode()
 
 
-def _session(*products: str) -> Session:
-    return Session(Exchange(), products or ("A-USD", "B-USD"), heartbeats_missed_max=MISSED_MAX)
+def _session(*products: str) -> FeedSession:
+    return FeedSession(ExchangeDialect(), products or ("A-USD", "B-USD"), heartbeats_missed_max=MISSED_MAX)
 
 
 CONNECT, DISCONNECT = "connect", "disconnect"
@@ -85,11 +88,19 @@ TABLE: dict[str, list[Step]] = {
         (0, CONNECT, []),
         (1, _answer("B-USD", "C-USD"), [Subscribed(("B-USD",), ("A-USD",))]),
     ],
-    "five missed heartbeats are stale although trades come": [
+    "trades without heartbeats are a sign of life": [
         (0, CONNECT, []),
         (0, _answer(*BOTH), [CONFIRMED]),
         (4.9, _match(10), []),
-        (5, None, [Stale("no heartbeat for 5 s")]),
+        (9.8, _match(11), []),
+        (14.7, None, []),
+        (14.8, None, [Stale("no trade or heartbeat for 5 s")]),
+    ],
+    "other messages are no sign of life": [
+        (0, CONNECT, []),
+        (0, _answer(*BOTH), [CONFIRMED]),
+        (4.9, b'{"type":"ticker","product_id":"A-USD"}', []),
+        (5, None, [Stale("no trade or heartbeat for 5 s")]),
     ],
     "a pause of our own is not held against the connection": [
         (0, CONNECT, []),
@@ -97,13 +108,13 @@ TABLE: dict[str, list[Step]] = {
         (30, None, []),
         (30.5, _heartbeat(0), []),
         (35.4, None, []),
-        (35.5, None, [Stale("no heartbeat for 5 s")]),
+        (35.5, None, [Stale("no trade or heartbeat for 5 s")]),
     ],
     "after a pause of our own silence counts again": [
         (0, CONNECT, []),
         (0, _answer(*BOTH), [CONFIRMED]),
         (30, None, []),
-        (31, None, [Stale("no heartbeat for 5 s")]),
+        (31, None, [Stale("no trade or heartbeat for 5 s")]),
     ],
     "a hole is reported by the first message after the grace": [
         (0, CONNECT, []),
@@ -173,7 +184,7 @@ def _refusal(*products: str) -> bytes:
     return json.dumps({"type": "error", "message": "Failed to subscribe", "reason": reason}).encode()
 
 
-def _asked(session: Session) -> list[list[str]]:
+def _asked(session: FeedSession) -> list[list[str]]:
     return [json.loads(frame)["product_ids"] for frame in session.frames_to_send()]
 
 
@@ -199,15 +210,233 @@ def test_the_others_are_asked_for_without_the_products_that_a_refusal_names() ->
     assert _asked(session) == [["A-USD", "B-USD", "C-USD", "D-USD"]]
 
 
-def test_a_refusal_of_everything_or_of_nothing_known_asks_for_nothing() -> None:
+def test_a_refusal_of_everything_asks_for_nothing() -> None:
     session = _session()
     session.connected(0)
     session.frames_to_send()
-    session.receive(_refusal("AA-USD", "X-B-USD", "EUR"), 1)
     session.receive(_refusal(*BOTH), 1)
     assert _asked(session) == []
     session.tick(CONFIRM_NS)
     assert session.state is State.STALE
+
+
+# Refusals that name no product of the session.
+NAMELESS = {
+    "no reason": b'{"type":"error","message":"Failed to subscribe"}',
+    "no text at all": b'{"type":"error"}',
+    "an unknown product": _refusal("AA-USD", "X-B-USD", "EUR"),
+    "a number": b'{"type":"error","message":"Failed to subscribe","reason":"product 17 is not valid"}',
+    "small letters": b'{"type":"error","message":"Failed to subscribe","reason":"p03-usd is not a valid product"}',
+}
+
+
+def _subscribe_at_an_exchange(session: FeedSession, bad: set[str], refusal: bytes) -> int:
+    """Lets the session subscribe where a request with one of the `bad` products is refused; how many requests it
+    made. The exchange names all that is subscribed in each answer."""
+    session.connected(0)
+    requests = 0
+    subscribed: list[str] = []
+    while asked := _asked(session):
+        for products in asked:
+            requests += 1
+            if bad.intersection(products):
+                session.receive(refusal, requests)
+            else:
+                subscribed += products
+                session.receive(_answer(*subscribed), requests)
+    return requests
+
+
+@pytest.mark.parametrize("refusal", NAMELESS.values(), ids=NAMELESS.keys())
+@pytest.mark.parametrize("bad", [{0}, {3}, {9}, {0, 9}, {4, 5}, set(range(1, 10))], ids=str)
+def test_a_refusal_that_names_no_product_costs_only_the_products_that_are_refused(
+    bad: set[int], refusal: bytes
+) -> None:
+    products = [f"P{number:02}-USD" for number in range(10)]
+    wrong = {products[number] for number in bad}
+    session = _session(*products)
+    requests = _subscribe_at_an_exchange(session, wrong, refusal)
+    assert session.state is State.LIVE
+    assert requests <= 2 * len(products)
+    [subscribed] = [event for event in session.take_events() if isinstance(event, Subscribed)]
+    assert set(subscribed.refused) == set(session.refused_products) == wrong
+    assert set(subscribed.products) == set(products) - wrong
+
+
+def test_one_bad_product_of_two_hundred_is_found_with_seventeen_requests() -> None:
+    products = [f"P{number:03}-USD" for number in range(200)]
+    session = _session(*products)
+    assert _subscribe_at_an_exchange(session, {"P123-USD"}, NAMELESS["no reason"]) <= 1 + 2 * 8
+    assert session.refused_products == ("P123-USD",)
+
+
+def test_where_every_product_is_refused_the_session_is_never_live_and_ends_as_unconfirmed() -> None:
+    session = _session("A-USD", "B-USD", "C-USD")
+    assert _subscribe_at_an_exchange(session, {"A-USD", "B-USD", "C-USD"}, NAMELESS["no reason"]) == 5
+    assert session.state is State.SUBSCRIBING
+    session.tick(CONFIRM_NS + 5)
+    assert session.state is State.STALE
+
+
+def test_the_next_connection_requests_everything_again() -> None:
+    session = _session("A-USD", "B-USD", "C-USD")
+    _subscribe_at_an_exchange(session, {"C-USD"}, NAMELESS["no reason"])
+    session.disconnected()
+    assert session.refused_products == ()
+    session.connected(9 * S)
+    assert _asked(session) == [["A-USD", "B-USD", "C-USD"]]
+
+
+def test_trades_that_come_while_halves_are_tried_are_recorded() -> None:
+    session = _session("A-USD", "B-USD", "C-USD", "D-USD")
+    session.connected(0)
+    session.frames_to_send()
+    session.receive(NAMELESS["no reason"], 1)
+    session.receive(_answer("A-USD", "B-USD"), 2)
+    session.receive(_match(1), 3)
+    assert (session.trades, session.state, _asked(session)[-1]) == (1, State.SUBSCRIBING, ["C-USD", "D-USD"])
+
+
+def _play_seconds(session: FeedSession, seconds: range, alive: Callable[[int], list[bytes]]) -> list[tuple[int, Event]]:
+    """What the session finds while `alive(second)` comes a moment after each second."""
+    found: list[tuple[int, Event]] = []
+    for second in seconds:
+        for raw in alive(second):
+            session.receive(raw, second * S + 1)
+        session.tick(second * S + S // 2 + 2)
+        found += [(second, event) for event in session.take_events() if not isinstance(event, HoleFound)]
+    return found
+
+
+def _live(*products: str) -> FeedSession:
+    session = _session(*products)
+    session.connected(0)
+    session.receive(_answer(*session.products), 0)
+    session.take_events()
+    session.frames_to_send()
+    return session
+
+
+# (what comes in each second while A-USD is half alive, what is missing of it)
+HALF_ALIVE: dict[str, tuple[Callable[[int], list[bytes]], str]] = {
+    "one product says nothing": (lambda n: [_match(n, "B-USD"), _heartbeat(n, "B-USD")], "trades and heartbeats"),
+    "one product says nothing, the other only has heartbeats": (
+        lambda _: [_heartbeat(1, "B-USD")],
+        "trades and heartbeats",
+    ),
+    "one product says nothing, the other only has trades in the end": (
+        lambda n: [_heartbeat(1, "B-USD"), _match(n, "B-USD")],
+        "trades and heartbeats",
+    ),
+    "heartbeats name trades that do not come": (
+        lambda n: [_heartbeat(100 + n), _heartbeat(1, "B-USD")],
+        "trades",
+    ),
+    "trades come without heartbeats": (lambda n: [_match(n), _heartbeat(1, "B-USD")], "heartbeats"),
+    "what comes of it can't be read": (
+        lambda _: [b'{"type":"match","product_id":"A-USD"}', _heartbeat(1, "B-USD")],
+        "trades and heartbeats",
+    ),
+}
+
+
+@pytest.mark.parametrize(("half", "missing"), HALF_ALIVE.values(), ids=HALF_ALIVE.keys())
+def test_a_product_that_is_silent_while_others_go_on_is_noticed_and_subscribed_again(
+    half: Callable[[int], list[bytes]], missing: str
+) -> None:
+    session = _live(*BOTH)
+    whole = [_heartbeat(1), _match(1), _heartbeat(1, "B-USD"), _match(1, "B-USD")]
+    assert _play_seconds(session, range(1, 10), lambda _: whole) == []
+    found = [event for _, event in _play_seconds(session, range(10, 17), half) if isinstance(event, ProductSilent)]
+    assert [(event.product, event.missing) for event in found] == [("A-USD", missing)]
+    assert session.silent == ["A-USD"]
+    assert session.state is State.LIVE
+    assert [json.loads(frame)["product_ids"] for frame in session.frames_to_send()] == [["A-USD"]] * 2
+
+    # Silent on, it is subscribed again at growing intervals; then it comes back.
+    later = [
+        second for second, event in _play_seconds(session, range(17, 110), half) if isinstance(event, ProductSilent)
+    ]
+    assert [round(second, -1) for second in later] == [20, 40, 80]
+    back = [_match(1000), _heartbeat(1000), _heartbeat(1, "B-USD")]
+    recovered = _play_seconds(session, range(110, 113), lambda _: back)
+    assert [(event.product, event.silent_s > 90) for _, event in recovered if isinstance(event, ProductRecovered)] == [
+        ("A-USD", True)
+    ]
+    assert session.silent == []
+
+
+# What comes in each second of a feed that is whole.
+WHOLE: dict[str, Callable[[int], list[bytes]]] = {
+    "quiet products": lambda _: [_heartbeat(5), _heartbeat(5, "B-USD")],
+    "heartbeats that do not know a last trade": lambda _: [_heartbeat(0), _heartbeat(0, "B-USD")],
+    "trades that heartbeats overtake": lambda n: [_heartbeat(n), _match(n), _heartbeat(1, "B-USD")],
+    "every fourth heartbeat": lambda n: [_heartbeat(5), _heartbeat(5, "B-USD")] if n % 4 == 0 else [],
+    "two products in turn": lambda n: [_heartbeat(5, BOTH[n % 2]), _match(n, BOTH[n % 2])],
+}
+
+
+@pytest.mark.parametrize("whole", WHOLE.values(), ids=WHOLE.keys())
+def test_a_feed_that_is_whole_is_never_called_silent(whole: Callable[[int], list[bytes]]) -> None:
+    session = _live(*BOTH)
+    assert _play_seconds(session, range(1, 60), whole) == []
+    assert session.frames_to_send() == []
+
+
+def test_no_product_is_called_silent_because_this_process_stood_still() -> None:
+    session = _live(*BOTH)
+    whole = [_heartbeat(5), _heartbeat(5, "B-USD")]
+    assert _play_seconds(session, range(1, 5), lambda _: whole) == []
+    session.tick(60 * S)  # suspended; what came meanwhile waits in the socket
+    assert session.take_events() == []
+    assert _play_seconds(session, range(60, 70), lambda _: whole) == []
+
+
+def test_a_connection_of_which_all_products_fall_silent_is_stale_and_no_product_is_blamed() -> None:
+    session = _live(*BOTH)
+    _play_seconds(session, range(1, 4), lambda _: [_heartbeat(5), _heartbeat(5, "B-USD")])
+    [(_, event)] = _play_seconds(session, range(4, 20), lambda _: [])
+    assert event == Stale("no trade or heartbeat for 5 s")
+
+
+def test_many_silent_products_are_subscribed_again_ten_in_a_second() -> None:
+    products = [f"P{number:02}-USD" for number in range(26)]
+    session = _live(*products)
+    frames = []
+    for second in range(1, 10):
+        _play_seconds(session, range(second, second + 1), lambda _: [_heartbeat(5, "P00-USD")])
+        frames.append(len(session.frames_to_send()))
+    assert [count for count in frames if count] == [20, 20, 10]
+    assert len(session.silent) == 25
+
+
+def test_the_refusal_of_a_product_that_is_subscribed_again_leaves_the_others_alone() -> None:
+    session = _live(*BOTH)
+    _play_seconds(session, range(1, 8), lambda _: [_heartbeat(5, "B-USD")])
+    session.frames_to_send()
+    session.receive(NAMELESS["no reason"], 8 * S)
+    assert session.frames_to_send() == []
+    assert session.state is State.LIVE
+
+
+@pytest.mark.parametrize("silent", ["trades", "heartbeats"])
+def test_the_advanced_feed_whose_heartbeats_name_no_product_is_judged_by_its_pace(silent: str) -> None:
+    session = FeedSession(AdvancedDialect(), BOTH, heartbeats_missed_max=MISSED_MAX)
+    session.connected(0)
+    channels = {"market_trades": BOTH, "heartbeats": ["heartbeats"]}
+    session.receive(json.dumps({"channel": "subscriptions", "events": [{"subscriptions": channels}]}).encode(), 0)
+    session.take_events()
+    session.frames_to_send()
+    heartbeat = b'{"channel":"heartbeats"}'
+    assert _play_seconds(session, range(1, 200), lambda n: [_batch(n, n), heartbeat]) == []
+    half = {"trades": lambda _: [heartbeat], "heartbeats": lambda n: [_batch(n, n)]}[silent]
+    [(second, event), *_] = _play_seconds(session, range(200, 262), half)
+    assert isinstance(event, ProductSilent)
+    assert (event.product, event.missing) == (("A-USD", "trades") if silent == "trades" else ("", "heartbeats"))
+    assert second == (259 if silent == "trades" else 204)
+    sent = [json.loads(frame) for frame in session.frames_to_send()]
+    assert {"type": "subscribe", "channel": "heartbeats"} in sent
+    assert session.state is State.LIVE
 
 
 @pytest.mark.parametrize("steps", TABLE.values(), ids=TABLE.keys())
@@ -232,7 +461,7 @@ def test_subscribing_is_the_first_thing_on_every_connection() -> None:
     assert session.frames_to_send() == []
     for _ in range(2):
         session.connected(0)
-        assert session.frames_to_send() == Exchange().subscribe_frames(BOTH)
+        assert session.frames_to_send() == ExchangeDialect().subscribe_frames(BOTH)
         assert session.frames_to_send() == []
         assert session.deadline_ns == CONFIRM_NS
         session.disconnected()
@@ -278,8 +507,8 @@ def test_an_impossible_trade_id_does_not_blind_the_watch_for_holes() -> None:
     assert hole == HoleFound("A-USD", 11, 11, "trade")
 
 
-def _advanced_session() -> Session:
-    return Session(Advanced(), ["A-USD"], heartbeats_missed_max=MISSED_MAX)
+def _advanced_session() -> FeedSession:
+    return FeedSession(AdvancedDialect(), ["A-USD"], heartbeats_missed_max=MISSED_MAX)
 
 
 def _batch(sequence_num: int, *trade_ids: int) -> bytes:
@@ -319,11 +548,11 @@ def test_the_advanced_feed_confirms_one_channel_after_the_other() -> None:
     assert session.take_events() == [Subscribed(("A-USD",), ())]
 
 
-def _two_sessions() -> tuple[Session, Session]:
+def _two_sessions() -> tuple[FeedSession, FeedSession]:
     """An Exchange and an Advanced session of the same products."""
     watch = IdWatch(["A-USD"])
-    first = Session(Exchange(), ["A-USD"], heartbeats_missed_max=MISSED_MAX, watch=watch)
-    return first, Session(Advanced(), ["A-USD"], heartbeats_missed_max=MISSED_MAX, watch=watch)
+    first = FeedSession(ExchangeDialect(), ["A-USD"], heartbeats_missed_max=MISSED_MAX, watch=watch)
+    return first, FeedSession(AdvancedDialect(), ["A-USD"], heartbeats_missed_max=MISSED_MAX, watch=watch)
 
 
 def test_what_came_on_one_of_two_connections_is_not_missing() -> None:
@@ -463,7 +692,7 @@ def _recording(name: str) -> list[tuple[int, bytes]]:
     return [(int(entry["recv"] * S), entry["raw"].encode()) for entry in map(json.loads, lines)]
 
 
-def _play(session: Session, name: str) -> list[Event]:
+def _play(session: FeedSession, name: str) -> list[Event]:
     recording = _recording(name)
     session.connected(recording[0][0])
     for now_ns, raw in recording:
@@ -498,7 +727,7 @@ def test_the_exchange_recording_of_2021_has_107_trades_and_no_hole() -> None:
 @pytest.mark.captures
 def test_the_advanced_recording_has_279_trades_and_skips_only_what_was_left_out_of_it() -> None:
     name = "advanced-2026-08-09/recv.no_l2.jsonl"
-    session = Session(Advanced(), ["BTC-USD", "ETH-USD"], heartbeats_missed_max=MISSED_MAX)
+    session = FeedSession(AdvancedDialect(), ["BTC-USD", "ETH-USD"], heartbeats_missed_max=MISSED_MAX)
     events = _play(session, name)
     numbers = [json.loads(raw)["sequence_num"] for _, raw in _recording(name)]
     assert session.messages_skipped == max(numbers) + 1 - len(numbers)

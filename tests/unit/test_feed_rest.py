@@ -12,8 +12,8 @@ import pytest
 from simulator_server import run, simulator
 
 from cryptopulse.errors import ConfigurationError, Disconnected, RateLimited, TransientError, UnknownProduct
-from cryptopulse.feed.rate_limit import SharedTokenBucket, TokenBucket
-from cryptopulse.feed.rest import Page, Product, RestClient, online_products
+from cryptopulse.feed.rest import ListedProduct, RestClient, TradePage, online_products
+from cryptopulse.token_bucket import RateLimiter
 
 PRODUCTS = [
     {"id": "ETH-USD", "quote_currency": "USD", "status": "online", "quote_increment": "0.01"},
@@ -55,12 +55,18 @@ def _server(status: int, body: bytes, delay_s: float = 0) -> Iterator[str]:
         server.server_close()
 
 
-def _products(url: str, timeout_s: float = 5) -> list[Product]:
-    async def ask() -> list[Product]:
+def _products(url: str, timeout_s: float = 5) -> list[ListedProduct]:
+    async def ask() -> list[ListedProduct]:
         async with RestClient(url, timeout_s=timeout_s) as rest:
             return await rest.products()
 
     return asyncio.run(ask())
+
+
+def test_a_row_that_is_no_product_hides_no_other() -> None:
+    rows = [{"id": 1}, None, *PRODUCTS, {"id": "X-USD"}, {"id": "X-USD", "quote_currency": None}]
+    with _server(200, json.dumps(rows).encode()) as url:
+        assert online_products(_products(url), "USD") == ["BTC-USD", "ETH-USD"]
 
 
 def test_online_products_of_the_currency_are_chosen_and_sorted() -> None:
@@ -80,7 +86,8 @@ def test_online_products_of_the_currency_are_chosen_and_sorted() -> None:
         (200, b"<html>Log in to the hotel's network</html>", TransientError),
         (200, b'[{"id": 1}]', TransientError),
         (404, b"", ConfigurationError),
-        (301, b"", ConfigurationError),
+        (301, b"", TransientError),
+        (200, b"[]", TransientError),
     ],
 )
 def test_the_kind_of_the_error_says_whether_to_try_again(status: int, body: bytes, error: type[Exception]) -> None:
@@ -154,14 +161,16 @@ def test_each_fault_of_the_exchange_is_one_that_may_pass(fault: str, error: type
         b"<html>Log in to the hotel's network</html>",
         b'{"message": "try later"}',
         b'[{"trade_id": "12"}]',
-        b'[{"trade_id": 5}, {"price": "1"}]',
+        b"[5, 4]",
+        b'[{"error": "try later"}]',
+        b'[{"trade_id": 5, "price": "\xff"}]',
         b'[{"trade_id": 5}, {"trade_id": 6}]',
         b'[{"trade_id": 5}, {"trade_id": 5}]',
         b'[{"trade_id": 10}]',
     ],
 )
 def test_what_is_no_page_of_trades_below_the_id_that_was_asked_for_is_no_answer(body: bytes) -> None:
-    async def ask(url: str) -> Page:
+    async def ask(url: str) -> TradePage:
         async with RestClient(url) as rest:
             return await rest.trades("A-USD", after=10, limit=5)
 
@@ -185,12 +194,12 @@ class _Clock:
 def test_a_bucket_lets_a_burst_through_and_then_ten_a_second() -> None:
     clock = _Clock()
     start_ns = clock.now_ns
-    bucket = TokenBucket(per_second=10, burst=15, clock=clock, sleep=clock.sleep)
+    limiter = RateLimiter(per_second=10, burst=15, clock=clock, sleep=clock.sleep)
 
     async def take(count: int) -> list[float]:
         times = []
         for _ in range(count):
-            await bucket.take()
+            await limiter.acquire()
             times.append(round((clock.now_ns - start_ns) / 1e9, 6))
         return times
 
@@ -204,11 +213,11 @@ def test_two_processes_share_one_limit(tmp_path: Path) -> None:
     clock = _Clock()
     start_ns = clock.now_ns
     state = tmp_path / "state" / "rest.allowance"
-    buckets = [SharedTokenBucket(state, per_second=10, burst=15, clock=clock, sleep=clock.sleep) for _ in range(2)]
+    limiters = [RateLimiter(per_second=10, burst=15, shared=state, clock=clock, sleep=clock.sleep) for _ in range(2)]
 
     async def take() -> list[float]:
         for number in range(17):
-            await buckets[number % 2].take()
+            await limiters[number % 2].acquire()
         return [(clock.now_ns - start_ns) / 1e9]
 
     assert asyncio.run(take()) == [pytest.approx(0.2)]
@@ -218,18 +227,19 @@ def test_an_allowance_of_before_the_last_boot_counts_for_nothing(tmp_path: Path)
     state = tmp_path / "rest.allowance"
     clock = _Clock()
     state.write_bytes((clock.now_ns + 10**15).to_bytes(8, "little"))
-    asyncio.run(SharedTokenBucket(state, per_second=10, burst=1, clock=clock, sleep=clock.sleep).take())
+    asyncio.run(RateLimiter(per_second=10, burst=1, shared=state, clock=clock, sleep=clock.sleep).acquire())
     assert clock.now_ns == 10**12
 
 
 def test_a_folder_that_cant_be_written_leaves_each_process_its_own_limit(tmp_path: Path) -> None:
     clock = _Clock()
     (tmp_path / "file").touch()
-    bucket = SharedTokenBucket(tmp_path / "file" / "state", per_second=10, burst=1, clock=clock, sleep=clock.sleep)
+    shared = tmp_path / "file" / "state"
+    limiter = RateLimiter(per_second=10, burst=1, shared=shared, clock=clock, sleep=clock.sleep)
 
     async def take() -> None:
         for _ in range(3):
-            await bucket.take()
+            await limiter.acquire()
 
     asyncio.run(take())
     assert clock.now_ns == 10**12 + 2 * 10**8
@@ -247,7 +257,7 @@ def test_a_proxy_whose_address_is_none_is_said_in_a_line(monkeypatch: pytest.Mon
     with pytest.raises(ConfigurationError) as told:
         _products("https://exchange.invalid")
     assert "\n" not in str(told.value)
-    assert "exchange.invalid" in str(told.value)
+    assert "HTTPS_PROXY or ALL_PROXY: 'quic://127.0.0.1:9' is no proxy" in str(told.value)
 
 
 def test_what_the_exchange_says_about_a_refusal_is_passed_on() -> None:

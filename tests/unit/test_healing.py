@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ from typing import Any
 import pytest
 import uvloop
 from feed_exchange import MB, GatedLog, producing
-from healing import Setup, published, reports, simulated, until
+from healing import PATIENCE_S, Setup, published, reports, simulated, until
 from simulator_server import simulator
 from structlog.testing import capture_logs
 
-from cryptopulse.completeness import heal, worklist
-from cryptopulse.feed import producer
+from cryptopulse import producer
+from cryptopulse.healing import heal, work_list
+from support import orders
 
 
 @pytest.fixture(autouse=True)
 def _frequent_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests wait for reports; a person has more time."""
     monkeypatch.setattr(producer, "REPORT_INTERVAL_S", 0.05)
+    monkeypatch.setattr(producer, "UNCHANGED_S", 0.0)
 
 
 @pytest.mark.parametrize("dialect", ["exchange", "advanced"])
@@ -45,7 +48,7 @@ def test_every_twentieth_message_dropped_and_rest_failing_in_every_way_loses_not
     assert setup.missing(ledger) == {}
     assert state["ids_healed"] > 0
     assert (state["ids_absent"], state["holes_open"]) == (0, 0)
-    assert {"hole_found", "healing_started", "hole_healed"} <= {line["event"] for line in lines}
+    assert {"hole_found", "healing_started", "hole_closed"} <= {line["event"] for line in lines}
     assert {source for _, source, _ in setup.messages()} == {"websocket", "rest"}
     assert {key for key, source, _ in setup.messages() if source == "rest"} <= set(ledger["products"])
 
@@ -71,7 +74,7 @@ def test_what_was_traded_while_no_producer_ran_is_fetched_by_the_next(tmp_path: 
 def test_an_id_that_the_exchange_does_not_have_is_reported_after_its_proof_and_not_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worklist, "PROOF_NS", worklist.SECOND_NS)
+    monkeypatch.setattr(work_list, "PROOF_NS", work_list.SECOND_NS)
 
     async def scenario() -> tuple[Setup, dict[str, Any], dict[str, Any]]:
         async with simulated(tmp_path) as setup, setup.recording() as run:
@@ -117,8 +120,8 @@ def test_a_product_that_rest_does_not_know_is_reported_and_left_alone(tmp_path: 
     with capture_logs() as lines:
         state = uvloop.run(scenario())
     refused = [line for line in lines if line["event"] == "healing_refused"]
-    assert all("BTC-USD is no product there" in line["error"] for line in refused)
-    assert 1 <= len(refused) == state["rest_requests"] <= heal.REQUESTS_AT_ONCE
+    assert ["BTC-USD is no product there" in line["error"] for line in refused] == [True]
+    assert 1 <= state["rest_requests"] <= heal.REQUESTS_AT_ONCE
     assert state["ids_missing"] > 0
     assert state["state"] == "recording"
 
@@ -170,3 +173,62 @@ def test_without_healing_holes_are_only_reported(tmp_path: Path) -> None:
         _, state = uvloop.run(scenario())
     assert state["ids_healed"] == 0
     assert "healing_started" not in {line["event"] for line in lines}
+
+
+@pytest.mark.parametrize(
+    "answer", [{"status": 503}, {"status": 403, "headers": {"retry-after": "1"}}, {"body": b"<html>"}]
+)
+def test_a_product_that_rest_fails_on_keeps_no_other_from_being_healed(answer: dict[str, Any], tmp_path: Path) -> None:
+    async def scenario() -> tuple[Setup, dict[str, Any]]:
+        async with simulated(tmp_path) as setup, setup.recording() as run:
+            await setup.every_product_seen(run)
+            failing = setup.products[0]
+            failure = {"path": f"/{failing}/trades", "times": -1, **answer}
+            await setup.exchange.http.post("/simulator/rest", content=orders(failure))
+            await setup.faults("drop=0.2")
+            await setup.more_trades(400)
+            await setup.faults("")
+            await setup.every_product_seen(run)
+            ledger = await setup.exchange.stop_trading()
+            async with asyncio.timeout(PATIENCE_S):
+                while set(setup.missing(ledger)) != {failing}:
+                    await run.next_report()
+            await setup.exchange.http.post("/simulator/rest", content=orders())
+            return setup, await setup.end(run)
+
+    setup, ledger = uvloop.run(scenario())
+    assert setup.missing(ledger) == {}
+
+
+@pytest.mark.parametrize(
+    "bad", [{"trade_id": None}, {"trade_id": "x"}, {"time": None, "price": None}, None, 7], ids=str
+)
+def test_rows_that_cant_be_read_are_fetched_once_and_not_called_absent(bad: Any, tmp_path: Path) -> None:
+    async def scenario() -> tuple[Setup, dict[str, Any], dict[str, Any]]:
+        async with simulated(tmp_path) as setup, setup.recording() as run:
+            await setup.every_product_seen(run)
+            ledger = await setup.exchange.ledger()
+            rows = {
+                product: {
+                    trade_id: {"trade_id": trade_id, "price": "1", **bad} if isinstance(bad, dict) else bad
+                    for trade_id in range(figures["first_trade_id"], figures["last_trade_id"] + 5_000, 3)
+                }
+                for product, figures in ledger["products"].items()
+            }
+            await setup.exchange.http.post("/simulator/rest", content=orders(rows=rows))
+            await setup.faults("drop=0.2")
+            await setup.more_trades(400)
+            await setup.faults("")
+            await setup.every_product_seen(run)
+            ledger = await setup.exchange.stop_trading()
+            await until(run, lambda state: state["ids_missing"] == 0 and state["ids_open"] == 0)
+            pages = await setup.pages_asked()
+            await reports(run, 20)
+            assert await setup.pages_asked() == pages
+            return setup, ledger, run.last
+
+    setup, ledger, state = uvloop.run(scenario())
+    assert state["ids_absent"] == 0
+    missing = {(product, trade_id) for product, ids in setup.missing(ledger).items() for trade_id in ids}
+    first = {product: figures["first_trade_id"] for product, figures in ledger["products"].items()}
+    assert all((trade_id - first[product]) % 3 == 0 for product, trade_id in missing)

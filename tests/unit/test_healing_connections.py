@@ -11,13 +11,14 @@ from feed_exchange import producing
 from healing import Setup, published, simulated, until
 from structlog.testing import capture_logs
 
-from cryptopulse.feed import producer
+from cryptopulse import producer
 
 
 @pytest.fixture(autouse=True)
 def _frequent_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests wait for reports; a person has more time."""
     monkeypatch.setattr(producer, "REPORT_INTERVAL_S", 0.05)
+    monkeypatch.setattr(producer, "UNCHANGED_S", 0.0)
 
 
 @pytest.mark.parametrize("dialect", ["exchange", "both"])
@@ -64,13 +65,13 @@ def test_what_one_feed_does_not_take_the_other_records(tmp_path: Path) -> None:
 def test_the_snapshot_after_a_reconnect_or_a_restart_heals_without_a_request(tmp_path: Path) -> None:
     async def scenario() -> tuple[Setup, dict[str, Any]]:
         async with simulated(tmp_path, rate=100) as setup:
-            async with setup.recording("advanced") as run:
+            async with setup.recording("advanced", wait_s=30) as run:
                 await setup.every_product_seen(run)
                 await setup.faults("only=0,disconnect=0.3s")
                 await until(run, lambda state: state["reconnects"] == 1 and state["connections"] == 1)
                 await setup.every_product_seen(run)
             await setup.more_trades(20)
-            async with setup.recording("advanced") as run:
+            async with setup.recording("advanced", wait_s=30) as run:
                 await setup.every_product_seen(run)
                 await setup.end(run)
             return setup, await setup.exchange.ledger()
@@ -101,5 +102,5 @@ def test_trades_that_come_late_leave_the_list_and_are_not_fetched(tmp_path: Path
         setup, ledger, state = uvloop.run(scenario())
     assert setup.logged() == published(ledger)
     assert "trades" not in ledger["rest_requests"]
-    late = [line["late"] for line in lines if line["event"] == "hole_healed"]
+    late = [line["late"] for line in lines if line["event"] == "hole_closed"]
     assert 0 < sum(late) == state["ids_healed"]

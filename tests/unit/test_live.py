@@ -14,9 +14,9 @@ import pytest
 from deltalake import DeltaTable
 
 from cryptopulse.lake.tables import BARS
-from cryptopulse.serve.live.live import Live
+from cryptopulse.serve.live.hub import Live
 from cryptopulse.serve.live.market import FIGURES
-from cryptopulse.serve.live.message import Message
+from cryptopulse.serve.live.message import LiveMessage
 from support import Lake, Trade
 
 PATIENCE_S = 20.0
@@ -29,7 +29,7 @@ def lake(tmp_path: Path) -> Iterator[Lake]:
     made.close()
 
 
-class Market:
+class LiveMarket:
     """Trades with dense ids, just now."""
 
     def __init__(self, lake: Lake) -> None:
@@ -48,8 +48,8 @@ class Market:
 
 
 @pytest.fixture
-def market(lake: Lake) -> Market:
-    return Market(lake)
+def market(lake: Lake) -> LiveMarket:
+    return LiveMarket(lake)
 
 
 @asynccontextmanager
@@ -62,7 +62,7 @@ async def following(lake: Lake) -> AsyncIterator[Live]:
         await asyncio.to_thread(live.close)
 
 
-async def until(messages: AsyncIterator[Message], wanted: Callable[[Message], bool]) -> Message:
+async def until(messages: AsyncIterator[LiveMessage], wanted: Callable[[LiveMessage], bool]) -> LiveMessage:
     async with asyncio.timeout(PATIENCE_S):
         async for message in messages:
             if wanted(message):
@@ -70,7 +70,7 @@ async def until(messages: AsyncIterator[Message], wanted: Callable[[Message], bo
     raise AssertionError("the messages ended")
 
 
-def prices(message: Message, known: dict[str, float], names: list[str]) -> dict[str, float]:
+def prices(message: LiveMessage, known: dict[str, float], names: list[str]) -> dict[str, float]:
     """What is known of the prices after `message`."""
     place = FIGURES.index("price")
     if message.kind == "snapshot":
@@ -81,7 +81,7 @@ def prices(message: Message, known: dict[str, float], names: list[str]) -> dict[
     return known
 
 
-def test_a_subscriber_gets_all_and_then_what_changes(lake: Lake, market: Market) -> None:
+def test_a_subscriber_gets_all_and_then_what_changes(lake: Lake, market: LiveMarket) -> None:
     async def main() -> None:
         market.trade(BTC=100, ETH=10)
         async with following(lake) as live, live.subscribe(["market"]) as subscription:
@@ -97,7 +97,7 @@ def test_a_subscriber_gets_all_and_then_what_changes(lake: Lake, market: Market)
     asyncio.run(main())
 
 
-def test_states_are_told_as_they_are_and_a_lake_may_come_later(lake: Lake, market: Market) -> None:
+def test_states_are_told_as_they_are_and_a_lake_may_come_later(lake: Lake, market: LiveMarket) -> None:
     async def main() -> None:
         async with following(lake) as live, live.subscribe(["lake"]) as subscription:
             messages = aiter(subscription)
@@ -119,7 +119,7 @@ def test_a_table_of_another_version_is_said_and_not_read(lake: Lake) -> None:
     asyncio.run(main())
 
 
-def test_what_many_watch_is_read_and_encoded_once(lake: Lake, market: Market) -> None:
+def test_what_many_watch_is_read_and_encoded_once(lake: Lake, market: LiveMarket) -> None:
     async def main() -> None:
         market.trade(BTC=100)
         async with (
@@ -137,8 +137,8 @@ def test_what_many_watch_is_read_and_encoded_once(lake: Lake, market: Market) ->
     asyncio.run(main())
 
 
-def test_nothing_is_read_while_nobody_looks(lake: Lake, market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cryptopulse.serve.live.live._LINGER_S", 0.05)
+def test_nothing_is_read_while_nobody_looks(lake: Lake, market: LiveMarket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cryptopulse.serve.live.hub._LINGER_S", 0.05)
     market.trade(BTC=100)
 
     async def main() -> None:
@@ -146,10 +146,11 @@ def test_nothing_is_read_while_nobody_looks(lake: Lake, market: Market, monkeypa
             async with live.subscribe(["market"]) as subscription:
                 await until(aiter(subscription), lambda message: bool(message.data["symbols"]))
             looks = _counted(live, monkeypatch)
-            await asyncio.sleep(0.3)
-            quiet = len(looks)
-            await asyncio.sleep(0.3)
-            assert len(looks) == quiet
+            async with asyncio.timeout(PATIENCE_S):
+                quiet = -1
+                while len(looks) > quiet:
+                    quiet = len(looks)
+                    await asyncio.sleep(0.3)  # some thirty looks, if anybody did
             market.trade(BTC=102)
             async with live.subscribe(["market"]) as subscription:
                 await until(aiter(subscription), lambda message: "102.0" in message.text)
@@ -159,23 +160,23 @@ def test_nothing_is_read_while_nobody_looks(lake: Lake, market: Market, monkeypa
 
 def _counted(live: Live, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     looks: list[float] = []
-    look = live._look
+    look = live._poll
 
     def counted() -> float:
         looks.append(time.monotonic())
         return look()
 
-    monkeypatch.setattr(live, "_look", counted)
+    monkeypatch.setattr(live, "_poll", counted)
     return looks
 
 
-def test_who_is_slow_gets_a_snapshot_instead_of_a_queue(lake: Lake, market: Market) -> None:
+def test_who_is_slow_gets_a_snapshot_instead_of_a_queue(lake: Lake, market: LiveMarket) -> None:
     async def main() -> None:
         market.trade(BTC=100)
         async with following(lake) as live, live.subscribe(["lake"]) as subscription:
             await until(aiter(subscription), lambda message: message.data["state"] == "filled")
-            message = Message("lake", "change", {})
-            subscription._take([message] * 1000)
+            message = LiveMessage("lake", "change", {})
+            subscription.take([message] * 1000)
             assert len(subscription._waiting) == 0
             again = await until(aiter(subscription), lambda _message: True)
             assert (again.kind, again.data["state"]) == ("snapshot", "filled")
@@ -184,7 +185,7 @@ def test_who_is_slow_gets_a_snapshot_instead_of_a_queue(lake: Lake, market: Mark
 
 
 @pytest.mark.parametrize("grain", ["1s", "1m"])
-def test_candles_come_with_their_past_and_follow_the_trades(lake: Lake, market: Market, grain: str) -> None:
+def test_candles_come_with_their_past_and_follow_the_trades(lake: Lake, market: LiveMarket, grain: str) -> None:
     async def main() -> None:
         for step in range(3):
             market.trade(61, BTC=100 + step)
@@ -200,13 +201,13 @@ def test_candles_come_with_their_past_and_follow_the_trades(lake: Lake, market: 
     asyncio.run(main())
 
 
-def test_a_rebuilt_lake_is_shown_as_it_is_now(lake: Lake, market: Market) -> None:
+def test_a_rebuilt_lake_is_shown_as_it_is_now(lake: Lake, market: LiveMarket) -> None:
     async def main() -> None:
         market.trade(BTC=100)
         async with following(lake) as live, live.subscribe(["candles/BTC-USD/1s", "market"]) as subscription:
             messages, counts = aiter(subscription), {}  # type: ignore[var-annotated]
 
-            def shows_both(message: Message) -> bool:
+            def shows_both(message: LiveMessage) -> bool:
                 if message.topic == "market":
                     return False
                 if message.kind == "snapshot":
@@ -223,7 +224,7 @@ def test_a_rebuilt_lake_is_shown_as_it_is_now(lake: Lake, market: Market) -> Non
     asyncio.run(main())
 
 
-def test_an_alert_comes_when_it_opens_and_when_it_deepens(lake: Lake, market: Market) -> None:
+def test_an_alert_comes_when_it_opens_and_when_it_deepens(lake: Lake, market: LiveMarket) -> None:
     async def main() -> None:
         market.trade(BTC=100)
         async with following(lake) as live, live.subscribe(["alerts"]) as subscription:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,9 +12,9 @@ import pytest
 from deltalake import DeltaTable
 
 from cryptopulse.errors import ConfigurationError, LakeUnreachable
+from cryptopulse.lake.follower import Follower, NewestVersions
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import BARS, SILVER
-from cryptopulse.serve.live.follow import Follower
 from support import START, Lake, Trade
 
 
@@ -63,6 +64,19 @@ def test_each_trade_is_read_once_whatever_maintenance_does_meanwhile(lake: Lake)
         seen += news.rows["trade_id"].to_pylist()
         assert not follower.has_news()
     assert sorted(seen) == list(range(1, 18))
+
+
+def test_a_commit_within_one_tick_of_the_file_systems_clock_is_noticed(lake: Lake) -> None:
+    _trades(lake, 1)
+    follower, versions = _followed(lake), NewestVersions(lake.settings.location)
+    assert _ids(follower) == [1]
+    assert versions.files(SILVER).version == lake.delta(SILVER).version()
+    log = lake.folder(SILVER) / "_delta_log"
+    before = log.stat()
+    _trades(lake, 2)
+    os.utime(log, ns=(before.st_atime_ns, before.st_mtime_ns))  # as if the clock had not moved on
+    assert _ids(follower) == [2]
+    assert versions.files(SILVER).version == lake.delta(SILVER).version()
 
 
 def test_of_bars_only_those_that_changed_are_news(lake: Lake) -> None:

@@ -16,7 +16,16 @@ import pytest
 
 from cryptopulse.lake.tables import BARS, SILVER
 from cryptopulse.serve.live.candles import CANDLES, COLUMNS, GRAINS, HISTORY_COLUMNS, BarCandles, TradeCandles
-from cryptopulse.serve.live.market import BAR_COLUMNS, FIGURES, SECONDS, SPARK_MINUTES, TRADE_COLUMNS, Market, Trades
+from cryptopulse.serve.live.market import (
+    BAR_COLUMNS,
+    FIGURES,
+    SECONDS,
+    SPARK_MINUTES,
+    TRADE_COLUMNS,
+    LiveMarket,
+    TradeColumns,
+    float64,
+)
 from cryptopulse.serve.live.ring import Ring
 from support import START, Trade, micros, model_bars
 
@@ -61,9 +70,9 @@ def _rows(trades: list[Trade]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema([SILVER.arrow_schema.field(name) for name in TRADE_COLUMNS]))
 
 
-def _taken(market: Market, trades: list[Trade]) -> Trades:
+def _taken(market: LiveMarket, trades: list[Trade]) -> TradeColumns:
     rows = _rows(trades)
-    return Trades(rows, market.places(rows["symbol"]))
+    return TradeColumns(rows, market.places(rows["symbol"]))
 
 
 def _cut(trades: list[Trade], seed: int) -> list[list[Trade]]:
@@ -119,7 +128,7 @@ def _model(trades: list[Trade]) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("seconds", [400, 7_000, DAY_S + 3_000])
 def test_figures_are_those_of_a_plain_count_whatever_the_batches(seed: int, seconds: int) -> None:
     trades = _made(seed, seconds, 600)
-    market, wall_us = Market(), micros(START)
+    market, wall_us = LiveMarket(), micros(START)
     held: list[Trade] = []
     for batch in _cut(trades, seed):
         held += batch
@@ -139,7 +148,7 @@ def test_figures_are_those_of_a_plain_count_whatever_the_batches(seed: int, seco
 
 def test_a_lake_that_was_read_whole_gives_the_figures_of_one_that_was_followed() -> None:
     trades = _made(9, 7_000, 600)
-    followed, read = Market(), Market()
+    followed, read = LiveMarket(), LiveMarket()
     for batch in _cut(trades, 9):
         followed.take_trades(_taken(followed, batch), micros(START))
     followed.take_bars(_bars(trades), micros(START))
@@ -152,7 +161,7 @@ def test_a_lake_that_was_read_whole_gives_the_figures_of_one_that_was_followed()
 
 
 def test_sparks_end_with_the_last_price_and_hold_through_quiet_minutes() -> None:
-    market = Market()
+    market = LiveMarket()
     trades = [Trade("BTC-USD", n, START - timedelta(minutes=10 * (5 - n)), str(100 + n)) for n in range(5)]
     market.take_bars(_bars(trades), micros(START))
     (spark,) = market.sparks()
@@ -162,7 +171,7 @@ def test_sparks_end_with_the_last_price_and_hold_through_quiet_minutes() -> None
 
 
 def test_a_trade_from_the_future_does_not_push_the_present_out() -> None:
-    market = Market()
+    market = LiveMarket()
     now = Trade("BTC-USD", 1, START, "100")
     far = Trade("BTC-USD", 2, START + timedelta(days=1), "200")
     market.take_trades(_taken(market, [now, far]), micros(START))
@@ -193,7 +202,7 @@ def _model_candles(trades: list[Trade], symbol: str, seconds: int) -> list[list[
 def test_candles_are_those_of_a_plain_count_whatever_the_batches(grain: str, seed: int) -> None:
     seconds = GRAINS[grain]
     trades = _made(seed, min(seconds * 100, 20 * 3600), 400)
-    market, wall_us = Market(), micros(START)
+    market, wall_us = LiveMarket(), micros(START)
     batches = _cut(trades, seed)
     held = [trade for batch in batches[:5] for trade in batch]
     market.take_bars(_bars(held), wall_us)
@@ -220,7 +229,7 @@ def test_candles_are_those_of_a_plain_count_whatever_the_batches(grain: str, see
 
 
 def test_a_bar_that_is_older_than_the_minutes_kept_asks_for_a_new_beginning() -> None:
-    market = Market()
+    market = LiveMarket()
     old, new = Trade("BTC-USD", 1, START - timedelta(days=3)), Trade("BTC-USD", 2, START)
     market.take_bars(_bars([old, new]), micros(START))
     candles = BarCandles(0, 3600, market)
@@ -235,9 +244,14 @@ def test_a_ring_keeps_the_newest_slots_and_forgets_the_others() -> None:
     for slot in range(100, 130):
         ring.put(np.array([0]), np.array([slot]), {"a": np.array([float(slot)]), "n": np.array([1.0])})
         kept = [one for one in range(slot - 3, slot + 1) if one >= 100]
-        stretch = ring.stretch(slot - 3, slot)
+        stretch = ring.window(slot - 3, slot)
         assert stretch.sum("n").tolist() == [len(kept), 0]
         assert stretch.highest("a")[0] == slot
         assert ring.last("a", slot - 2)[0] == pytest.approx(slot - 2 if slot - 2 in kept else math.nan, nan_ok=True)
     ring.reach(10_000)
-    assert ring.stretch(0, 10_000).sum("n").tolist() == [0, 0]
+    assert ring.window(0, 10_000).sum("n").tolist() == [0, 0]
+
+
+def test_ids_of_all_sizes_can_be_drawn() -> None:
+    found = float64(pa.chunked_array([[1, 2**53 + 1, 2**62]]))
+    assert found.tolist() == pytest.approx([1, 2**53, 2**62])

@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from cryptopulse.serve.live import socket as live_socket
-from cryptopulse.serve.live.live import Live
+from cryptopulse.serve.live.hub import Live
 from support import START, Lake, Trade
 from support_processes import wait_until
 

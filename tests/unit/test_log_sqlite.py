@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from cryptopulse.errors import ConfigurationError, LogDamaged, LogFull
-from cryptopulse.log import MESSAGE_SCHEMA, RECORD_SCHEMA
+from cryptopulse.log import MESSAGE_SCHEMA, RECORD_SCHEMA, message_table
 from cryptopulse.log.sqlite import SqliteLog
 from support import START, message
 
@@ -280,3 +282,58 @@ def test_several_processes_can_make_a_new_log_at_once(tmp_path: Path) -> None:
         log = SqliteLog(path, MB)
         assert len(bodies(log)) == 21
         log.close()
+
+
+def test_messages_put_together_from_buffers_are_those_that_arrow_itself_makes() -> None:
+    keys, sources, bodies_ = ["", "BTC-USD", "Ł-€"], ["rest", "websocket", "rest"], [b"", b"\0\xff", b"x" * 70_000]
+    received_us = np.array([0, 1_700_000_000_123_456, -1], dtype=np.int64)
+    for count in (0, 1, 3):
+        columns = (keys[:count], received_us[:count], sources[:count], bodies_[:count])
+        made = message_table(*columns)
+        made.validate(full=True)
+        arrays = [
+            pa.array([int(value) if isinstance(value, np.int64) else value for value in column], field.type)
+            for column, field in zip(columns, MESSAGE_SCHEMA, strict=True)
+        ]
+        assert made.equals(pa.table(arrays, schema=MESSAGE_SCHEMA))
+
+
+def test_a_small_append_writes_few_bytes(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log.db", 64 * MB)
+    before = (tmp_path / "log.db-wal").stat().st_size
+    for number in range(50):
+        log.append(batch(*[b'{"type":"match","trade_id":%d,"size":"0.1","price":"64000.1"}' % number] * 4))
+    assert (tmp_path / "log.db-wal").stat().st_size - before < 50 * 11_000
+    log.close()
+
+
+def test_what_is_too_little_to_be_worth_a_write_is_not_trimmed_and_more_is(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log.db", 64 * MB)
+    first = log.bounds(0)[0]
+    with sqlite3.connect(tmp_path / "log.db") as db:
+        for number in range(20):
+            log.append(batch(os.urandom(100_000)))
+            db.execute("UPDATE batches SET enqueued_us = enqueued_us - 20000000")  # older than what a trim leaves
+            db.commit()
+            if number == 1:
+                log.trim(0, first + 2)
+                assert log.bounds(0)[0] == first
+    db.close()
+    log.trim(0, first + 19)
+    assert log.bounds(0) == (first + 19, first + 20)
+    log.close()
+
+
+def test_a_log_that_was_long_gives_its_disk_back_and_trimming_writes_little(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log.db", 16 * MB)  # of which a trim leaves two
+    for _ in range(40):
+        with suppress(LogFull):
+            log.append(batch(os.urandom(1_000_000)))
+    assert (tmp_path / "log.db").stat().st_size > 12 * MB
+    log.trim(0, log.bounds(0)[1])
+    for _ in range(30):
+        log.append(batch(os.urandom(300_000)))
+        log.trim(0, log.bounds(0)[1])
+    assert (tmp_path / "log.db").stat().st_size < 8 * MB
+    assert (tmp_path / "log.db-wal").stat().st_size < 6 * MB
+    log.close()

@@ -13,18 +13,17 @@ import pytest
 
 from cryptopulse import logging_setup
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.serve.notify.channel import Channel, open_channels
-from cryptopulse.serve.notify.episodes import Told
-from cryptopulse.serve.notify.ledger import ledger_names
-from cryptopulse.serve.notify.outbox import Item, Letter
-from cryptopulse.serve.notify.words import Message, message_of
+from cryptopulse.notify.channel import Channel, open_channels
+from cryptopulse.notify.delivery import ledger_names
+from cryptopulse.notify.episodes import Item, Known, Notification
+from cryptopulse.notify.render import AlertMessage, message_of
 from cryptopulse.settings import LoggingSettings, Settings, load_settings
-from cryptopulse.settings_text import described
+from cryptopulse.settings.text import described
 from support_notify import SECRET, Webhook, episode, target
 
-NOTHING = Told(0, is_closed=False, last_trigger_us=0)
-CRASH = message_of(Letter((Item(episode(rank=1), ("opened",), NOTHING),)))
-TWO = message_of(Letter(tuple(Item(episode(n), ("opened",), NOTHING) for n in (100, 200))))
+NOTHING = Known(0, is_closed=False, last_trigger_us=0)
+CRASH = message_of(Notification((Item(episode(rank=1), ("opened",), NOTHING),)))
+TWO = message_of(Notification(tuple(Item(episode(n), ("opened",), NOTHING) for n in (100, 200))))
 
 
 def channel(url: str) -> Channel:
@@ -178,6 +177,6 @@ def test_a_target_is_known_to_the_ledger_by_its_address_wherever_it_stands_in_th
 
 def test_the_message_of_many_reaches_a_webhook_whole(webhook: Webhook) -> None:
     rows = [Item(episode(n, symbol=f"P{n}-USD"), ("opened",), NOTHING) for n in range(500)]
-    message: Message = message_of(Letter(tuple(rows)))
+    message: AlertMessage = message_of(Notification(tuple(rows)))
     assert channel(webhook.url).send(message) is None
     assert len(webhook.accepted[0].content["alerts"]) == 500

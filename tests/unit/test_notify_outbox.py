@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptopulse.serve.notify.allowance import Allowance
-from cryptopulse.serve.notify.episodes import Episode, Told
-from cryptopulse.serve.notify.outbox import TOGETHER_MAX, WAITING_MAX, Letter, Outbox
+from cryptopulse.notify.delivery import TOGETHER_MAX, WAITING_MAX, Outbox
+from cryptopulse.notify.episodes import AlertEpisode, Known, Notification
+from cryptopulse.token_bucket import TokenBucket
 from support import START, micros
 from support_notify import episode, target
 
@@ -23,15 +23,15 @@ DAY_US = 86_400_000_000
 MINUTE_US = 60_000_000
 
 
-def outbox(told: dict[str, Told] | None = None, since_us: int = 0, **settings: object) -> Outbox:
+def outbox(told: dict[str, Known] | None = None, since_us: int = 0, **settings: object) -> Outbox:
     return Outbox(target(**settings), told or {}, since_us, DAY_US)
 
 
-def sent(box: Outbox, *rows: Episode, now_s: float = 0.0) -> list[tuple[str, ...]]:
+def sent(box: Outbox, *rows: AlertEpisode, now_s: float = 0.0) -> list[tuple[str, ...]]:
     """Everything that goes out at once, when all of it is accepted."""
     box.take_in(rows, NOW_US)
     events = []
-    while letter := box.next_letter(now_s):
+    while letter := box.next_notification(now_s):
         events += [item.events for item in letter.items]
         box.accepted(letter)
     return events
@@ -59,7 +59,7 @@ def test_an_episode_that_is_refused_again_and_again_lets_the_others_go_first() -
     box.take_in([episode(100), episode(200), episode(300)], NOW_US)
     accepted: list[int] = []
     for attempt in range(20):
-        letter = box.next_letter(attempt * 100.0)
+        letter = box.next_notification(attempt * 100.0)
         if letter is None:
             break
         (item,) = letter.items
@@ -76,10 +76,10 @@ def test_a_target_that_is_away_for_a_moment_changes_no_order() -> None:
     box = outbox()
     box.take_in([episode(100), episode(200)], NOW_US)
     for attempt in range(2):
-        letter = box.next_letter(attempt * 100.0)
+        letter = box.next_notification(attempt * 100.0)
         assert letter is not None
         box.refused(letter)
-    letter = box.next_letter(1000.0)
+    letter = box.next_notification(1000.0)
     assert letter is not None
     assert letter.items[0].episode.trigger_trade_id == 100
 
@@ -147,7 +147,7 @@ def test_the_end_of_an_episode_that_was_told_is_told_however_late() -> None:
     box = outbox()
     sent(box, episode())
     box.take_in([episode(is_closed=True)], NOW_US + 3 * DAY_US)
-    letter = box.next_letter(100)
+    letter = box.next_notification(100)
     assert letter is not None
     assert letter.items[0].events == ("closed",)
 
@@ -155,9 +155,9 @@ def test_the_end_of_an_episode_that_was_told_is_told_however_late() -> None:
 def test_a_letter_that_was_not_accepted_is_sent_again_as_things_are_then() -> None:
     box = outbox()
     box.take_in([episode(rank=0)], NOW_US)
-    first = box.next_letter(0)
+    first = box.next_notification(0)
     box.take_in([episode(rank=2)], NOW_US)
-    second = box.next_letter(1)
+    second = box.next_notification(1)
     assert first is not None
     assert second is not None
     assert [item.events for item in second.items] == [("opened",)]
@@ -169,7 +169,7 @@ def test_a_letter_that_was_not_accepted_is_sent_again_as_things_are_then() -> No
 def test_what_changes_while_a_letter_is_under_way_is_told_after_it() -> None:
     box = outbox()
     box.take_in([episode(rank=0)], NOW_US)
-    letter = box.next_letter(0)
+    letter = box.next_notification(0)
     box.take_in([episode(rank=1)], NOW_US)
     assert letter is not None
     box.accepted(letter)
@@ -193,8 +193,8 @@ def test_an_episode_that_became_part_of_another_before_it_was_told_is_never_told
     assert sent(box, episode(95, last_trigger_trade_id=120)) == [("opened",)]
 
 
-def accept(box: Outbox, now_s: float) -> Letter:
-    letter = box.next_letter(now_s)
+def accept(box: Outbox, now_s: float) -> Notification:
+    letter = box.next_notification(now_s)
     assert letter is not None
     box.accepted(letter)
     return letter
@@ -204,14 +204,14 @@ def test_a_burst_is_told_one_by_one_as_far_as_the_pace_allows_and_the_rest_toget
     box = outbox(messages_per_minute_max=20)
     box.take_in([episode(n * 100, symbol=f"P{n}-USD") for n in range(200)], NOW_US)
     letters = []
-    while letter := box.next_letter(0):
+    while letter := box.next_notification(0):
         letters.append(letter)
         box.accepted(letter)
     assert [len(letter.items) for letter in letters] == [1] * 9 + [191]
     assert len({item.episode.alert_id for letter in letters for item in letter.items}) == 200
     assert box.waiting == 0
     box.take_in([episode(symbol="NEXT-USD")], NOW_US)
-    assert box.next_letter(0) is None
+    assert box.next_notification(0) is None
     wait_s = box.wait_s(0)
     assert wait_s == pytest.approx(6)
     assert accept(box, wait_s).items[0].episode.symbol == "NEXT-USD"
@@ -235,9 +235,9 @@ def test_what_a_dead_target_was_to_be_told_is_bounded_by_number_and_by_age() -> 
     opened_at = [START + timedelta(milliseconds=n) for n in range(WAITING_MAX + 5)]
     rows = [episode(100, symbol=f"P{n}-USD", opened_at=at) for n, at in enumerate(opened_at)]
     box.take_in(rows, NOW_US)
-    assert box.give_up(NOW_US) == 5
+    assert box.drop_excess(NOW_US) == 5
     assert accept(box, 0).items[0].episode.symbol == "P5-USD"  # the oldest are given up
-    assert box.give_up(NOW_US + DAY_US) == WAITING_MAX - 1
+    assert box.drop_excess(NOW_US + DAY_US) == WAITING_MAX - 1
     assert box.waiting == 0
 
 
@@ -246,17 +246,17 @@ def test_what_was_told_is_forgotten_when_it_can_be_no_news_any_more() -> None:
     rows = [episode(100, is_closed=True), episode(200, symbol="ETH-USD")]
     sent(box, *rows)
     later_us = NOW_US + DAY_US + 2 * 3600 * 1_000_000
-    box.forget(later_us)
+    box.prune(later_us)
     assert box.take_in(rows, later_us) == {}
     assert box.waiting == 0
     assert box.oldest_us(later_us) == rows[1].last_trigger_us  # still open: its close is awaited
-    box.forget(later_us + 30 * DAY_US)
+    box.prune(later_us + 30 * DAY_US)
     assert box.oldest_us(later_us + 30 * DAY_US) == later_us + 29 * DAY_US
 
 
 @given(st.integers(2, 60), st.lists(st.floats(0, 30), max_size=200))
 def test_in_no_minute_more_is_sent_than_allowed(per_minute: int, pauses: list[float]) -> None:
-    allowance = Allowance(per_minute)
+    allowance = TokenBucket(per_minute // 2, 60 / (per_minute - per_minute // 2))
     now_s, sent_at = 0.0, []
     for pause in pauses:
         now_s += pause
@@ -280,9 +280,9 @@ STEPS = st.lists(st.one_of(st.lists(ROWS, min_size=1, max_size=4), SEND, st.floa
 class World:
     """A table, a notifier that may be killed at any moment, and a receiver."""
 
-    rows: dict[str, Episode] = field(default_factory=dict)
-    recorded: dict[str, Told] = field(default_factory=dict)
-    received: list[tuple[Letter, bool]] = field(default_factory=list)
+    rows: dict[str, AlertEpisode] = field(default_factory=dict)
+    recorded: dict[str, Known] = field(default_factory=dict)
+    received: list[tuple[Notification, bool]] = field(default_factory=list)
     """With whether it was the last thing of a notifier that had no time to write it down."""
     now_s: float = 0.0
 
@@ -293,7 +293,7 @@ class World:
         self.box = outbox(dict(self.recorded), messages_per_minute_max=6)
         self.recorded |= self.box.take_in(self.rows.values(), NOW_US)
 
-    def change(self, symbol: str, rank: int, is_closed: bool) -> Episode:
+    def change(self, symbol: str, rank: int, is_closed: bool) -> AlertEpisode:
         """Rows get more severe and never less; they may close and, by late trades, open again."""
         before = self.rows.get(symbol)
         rank = max(rank, before.rank) if before else rank
@@ -301,7 +301,7 @@ class World:
         return self.rows[symbol]
 
     def send(self, how: str) -> bool:
-        letter = self.box.next_letter(self.now_s)
+        letter = self.box.next_notification(self.now_s)
         if letter is None:
             return False
         if how in ("accepted", "killed after"):

@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 
 from cryptopulse.errors import LakeUnreachable
 from cryptopulse.lake.tables import ALERTS
-from cryptopulse.serve.notify.table import AlertsTable
+from cryptopulse.notify.table import AlertsTable
 from support_notify import Market
 
 

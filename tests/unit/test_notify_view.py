@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cryptopulse.serve.snapshot import Watcher
-from cryptopulse.serve.terminal import render
 from cryptopulse.status import NOTIFIER, PROCESSES, StatusFile
+from cryptopulse.terminal.snapshot import Watcher
+from cryptopulse.terminal.view import render
 
 
 def drawn(state_dir: Path, *processes: str) -> str:

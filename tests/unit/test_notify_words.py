@@ -8,27 +8,26 @@ from datetime import timedelta
 
 import pytest
 
-from cryptopulse.serve.notify.episodes import Episode, Told
-from cryptopulse.serve.notify.outbox import Item, Letter
-from cryptopulse.serve.notify.words import (
+from cryptopulse.notify.episodes import AlertEpisode, Item, Known, Notification
+from cryptopulse.notify.render import (
     LINES_MAX,
-    Message,
+    AlertMessage,
     change_text,
     duration_text,
     headline,
     message_of,
     time_text,
 )
-from cryptopulse.settings_notify import Event
+from cryptopulse.settings.notify import Event
 from support import START, at
 from support_notify import episode
 
-NOTHING = Told(0, is_closed=False, last_trigger_us=0)
+NOTHING = Known(0, is_closed=False, last_trigger_us=0)
 CRASH = episode(rank=1, price_change_pct=-3.2148)
 
 
-def told(row: Episode, *events: Event) -> Message:
-    return message_of(Letter((Item(row, events, NOTHING),)))
+def told(row: AlertEpisode, *events: Event) -> AlertMessage:
+    return message_of(Notification((Item(row, events, NOTHING),)))
 
 
 def test_the_title_tells_what_happened_at_one_look() -> None:
@@ -79,7 +78,7 @@ def test_several_episodes_are_one_message_that_shows_the_worst_and_counts_the_re
     rows = [episode(n, rank=n % 2, symbol=f"P{n}-USD", price_change_pct=-1.0 - n / 100) for n in range(12)]
     surge = episode(99, rank=2, symbol="ETH-USD", alert_type="PRICE_SURGE", price_change_pct=5.125)
     items = tuple(Item(row, ("opened", "closed"), NOTHING) for row in (*rows, surge))
-    message = message_of(Letter(items))
+    message = message_of(Notification(items))
     assert message.title == "13 more episodes: 12 FLASH_CRASH, 1 PRICE_SURGE; the worst: ETH-USD +5.12 %"
     lines = message.body.splitlines()
     assert lines[0].startswith("Opened and closed: PRICE_SURGE ETH-USD +5.12 % in 41 s")
@@ -87,7 +86,7 @@ def test_several_episodes_are_one_message_that_shows_the_worst_and_counts_the_re
     assert lines[-1] == "and 3 more: cryptopulse alerts list"
     assert len(message.body) < 1900  # Discord takes 2,000
     assert [alert["alert_id"] for alert in message.alerts] == [item.episode.alert_id for item in items]
-    assert message.key == message_of(Letter(items)).key != message_of(Letter(items[1:])).key
+    assert message.key == message_of(Notification(items)).key != message_of(Notification(items[1:])).key
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,23 @@ def test_what_may_pass_is_tried_again_and_every_pause_is_announced() -> None:
 def test_what_cannot_pass_is_raised_at_once() -> None:
     with pytest.raises(ConfigurationError, match="wrong"):
         asyncio.run(_retried([ConfigurationError("wrong")]))
+
+
+def test_the_other_sides_wish_makes_a_pause_longer() -> None:
+    result, said, slept = asyncio.run(_retried([RateLimited("wait", retry_after_s=9.0), RateLimited("again")]))
+    assert result == "done"
+    assert slept == [pause_s for _, pause_s in said] == [9.0, 0.5]
+
+
+def test_after_the_last_attempt_its_error_passes_through() -> None:
+    errors = [Disconnected(str(number)) for number in range(9)]
+
+    async def attempt() -> None:
+        raise errors.pop(0)
+
+    async def sleep(_pause_s: float) -> None:
+        """Takes no time."""
+
+    with pytest.raises(Disconnected, match="2"):
+        asyncio.run(retrying(attempt, Backoff(), lambda _error, _pause_s: None, attempts_max=3, sleep=sleep))
+    assert len(errors) == 6

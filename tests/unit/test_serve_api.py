@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from datetime import datetime
@@ -23,6 +24,7 @@ import cryptopulse
 import dashboard_lake
 from cryptopulse.lake.tables import ALERTS, BARS, COMPLETENESS, SILVER, STATS
 from support import Lake
+from support_processes import wait_until
 from support_serve import Served
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -321,8 +323,71 @@ def test_a_lake_that_is_not_there_has_no_rows_and_one_that_comes_is_seen(tmp_pat
             assert rows(served, path) == []
         assert served.get("/api/bars?symbol=BTC-USD").status_code == 404
         dashboard_lake.fill(lake)
+        wait_until(lambda: served.get("/api/bars?symbol=BTC-USD").status_code == 200, "the product is known")
         assert len(rows(served, "bars", symbol="BTC-USD", limit=5)) == 5
     lake.close()
+
+
+def test_pages_that_nobody_reads_are_bounded_and_let_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cryptopulse.serve.api.service._SENDING_MAX", 1000)
+    with Served(folder) as served, served.browser() as slow:
+        service = served.app.state.events._service
+        with slow.stream("GET", "/api/trades", params={"limit": 100_000, "format": "arrow"}):
+            pass  # and is gone
+        wait_until(lambda: service._sending == 0, "it is let go")
+        service.reserve(2000)
+        refused = served.get("/api/bars")
+        assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "busy", "5")
+        service.release(2000)
+        assert served.get("/api/bars").status_code == 200
+
+
+def test_a_lake_that_is_gone_is_503_and_not_the_end_of_its_rows(tmp_path: Path, folder: Path) -> None:
+    here, away = tmp_path / "lake", tmp_path / "away"
+    shutil.copytree(folder, here)
+    with Served(here) as served:
+        first = served.get("/api/trades", params={"limit": 5})
+        whole = {path: rows(served, path) for path in RESOURCES}
+        here.rename(away)
+        following = first.headers["link"].partition("<")[2].partition(">")[0]
+        wait_until(lambda: served.get("/api/products").status_code == 503, "they are known for a second")
+        for path in (following, *(f"/api/{path}" for path in RESOURCES)):
+            answer = served.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (503, "lake_unreachable")
+            assert "retry-after" in answer.headers
+        assert served.get("/readyz").status_code == 503
+        away.rename(here)
+        assert {path: rows(served, path) for path in RESOURCES} == whole
+
+
+@pytest.mark.parametrize("known", RESOURCES)
+def test_one_table_that_was_there_is_enough_to_know_that_the_lake_is_gone(
+    tmp_path: Path, folder: Path, known: str
+) -> None:
+    """As it was: each table was known by itself, so that those nobody had asked for yet were taken to be empty."""
+    here = tmp_path / "lake"
+    shutil.copytree(folder, here)
+    with Served(here) as served:
+        assert rows(served, known, limit=1)
+        here.rename(tmp_path / "away")
+        wait_until(lambda: served.get("/api/products").status_code == 503, "they are known for a second")
+        for path in (*RESOURCES, "trades?symbol=BTC-USD", "bars?symbol=NO-SUCH", "bars?grain=1s"):
+            answer = served.get(f"/api/{path}")
+            assert (answer.status_code, answer.json()["code"]) == (503, "lake_unreachable"), path
+
+
+def test_a_cursor_is_no_end_of_rows_for_a_server_that_started_without_the_lake(tmp_path: Path, folder: Path) -> None:
+    asked = [*(f"/api/{path}?limit=1" for path in RESOURCES), "/api/trades?symbol=BTC-USD&limit=1"]
+    with Served(folder) as served:
+        following = [served.get(path).headers["link"].partition("<")[2].partition(">")[0] for path in asked]
+    with Served(folder) as served:
+        assert all(served.get(path).status_code == 200 for path in following)
+    with Served(tmp_path / "lake") as served:
+        for path in following:
+            answer = served.get(path)
+            assert (answer.status_code, answer.json()["code"]) == (503, "lake_unreachable"), path
+            assert "retry-after" in answer.headers
+        assert rows(served, "trades") == []
 
 
 def test_a_damaged_table_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from cryptopulse.serve.api import events
+from cryptopulse.serve.api import events, streaming
 from support_notify import Market
 from support_serve import Served
 
@@ -172,13 +173,18 @@ def test_the_end_of_the_server_is_told_and_who_listens_does_not_hold_it_up(marke
         assert list(listener) == []
 
 
-def test_no_more_than_a_bounded_number_listen(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_a_bounded_number_listen_and_the_rest_is_told_when_to_come_back(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(events, "STREAMS_MAX", 2)
+    monkeypatch.setattr(events, "FULL_S", 0.1)
     with listening(served) as first, listening(served) as second:
         for listener in (first, second):
             listener.wait_for("lake")
-        refused = served.get("/api/events")
-        assert (refused.status_code, refused.json()["code"]) == (503, "busy")
+        full = served.get("/api/events")  # any other status, and a browser never comes back
+        assert (full.status_code, full.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert 15_000 <= int(full.text.splitlines()[0].removeprefix("retry: ")) <= 45_000
+        assert "2 listen already" in full.text
         assert 'cryptopulse_http_connections_open{kind="events"} 2.0' in served.get("/metrics").text
     deadline_s = time.monotonic() + 10
     while 'cryptopulse_http_connections_open{kind="events"} 0.0' not in served.get("/metrics").text:
@@ -187,9 +193,45 @@ def test_no_more_than_a_bounded_number_listen(served: Served, monkeypatch: pytes
         again.wait_for("lake")
 
 
+def test_a_hundred_that_come_back_at_once_are_all_served(market: Market) -> None:
+    market.crash("BTC")
+
+    async def hear(client: httpx.AsyncClient) -> str:
+        async with client.stream("GET", "/api/events", params={"kind": "alerts"}) as response:
+            assert response.status_code == 200
+            async for line in response.aiter_lines():
+                if line.startswith("event: alert"):
+                    return line
+        raise AssertionError("it ended")
+
+    async def all_of_them(url: str) -> None:
+        limits = httpx.Limits(max_connections=100)
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30, limits=limits) as client:
+            await asyncio.gather(*(hear(client) for _ in range(100)))
+
+    with Served(market.lake.path, queries_at_once=1) as served:
+        asyncio.run(all_of_them(served.url))
+
+
+def test_a_lake_that_is_gone_is_told_in_the_stream_so_that_a_browser_comes_back(
+    market: Market, served: Served, tmp_path: Path
+) -> None:
+    assert served.get("/api/alerts").status_code == 200
+    market.lake.path.rename(tmp_path / "elsewhere")
+    answer = served.get("/api/events")
+    assert answer.status_code == 200
+    assert answer.text.startswith("retry: ")
+    assert "event: end" in answer.text
+    assert "is gone" in answer.text
+
+
+def test_a_product_that_there_is_not_is_no_reason_to_come_back(served: Served) -> None:
+    assert served.get("/api/events", params={"symbol": "NOPE-USD"}).status_code == 404
+
+
 def test_who_does_not_read_is_left(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's side alone: a connection whose buffers are full takes nothing more."""
-    monkeypatch.setattr(events, "UNREAD_S", 0.2)
+    monkeypatch.setattr(streaming, "UNREAD_S", 0.2)
     served = Served(market.lake.path)
     scope = {
         "type": "http",

@@ -10,10 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI, WebSocket
+from structlog.testing import capture_logs
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from support_processes import Processes
+from support_processes import Processes, wait_until
 from support_serve import TOKEN, Served
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -38,6 +39,12 @@ def _with_page(served: Served) -> None:
         await ws.accept()
         await ws.send_text("hello")
         await ws.close()
+
+    @pages.websocket("/waiting")
+    async def waiting(ws: WebSocket) -> None:
+        await ws.accept()
+        await ws.send_text("hello")
+        await ws.send_text(await ws.receive_text())
 
     served.app.mount("/", pages)
 
@@ -82,17 +89,42 @@ def test_healthz_is_open_and_readyz_says_details_only_to_who_has_the_token(guard
     assert guarded.get("/healthz").json()["status"] == "ok"
     assert guarded.get("/healthz", headers={"Host": "anything.example"}).status_code == 200
     assert guarded.get("/readyz").json() == {"status": "not ready"}
-    assert "no silver" in guarded.get("/readyz", headers=BEARER).text
+    assert "not found" in guarded.get("/readyz", headers=BEARER).text
 
 
-def test_a_wrong_token_is_not_let_in_and_readyz_is_no_way_to_guess(fresh: Served) -> None:
-    wrong = {"Authorization": "Bearer wrong horse battery"}
-    assert fresh.get("/api/products", headers=wrong).status_code == 401
+WRONG = {"Authorization": "Bearer wrong horse battery"}
+
+
+def test_wrong_tokens_are_slowed_down_and_readyz_is_no_way_to_guess(fresh: Served) -> None:
+    assert fresh.get("/api/products", headers=WRONG).status_code == 401
     for _ in range(20):
-        assert fresh.get("/readyz", headers=wrong).json() == {"status": "not ready"}
-    slowed = fresh.get("/api/products", headers=BEARER)
+        assert fresh.get("/readyz", headers=WRONG).json() == {"status": "not ready"}
+    slowed = fresh.get("/api/products", headers=WRONG)
     assert slowed.status_code == 429
     assert 1 <= int(slowed.headers["retry-after"]) <= 6
+
+
+def test_guesses_of_others_keep_the_right_token_out_nowhere(fresh: Served) -> None:
+    assert {fresh.get("/api/products", headers=WRONG).status_code for _ in range(60)} == {401, 429}
+    for path in ("/api/products", "/metrics"):
+        assert fresh.get(path, headers=BEARER).status_code == 200
+    assert fresh.browser().post("/login", data={"token": TOKEN}).status_code == 303
+
+
+def test_who_says_that_he_speaks_for_others_is_not_believed(fresh: Served) -> None:
+    tries = [{**WRONG, "X-Forwarded-For": f"192.0.2.{number}"} for number in range(60)]
+    statuses = [fresh.get("/api/products", headers=headers).status_code for headers in tries]
+    assert statuses.count(401) <= 11  # ten at once, and one every 6 s
+
+
+def test_a_proxy_that_is_named_is_believed(folder: Path) -> None:
+    with Served(folder, token=TOKEN, proxies=["127.0.0.0/8"], allowed_hosts=["trades.example.org"]) as served:
+        for number in range(12):
+            headers = {**WRONG, "X-Forwarded-For": f"198.51.100.9, 192.0.2.{number}"}
+            assert served.get("/api/products", headers=headers).status_code == 401
+        headers = {"X-Forwarded-Proto": "https", "Host": "trades.example.org"}
+        entered = served.browser().post("/login", data={"token": TOKEN}, headers=headers)
+        assert "Secure" in entered.headers["set-cookie"]
 
 
 def test_a_browser_is_sent_to_a_form_logs_in_and_stays_so(guarded: Served) -> None:
@@ -114,22 +146,53 @@ def test_a_browser_is_sent_to_a_form_logs_in_and_stays_so(guarded: Served) -> No
         assert browser.get("/").status_code == 303
 
 
-def test_the_cookie_is_for_https_only_behind_a_proxy_that_speaks_it(guarded: Served) -> None:
-    headers = {"X-Forwarded-Proto": "https", "Host": "trades.example.org"}
-    entered = guarded.browser().post("/login", data={"token": TOKEN}, headers=headers)
-    assert "Secure" in entered.headers["set-cookie"]
+def test_a_session_that_was_ended_is_good_nowhere_not_even_after_a_restart(folder: Path) -> None:
+    with Served(folder, token=TOKEN) as served, served.browser() as browser:
+        browser.post("/login", data={"token": TOKEN})
+        kept = {"Cookie": "; ".join(f"{name}={value}" for name, value in browser.cookies.items())}
+        assert served.browser(headers=kept).get("/metrics").status_code == 200
+        browser.post("/logout")
+        assert served.browser(headers=kept).get("/metrics").status_code == 401
+        with served.browser() as other:
+            other.post("/login", data={"token": TOKEN})
+            assert other.get("/metrics").status_code == 200
+    with Served(folder, token=TOKEN) as again:
+        assert again.browser(headers=kept).get("/metrics").status_code == 401
+
+
+def test_a_logout_ends_what_the_session_has_open_and_nothing_else(guarded: Served) -> None:
+    async def talk() -> None:
+        url = f"ws://127.0.0.1:{guarded.port}/waiting"
+        async with (
+            httpx.AsyncClient(base_url=guarded.url, trust_env=False) as leaving,
+            httpx.AsyncClient(base_url=guarded.url, trust_env=False) as staying,
+        ):
+            sockets = []
+            for browser in (leaving, staying):
+                await browser.post("/login", data={"token": TOKEN})
+                cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+                sockets.append(await connect(url, additional_headers={"Cookie": cookie}, proxy=None))
+                assert await sockets[-1].recv() == "hello"
+            await leaving.post("/logout")
+            with pytest.raises(ConnectionClosed):
+                await asyncio.wait_for(sockets[0].recv(), 5)
+            await sockets[1].send("again")
+            assert await sockets[1].recv() == "again"
+            await sockets[1].close()
+
+    asyncio.run(talk())
 
 
 def test_the_form_says_what_is_wrong_and_slows_down_who_guesses(fresh: Served) -> None:
     with fresh.browser() as browser:
         first = browser.post("/login", data={"token": "wrong horse battery"})
         assert first.status_code == 401
-        assert "That is not the token" in first.text
+        assert "Wrong token" in first.text
         for _ in range(10):
             last = browser.post("/login", data={"token": "wrong horse battery"})
         assert last.status_code == 429
         assert "wait" in last.text
-        assert browser.post("/login", data={"token": TOKEN}).status_code == 429
+        assert browser.post("/login", data={"token": TOKEN}).status_code == 303
 
 
 def test_who_is_logged_in_is_not_kept_out_by_another_that_guesses(fresh: Served) -> None:
@@ -140,7 +203,7 @@ def test_who_is_logged_in_is_not_kept_out_by_another_that_guesses(fresh: Served)
         assert browser.get("/api/products").status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"token", b"x" * 1_000_000, b"\xff\xfe", b"&".join([b"a=1"] * 50)])
+@pytest.mark.parametrize("body", [b"", b"token", b"x" * 60_000, b"\xff\xfe", b"&".join([b"a=1"] * 50)])
 def test_a_form_that_is_none_is_no_login(fresh: Served, body: bytes) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     assert fresh.client.post("/login", content=body, headers=headers).status_code == 401
@@ -171,6 +234,60 @@ def test_pages_of_other_sites_may_not_ask(local: Served, origin: str) -> None:
         answer = local.get(path, headers={"Origin": origin})
         assert (answer.status_code, answer.json()["code"]) == (403, "foreign_origin")
     assert local.get("/api/products", headers={"Origin": local.url}).status_code == 200
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "anything"])
+def test_a_page_of_another_site_can_make_no_browser_ask(local: Served, site: str) -> None:
+    for mode, kind in (("no-cors", "image"), ("cors", "empty"), ("navigate", "iframe"), ("no-cors", "script")):
+        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": kind}
+        for path in ("/", "/product/BTC-USD", "/api/trades", "/metrics", "/pages/episodes"):
+            answer = local.get(path, headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (403, "foreign_page")
+    link = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert local.get("/product/BTC-USD", headers=link).status_code == 200
+    assert local.get("/api/trades", headers=link).status_code == 403
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_own_pages_and_people_may_ask(local: Served, site: str) -> None:
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"}
+    assert local.get("/api/products", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/api/products", "/api/products?limit=x", "/api/openapi.json", "/metrics", "/healthz", "/readyz", "/no"],
+)
+def test_head_says_what_get_says_without_the_body(local: Served, path: str) -> None:
+    said, whole = local.client.head(path), local.get(path)
+    assert (said.status_code, said.content) == (whole.status_code, b"")
+    assert said.headers["content-type"] == whole.headers["content-type"]
+
+
+def test_head_of_a_stream_ends(local: Served) -> None:
+    said = local.client.head("/api/events", timeout=5)
+    assert (said.status_code, said.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
+    wait_until(lambda: local.app.state.events.listeners == 0, "the stream has ended")
+
+
+@pytest.mark.parametrize("path", ["/api/products", "/fails"])
+def test_an_error_that_nobody_expected_is_a_number_in_the_answer_and_a_traceback_in_the_log(
+    folder: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(folder)
+
+    async def fails(_asked: int = 0) -> None:
+        raise ZeroDivisionError("a secret")
+
+    served.app.add_api_route("/fails", fails)
+    monkeypatch.setattr(served.app.state.events._service, "products", fails)
+    with capture_logs() as events, served:
+        answer = served.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (500, "defect")
+    (event,) = [event for event in events if event["event"] == "unexpected_error"]
+    assert event["number"] in answer.json()["detail"]
+    assert "a secret" not in answer.text
+    assert isinstance(event["exc_info"], ZeroDivisionError)
 
 
 async def _greeting(served: Served, **headers: str) -> str:
@@ -221,10 +338,10 @@ def test_the_real_server_guards_pages_and_sockets_and_tells_listeners_of_its_end
     served = processes.start("serve", "--lake", "lake", "--port", "0", SERVE__TOKEN=TOKEN)
     assert served.popen.stdout is not None
     url = served.popen.stdout.readline().removeprefix("Dashboard: ").strip()
-    sockets = [
+    live, closed = (
         f"{url.replace('http', 'ws', 1)}{path}"
         for path in ("/live", "/_nicegui_ws/socket.io/?EIO=4&transport=websocket")
-    ]
+    )
     with httpx.Client(base_url=url, trust_env=False, headers=BROWSER, timeout=30) as browser:
         assert browser.get("/").status_code == 303
         browser.post("/login", data={"token": TOKEN})
@@ -240,10 +357,11 @@ def test_the_real_server_guards_pages_and_sockets_and_tells_listeners_of_its_end
             except InvalidStatus:
                 return False
 
-        for address in sockets:
-            assert asyncio.run(opens(address, Cookie=cookie, Origin=url))
-            assert not asyncio.run(opens(address, Origin=url))
-            assert not asyncio.run(opens(address, Cookie=cookie, Origin="http://evil.example"))
+        assert asyncio.run(opens(live, Cookie=cookie, Origin=url))
+        assert not asyncio.run(opens(live, Origin=url))
+        assert not asyncio.run(opens(live, Cookie=cookie, Origin="http://evil.example"))
+        assert not asyncio.run(opens(closed, Cookie=cookie, Origin=url))  # the pages need it for nothing
+        assert browser.get("/_nicegui_ws/socket.io/?EIO=4&transport=polling").status_code == 404
         with browser.stream("GET", "/api/events") as events:
             lines = events.iter_lines()
             next(lines)

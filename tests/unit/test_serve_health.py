@@ -9,11 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cryptopulse.lake.files import Files
 from cryptopulse.lake.tables import ALERTS, BARS, SILVER
-from cryptopulse.serve.metrics.processes import FIGURES
+from cryptopulse.serve.ops.lake import TableFigures
+from cryptopulse.serve.ops.processes import FIGURES
 from cryptopulse.status import StatusFile
 from support import Lake, Trade, message
 from support_serve import Served
@@ -24,9 +27,9 @@ def lake(tmp_path: Path) -> Iterator[Lake]:
     """Trades of just now: one product with a hole, one that crashes, and a message that is none."""
     made = Lake(tmp_path / "lake")
     now = datetime.now(UTC) - timedelta(seconds=30)
-    trades = [Trade("BTC-USD", number, now, price="100") for number in range(10) if number not in (4, 5)]
+    trades = [Trade("BTC-USD", number, now, price="100") for number in range(1, 11) if number not in (4, 5)]
     trades += [
-        Trade("ETH-USD", number, now + timedelta(seconds=number), price=str(100 - number)) for number in range(5)
+        Trade("ETH-USD", number, now + timedelta(seconds=number), price=str(100 - number)) for number in range(1, 6)
     ]
     made.take_in([trade.match() for trade in trades] + [message(b"{nonsense", key="BTC-USD", received=now)])
     yield made
@@ -71,7 +74,7 @@ def test_without_a_lake_it_is_not_ready_until_there_is_one(tmp_path: Path) -> No
     with Served(tmp_path / "lake") as served:
         assert served.get("/healthz").status_code == 200
         assert served.get("/readyz").status_code == 503
-        assert "There is no silver.fact_crypto_trades" in checks(served)["lake"]["said"]
+        assert "Table silver.fact_crypto_trades not found" in checks(served)["lake"]["said"]
         lake = Lake(tmp_path / "lake")
         lake.take_in([Trade("BTC-USD", 1, datetime.now(UTC)).match()])
         lake.close()
@@ -109,6 +112,15 @@ def test_the_figures_of_the_tables_are_those_of_the_tables(lake: Lake) -> None:
         assert found[key("alerts_total", rule=alert["rule"], type="FLASH_CRASH")] == 1
         labels = {"severity": alert["severity"], "state": alert["state"]}
         assert found[key("alert_episodes", rule=alert["rule"], type="FLASH_CRASH", **labels)] == 1
+
+
+def test_one_trade_of_the_year_9999_does_not_hide_how_old_the_newest_is(lake: Lake) -> None:
+    newest, far = datetime.now(UTC) - timedelta(seconds=5), datetime(9999, 12, 31, tzinfo=UTC)
+    times = pa.array([newest, far, None], pa.timestamp("us", "UTC"))
+    firsts = pa.array([newest - timedelta(1), newest - timedelta(1), None], pa.timestamp("us", "UTC"))
+    actions = {"path": ["a", "b", "c"], "min.event_time": firsts, "max.event_time": times}
+    files = Files(lake.settings.location, SILVER, 1, pa.table(actions))
+    assert TableFigures.of(files).happened_at_s == pytest.approx(newest.timestamp(), abs=0.001)
 
 
 def test_the_figures_follow_the_tables(lake: Lake) -> None:

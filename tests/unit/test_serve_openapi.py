@@ -25,8 +25,8 @@ expected-statuses = ["2xx", "400", "404", "406"]
 """
 
 
-@pytest.mark.parametrize("within_s", some(1, [10, 120]))
-def test_schemathesis_finds_nothing(tmp_path: Path, within_s: int) -> None:
+@pytest.mark.parametrize("examples", some(1, [5, 400]))
+def test_schemathesis_finds_nothing(tmp_path: Path, examples: int) -> None:
     seed = os.environ.get("SCHEMATHESIS_SEED") or str(random.randrange(2**32))
     print(f"SCHEMATHESIS_SEED={seed}")
     lake = Lake(tmp_path / "lake")
@@ -43,8 +43,7 @@ def test_schemathesis_finds_nothing(tmp_path: Path, within_s: int) -> None:
             "--checks=all",
             "--phases=examples,coverage,fuzzing",
             "--mode=all",
-            f"--max-examples={6 * within_s}",
-            f"--max-time={within_s}",
+            f"--max-examples={examples}",
             "--request-timeout=20",
             "--exclude-path=/events",  # has no end
             "--no-color",

@@ -7,13 +7,16 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
+from cryptopulse.lake.tables import BARS
 from cryptopulse.settings import load_settings
 from cryptopulse.status import DASHBOARD, StatusFile, read_status
+from support import START, Lake, Trade
 from support_processes import Command, Exchange, Processes, wait_until
 
 
@@ -56,7 +59,7 @@ def test_it_says_where_it_listens_and_ends_on_request_with_a_viewer_connected(pr
 def test_a_port_that_is_taken_is_one_line_that_says_so(processes: Processes, taken: int) -> None:
     refused = processes.call("serve", "--lake", "lake", "--port", str(taken))
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith(f"cryptopulse: Can't listen on 127.0.0.1:{taken}: another")
+    assert refused.stderr.splitlines()[-1].startswith(f"cryptopulse: Port {taken} of 127.0.0.1 is in use")
 
 
 def test_a_host_that_is_not_this_machines_is_one_line_that_says_so(processes: Processes) -> None:
@@ -97,6 +100,7 @@ def test_run_shows_itself_keeps_its_port_over_a_kill_and_records_though_its_port
     assert run.stop() == 0
     stopped = [event["name"] for event in run.events("process_stopped")]
     assert stopped == ["producer", "processing", "dashboard"]
+    assert "leaked" not in run.said
 
 
 def test_run_leaves_showing_to_a_dashboard_that_is_there_already(processes: Processes) -> None:
@@ -109,6 +113,20 @@ def test_run_leaves_showing_to_a_dashboard_that_is_there_already(processes: Proc
     assert run.child("serve") is None
     assert run.stop() == 0
     assert answers(url)
+
+
+def test_an_end_is_obeyed_though_a_storage_never_answers(processes: Processes) -> None:
+    lake = Lake(processes.folder / "lake")
+    lake.take_in([Trade("BTC-USD", 1, START).match()])
+    lake.close()
+    (file,) = lake.folder(BARS).rglob("*.parquet")
+    file.unlink()
+    os.mkfifo(file)  # whoever opens it waits for ever
+    served = processes.start("serve", "--lake", str(lake.path), "--port", "0")
+    url = announced(served)
+    with suppress(httpx.TimeoutException):
+        httpx.get(f"{url}/api/bars", timeout=1.0, trust_env=False)
+    assert served.stop() == 0
 
 
 def test_a_lake_that_can_not_be_written_can_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

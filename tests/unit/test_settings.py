@@ -12,7 +12,7 @@ import pytest
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.settings import Settings, load_settings
-from cryptopulse.settings_text import as_toml, described
+from cryptopulse.settings.text import as_toml, described
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_a_rule_of_the_configuration_file_keeps_its_exact_decimals(clean: Path) 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("CRYPTOPULSE_FEED__PRODUCTS", "BTCUSD", "feed.products: 'BTCUSD' is no product id"),
+        ("CRYPTOPULSE_FEED__PRODUCTS", "BTCUSD", "feed.products: Invalid product id 'BTCUSD'"),
         ("CRYPTOPULSE_FEED__PRODUCTS", '["BTC-USD"', "feed.products: "),
         ("CRYPTOPULSE_FEED__DIALECT", "kraken", "feed.dialect: "),
         ("CRYPTOPULSE_FEED__PRODUCT", "BTC-USD", "feed.product: there is no such setting"),
@@ -121,3 +121,17 @@ def test_the_written_configuration_file_states_the_defaults_and_nothing_else(cle
         if setting.default is not None and setting.name != "alerts.rules":
             section, _, name = setting.name.rpartition(".")
             assert name in (written[section] if section else written), setting.name
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("kafka://user:p@ss/w:rd@broker:9092/trades", "kafka://user:**********@broker:9092/trades"),
+        ("kafka://b:9092/t?sasl_password=secret&x=1", "kafka://b:9092/t?sasl_password=**********&x=1"),
+        ("kafka://broker:9092/trades?security_protocol=SSL", "kafka://broker:9092/trades?security_protocol=SSL"),
+        ("sqlite:/data/log.db", "sqlite:/data/log.db"),
+    ],
+)
+def test_a_password_within_a_url_is_not_shown(clean: Path, url: str, shown: str) -> None:
+    found = {setting.name: setting.value for setting in described(load_settings(log={"url": url}))}
+    assert found["log.url"] == shown

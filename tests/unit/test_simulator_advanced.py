@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterable
@@ -44,7 +43,7 @@ def is_channel(name: str) -> Any:
 def test_a_snapshot_then_the_answer_then_updates_newest_first_without_a_hole() -> None:
     async def talk() -> None:
         async with simulator(rate=4000) as running, running.connect("/advanced") as client:
-            await asyncio.sleep(0.2)
+            await running.has_traded(200)
             await client.send(request("market_trades", "BTC-USD", "ETH-USD"))
             await client.send(request("heartbeats"))
             messages = await receive_until(client, lambda m: m["sequence_num"] == 11)
@@ -103,10 +102,13 @@ def test_messages_have_the_shape_of_recorded_ones() -> None:
 
     async def talk() -> None:
         async with simulator(rate=2000) as running, running.connect("/advanced") as client:
-            await asyncio.sleep(0.1)
+            await running.has_traded(200)
             await client.send(request("market_trades", "BTC-USD"))
             await client.send(request("heartbeats"))
             messages = await receive_until(client, is_channel("heartbeats"))
+            messages += await receive_until(
+                client, lambda m: m["channel"] == "market_trades" and m["events"][0]["type"] == "update"
+            )
             assert shapes(messages) == shapes(recorded)
             beats = [m for m in [*messages, *recorded] if m["channel"] == "heartbeats"]
             assert all(go_time.fullmatch(m["events"][0]["current_time"]) for m in beats)

@@ -7,10 +7,12 @@ import re
 from decimal import Decimal
 from typing import Any
 
+import httpx
 import pytest
 from simulator_server import Running, run, simulator
 
-from cryptopulse.simulator import Episode
+from cryptopulse.simulator import StagedEpisode
+from support import orders
 
 TRADE_FIELDS = {"time", "trade_id", "price", "size", "side"}  # those of the recorded page
 
@@ -126,7 +128,7 @@ def test_more_than_a_burst_of_fifteen_is_too_many() -> None:
 
 def test_the_ledger_tells_of_episodes_once_they_began() -> None:
     async def talk() -> None:
-        episodes = [Episode("ETH-USD", 30, depth_pct=2, duration_s=5), Episode("BTC-USD", 100_000)]
+        episodes = [StagedEpisode("ETH-USD", 30, depth_pct=2, duration_s=5), StagedEpisode("BTC-USD", 100_000)]
         async with simulator(speed=120, rate=100, episodes=episodes) as running:
             assert (await running.ledger())["episodes"] == []
             await running.ledger_when(lambda now: now["episodes"] and now["episodes"][0]["ended"])
@@ -153,5 +155,38 @@ def test_unknown_paths_and_methods_are_refused() -> None:
             writer.write(b"what is this\r\n\r\n")
             assert (await reader.read()).startswith(b"HTTP/1.1 400")
             writer.close()
+
+    run(talk)
+
+
+def test_rest_answers_as_it_is_told_and_then_rightly() -> None:
+    async def talk() -> None:
+        async with simulator(products=1, rate=10_000) as running:
+            last = (await some_trades(running, 100))["products"]["BTC-USD"]["last_trade_id"]
+
+            async def page() -> httpx.Response:
+                return await running.http.get("/products/BTC-USD/trades", params={"limit": 3})
+
+            right = (await page()).json()
+            answers = [
+                {"path": "/products", "status": 418},
+                {"path": "/trades", "times": 2, "status": 302, "headers": {"location": "/"}, "body": b"moved"},
+                {"reversed": True},
+            ]
+            rows = {"BTC-USD": {last - 1: {"time": None}}}
+            told = await running.http.post("/simulator/rest", content=orders(*answers, rows=rows))
+            assert told.status_code == 200
+            for _ in range(2):
+                moved = await page()
+                assert (moved.status_code, moved.headers["location"], moved.content) == (302, "/", b"moved")
+            broken = [right[0], {"time": None}, right[2]]
+            assert (await page()).json() == broken[::-1]
+            assert (await page()).json() == broken
+            assert (await running.http.get("/products")).status_code == 418
+            assert (await running.http.get("/products")).status_code == 200
+            for wrong in (b"", b"[]", b'{"answers":[{"colour":1}]}', b'{"answers":[{"body":"?"}]}'):
+                assert (await running.http.post("/simulator/rest", content=wrong)).status_code == 400
+            await running.http.post("/simulator/rest", content=orders())
+            assert (await page()).json() == right
 
     run(talk)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -115,7 +116,7 @@ def test_an_error_that_stays_is_not_tried_again_and_its_words_and_exit_code_are_
     assert failure.value.exit_code == 5
 
 
-def test_one_process_given_up_ends_the_others_in_order(
+def test_one_restart_limit_reached_ends_the_others_in_order(
     make: Make, watch: Callable[..., Supervisor], tmp_path: Path
 ) -> None:
     fails_later = "import os, sys, time\nwhile not os.path.exists('ready-worker-0'): time.sleep(0.01)\nsys.exit(2)"
@@ -193,13 +194,13 @@ def test_a_process_that_others_do_without_is_started_again_and_again_and_ends_no
     extra = replace(make("extra", "raise SystemExit(1)"), is_essential=False)
     supervisor = watch(make("worker", OBEDIENT), extra)
     step_until(supervisor, (tmp_path / "ready-worker-0").exists)
-    until = time.monotonic() + 1
     starts = set()
-    while time.monotonic() < until:
-        supervisor.step()
+
+    def is_started_often() -> bool:
         starts.add(supervisor.pids().get("extra"))
-        time.sleep(0.005)
-    assert len(starts - {None}) > QUICK.deaths_max
+        return len(starts - {None}) > QUICK.deaths_max
+
+    step_until(supervisor, is_started_often)
     assert supervisor.states()["worker"] is ProcessState.RUNNING
     supervisor.stop()
     step_until(supervisor, lambda: supervisor.done)
@@ -237,8 +238,9 @@ def test_a_process_waiting_for_its_restart_is_not_started_after_the_end_was_aske
     step_until(supervisor, lambda: bool(supervisor.pids()))
     step_until(supervisor, lambda: supervisor.states()["worker"] is ProcessState.WAITING)
     supervisor.stop()
-    step_until(supervisor, lambda: supervisor.done)
+    supervisor.step()
     assert supervisor.pids() == {}
+    assert supervisor.done
     supervisor.check()  # its death was told; the end was in order
 
 
@@ -282,3 +284,76 @@ def test_last_words_are_the_newest_line_of_the_program_itself(tmp_path: Path) ->
     log.write_text('cryptopulse: old\n{"event": "x"}\ncryptopulse: new reason\n{"event": "y"}\n')
     assert last_words(log) == "new reason"
     assert last_words(tmp_path / "none.log") == ""
+
+
+# Waiting instead of looking
+
+
+def run_until(supervisor: Supervisor, condition: Callable[[], bool], within_s: float = 20.0) -> None:
+    """As a deployment does it: a step only when there is something to do."""
+    deadline = time.monotonic() + within_s
+    supervisor.step()
+    while not condition():
+        supervisor.wait(deadline - time.monotonic())
+        assert time.monotonic() < deadline, supervisor.states()
+        supervisor.step()
+
+
+def test_a_first_death_is_followed_by_a_start_at_once_and_only_the_next_by_a_pause(make: Make, tmp_path: Path) -> None:
+    supervisor = Supervisor([make("worker", OBEDIENT)], RestartPolicy(pause_first_s=60))
+    try:
+        step_until(supervisor, (tmp_path / "ready-worker-0").exists)
+        os.kill(supervisor.pids()["worker"], signal.SIGKILL)
+        step_until(supervisor, (tmp_path / "ready-worker-1").exists)
+        os.kill(supervisor.pids()["worker"], signal.SIGKILL)
+        step_until(supervisor, lambda: supervisor.states() == {"worker": ProcessState.WAITING})
+        begun = time.monotonic()
+        supervisor.wait(0.1)
+        assert time.monotonic() - begun >= 0.1  # the pause is long
+    finally:
+        supervisor.kill()
+
+
+def test_a_wait_ends_when_a_process_ends_or_a_pause_is_over(make: Make, watch: Callable[..., Supervisor]) -> None:
+    supervisor = watch(make("worker", "raise SystemExit(7)"))
+    run_until(supervisor, lambda: supervisor.done)
+    assert supervisor.states() == {"worker": ProcessState.FAILED}
+
+
+def test_a_wait_ends_when_the_end_is_asked_for_and_when_a_process_is_to_be_killed(
+    make: Make, watch: Callable[..., Supervisor], tmp_path: Path
+) -> None:
+    supervisor = watch(make("worker", OBEDIENT), make("deaf", DEAF, stop_timeout_s=0.1))
+    step_until(supervisor, lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+    timer = threading.Timer(0.2, supervisor.stop)
+    timer.start()
+    run_until(supervisor, lambda: supervisor.done)
+    timer.join()
+    assert set(supervisor.states().values()) == {ProcessState.STOPPED}
+
+
+def test_the_end_does_not_wait_for_a_process_that_is_not_there(make: Make, tmp_path: Path) -> None:
+    dies = make("producer", "import sys, os; open('died-' + sys.argv[2], 'w').close(); sys.exit(1)")
+    supervisor = Supervisor([dies, make("processing", OBEDIENT)], RestartPolicy(pause_first_s=60))
+    try:
+        step_until(supervisor, lambda: (tmp_path / "died-1").exists() and (tmp_path / "ready-processing-0").exists())
+        step_until(supervisor, lambda: supervisor.states()["producer"] is ProcessState.WAITING)
+        supervisor.stop()
+        run_until(supervisor, lambda: supervisor.done)
+    finally:
+        supervisor.kill()
+
+
+def test_nobody_waits_for_a_deployment_that_has_ended(make: Make, watch: Callable[..., Supervisor]) -> None:
+    supervisor = watch(make("worker", "raise SystemExit(2)"))
+    step_until(supervisor, lambda: supervisor.done)
+    supervisor.wait()
+
+
+def test_a_process_can_give_the_others_a_head_start(make: Make, watch: Callable[..., Supervisor]) -> None:
+    begun = time.monotonic()
+    supervisor = watch(make("worker", OBEDIENT), replace(make("later", OBEDIENT), head_start_s=0.3))
+    supervisor.step()
+    assert set(supervisor.pids()) == {"worker"}
+    run_until(supervisor, lambda: "later" in supervisor.pids())
+    assert time.monotonic() - begun >= 0.3

@@ -10,7 +10,7 @@ import pytest
 from deltalake import write_deltalake
 
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.lake.reader import read
+from cryptopulse.lake.dataset import read
 from cryptopulse.lake.tables import ABSENT, BARS, BRONZE, COMPLETENESS, Table, other_columns
 from support import Lake, Trade, at
 

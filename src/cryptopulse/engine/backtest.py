@@ -8,21 +8,18 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptopulse.engine.alerts import AlertJudge, stretch_bounds_us
-from cryptopulse.engine.delta import read_table
-from cryptopulse.engine.recent import MICROS
+from cryptopulse.engine.judge import COLUMNS, judge, lookback_max_s, scopes_of
 from cryptopulse.engine.rows import shaped, stamped
-from cryptopulse.engine.session import Session
-from cryptopulse.engine.windows import between_us
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.lake.access import is_there
 from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.reading import between_us, read_table
+from cryptopulse.lake.storage import is_there
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
+from cryptopulse.text import MICROS
 
 _HOUR_US = 3600 * MICROS  # judged in one go; bounds memory to the trades of an hour and its look-backs
 _FAR_US = 4_102_444_800 * MICROS  # 2100-01-01
-_COLUMNS = ", ".join(SILVER.arrow_schema.names)
 
 
 def backtest(
@@ -44,45 +41,36 @@ def backtest(
     only = f" AND symbol IN ({', '.join(repr(symbol) for symbol in symbols)})" if symbols else ""
     first_us = _micros(start) if start else 0
     last_us = _micros(end) - 1 if end else _FAR_US
-    session = Session()
-    judge = AlertJudge(session, rules)
-    episodes = ALERTS.arrow_schema.empty_table()
-    watermark_us = 0
-
-    def trades_between(first: int, last: int) -> pa.Table:
-        when = between_us("event_time", "event_date", max(first, 0), last)
-        return read_table(lake, SILVER, _COLUMNS, when + only)
-
-    def stretch(scoped: pa.Table) -> pa.Table:
-        if scoped.num_rows == 0:
-            return SILVER.arrow_schema.empty_table()
-        from_us, to_us = stretch_bounds_us(scoped)
-        return trades_between(from_us, min(to_us, last_us))
-
-    hours = _hours_with_trades(lake, between_us("event_time", "event_date", first_us, last_us) + only)
+    lookback_us = lookback_max_s(rules) * MICROS
+    episodes = ALERTS.empty
+    trades, held_to_us = SILVER.empty.select(COLUMNS), 0
+    hour = "date_trunc('hour', event_time)"
+    where = between_us("event_time", "event_date", first_us, last_us) + only
+    found_hours = read_table(lake, SILVER, f"{hour} AS hour", f"{where} GROUP BY {hour}")["hour"]
+    hours = sorted(pc.cast(found_hours, pa.int64()).to_pylist())
     for done, hour_us in enumerate(hours):
-        news = trades_between(max(hour_us, first_us), min(hour_us + _HOUR_US - 1, last_us))
+        from_us, to_us = max(hour_us, first_us), min(hour_us + _HOUR_US - 1, last_us)
+        back_to_us = max(from_us - lookback_us, 0)
+        # What the hour before has read already is kept.
+        unread_us = max(back_to_us, held_to_us)
+        more = read_table(
+            lake, SILVER, ", ".join(COLUMNS), between_us("event_time", "event_date", unread_us, to_us) + only
+        )
+        trades = pa.concat_tables([trades.filter(_from(trades, back_to_us)), more])
+        held_to_us = to_us + 1
+        news = trades.filter(_from(trades, from_us))
         watermark_us = pc.cast(pc.max(news["event_time"]), pa.int64()).as_py()
-        episodes = _judged(judge, news, stretch, episodes, watermark_us)
+        found = judge(trades, scopes_of(news, rules), episodes, watermark_us)
+        if found is not None:
+            is_kept = pc.invert(pc.is_in(episodes["alert_id"], pa.array(found.replaced, pa.string())))
+            rows = shaped(stamped(found.episodes, watermark_us), ALERTS)
+            episodes = pa.concat_tables([episodes.filter(is_kept), rows])
         progress(done + 1, len(hours))
-    session.close()
     return episodes.sort_by([("opened_at", "ascending"), ("alert_id", "ascending")])
 
 
-def _judged(
-    judge: AlertJudge, news: pa.Table, stretch: Callable[[pa.Table], pa.Table], episodes: pa.Table, watermark_us: int
-) -> pa.Table:
-    judgement = judge.judge(news, stretch, episodes, watermark_us)
-    if judgement is None:
-        return episodes
-    kept = episodes.filter(pc.invert(pc.is_in(episodes["alert_id"], pa.array(judgement.replaced))))
-    return pa.concat_tables([kept, shaped(stamped(judgement.episodes, watermark_us), ALERTS)])
-
-
-def _hours_with_trades(lake: LakeLocation, where: str) -> list[int]:
-    column = "date_trunc('hour', event_time)"
-    found = read_table(lake, SILVER, f"{column} AS hour", f"{where} GROUP BY {column}")
-    return sorted(pc.cast(found["hour"], pa.int64()).to_pylist())
+def _from(trades: pa.Table, first_us: int) -> pa.ChunkedArray:
+    return pc.greater_equal(pc.cast(trades["event_time"], pa.int64()), pa.scalar(first_us))
 
 
 def _micros(moment: datetime) -> int:

@@ -8,24 +8,21 @@ in memory with what they are made of, and derived again whenever any hole has ch
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptopulse.engine import Commit
-from cryptopulse.engine.delta import LOAD, DeltaHandle
-from cryptopulse.engine.gold import replace_windows
-from cryptopulse.engine.held import Held, after
-from cryptopulse.engine.recent import MICROS
-from cryptopulse.engine.session import Session
-from cryptopulse.engine.windows import Runs, between_us, in_windows, touched_windows
+from cryptopulse.engine import StepResult
+from cryptopulse.engine.coverage import Coverage
+from cryptopulse.engine.gold import replace_windows, rows_of
+from cryptopulse.engine.rows import in_windows, touched_windows, window_starts
+from cryptopulse.engine.session import SqlSession
 from cryptopulse.lake.tables import ABSENT, BARS, COMPLETENESS, COVERAGE
+from cryptopulse.store.table_tail import TableTail
+from cryptopulse.store.table_writer import TableWriter
 
-_HOUR_US = COMPLETENESS.window_seconds * MICROS
-_FAR_US = 253_402_300_799 * MICROS  # the end of the year 9999: no time that silver takes is later
-_HOLD_S = 5.0  # bars change twice a second, and who asks for hours can wait a moment
-_CHANGED_MAX = 100_000  # bars that wait to be taken in: in a catch-up five seconds of them may be many
+_MAX_DELAY_S = 5.0  # bars change every second, and who asks for hours can wait a moment
 _BAR = ("symbol", "window_start", "first_trade_id", "last_trade_id", "rest_count")
 _BAR_SCHEMA = pa.schema([BARS.arrow_schema.field(name).with_nullable(True) for name in _BAR])
 _ROW = tuple(name for name in COMPLETENESS.arrow_schema.names if name != "load_timestamp")
@@ -37,59 +34,47 @@ _MAY_CHANGE = f"missing_ids > 0 OR absent_ids > 0 OR first_trade_id IN ({_BEGINS
 class CompletenessStep:
     """Brings gold.dm_completeness up to date."""
 
-    def __init__(self, handles: Mapping[str, DeltaHandle], session: Session, held: Held) -> None:
-        """`session` belongs to the lane of bars."""
-        self._bars, self._table = handles[BARS.qualified], handles[COMPLETENESS.qualified]
+    def __init__(
+        self,
+        tables: Mapping[str, TableWriter],
+        session: SqlSession,
+        bars: TableTail,
+        coverage: Coverage,
+        absent: Callable[[], pa.Table],
+    ) -> None:
+        """`session` belongs to the lane of bars; `absent` gives the intervals of ids proved absent so far."""
+        self._table = tables[COMPLETENESS.qualified]
         self._session = session
-        self._held = held
-        self._changed = [self._read(after(self._table.position("bars")))]
-        """Bars (of _BAR) that were not taken in."""
-        self._kept_from_us = self._horizon()
-        kept = between_us("window_start", "window_date", max(self._kept_from_us, 0), _FAR_US)
-        self._kept = self._read(kept)
-        """The newest bars: all from `_kept_from_us` on, some of them as they were before those in `_changed`."""
+        self._bars = bars
+        self._coverage = coverage
+        self._absent = absent
         self._unsettled = self._table.read(", ".join(_ROW), _MAY_CHANGE)
         """The rows that may change though no bar of theirs does, as they are in the table."""
-        self._unsettled_hours = self._read_hours(
+        self._unsettled_hours = self._hours_of(
             touched_windows(self._unsettled, "window_start", COMPLETENESS.window_seconds)
         )
         """Their hours: what the bars of each add up to, as one bar."""
         self._holes_seen = -1
         self._advanced = time.monotonic()
-        self.hold_s = _HOLD_S
+        self.max_delay_s = _MAX_DELAY_S
         """How long changed bars may wait to be taken in."""
 
-    def add(self, bars: pa.Table) -> None:
-        """Takes note of bars that were written."""
-        self._changed.append(bars.select(_BAR).cast(_BAR_SCHEMA))
-
-    def advance(self) -> Commit | None:
+    def advance(self) -> StepResult | None:
         """Derives the hours that changed bars lie in, and those whose holes may have changed."""
-        waiting = sum(bars.num_rows for bars in self._changed)
-        holes = self._held.holes_changed
-        if not waiting and holes == self._holes_seen:
+        seen_to, position = self._table.position("bars"), self._bars.position
+        holes = self._coverage.holes_changed
+        if position <= seen_to and holes == self._holes_seen:
             return None
-        if waiting < _CHANGED_MAX and time.monotonic() - self._advanced < self.hold_s:
+        if time.monotonic() - self._advanced < self.max_delay_s:
             return None
-        news, position = pa.concat_tables(self._changed), self._bars.position(LOAD)
-        touched = touched_windows(news, "window_start", COMPLETENESS.window_seconds)
-        others = self._unsettled_hours.filter(pc.invert(in_windows(self._unsettled_hours, touched)))
-        hours = pa.concat_tables([self._hours_of(touched, news), others])
-        changed = self._derive(hours)
-        self._changed = [news.slice(0, 0)]
-        self._holes_seen = holes
         self._advanced = time.monotonic()
-        if changed.num_rows == 0:
-            self._table.skip_to("bars", position)
-            return None
-        windows = touched_windows(changed, "window_start", COMPLETENESS.window_seconds)
-        rows = replace_windows(self._table, changed, windows, {"bars": position})
-        return Commit(COMPLETENESS, rows, news.num_rows)
-
-    def _derive(self, hours: pa.Table) -> pa.Table:
-        """The rows of `hours` that are not in the table as they are; notes which may change without their bars."""
-        coverage = self._held.coverage
-        inputs = {BARS.qualified: hours, COVERAGE.qualified: coverage, ABSENT.qualified: self._held.absent}
+        news = self._bars.since(seen_to)
+        touched = touched_windows(
+            _BAR_SCHEMA.empty_table() if news is None else news, "window_start", COMPLETENESS.window_seconds
+        )
+        others = self._unsettled_hours.filter(pc.invert(in_windows(self._unsettled_hours, touched)))
+        hours, coverage = pa.concat_tables([self._hours_of(touched), others]), self._coverage.table
+        inputs = {BARS.qualified: hours, COVERAGE.qualified: coverage, ABSENT.qualified: self._absent()}
         derived = self._session.derive(COMPLETENESS.qualified, inputs).select(_ROW)
         changed = self._session.query(
             "SELECT * FROM derived EXCEPT SELECT * FROM known", {"derived": derived, "known": self._unsettled}
@@ -97,52 +82,24 @@ class CompletenessStep:
         begins = coverage.group_by("symbol").aggregate([("first_trade_id", "min")])["first_trade_id_min"]
         lacks = pc.less(derived["held_ids"], derived["expected_ids"])
         self._unsettled = derived.filter(pc.or_(lacks, pc.is_in(derived["first_trade_id"], begins.combine_chunks())))
-        windows = touched_windows(self._unsettled, "window_start", COMPLETENESS.window_seconds)
-        self._unsettled_hours = hours.filter(in_windows(hours, windows))
-        return changed
+        unsettled = touched_windows(self._unsettled, "window_start", COMPLETENESS.window_seconds)
+        self._unsettled_hours = hours.filter(in_windows(hours, unsettled))
+        self._holes_seen = holes
+        if changed.num_rows == 0:
+            self._table.skip_to("bars", position)
+            return None
+        windows = touched_windows(changed, "window_start", COMPLETENESS.window_seconds)
+        rows = replace_windows(self._table, changed, windows, {"bars": position})
+        return StepResult(COMPLETENESS, rows, 0 if news is None else news.num_rows)
 
-    def _hours_of(self, touched: pa.Table, news: pa.Table) -> pa.Table:
-        """The `touched` hours: the newest from the bars in memory, older ones from the table."""
-        since_us = self._kept_from_us
-        minutes = _minutes(pa.concat_tables([self._kept, news]))
-        self._kept_from_us = max(since_us, self._horizon())
-        times = pc.cast(minutes["window_start"], pa.int64())
-        self._kept = minutes.filter(pc.greater_equal(times, self._kept_from_us))
-        is_new = pc.greater_equal(touched["window_us"], since_us)
-        newest = _hours(minutes.filter(pc.greater_equal(times, since_us)))
-        newest = newest.filter(in_windows(newest, touched.filter(is_new)))
-        return pa.concat_tables([newest, self._read_hours(touched.filter(pc.invert(is_new)))])
-
-    def _read_hours(self, windows: pa.Table) -> pa.Table:
-        if windows.num_rows == 0:
+    def _hours_of(self, touched: pa.Table) -> pa.Table:
+        """What the bars of the `touched` hours add up to, as one bar an hour."""
+        if touched.num_rows == 0:
             return _BAR_SCHEMA.empty_table()
-        condition = Runs(windows, COMPLETENESS.window_seconds).condition("window_start", "window_date")
-        hours = _hours(self._read(condition))
-        return hours.filter(in_windows(hours, windows))
-
-    def _read(self, where: str) -> pa.Table:
-        return self._bars.read(", ".join(_BAR), where).cast(_BAR_SCHEMA)
-
-    def _horizon(self) -> int:
-        """Start of the hour before the newest trade's, µs UTC: late trades are of that one or the open one."""
-        return self._held.watermark_us // _HOUR_US * _HOUR_US - _HOUR_US
-
-
-def _minutes(bars: pa.Table) -> pa.Table:
-    """The newest state of each bar: silver only grows, so it has the lowest first, the highest last and the most."""
-    return _together(bars, "max")
-
-
-def _hours(minutes: pa.Table) -> pa.Table:
-    """What `minutes` add up to, as one bar an hour."""
-    length = pa.scalar(_HOUR_US, pa.int64())
-    start = pc.multiply(pc.divide(pc.cast(minutes["window_start"], pa.int64()), length), length)
-    column = minutes.schema.get_field_index("window_start")
-    return _together(minutes.set_column(column, "window_start", start.cast(pa.timestamp("us", "UTC"))), "sum")
-
-
-def _together(bars: pa.Table, counts: str) -> pa.Table:
-    """One row for each (symbol, window_start); `counts`: how their rest_counts are put together."""
-    grouped = bars.group_by(["symbol", "window_start"])
-    found = grouped.aggregate([("first_trade_id", "min"), ("last_trade_id", "max"), ("rest_count", counts)])
-    return found.rename_columns(_BAR).cast(_BAR_SCHEMA)
+        bars = rows_of(self._bars, touched, COMPLETENESS.window_seconds).select(_BAR)
+        starts = window_starts(bars["window_start"], COMPLETENESS.window_seconds)
+        hours = bars.set_column(1, "window_start", starts.cast(pa.timestamp("us", "UTC")))
+        grouped = hours.group_by(["symbol", "window_start"])
+        found = grouped.aggregate([("first_trade_id", "min"), ("last_trade_id", "max"), ("rest_count", "sum")])
+        found = found.rename_columns(_BAR).cast(_BAR_SCHEMA)
+        return found.filter(in_windows(found, touched))

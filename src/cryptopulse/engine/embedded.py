@@ -1,27 +1,29 @@
-"""The embedded engine: DuckDB runs the SQL, delta-rs commits.
+"""The embedded engine: the steps in this process, over Arrow in memory, committed by the store's own writer.
 
 The tables are worked on in lanes, each by one thread at a time: bronze; silver, quarantine, absent ids, coverage and
-alerts; bars, statistics and completeness. They meet in what `Bronze` hands on and in `Held`, the memory of what silver
-holds.
+alerts; bars, statistics and completeness. They meet in the tails of silver and of bars and in `Coverage`, the ids that
+silver holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import structlog
 
-from cryptopulse.engine import Commit
-from cryptopulse.engine.alerts import AlertJudge, AlertStep
+from cryptopulse.engine import StepResult
+from cryptopulse.engine.alerts import AlertStep
 from cryptopulse.engine.bronze import Bronze
 from cryptopulse.engine.completeness import CompletenessStep
-from cryptopulse.engine.delta import NOTHING_YET, TOMBSTONES, DeltaHandle
-from cryptopulse.engine.durability import syncing
+from cryptopulse.engine.coverage import INTERVALS_SCHEMA, Coverage
 from cryptopulse.engine.gold import WindowSteps
-from cryptopulse.engine.held import Held
+from cryptopulse.engine.judge import lookback_max_s
 from cryptopulse.engine.messages import MessageSteps
-from cryptopulse.engine.session import Session
+from cryptopulse.engine.session import SqlSession
+from cryptopulse.lake.dialect import delta_time
+from cryptopulse.lake.reading import quoted
 from cryptopulse.lake.tables import (
     ABSENT,
     ALERTS,
@@ -36,10 +38,15 @@ from cryptopulse.lake.tables import (
     Table,
 )
 from cryptopulse.settings import Settings
+from cryptopulse.store.durability import syncing
+from cryptopulse.store.table_tail import TableTail
+from cryptopulse.store.table_writer import LOAD, NOTHING_YET, TOMBSTONES, TableWriter
+from cryptopulse.text import MICROS
 
 _MARGIN_S = 120  # trades stay in memory this much longer than alerts look back: the open minute and late commits
-# Of maintenance.vacuum_retention_hours: an hour, and a while until vacuum has been there.
-_TOMBSTONES_S_PER_HOUR = 4_500
+_BARS_KEPT_S = 2 * COMPLETENESS.window_seconds  # late trades are of the open hour or the one before
+_COVER_ROWS = 1_000_000  # some 40 MB
+_TOMBSTONES_S = 600  # notes on removed files in the Delta log; who they are is kept elsewhere (store/replaced_files.py)
 _SOURCES = {
     SILVER.qualified: "bronze/{partition}",
     QUARANTINE.qualified: "bronze/{partition}",
@@ -51,9 +58,11 @@ _SOURCES = {
     COMPLETENESS.qualified: "bars",
 }
 
+logger = structlog.get_logger()
+
 
 class EmbeddedEngine:
-    """Implements `cryptopulse.engine.Engine` in this process."""
+    """Keeps the tables of one lake up to date in this process."""
 
     def __init__(self, settings: Settings) -> None:
         """Opens (or creates) all tables, takes them over, and reads what the state in memory needs from them.
@@ -61,41 +70,43 @@ class EmbeddedEngine:
         Raises Fenced when another pipeline starts at the same moment.
         """
         self._settings = settings
-        self._tombstones_s = settings.maintenance.vacuum_retention_hours * _TOMBSTONES_S_PER_HOUR
         properties = {
             "delta.logRetentionDuration": f"interval {settings.maintenance.log_retention_s} seconds",
-            TOMBSTONES: f"interval {self._tombstones_s} seconds",
+            TOMBSTONES: f"interval {_TOMBSTONES_S} seconds",
         }
-        self.handles = {table.qualified: DeltaHandle(settings.location, table, properties) for table in TABLES}
-        self._take_over()
-        self._fast = Session(settings.processing.memory_max_mb, settings.processing.threads)
-        self._slow = self._fast.sibling()
+        with ThreadPoolExecutor(4, thread_name_prefix="open") as pool:
+            opened = pool.map(lambda table: TableWriter(settings.location, table, properties), TABLES)
+            self.tables: Mapping[str, TableWriter] = {writer.table.qualified: writer for writer in opened}
+            # Fences whoever worked on the lake before. Bronze comes first: of two that start at once it stops one.
+            bronze, *others = self.tables.values()
+            owner = max(writer.owner for writer in self.tables.values()) + 1
+            bronze.take_over(owner)
+            list(pool.map(lambda writer: writer.take_over(owner), others))
+        self._session = SqlSession(settings.processing.memory_max_mb, settings.processing.threads)
         self._load()
 
-    def _take_over(self) -> None:
-        """Fences whoever worked on the lake before. Bronze comes first: of two that start at once it stops one."""
-        bronze, *others = self.handles.values()
-        owner = max(handle.owner for handle in self.handles.values()) + 1
-        bronze.take_over(owner)
-        with ThreadPoolExecutor(len(others), thread_name_prefix="take-over") as pool:  # far away each takes 0.1 s
-            for done in [pool.submit(handle.take_over, owner) for handle in others]:
-                done.result()
-        for handle in self.handles.values():
-            handle.keep_tombstones(self._tombstones_s)
-
     def _load(self) -> None:
-        settings, handles = self._settings, self.handles
-        judge = AlertJudge(self._fast, settings.alerts.rules)
-        judge.warm_up()
-        seen_to = max(handles[table.qualified].position("silver") for table in (ALERTS, BARS))
-        self.held = Held(settings.location, self._fast, handles, seen_to, judge.lookback_max_s + _MARGIN_S)
-        batch_max = settings.processing.batch_messages_max
-        self._bronze = Bronze(settings.location, handles[BRONZE.qualified], batch_max)
-        self._messages = MessageSteps(handles, self._fast, self._bronze, self.held)
-        self._alerts = AlertStep(handles[ALERTS.qualified], judge, self.held)
-        windows = WindowSteps(handles, self._slow, self.held)
-        self._completeness = CompletenessStep(handles, self._slow, self.held)
-        self._steps: dict[str, Callable[[], Commit | None]] = {
+        settings, tables = self._settings, self.tables
+        silver = tables[SILVER.qualified]
+        rules = settings.alerts.rules
+        self.trades = TableTail(silver, (lookback_max_s(rules) + _MARGIN_S) * MICROS)
+        # Gold may have kept what silver lost; news must come after what gold has seen, even if the clock went back.
+        seen_to = max(tables[table.qualified].position("silver") for table in (ALERTS, BARS))
+        self.trades.position = max(self.trades.position, seen_to)
+        silver.skip_to(LOAD, self.trades.position)
+        bars = self._bars = TableTail(tables[BARS.qualified], _BARS_KEPT_S * MICROS)
+        seen_to = max(tables[table.qualified].position("bars") for table in (STATS, COMPLETENESS))
+        bars.position = max(bars.position, seen_to)  # the same of bars that were lost
+        tables[BARS.qualified].skip_to(LOAD, bars.position)
+        self._load_coverage()
+        absent = tables[ABSENT.qualified].read(f"DISTINCT {quoted(INTERVALS_SCHEMA.names)}").cast(INTERVALS_SCHEMA)
+        self._bronze = Bronze(tables[BRONZE.qualified], settings.processing.batch_messages_max)
+        self._messages = MessageSteps(tables, self._bronze, self.trades, self.coverage, absent)
+        self._alerts = AlertStep(tables[ALERTS.qualified], self.trades, rules)
+        windows = WindowSteps(tables, self._session, self.trades, bars, self.coverage)
+        self._completeness = CompletenessStep(tables, self._session, bars, self.coverage, lambda: self._messages.absent)
+        self._max_delays_s = self._alerts.max_delay_s, self._messages.max_delay_s, self._completeness.max_delay_s
+        self._steps: dict[str, Callable[[], StepResult | None]] = {
             SILVER.qualified: self._messages.advance_silver,
             QUARANTINE.qualified: self._messages.advance_quarantine,
             ABSENT.qualified: self._messages.advance_absent,
@@ -106,48 +117,68 @@ class EmbeddedEngine:
             COMPLETENESS.qualified: self._completeness.advance,
         }
 
+    def _load_coverage(self) -> None:
+        """Reads the intervals of ids, and adds what silver took in since they were written.
+
+        They must count as many ids as silver has rows. They don't when a power cut, a restore or a deletion took rows
+        of silver and left the intervals, which would claim ids that are gone and keep them out for ever: then all are
+        made again. (No row of silver is ever missing in them: what is newer than they are is read from silver.)
+        """
+        silver, table = self.tables[SILVER.qualified], self.tables[COVERAGE.qualified]
+        self.coverage = Coverage()
+        self.coverage.add_intervals(table.read(quoted(INTERVALS_SCHEMA.names)).cast(INTERVALS_SCHEMA))
+        written_to = table.position("silver")
+        if written_to < self.trades.position:
+            for ids in silver.read_parts("symbol, trade_id", f"load_timestamp > {delta_time(written_to)}", _COVER_ROWS):
+                self.coverage.add(ids)
+        if self.coverage.count != silver.rows():
+            logger.warning("coverage_rebuilt", rows=silver.rows(), ids_claimed=self.coverage.count)
+            table.replace(COVERAGE.empty, {"silver": NOTHING_YET})
+            self.coverage = Coverage()
+            for ids in silver.read_parts("symbol, trade_id", "true", _COVER_ROWS):
+                self.coverage.add(ids)
+
     def stored_to(self, partition: int) -> int:
-        """See `cryptopulse.engine.Engine.stored_to`."""
+        """Last offset of a log partition that bronze holds; -1 for none."""
         return self._bronze.stored_to(partition)
 
     def stored_messages(self) -> int:
         """How many messages bronze holds."""
         return self._bronze.messages()
 
-    def store(self, records: pa.Table) -> Commit:
-        """See `cryptopulse.engine.Engine.store`."""
+    def store(self, records: pa.Table) -> StepResult:
+        """Appends `records` of the log (RECORD_SCHEMA, one partition, in order) to bronze."""
         return self._bronze.store(records)
 
-    def anticipate(self, records: pa.Table) -> None:
-        """See `cryptopulse.engine.Engine.anticipate`."""
-        self._messages.anticipate(records)
+    def parse_ahead(self, records: pa.Table) -> None:
+        """Parses `records` of the log, so that it can be done while they are stored."""
+        self._messages.parse_ahead(records)
 
-    def advance(self, table: Table) -> Commit | None:
-        """See `cryptopulse.engine.Engine.advance`."""
+    def advance(self, table: Table) -> StepResult | None:
+        """One step of `table` over what is new upstream; None when there is nothing new."""
         commit = self._steps[table.qualified]()
-        if commit is not None and table is BARS:
-            self._completeness.add(commit.rows)
+        if commit is not None and table in (BARS, STATS, COMPLETENESS):
             # Else a catch-up would keep every trade of it in memory.
-            seen_to = min(self.handles[other.qualified].position("silver") for other in (ALERTS, BARS))
-            self.held.recent.forget_commits(seen_to)
+            positions = {other: self.tables[other.qualified].position for other in (ALERTS, BARS, STATS, COMPLETENESS)}
+            self.trades.taken_in(min(positions[ALERTS]("silver"), positions[BARS]("silver")))
+            self._bars.taken_in(min(positions[STATS]("bars"), positions[COMPLETENESS]("bars")))
         return commit
 
-    def refresh(self, tables: Sequence[Table]) -> None:
-        """Reopens those of `tables` that have become slow. From their lane, when nobody waits."""
-        for table in tables:
-            self.handles[table.qualified].refresh_if_due()
+    def flush(self) -> None:
+        """From now on steps don't wait for more news, until `hold`."""
+        self._alerts.max_delay_s = self._messages.max_delay_s = self._completeness.max_delay_s = 0
 
-    def settle(self) -> None:
-        """See `cryptopulse.engine.Engine.settle`."""
-        self._alerts.hold_s = self._messages.hold_s = self._completeness.hold_s = 0
+    def hold(self) -> None:
+        """From now on steps may wait for more news again."""
+        self._alerts.max_delay_s, self._messages.max_delay_s, self._completeness.max_delay_s = self._max_delays_s
 
     def reset(self, tables: Sequence[Table]) -> None:
-        """See `cryptopulse.engine.Engine.reset`."""
+        """Empties derived `tables` in this order and forgets their positions: they are derived again from the start."""
         for table in tables:
-            handle, source = self.handles[table.qualified], _SOURCES[table.qualified]
+            writer, source = self.tables[table.qualified], _SOURCES[table.qualified]
             sources = {source.format(partition=partition) for partition in self._bronze.partitions}
-            handle.replace(table.arrow_schema.empty_table(), None, dict.fromkeys(sources, NOTHING_YET))
-            syncing(handle.lake, table).up_to(handle.version)  # a power cut must not undo it, and spare the next one
+            writer.replace(table.empty, dict.fromkeys(sources, NOTHING_YET))
+            syncing(writer.lake, table).up_to(writer.version)  # a power cut must not undo it, and spare the next one
         self._load()
 
     @property
@@ -155,11 +186,11 @@ class EmbeddedEngine:
         """Alert episodes that are open or not long closed (gold.dm_market_alerts' columns)."""
         return self._alerts.episodes
 
-    def session(self) -> Session:
-        """A session of its own for another thread; it shares memory and threads with the engine's."""
-        return self._fast.sibling()
+    @property
+    def conflicts(self) -> dict[str, int]:
+        """By product: how many trades came again with other content, since the start."""
+        return self._messages.conflicts
 
     def close(self) -> None:
         """Releases the engine's memory. Writes nothing: it may be closed because another pipeline took over."""
-        self._slow.close()
-        self._fast.close()
+        self._session.close()

@@ -4,90 +4,94 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptopulse.engine import Commit
-from cryptopulse.engine.delta import LOAD, DeltaHandle
-from cryptopulse.engine.held import Held, after, id_spans
-from cryptopulse.engine.recent import MICROS
-from cryptopulse.engine.rows import shaped, stamped
-from cryptopulse.engine.session import Session
-from cryptopulse.engine.windows import Runs, between_us, distinct_windows, in_windows, touched_windows
+from cryptopulse.engine import StepResult
+from cryptopulse.engine.coverage import Coverage, id_spans
+from cryptopulse.engine.rows import (
+    distinct_windows,
+    in_windows,
+    newest_load_us,
+    shaped,
+    stamped,
+    touched_windows,
+    window_starts,
+)
+from cryptopulse.engine.session import SqlSession
+from cryptopulse.engine.trade_values import VALUE, VALUE_SQL, with_values
 from cryptopulse.lake.tables import BARS, COVERAGE, SILVER, STATS
+from cryptopulse.store.table_tail import TableTail
+from cryptopulse.store.table_writer import LOAD, TableWriter
+from cryptopulse.text import MICROS
 
-_STATS_US = STATS.window_seconds * MICROS
-_BARS_KEPT_US = 3 * _STATS_US  # live statistics are made of the bars of the open window, late ones of the one before
-_FAR_US = 4_102_444_800 * MICROS  # 2100-01-01
-_BARS_COLUMNS = ", ".join(f'"{name}"' for name in BARS.arrow_schema.names)
 _NEIGHBOURS = "silver.neighbour_ids"
+_APART_WINDOWS = 60
+_SPANS_MAX = 16  # each is a read of the table when it is not in memory
 
 
 class WindowSteps:
     """Brings bars and statistics up to date."""
 
-    def __init__(self, handles: Mapping[str, DeltaHandle], session: Session, held: Held) -> None:
-        """`session` belongs to this lane alone."""
-        self._bars, self._stats = handles[BARS.qualified], handles[STATS.qualified]
+    def __init__(
+        self,
+        tables: Mapping[str, TableWriter],
+        session: SqlSession,
+        trades: TableTail,
+        bars: TableTail,
+        coverage: Coverage,
+    ) -> None:
+        """`session` belongs to this lane alone; `bars` is kept up to date here."""
+        self._bars, self._stats = tables[BARS.qualified], tables[STATS.qualified]
         self._session = session
-        self._held = held
+        self._trades = trades
+        self._recent_bars = bars
+        self._coverage = coverage
         self._tails: dict[str, tuple[int, int]] = {}
         """By product the last trade id that bars hold, and the window (µs UTC) that it lies in."""
         newest = "max(last_trade_id) AS last_trade_id, max(window_start) AS window_start"
         self._note_tails(self._bars.read(f"symbol, {newest}", "true GROUP BY symbol"))
-        self._changed = [self._bars.read("symbol, window_start", after(self._stats.position("bars")))]
-        """Bars that the statistics have not taken in."""
-        self._kept_from_us = (held.watermark_us - _BARS_KEPT_US) // _STATS_US * _STATS_US
-        kept = between_us("window_start", "window_date", max(self._kept_from_us, 0), _FAR_US)
-        self._kept = self._bars.read(_BARS_COLUMNS, kept).select(BARS.arrow_schema.names)
-        """The newest bars: all from `_kept_from_us` on."""
 
-    def advance_bars(self) -> Commit | None:
+    def advance_bars(self) -> StepResult | None:
         """Silver → bars: every minute that new trades, or the neighbours of new trades, lie in."""
-        news = self._held.since(self._bars.position("silver"))
+        news = self._trades.since(self._bars.position("silver"))
         if news is None:
             return None
-        coverage = self._held.coverage
-        touched = touched_windows(news, "event_time", BARS.window_seconds)
-        touched = self._with_neighbours(touched, news, coverage)
-        trades = self._trades_of(touched)
-        inputs = {SILVER.qualified: trades, COVERAGE.qualified: coverage}
-        position = pc.cast(pc.max(news["load_timestamp"]), pa.int64()).as_py()
-        rows = self._replace(self._bars, touched, inputs, {"silver": position})
+        coverage = self._coverage.table
+        touched = self._touched_minutes(news, coverage)
+        trades = rows_of(self._trades, touched, BARS.window_seconds)
+        if touched_windows(trades, "event_time", BARS.window_seconds).num_rows > touched.num_rows:
+            # The open minute and the end of the one before: no need to work out the others of both again.
+            starts = window_starts(trades["event_time"], BARS.window_seconds)
+            windows = pa.table({"symbol": trades["symbol"], "window_start": starts})
+            trades = trades.filter(in_windows(windows, touched))
+        inputs = {SILVER.qualified: with_values(trades), COVERAGE.qualified: coverage}
+        derived = self._session.derive(BARS.qualified, inputs, {VALUE_SQL: VALUE})
+        rows = replace_windows(self._bars, derived, touched, {"silver": newest_load_us(news)})
         self._note_tails(rows)
-        self._changed.append(rows.select(["symbol", "window_start"]))
-        self._keep(rows, touched)
-        return Commit(BARS, rows, news.num_rows, received=news["ingestion_time"])
+        if rows.num_rows:
+            self._recent_bars.add(rows, self._bars.position(LOAD))
+        return StepResult(BARS, rows, news.num_rows, received=news["ingestion_time"])
 
-    def advance_stats(self) -> Commit | None:
+    def advance_stats(self) -> StepResult | None:
         """Bars → statistics: every 5 minutes that changed bars lie in."""
-        news = pa.concat_tables(self._changed)
-        if news.num_rows == 0:
+        news = self._recent_bars.since(self._stats.position("bars"))
+        if news is None:
             return None
         touched = touched_windows(news, "window_start", STATS.window_seconds)
-        bars = self._kept
-        if pc.min(touched["window_us"]).as_py() < self._kept_from_us:
-            runs = Runs(touched, STATS.window_seconds)
-            bars = self._bars.read(_BARS_COLUMNS, runs.condition("window_start", "window_date"))
-        rows = self._replace(self._stats, touched, {BARS.qualified: bars}, {"bars": self._bars.position(LOAD)})
-        self._changed = [news.slice(0, 0)]
-        return Commit(STATS, rows, news.num_rows)
+        bars = rows_of(self._recent_bars, touched, STATS.window_seconds)
+        derived = self._session.derive(STATS.qualified, {BARS.qualified: bars})
+        rows = replace_windows(self._stats, derived, touched, {"bars": newest_load_us(news)})
+        return StepResult(STATS, rows, news.num_rows)
 
-    def _keep(self, rows: pa.Table, touched: pa.Table) -> None:
-        """Takes new bars into memory, and forgets the oldest."""
-        times = pc.cast(rows["window_start"], pa.int64())
-        horizon = (pc.max(times).as_py() - _BARS_KEPT_US) // _STATS_US * _STATS_US
-        self._kept_from_us = max(self._kept_from_us, min(horizon, self._held.watermark_us))
-        kept = pa.concat_tables([self._kept.filter(pc.invert(in_windows(self._kept, touched))), rows])
-        is_new = pc.greater_equal(pc.cast(kept["window_start"], pa.int64()), self._kept_from_us)
-        self._kept = kept.filter(is_new)
-
-    def _with_neighbours(self, touched: pa.Table, news: pa.Table, coverage: pa.Table) -> pa.Table:
-        """`touched` and the windows whose first or last trade is the neighbour of a new one.
+    def _touched_minutes(self, news: pa.Table, coverage: pa.Table) -> pa.Table:
+        """The windows that new trades lie in, and those whose first or last trade is the neighbour of a new one.
 
         In order the neighbour is the last trade of a product's newest bar. A neighbour elsewhere lies in a touched
         window, or at an edge of a bar that the table knows (times follow ids).
         """
+        touched = touched_windows(news, "event_time", BARS.window_seconds)
         dense, gappy = id_spans(news)
         at_tails, elsewhere = [], set(pc.unique(gappy["symbol"]).to_pylist())
         for symbol, first, _last in zip(*(column.to_pylist() for column in dense.columns), strict=True):
@@ -100,64 +104,52 @@ class WindowSteps:
         if elsewhere:
             ids = news.select(["symbol", "trade_id"])
             late = ids.filter(pc.is_in(ids["symbol"], pa.array(sorted(elsewhere), pa.string())))
-            parts.append(self._neighbours(late, coverage).cast(touched.schema))
+            found = self._session.derive(_NEIGHBOURS, {SILVER.qualified: late, COVERAGE.qualified: coverage})
+            if found.num_rows:
+                edges = ", ".join(map(str, pc.unique(found["trade_id"]).to_pylist()))
+                symbols = ", ".join(f"'{symbol}'" for symbol in pc.unique(found["symbol"]).to_pylist())
+                where = f"symbol IN ({symbols}) AND (first_trade_id IN ({edges}) OR last_trade_id IN ({edges}))"
+                bars = self._bars.read("symbol, window_start", where)
+                parts.append(touched_windows(bars, "window_start", BARS.window_seconds).cast(touched.schema))
         return distinct_windows(pa.concat_tables(parts))
-
-    def _neighbours(self, ids: pa.Table, coverage: pa.Table) -> pa.Table:
-        """The windows of bars that begin or end with the neighbour of one of the new trades `ids`."""
-        found = self._session.derive(_NEIGHBOURS, {SILVER.qualified: ids, COVERAGE.qualified: coverage})
-        if found.num_rows == 0:
-            return pa.table({"symbol": pa.array([], pa.string()), "window_us": pa.array([], pa.int64())})
-        edges = ", ".join(map(str, pc.unique(found["trade_id"]).to_pylist()))
-        symbols = ", ".join(f"'{symbol}'" for symbol in pc.unique(found["symbol"]).to_pylist())
-        where = f"symbol IN ({symbols}) AND (first_trade_id IN ({edges}) OR last_trade_id IN ({edges}))"
-        return touched_windows(self._bars.read("symbol, window_start", where), "window_start", BARS.window_seconds)
 
     def _note_tails(self, bars: pa.Table) -> None:
         columns = (bars["symbol"], bars["last_trade_id"], pc.cast(bars["window_start"], pa.int64()))
         for symbol, last, window_us in zip(*(column.to_pylist() for column in columns), strict=True):
             self._tails[symbol] = max(self._tails.get(symbol, (-1, 0)), (last, window_us))
 
-    def _trades_of(self, touched: pa.Table) -> pa.Table:
-        """At least all trades of the `touched` minutes: the recent ones from memory, older ones from the table."""
-        since_us = self._held.recent.complete_from_us
-        complete_from = max(since_us, -(2**62))
-        is_recent = pc.greater_equal(touched["window_us"], pa.scalar(complete_from))
-        recent, older = touched.filter(is_recent), touched.filter(pc.invert(is_recent))
-        parts = []
-        if recent.num_rows:
-            runs = Runs(recent, BARS.window_seconds)
-            parts.append(self._held.recent.between(runs.first_us, runs.last_us))
-        if older.num_rows:
-            condition = Runs(older, BARS.window_seconds).condition("event_time", "event_date")
-            parts.append(self._held.read(condition))
-        if self._held.recent.complete_from_us != since_us:
-            return self._trades_of(touched)  # the other lane has forgotten old trades meanwhile
-        return pa.concat_tables(parts)
 
-    def _replace(
-        self, handle: DeltaHandle, touched: pa.Table, inputs: Mapping[str, pa.Table], positions: Mapping[str, int]
-    ) -> pa.Table:
-        """Derives the rows of the `touched` windows and puts them in the place of the old ones."""
-        derived = self._session.derive(handle.table.qualified, inputs)
-        return replace_windows(handle, derived.filter(in_windows(derived, touched)), touched, positions)
+def rows_of(tail: TableTail, touched: pa.Table, seconds: int) -> pa.Table:
+    """At least the rows of `tail` in the `touched` windows (symbol, window_us), each `seconds` long.
+
+    Windows that lie far apart are read separately: late trades must not bring all the time between them along.
+    """
+    length_us = seconds * MICROS
+    starts = np.unique(touched["window_us"].to_numpy())
+    gaps = np.diff(starts)
+    widest = np.argsort(gaps)[-_SPANS_MAX:]
+    cuts = np.sort(widest[gaps[widest] > _APART_WINDOWS * length_us]) + 1
+    parts = []
+    for run in np.split(starts, cuts):
+        is_in_run = pc.and_(
+            pc.greater_equal(touched["window_us"], run[0]), pc.less_equal(touched["window_us"], run[-1])
+        )
+        symbols = pc.unique(touched.filter(is_in_run)["symbol"]).to_pylist()
+        parts.append(tail.between(int(run[0]), int(run[-1]) + length_us - 1, symbols))
+    return pa.concat_tables(parts)
 
 
 def replace_windows(
-    handle: DeltaHandle, derived: pa.Table, touched: pa.Table, positions: Mapping[str, int]
+    writer: TableWriter, derived: pa.Table, touched: pa.Table, positions: Mapping[str, int]
 ) -> pa.Table:
-    """Puts the rows `derived` in the place of those of the `touched` windows; returns them as they are in the table."""
-    table, load = handle.table, handle.next_load()
-    rows = shaped(stamped(derived, load), table)
-    runs = Runs(touched, table.window_seconds)
-    condition = runs.condition("window_start", "window_date")
-    written = rows if runs.are_exact else pa.concat_tables([rows, _others(handle, touched, condition)])
-    handle.replace(written, condition, {**positions, LOAD: load})
+    """Puts those rows of `derived` that are of the `touched` windows in the place of the rows of these windows.
+
+    Returns them as they are in the table.
+    """
+    table, load = writer.table, writer.next_load()
+    rows = shaped(stamped(derived.filter(in_windows(derived, touched)), load), table)
+    first_us, last_us = pc.min_max(touched["window_us"]).as_py().values()
+    first, last = (pa.scalar(us, pa.timestamp("us", "UTC")).as_py() for us in (first_us, last_us))
+    within = {"window_start": (first, last), table.partition_by[0]: (first.date(), last.date())}
+    writer.replace(rows, {**positions, LOAD: load}, is_replaced=lambda rows: in_windows(rows, touched), within=within)
     return rows
-
-
-def _others(handle: DeltaHandle, touched: pa.Table, condition: str) -> pa.Table:
-    """The rows that match `condition` but are of other windows: they stay as they are."""
-    names = ", ".join(f'"{name}"' for name in handle.table.arrow_schema.names)
-    matching = handle.read(names, condition)
-    return shaped(matching.filter(pc.invert(in_windows(matching, touched))), handle.table)

@@ -4,91 +4,136 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import structlog
 
-from cryptopulse.engine import Commit
+from cryptopulse.engine import StepResult
 from cryptopulse.engine.bronze import Bronze
-from cryptopulse.engine.delta import LOAD, DeltaHandle
-from cryptopulse.engine.held import Held
+from cryptopulse.engine.coverage import INTERVALS_SCHEMA, Coverage
+from cryptopulse.engine.parse import absent_ids, parse, refused_messages, with_other_content
 from cryptopulse.engine.rows import shaped, stamped
-from cryptopulse.engine.session import Session
-from cryptopulse.lake.tables import ABSENT, BRONZE, COVERAGE, QUARANTINE, SILVER, Table
+from cryptopulse.lake.tables import ABSENT, CONFLICT, COVERAGE, QUARANTINE, SILVER, Table
+from cryptopulse.store.table_tail import TableTail
+from cryptopulse.store.table_writer import LOAD, TableWriter
 
-_PARSED = "silver.parsed_trades"
-_COVERAGE_HOLD_S = 2.0  # silver's ids since the last commit are read again after a kill: cheap, so seldom is fine
-_MARKER_MESSAGES = 50_000  # a position that moved so far without rows is committed: bounds what a restart reads again
+_COVERAGE_MAX_DELAY_S = 5.0  # silver's ids since the last commit are read again after a kill: cheap, so seldom is fine
+_MARKER_MESSAGES = 10_000  # a position that moved so far without rows is committed: bounds what a restart reads again
+_PARSED_MAX = 2  # the batch in work and the next
+
+logger = structlog.get_logger()
+
+
+@dataclass
+class _Batch:
+    """Messages that were parsed."""
+
+    parsed: pa.Table
+    is_refused: bool
+    """Whether a message of it was refused."""
+    repeated: pa.Table | None = None
+    """Those of its trades that silver had already; None: not known."""
 
 
 class MessageSteps:
     """What is made of messages. One thread at a time."""
 
-    def __init__(self, handles: Mapping[str, DeltaHandle], session: Session, bronze: Bronze, held: Held) -> None:
-        """`session` belongs to this lane alone."""
-        self._ahead = session.sibling()
-        self._coverage = handles[COVERAGE.qualified]
-        self._handles = handles
-        self._session = session
+    def __init__(
+        self, tables: Mapping[str, TableWriter], bronze: Bronze, trades: TableTail, coverage: Coverage, absent: pa.Table
+    ) -> None:
+        """`trades`: silver's newest rows; `absent`: the intervals proved absent so far. Both and `coverage` are kept up
+        to date here.
+        """
+        self._tables = tables
         self._bronze = bronze
-        self._held = held
-        self._parsed: dict[tuple[int, int, int], pa.Table] = {}
+        self._trades = trades
+        self._coverage = coverage
+        self.absent = absent
+        """Intervals of ids that pages proved absent; they may overlap, and some of their ids may be held after all."""
+        self._batches: dict[tuple[int, int, int], _Batch] = {}
         self._coverage_committed = time.monotonic()
-        self.hold_s = _COVERAGE_HOLD_S
+        self.conflicts: dict[str, int] = {}
+        """By product: how many trades came again with other content, since the start."""
+        self.max_delay_s = _COVERAGE_MAX_DELAY_S
         """How long the intervals may wait to be written."""
 
-    def advance_silver(self) -> Commit | None:
+    def advance_silver(self) -> StepResult | None:
         """Bronze → silver: the trades not held yet."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(SILVER, partition)) is not None:
-                parsed = self._parse(news)
-                inputs = {_PARSED: parsed, COVERAGE.qualified: self._held.coverage}
-                trades = self._session.derive(SILVER.qualified, inputs)
-                skipped = parsed["reason"].null_count - trades.num_rows
-                commit, position = self._append(SILVER, partition, news, trades, skipped)
-                if commit.rows.num_rows:
-                    self._held.add(commit.rows, position)
-                return commit
+                batch = self._parse(news)
+                offered = batch.parsed
+                if batch.is_refused:
+                    offered = offered.filter(pc.is_null(offered["reason"]))
+                is_new = self._coverage.new_rows(offered)
+                trades = offered.take(is_new)
+                skipped = offered.num_rows - trades.num_rows
+                batch.repeated = offered.slice(0, 0)
+                if skipped:
+                    numbers = pa.array(range(offered.num_rows), pa.int64())
+                    batch.repeated = offered.filter(pc.invert(pc.is_in(numbers, is_new)))
+                trades = trades.append_column("ingestion_time", trades["received_time"])
+                trades = trades.append_column("event_date", pc.cast(trades["event_time"], pa.date32()))
+                result, position = self._append(SILVER, partition, news, trades, skipped)
+                if result.rows.num_rows:
+                    self._coverage.add(result.rows)
+                    self._trades.add(result.rows, position)
+                return result
         return None
 
-    def advance_quarantine(self) -> Commit | None:
-        """Bronze → quarantine: the messages that were refused."""
+    def advance_quarantine(self) -> StepResult | None:
+        """Bronze → quarantine: the messages that were refused, and those that contradict a trade in silver."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(QUARANTINE, partition)) is not None:
-                parsed = self._parse(news)
-                refused = parsed.filter(pc.is_valid(parsed["reason"]))
-                if refused.num_rows:
-                    inputs = {_PARSED: refused, BRONZE.qualified: news}
-                    refused = self._not_held(QUARANTINE, self._session.derive(QUARANTINE.qualified, inputs))
+                batch = self._parse(news)
+                refused = QUARANTINE.empty
+                repeated = batch.repeated
+                if repeated is None:  # silver took the batch in before a restart
+                    repeated = batch.parsed.filter(pc.is_null(batch.parsed["reason"]))
+                found = repeated if repeated.num_rows == 0 else self._conflicting(repeated)
+                if batch.is_refused or found.num_rows:
+                    reasons = pa.concat_tables([batch.parsed.filter(pc.is_valid(batch.parsed["reason"])), found])
+                    refused = self._not_held(QUARANTINE, refused_messages(reasons, news))
                 return self._append(QUARANTINE, partition, news, refused)[0]
         return None
 
-    def advance_absent(self) -> Commit | None:
+    def _conflicting(self, repeated: pa.Table) -> pa.Table:
+        """The trades that silver holds with other content, with the reason. The first copy stays."""
+        found = with_other_content(repeated, self._trades.matching(repeated.select(["symbol", "trade_id"])))
+        for symbol, trade_id in zip(found["symbol"].to_pylist(), found["trade_id"].to_pylist(), strict=True):
+            if symbol not in self.conflicts:
+                logger.warning("trade_conflict", symbol=symbol, trade_id=trade_id, kept="the first copy")
+            self.conflicts[symbol] = self.conflicts.get(symbol, 0) + 1
+        column = found.schema.get_field_index("reason")
+        return found.set_column(column, "reason", pa.array([CONFLICT] * found.num_rows, pa.string()))
+
+    def advance_absent(self) -> StepResult | None:
         """Bronze → the ids that pages of REST prove absent. Batches without a page are passed over at a glance."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(ABSENT, partition)) is not None:
-                proofs = ABSENT.arrow_schema.empty_table()
+                proofs = ABSENT.empty
                 if pc.index(news["source"], "rest").as_py() >= 0:
-                    parsed = self._parse(news)
-                    pages = parsed.filter(pc.equal(parsed["source"], "rest"))
-                    proofs = self._not_held(ABSENT, self._session.derive(ABSENT.qualified, {_PARSED: pages}))
-                commit, _ = self._append(ABSENT, partition, news, proofs)
-                if commit.rows.num_rows:
-                    self._held.add_absent(commit.rows)
-                return commit
+                    proofs = self._not_held(ABSENT, absent_ids(self._parse(news).parsed))
+                result, _ = self._append(ABSENT, partition, news, proofs)
+                if result.rows.num_rows:
+                    added = result.rows.select(INTERVALS_SCHEMA.names).cast(INTERVALS_SCHEMA)
+                    both = pa.concat_tables([self.absent, added])
+                    self.absent = both.group_by(INTERVALS_SCHEMA.names).aggregate([])
+                    self._coverage.holes_changed += 1
+                return result
         return None
 
-    def advance_coverage(self) -> Commit | None:
+    def advance_coverage(self) -> StepResult | None:
         """Writes the intervals of ids every few seconds; in memory they are up to date with each commit of silver."""
-        position = self._held.position
-        if self._coverage.position("silver") >= position:
+        table, position = self._tables[COVERAGE.qualified], self._trades.position
+        if table.position("silver") >= position or time.monotonic() - self._coverage_committed < self.max_delay_s:
             return None
-        if time.monotonic() - self._coverage_committed < self.hold_s:
-            return None
-        rows = shaped(stamped(self._held.coverage, position), COVERAGE)
-        self._coverage.replace(rows, None, {"silver": position})
+        rows = shaped(stamped(self._coverage.table, position), COVERAGE)
+        table.replace(rows, {"silver": position})
         self._coverage_committed = time.monotonic()
-        return Commit(COVERAGE, rows, rows.num_rows)
+        return StepResult(COVERAGE, rows, rows.num_rows)
 
     def _not_held(self, table: Table, found: pa.Table) -> pa.Table:
         """`found`, of one partition, without rows that the table holds. The other engine may have stored them, under
@@ -101,49 +146,42 @@ class MessageSteps:
             return found
         columns = ", ".join(f'"{name}"' for name in table.key)
         where = f'"partition" = {partition} AND "offset" BETWEEN {ends["min"]} AND {ends["max"]}'
-        held = self._handles[table.qualified].read(columns, where)
-        known = set(zip(*(column.to_pylist() for column in held.columns), strict=True))
+        stored = self._tables[table.qualified].read(columns, where)
+        known = set(zip(*(column.to_pylist() for column in stored.columns), strict=True))
         keys = zip(*(found[name].to_pylist() for name in table.key), strict=True)
         return found.filter(pa.array([key not in known for key in keys], pa.bool_()))
 
     def _append(
         self, table: Table, partition: int, news: pa.Table, found: pa.Table, skipped: int = 0
-    ) -> tuple[Commit, int]:
+    ) -> tuple[StepResult, int]:
         """Commits the rows `found` in the messages `news`; returns the commit and its load_timestamp."""
-        handle, source, last = self._handles[table.qualified], f"bronze/{partition}", news["offset"][-1].as_py()
+        writer, source, last = self._tables[table.qualified], f"bronze/{partition}", news["offset"][-1].as_py()
         if found.num_rows == 0:
-            empty = table.arrow_schema.empty_table()
-            if last - handle.recorded(source) > _MARKER_MESSAGES:
-                handle.append(empty, {source: last})
-            handle.skip_to(source, last)
-            return Commit(table, empty, news.num_rows, skipped), handle.position(LOAD)
-        load = handle.next_load()
+            empty = table.empty
+            if last - writer.recorded(source) > _MARKER_MESSAGES:
+                writer.append(empty, {source: last})
+            writer.skip_to(source, last)
+            return StepResult(table, empty, news.num_rows, skipped), writer.position(LOAD)
+        load = writer.next_load()
         rows = shaped(stamped(found, load), table)
-        handle.append(rows, {source: last, LOAD: load})
-        return Commit(table, rows, news.num_rows, skipped), load
+        writer.append(rows, {source: last, LOAD: load})
+        return StepResult(table, rows, news.num_rows, skipped), load
 
     def _news(self, table: Table, partition: int) -> pa.Table | None:
-        return self._bronze.after(partition, self._handles[table.qualified].position(f"bronze/{partition}"))
+        return self._bronze.after(partition, self._tables[table.qualified].position(f"bronze/{partition}"))
 
-    def anticipate(self, messages: pa.Table) -> None:
+    def parse_ahead(self, messages: pa.Table) -> None:
         """Parses `messages` before their turn. The one method that another thread may call meanwhile."""
-        self._remember(_key(messages), self._ahead.derive(_PARSED, {BRONZE.qualified: messages}))
+        self._parse(messages)
 
-    def _parse(self, messages: pa.Table) -> pa.Table:
-        """Messages → the parsed view; remembered, as silver and quarantine both need it."""
-        key = _key(messages)
-        parsed = self._parsed.get(key)
-        if parsed is None:
-            parsed = self._session.derive(_PARSED, {BRONZE.qualified: messages})
-            self._remember(key, parsed)
-        return parsed
-
-    def _remember(self, key: tuple[int, int, int], parsed: pa.Table) -> None:
-        newest = list(self._parsed.items())[-1:]  # the batch in work; this one is the next
-        self._parsed = {**dict(newest), key: parsed}
-
-
-def _key(messages: pa.Table) -> tuple[int, int, int]:
-    """Partition, first and last offset."""
-    offsets = messages["offset"]
-    return messages["partition"][0].as_py(), offsets[0].as_py(), offsets[-1].as_py()
+    def _parse(self, messages: pa.Table) -> _Batch:
+        """The messages parsed; remembered, as three tables are made of them."""
+        offsets = messages["offset"]
+        key = (messages["partition"][0].as_py(), offsets[0].as_py(), offsets[-1].as_py())
+        batch = self._batches.get(key)
+        if batch is None:
+            parsed = parse(messages)
+            batch = _Batch(parsed, parsed["reason"].null_count < parsed.num_rows)
+            kept = list(self._batches.items())[1 - _PARSED_MAX :]
+            self._batches = {**dict(kept), key: batch}
+        return batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import duckdb
 import pyarrow as pa
@@ -14,8 +15,8 @@ _MANY_ROWS = 50_000
 warnings.filterwarnings("ignore", message="Arrow output on a DB-API result", category=UserWarning)
 
 
-class Session:
-    """One connection to an in-memory DuckDB. Use each from one thread; `sibling` gives another thread its own."""
+class SqlSession:
+    """One connection to an in-memory DuckDB. Use it from one thread."""
 
     def __init__(self, memory_max_mb: int = 1024, threads: int = 2) -> None:
         """Opens an in-memory database that spills to disk beyond `memory_max_mb`."""
@@ -25,21 +26,20 @@ class Session:
         self._db.execute("SET preserve_insertion_order = false")
         for macro in DUCKDB_MACROS:
             self._db.execute(macro)
-        self._prepare()
-
-    def sibling(self) -> Session:
-        """A session on the same database (memory and threads are shared) for another thread."""
-        other = object.__new__(Session)
-        other._db = self._db.cursor()
-        other._prepare()
-        return other
-
-    def _prepare(self) -> None:
         self._db.execute("SET TimeZone = 'UTC'")
 
-    def derive(self, name: str, inputs: Mapping[str, pa.Table]) -> pa.Table:
-        """The rows of the canonical statement `lake/sql/<name>.sql` over `inputs` (qualified name → rows)."""
+    def derive(
+        self, name: str, inputs: Mapping[str, pa.Table], given: Mapping[str, str] = MappingProxyType({})
+    ) -> pa.Table:
+        """The rows of the canonical statement `lake/sql/<name>.sql` over `inputs` (qualified name → rows).
+
+        `given`: expressions of the statement (in DuckDB's dialect) that are a column of an input already, which is
+        taken in their place.
+        """
         sql = duckdb_sql(name, is_bulk=_are_many(inputs))
+        for expression, column in given.items():
+            assert expression in sql, f"{name} has no {expression}"
+            sql = sql.replace(expression, column)
         return self.query(sql, {bound_name(table): rows for table, rows in inputs.items()})
 
     def query(self, sql: str, inputs: Mapping[str, pa.Table]) -> pa.Table:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import structlog
 from picows import (
@@ -36,11 +35,12 @@ from python_socks import ProxyError  # what picows uses, and lets through
 
 from cryptopulse.errors import ConfigurationError, Disconnected
 from cryptopulse.feed.buffer import MessageBuffer
-from cryptopulse.feed.gaps import NEVER_NS
-from cryptopulse.feed.protocol import Event, Session, Stale, Subscribed
-from cryptopulse.feed.rate_limit import TokenBucket
+from cryptopulse.feed.protocol import Event, FeedSession, Stale, Subscribed
+from cryptopulse.feed.proxy import proxy_for
+from cryptopulse.feed.sequence_gaps import NEVER_NS
 from cryptopulse.retry import Backoff
 from cryptopulse.settings import FeedSettings
+from cryptopulse.token_bucket import RateLimiter
 
 MESSAGE_MAX_BYTES = 16 * 1024 * 1024
 """Above the largest message seen on either feed (a book snapshot of 5.1 MB)."""
@@ -80,16 +80,16 @@ class Shared:
     url: str
     settings: FeedSettings
     buffer: MessageBuffer
-    connects: TokenBucket
+    connects: RateLimiter
     """Limits the attempts of all connections together."""
-    on_event: Callable[[Connection, Event], None]
+    on_event: Callable[[FeedConnection, Event], None]
     """Is told what a connection's session finds."""
 
 
-class Connection(WSListener):
+class FeedConnection(WSListener):
     """Keeps `session` connected and its messages flowing into the buffer."""
 
-    def __init__(self, name: str, session: Session, shared: Shared) -> None:
+    def __init__(self, name: str, session: FeedSession, shared: Shared) -> None:
         self.name = name
         self.session = session
         self.traffic = Traffic()
@@ -109,12 +109,12 @@ class Connection(WSListener):
     async def run(self) -> None:
         """Connects again and again until it is cancelled; closes the socket then."""
         while True:
-            await self._shared.connects.take()
+            await self._shared.connects.acquire()
             try:
                 await self._one_socket()
             except WSProtocolError as error:
                 reason = str(error.args[-1])
-            except (WSError, OSError, Disconnected, ValueError) as error:  # ValueError: of a proxy's address
+            except (WSError, OSError, Disconnected, ValueError) as error:  # ValueError: of a name that can't be one
                 reason = self._ended_because or str(error) or type(error).__name__
             else:
                 reason = self._ended_because or "closed by the exchange"
@@ -140,8 +140,10 @@ class Connection(WSListener):
         transport = await self._open()
         try:
             await transport.wait_disconnected()
-            if not self._ended_because and transport.close_handshake is not None:
-                self._ended_because = _close_text(transport)
+            received = None if transport.close_handshake is None else transport.close_handshake.recv
+            if not self._ended_because and received is not None:
+                text = f"closed by the exchange: {received.code} {received.reason or ''}"
+                self._ended_because = text.strip()
         finally:
             await _close(transport)
             self.session.disconnected()
@@ -159,7 +161,7 @@ class Connection(WSListener):
                     max_frame_size=MESSAGE_MAX_BYTES,
                     websocket_handshake_timeout=timeout_s,
                     logger_name=_silent,
-                    proxy=_proxy_for(self._shared.url),
+                    proxy=proxy_for(self._shared.url),
                 )
         except TimeoutError as error:
             raise Disconnected(f"no connection within {timeout_s:g} s") from error
@@ -176,7 +178,13 @@ class Connection(WSListener):
         self._transport = transport
         self._fragments.clear()
         self.sockets_opened += 1
-        _keep_alive(transport)
+        sock = transport.underlying_transport.get_extra_info("socket")
+        if sock is not None:  # lets the system probe a silent peer
+            with contextlib.suppress(OSError):  # a liveness aid that the system lacks is no reason to fail
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in KEEPALIVE.items():
+                    if hasattr(socket, option):
+                        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         self.session.connected(time.monotonic_ns())
         self._send()
         self._changed()
@@ -192,17 +200,14 @@ class Connection(WSListener):
             transport.send_close(WSCloseCode.OK)
             transport.disconnect()
         elif kind is not WSMsgType.PONG:
-            self._take_fragment(frame, received_ns)
-
-    def _take_fragment(self, frame: WSFrame, received_ns: int) -> None:
-        """Puts a message together that comes in several frames; its receive time is that of the last."""
-        self._fragments += frame.get_payload_as_memoryview()
-        if len(self._fragments) > MESSAGE_MAX_BYTES:
-            raise WSProtocolError(WSCloseCode.MESSAGE_TOO_BIG, f"message over {MESSAGE_MAX_BYTES} bytes")
-        if frame.fin:
-            body = bytes(self._fragments)
-            self._fragments.clear()
-            self._take(body, received_ns)
+            # A message that comes in several frames; its receive time is that of the last.
+            self._fragments += frame.get_payload_as_memoryview()
+            if len(self._fragments) > MESSAGE_MAX_BYTES:
+                raise WSProtocolError(WSCloseCode.MESSAGE_TOO_BIG, f"message over {MESSAGE_MAX_BYTES} bytes")
+            if frame.fin:
+                body = bytes(self._fragments)
+                self._fragments.clear()
+                self._take(body, received_ns)
 
     def _take(self, body: bytes, received_ns: int) -> None:
         """The way of every message: it is kept if there is room, or else its loss is recorded."""
@@ -248,7 +253,9 @@ class Connection(WSListener):
     # Time for the session: one timer, moved when the session asks for an earlier moment.
 
     def _schedule(self) -> None:
-        self._stop_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_due_ns = None, NEVER_NS
         due_ns = self.session.deadline_ns
         if due_ns == NEVER_NS:
             return
@@ -257,12 +264,6 @@ class Connection(WSListener):
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_timer)
         self._timer_due_ns = due_ns
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None
-        self._timer_due_ns = NEVER_NS
-
     def _on_timer(self) -> None:
         self.session.tick(time.monotonic_ns())
         self._handle_events()
@@ -270,7 +271,8 @@ class Connection(WSListener):
 
 
 def check_url(url: str, setting: str) -> None:
-    """Raises ConfigurationError if `url`, the value of `setting`, is no WebSocket address."""
+    """Raises ConfigurationError if `url`, the value of `setting`, is no WebSocket address, or the environment's proxy
+    for it is none."""
     try:
         parts = urlsplit(url)
         right = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and parts.port != 0
@@ -278,26 +280,7 @@ def check_url(url: str, setting: str) -> None:
         right = False
     if not right:
         raise ConfigurationError(f"Setting {setting}: {url!r} is not a WebSocket address (wss://… or ws://…).")
-
-
-def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment names. None for unencrypted addresses, which are local."""
-    parts = urlsplit(url)
-    if parts.scheme != "wss" or proxy_bypass(parts.hostname or ""):
-        return None
-    return getproxies().get("https")
-
-
-def _keep_alive(transport: WSTransport) -> None:
-    """Lets the system probe a silent peer."""
-    sock = transport.underlying_transport.get_extra_info("socket")
-    if sock is None:
-        return
-    with contextlib.suppress(OSError):  # a liveness aid that the system lacks is no reason to fail
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE.items():
-            if hasattr(socket, option):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    proxy_for(url)
 
 
 async def _close(transport: WSTransport) -> None:
@@ -314,11 +297,3 @@ async def _close(transport: WSTransport) -> None:
         except TimeoutError:
             transport.disconnect(graceful=False)
             await transport.wait_disconnected()
-
-
-def _close_text(transport: WSTransport) -> str:
-    """What the peer said when it closed."""
-    received = transport.close_handshake.recv
-    if received is None:
-        return ""
-    return f"closed by the exchange: {received.code} {received.reason or ''}".strip()

@@ -10,11 +10,15 @@ A session belongs to a set of products and outlives its connections: the highest
 known to be missing as soon as a new one brings its first trade::
 
     disconnected ──connected──▶ subscribing ──answer──▶ live
-         ▲                          │ no answer           │ no heartbeat
+         ▲                          │ no answer           │ no trade or heartbeat
          └───────disconnected───────┴──────▶ stale ◀──────┘
 
-One product that the exchange does not know makes it refuse the whole request. So when a refusal names products of
-the session, the others are asked for again without them.
+One product that the exchange does not know makes it refuse the whole request. When a refusal names products of the
+session, the others are requested again without them; when it names none, the request is split in halves until the
+product that is refused stands alone.
+
+A connection can be half alive: one product, or one channel of it, falls silent while others go on. Then that product
+is subscribed again, at growing intervals; the connection stays, for the sake of the others.
 
 What differs between the two feeds is in a `Dialect`, which turns a raw message into one of the `Message`
 types.
@@ -25,11 +29,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import Enum
-from typing import Protocol
 
 import msgspec
 
-from cryptopulse.feed.gaps import NEVER_NS, IdWatch, TradeIds, Witness
+from cryptopulse.feed.sequence_gaps import NEVER_NS, UNKNOWN, IdWatch, TradeIds, Witness
+from cryptopulse.venues import Dialect, FeedMessage, Heartbeat, Refusal, Subscriptions, TradesMessage, Unreadable
 
 SECOND_NS = 1_000_000_000
 
@@ -45,83 +49,26 @@ OVERSLEPT_NS = SECOND_NS
 so that the silence may be its own: heartbeats may wait in the socket."""
 
 
+RESUBSCRIBE_NS = 10 * SECOND_NS
+RESUBSCRIBE_MAX_NS = 300 * SECOND_NS
+"""Pauses between the attempts to subscribe a silent product again: doubling from the first to the longest. A product
+that the exchange has halted stays silent for hours."""
+
+RESUBSCRIBED_AT_ONCE_MAX = 10
+"""Products in one second: with two frames each they stay below the exchange's limit of messages, 100 a second."""
+
+THIN_NS = 60 * SECOND_NS
+THIN_MESSAGES = 100
+THIN_GAPS = 50
+"""Where no heartbeat names a product, its silence is judged by its own pace: a product that has sent so many messages
+is silent after a minute, and after so many of its mean gaps between messages."""
+
 TEXT_MAX = 300
 """Characters of foreign text in an event; the whole message is in the log."""
 
 
 _WORD = re.compile(r"[A-Z0-9]+(?:-[A-Z0-9]+)+")
 """What may be a product id in a refusal, as in "XYZ-USD is not a valid product"."""
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a raw message says; its subclasses are the kinds that there are."""
-
-    product: str = ""
-    """The product that the whole message is about, "" if there is none or several."""
-    sequence_num: int | None = None
-    """The message's number within its connection (Advanced Trade)."""
-
-
-class Trades(Message, frozen=True, gc=False):
-    """A message with trades: (product, trade id) of each, oldest first."""
-
-    ids: tuple[tuple[str, int], ...]
-
-
-class Heartbeat(Message, frozen=True, gc=False):
-    """A sign of life. On the Exchange feed it names a product and its last trade id (0: not known)."""
-
-    last_trade_id: int = 0
-
-
-class Subscriptions(Message, frozen=True):
-    """The answer to subscribing: channel → its products."""
-
-    channels: dict[str, frozenset[str]]
-
-
-class Refusal(Message, frozen=True):
-    """The exchange says that something is wrong."""
-
-    text: str
-
-
-class Unreadable(Message, frozen=True):
-    """Not a message of this feed at all."""
-
-    reason: str
-
-
-class Other(Message, frozen=True, gc=False):
-    """A message of a type that says nothing to the session; new types must not hurt."""
-
-
-class Dialect(Protocol):
-    """What differs between the feeds."""
-
-    @property
-    def default_url(self) -> str:
-        """Public WebSocket address."""
-
-    @property
-    def trades_channel(self) -> str:
-        """Name of the channel that carries trades, as it stands in the exchange's answer."""
-
-    @property
-    def heartbeat_channel(self) -> str:
-        """Name of the channel that carries heartbeats, as it stands in the exchange's answer."""
-
-    def takes(self, product: str) -> bool:
-        """Whether this feed may be asked for `product`."""
-
-    def check_products(self, products: Sequence[str]) -> None:
-        """Raises ConfigurationError if this feed can't be asked for one of `products`."""
-
-    def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
-        """Text frames that subscribe to trades and heartbeats of `products`."""
-
-    def read(self, raw: bytes) -> Message:
-        """What `raw` says. Never raises."""
 
 
 class Subscribed(msgspec.Struct, frozen=True):
@@ -153,6 +100,22 @@ class Stale(msgspec.Struct, frozen=True):
     reason: str
 
 
+class ProductSilent(msgspec.Struct, frozen=True):
+    """Nothing of `missing` ("trades", "heartbeats", or "trades and heartbeats") came of `product` for so long, while
+    the connection was alive; it is subscribed again. `product` is "" for heartbeats that name none."""
+
+    product: str
+    missing: str
+    silent_s: int
+
+
+class ProductRecovered(msgspec.Struct, frozen=True):
+    """What was missing of `product` comes again."""
+
+    product: str
+    silent_s: int
+
+
 class ServerError(msgspec.Struct, frozen=True):
     """The exchange sent an error message."""
 
@@ -163,7 +126,7 @@ class Malformed(msgspec.Struct, frozen=True):
     """A message that could not be understood. It goes to the log like any other."""
 
     reason: str
-    size: int
+    bytes: int
 
 
 class MessagesSkipped(msgspec.Struct, frozen=True):
@@ -173,7 +136,17 @@ class MessagesSkipped(msgspec.Struct, frozen=True):
     count: int
 
 
-Event = Subscribed | HoleFound | CameLate | Stale | ServerError | Malformed | MessagesSkipped
+Event = (
+    Subscribed
+    | HoleFound
+    | CameLate
+    | Stale
+    | ProductSilent
+    | ProductRecovered
+    | ServerError
+    | Malformed
+    | MessagesSkipped
+)
 
 
 class State(Enum):
@@ -185,7 +158,30 @@ class State(Enum):
     STALE = "stale"
 
 
-class Session:
+class _ProductState:
+    """What a session knows of one product's life on the present connection."""
+
+    __slots__ = ("ahead_ns", "heartbeat_ns", "ids", "messages", "pause_ns", "retry_ns", "silent_ns", "trade_ns")
+
+    def __init__(self, ids: TradeIds) -> None:
+        self.ids = ids
+        self.restart(0)
+
+    def restart(self, now_ns: int) -> None:
+        """The product has just been subscribed on a new connection."""
+        self.trade_ns = self.heartbeat_ns = now_ns
+        """When the newest came."""
+        self.ahead_ns = NEVER_NS
+        """Since when heartbeats name trades that have not come."""
+        self.messages = 0
+        """With trades."""
+        self.silent_ns = NEVER_NS
+        """Since when something is missing; NEVER_NS: nothing is."""
+        self.retry_ns = 0
+        self.pause_ns = RESUBSCRIBE_NS
+
+
+class FeedSession:
     """One subscription to `products`, over any number of connections one after the other."""
 
     def __init__(
@@ -203,11 +199,19 @@ class Session:
         self.messages_skipped = 0
         self._dialect = dialect
         self._silence_ns = heartbeats_missed_max * HEARTBEAT_NS
-        self._ids = {product: self.watch.ids[product] for product in self.products}
+        self._states = {product: _ProductState(self.watch.ids[product]) for product in self.products}
+        self._confirmed: tuple[str, ...] = ()
+        self.refused_products: tuple[str, ...] = ()
+        """Products that the exchange left out of the present subscription."""
+        self._confirmed_ns = 0
+        self._connection = _ProductState(TradeIds())  # for heartbeats that name no product
+        self._check_due_ns = NEVER_NS
         self._watch_due_ns = NEVER_NS
         self._next_sequence: int | None = None
         self._channels: dict[str, frozenset[str]] = {}
-        self._asked: Sequence[str] = ()
+        self._requested: Sequence[str] = ()
+        self._groups: list[Sequence[str]] = []
+        """Products that are still to be requested, after a refusal that named none: the next group is the last."""
         self._frames: list[bytes] = []
         self.events: list[Event] = []
         """What has happened since `take_events`; to be looked at, not changed."""
@@ -227,14 +231,24 @@ class Session:
         self.state = State.SUBSCRIBING
         self._frames = []
         self._channels = {}
+        self._groups = []
+        self._confirmed = self.refused_products = ()
+        self._check_due_ns = NEVER_NS
         self._next_sequence = None
-        self._ask(self.products, now_ns)
+        self._request(self.products, now_ns)
 
     def disconnected(self) -> None:
         """The connection is gone. What is known about trade ids stays."""
         self.state = State.DISCONNECTED
         self._frames = []
+        self._confirmed = self.refused_products = ()
+        self._check_due_ns = NEVER_NS
         self._watch(NEVER_NS)
+
+    @property
+    def silent(self) -> list[str]:
+        """Products of which something is missing while the connection is alive."""
+        return [product for product in self._confirmed if self._states[product].silent_ns != NEVER_NS]
 
     def receive(self, raw: bytes, now_ns: int) -> str:
         """Takes a message that will be kept; returns its product id, "" if it is about none or several.
@@ -242,12 +256,16 @@ class Session:
         Only products that were subscribed to are named: a message can't make up others. Never raises.
         """
         message = self._dialect.read(raw)
-        if isinstance(message, Trades):
-            ids_by_product = self._ids
+        if isinstance(message, TradesMessage):
+            states = self._states
             for product, trade_id in message.ids:
-                ids = ids_by_product.get(product)
-                if ids is None:
+                state = states.get(product)
+                if state is None:
                     continue
+                if state.trade_ns != now_ns:
+                    state.trade_ns = now_ns
+                    state.messages += 1
+                ids = state.ids
                 self.trades += 1
                 if trade_id == ids.highest + 1:
                     ids.highest = trade_id
@@ -256,7 +274,7 @@ class Session:
                 else:
                     self._out_of_order(product, ids, trade_id, now_ns)
         self._follow(message, raw, now_ns)
-        return message.product if message.product in self._ids else ""
+        return message.product if message.product in self._states else ""
 
     def refused(self, raw: bytes, now_ns: int) -> None:
         """Takes a message that came but could not be kept: it is a sign of life, but its trades are lost.
@@ -264,11 +282,12 @@ class Session:
         For the ids it is as if it had not come, so the loss is found and reported like every other hole.
         """
         message = self._dialect.read(raw)
-        if isinstance(message, Trades):
+        if isinstance(message, TradesMessage):
             for product, trade_id in message.ids:
-                ids = self._ids.get(product)
-                if ids is not None and ids.believable(trade_id):
-                    ids.lost(trade_id, now_ns)
+                state = self._states.get(product)
+                if state is not None and state.ids.believable(trade_id):
+                    state.trade_ns = now_ns
+                    state.ids.lost(trade_id, now_ns)
                     self._ids_changed(product)
         self._follow(message, raw, now_ns)
 
@@ -280,47 +299,160 @@ class Session:
             if now_ns >= self._watch_due_ns + OVERSLEPT_NS:
                 self._watch(now_ns + OVERSLEPT_NS)
             else:
-                self._become_stale()
+                reason = f"subscription not confirmed within {CONFIRM_NS // SECOND_NS} s"
+                if self.state is State.LIVE:
+                    reason = f"no trade or heartbeat for {self._silence_ns // SECOND_NS} s"
+                self.state = State.STALE
+                self.events.append(Stale(reason))
+                self._check_due_ns = NEVER_NS
+                self._watch(NEVER_NS)
+        if now_ns >= self._check_due_ns:
+            if now_ns < self._check_due_ns + OVERSLEPT_NS:
+                self._check_products(now_ns)
+            self._check_due_ns = now_ns + HEARTBEAT_NS
         self._set_deadline()
 
-    def _follow(self, message: Message, raw: bytes, now_ns: int) -> None:
+    def _follow(self, message: FeedMessage, raw: bytes, now_ns: int) -> None:
         """What a message means for the connection."""
         if message.sequence_num is not None:
             self._check_sequence(message.sequence_num)
-        if isinstance(message, Heartbeat):
+        if isinstance(message, TradesMessage):  # nearly always
+            if self.state is State.LIVE:
+                self._watch_due_ns = now_ns + self._silence_ns  # the deadline stays early, which does no harm
+        elif isinstance(message, Heartbeat):
             self._heartbeat(message, now_ns)
         elif isinstance(message, Subscriptions):
             self._confirm(message, now_ns)
         elif isinstance(message, Refusal):
             self.events.append(ServerError(message.text[:TEXT_MAX]))
-            self._ask_for_the_others(message.text, now_ns)
+            self._request_others(message.text, now_ns)
         elif isinstance(message, Unreadable):
             self._unreadable(message.reason, len(raw))
         if now_ns >= self.watch.due_ns:
             self._report_holes(now_ns)
             self._set_deadline()
 
-    def _ask(self, products: Sequence[str], now_ns: int) -> None:
-        self._asked = products
+    def _heartbeat(self, message: Heartbeat, now_ns: int) -> None:
+        if self.state is State.LIVE:
+            self._watch_due_ns = now_ns + self._silence_ns
+        self._connection.heartbeat_ns = now_ns
+        state = self._states.get(message.product)
+        if state is not None:
+            state.heartbeat_ns = now_ns
+            if message.last_trade_id > state.ids.highest:
+                if state.ids.highest != UNKNOWN:  # else it names history
+                    state.ahead_ns = min(state.ahead_ns, now_ns)
+                state.ids.claimed(message.last_trade_id, now_ns)
+                self._ids_changed(message.product)
+
+    def _confirm(self, message: Subscriptions, now_ns: int) -> None:
+        """Counts when both channels have been named; Advanced Trade answers for one after the other."""
+        for channel, named in message.channels.items():
+            self._channels[channel] = self._channels.get(channel, frozenset()) | named
+        if self.state is State.SUBSCRIBING and not self._answered().isdisjoint(self._requested):
+            self._request_next(now_ns)
+
+    def _check_sequence(self, number: int) -> None:
+        """Counts messages that the connection skipped; one that comes late was counted and stays so."""
+        expected = self._next_sequence
+        if expected is not None and number > expected:
+            self.messages_skipped += number - expected
+            self.events.append(MessagesSkipped(number - expected))
+        if expected is None or number >= expected:
+            self._next_sequence = number + 1
+
+    def _request(self, products: Sequence[str], now_ns: int) -> None:
+        self._requested = products
         self._frames += self._dialect.subscribe_frames(products)
         self._watch(now_ns + CONFIRM_NS)
 
-    def _ask_for_the_others(self, refusal: str, now_ns: int) -> None:
-        """Asks again without the products that a refusal names. With each there are fewer, so it comes to an end."""
+    def _request_others(self, refusal: str, now_ns: int) -> None:
+        """Requests again without the products that a refusal names. With each there are fewer, so it comes to an end.
+
+        A refusal that names none is of some product of the request: its halves are requested one after the other.
+        """
         if self.state is not State.SUBSCRIBING:
             return
-        named = set(_WORD.findall(refusal))
-        others = [product for product in self._asked if product not in named]
-        if others and len(others) < len(self._asked):
-            self._ask(others, now_ns)
+        named = set(_WORD.findall(refusal)) & set(self.products)
+        others = [product for product in self._requested if product not in named]
+        if named and len(others) == len(self._requested):
+            return  # that was said of a request before
+        if not named:
+            half = len(others) // 2
+            self._groups += [part for part in (others[half:], others[:half]) if 0 < len(part) < len(others)]
+            others = []
+        if others:
+            self._request(others, now_ns)
+        else:
+            self._request_next(now_ns)
 
-    def _heartbeat(self, message: Heartbeat, now_ns: int) -> None:
-        if self.state is State.LIVE:
-            self._watch(now_ns + self._silence_ns)
-        ids = self._ids.get(message.product)
-        if ids is not None and message.last_trade_id > ids.highest:
-            ids.claimed(message.last_trade_id, now_ns)
-            self._ids_changed(message.product)
+    def _request_next(self, now_ns: int) -> None:
+        """Goes on with the next group; after the last one the session is live, with what was answered."""
+        answered = self._answered()
+        while self._groups:
+            group = [product for product in self._groups.pop() if product not in answered]
+            if group:
+                self._request(group, now_ns)
+                return
+        products = tuple(product for product in self.products if product in answered)
+        if not products:
+            return
+        self.state = State.LIVE
+        self._confirmed, self._confirmed_ns = products, now_ns
+        self.refused_products = tuple(product for product in self.products if product not in answered)
+        for state in (self._connection, *(self._states[product] for product in products)):
+            state.restart(now_ns)
+        self._check_due_ns = now_ns + HEARTBEAT_NS
+        self._watch(now_ns + self._silence_ns)
+        self.events.append(Subscribed(products, self.refused_products))
+
+    def _answered(self) -> frozenset[str]:
+        """The products of which the exchange has confirmed the trades; none before it has confirmed heartbeats."""
+        if self._dialect.heartbeat_channel not in self._channels:
+            return frozenset()
+        return self._channels.get(self._dialect.trades_channel, frozenset())
+
+    def _check_products(self, now_ns: int) -> None:
+        """Finds products that are silent while the connection is alive, and subscribes them again."""
+        left = RESUBSCRIBED_AT_ONCE_MAX
+        states = [(product, self._states[product]) for product in self._confirmed]
+        if not self._dialect.heartbeats_name_products:
+            states.append(("", self._connection))
+        for product, state in states:
+            missing, since_ns = self._silence(product, state, now_ns)
+            if not missing:
+                if state.silent_ns != NEVER_NS:
+                    self.events.append(ProductRecovered(product, (now_ns - state.silent_ns) // SECOND_NS))
+                    state.silent_ns, state.retry_ns, state.pause_ns = NEVER_NS, 0, RESUBSCRIBE_NS
+                continue
+            state.silent_ns = min(state.silent_ns, since_ns)
+            if now_ns >= state.retry_ns and left:
+                left -= 1
+                self.events.append(ProductSilent(product, missing, (now_ns - state.silent_ns) // SECOND_NS))
+                if product:  # by itself: a refusal of one must not keep the others out
+                    self._frames += self._dialect.resubscribe_frames([product])
+                else:  # the trades come, and are not to be interrupted
+                    self._frames += self._dialect.subscribe_frames(self._confirmed)
+                state.retry_ns = now_ns + state.pause_ns
+                state.pause_ns = min(2 * state.pause_ns, RESUBSCRIBE_MAX_NS)
+
+    def _silence(self, product: str, state: _ProductState, now_ns: int) -> tuple[str, int]:
+        """What is missing of a product, "" if nothing is, and since when."""
+        silent_to_ns = now_ns - self._silence_ns
+        has_heartbeats = state.heartbeat_ns > silent_to_ns
+        if not product:
+            return ("" if has_heartbeats else "heartbeats"), state.heartbeat_ns
+        if not self._dialect.heartbeats_name_products:
+            gap_ns = (state.trade_ns - self._confirmed_ns) // max(state.messages, 1)
+            is_silent = now_ns - state.trade_ns >= max(THIN_NS, THIN_GAPS * gap_ns)
+            return ("trades" if is_silent and state.messages >= THIN_MESSAGES else ""), state.trade_ns
+        if state.trade_ns >= state.ahead_ns:
+            state.ahead_ns = NEVER_NS
+        if has_heartbeats:
+            return ("trades" if state.ahead_ns <= silent_to_ns else ""), state.ahead_ns
+        if state.trade_ns > silent_to_ns:
+            return "heartbeats", state.heartbeat_ns
+        return "trades and heartbeats", max(state.trade_ns, state.heartbeat_ns)
 
     def _out_of_order(self, product: str, ids: TradeIds, trade_id: int, now_ns: int) -> None:
         """A trade that is not the next one: the first, one ahead, one late, one repeated."""
@@ -342,41 +474,6 @@ class Session:
         for product, hole in self.watch.report(now_ns):
             self.events.append(HoleFound(product, hole.first_missing, hole.last_missing, hole.witness))
 
-    def _check_sequence(self, sequence_num: int) -> None:
-        """Counts messages that the connection skipped; one that comes late was counted and stays so."""
-        expected = self._next_sequence
-        if expected is None or sequence_num == expected:
-            self._next_sequence = sequence_num + 1
-        elif sequence_num > expected:
-            self.messages_skipped += sequence_num - expected
-            self.events.append(MessagesSkipped(sequence_num - expected))
-            self._next_sequence = sequence_num + 1
-
-    def _confirm(self, message: Subscriptions, now_ns: int) -> None:
-        """Counts when both channels have been named; Advanced Trade answers for one after the other."""
-        if self.state is not State.SUBSCRIBING:
-            return
-        self._channels |= message.channels
-        dialect = self._dialect
-        if dialect.heartbeat_channel not in self._channels:
-            return
-        answered = self._channels.get(dialect.trades_channel, frozenset())
-        products = tuple(product for product in self.products if product in answered)
-        if products:
-            self.state = State.LIVE
-            self._watch(now_ns + self._silence_ns)
-            refused = tuple(product for product in self.products if product not in answered)
-            self.events.append(Subscribed(products, refused))
-
-    def _become_stale(self) -> None:
-        if self.state is State.LIVE:
-            reason = f"no heartbeat for {self._silence_ns // SECOND_NS} s"
-        else:
-            reason = f"subscription not confirmed within {CONFIRM_NS // SECOND_NS} s"
-        self.state = State.STALE
-        self.events.append(Stale(reason))
-        self._watch(NEVER_NS)
-
     def _unreadable(self, reason: str, size: int) -> None:
         self.malformed += 1
         self.events.append(Malformed(reason[:TEXT_MAX], size))
@@ -386,4 +483,4 @@ class Session:
         self._set_deadline()
 
     def _set_deadline(self) -> None:
-        self.deadline_ns = min(self.watch.due_ns, self._watch_due_ns)
+        self.deadline_ns = min(self.watch.due_ns, self._watch_due_ns, self._check_due_ns)

@@ -2,19 +2,23 @@
 
 Requests of the whole program share one rate limit, so one `RestClient` is made and passed around. Errors
 come as the kinds that the retry policy knows: RateLimited, Disconnected and TransientError may pass,
-ConfigurationError and UnknownProduct won't.
+ConfigurationError and UnknownProduct won't. Between here and the exchange stand others that answer in its place, so
+only what is JSON, as the exchange's own answers are, counts as a refusal of the exchange.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from decimal import Decimal
+from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -27,7 +31,8 @@ from cryptopulse.errors import (
     TransientError,
     UnknownProduct,
 )
-from cryptopulse.feed.rate_limit import SharedTokenBucket, TokenBucket
+from cryptopulse.feed.proxy import proxy_for
+from cryptopulse.token_bucket import RateLimiter
 
 REQUESTS_PER_SECOND = 10
 """Coinbase's limit for one address."""
@@ -35,9 +40,31 @@ REQUESTS_PER_SECOND = 10
 REQUESTS_BURST = 15
 
 TIMEOUT_S = 10.0
+"""For each part of an answer; the whole may take `_WHOLE` times as long, or one that trickles would never end."""
+
+_WHOLE = 3
+
+ANSWER_MAX_BYTES = 16 * 1024 * 1024
+"""The largest answer, all products, has half a megabyte; a page of trades 150 kB."""
+
+RETRY_AFTER_MAX_S = 60.0
+"""A longer wish is not granted: it may be a mistake, and one request a minute hurts nobody."""
+
+PAGE_MAX = 1000
+"""Rows of a page of trades, as the exchange limits them."""
+
+_OK = 200
+_NOT_FOUND = 404
+_TOO_MANY_REQUESTS = 429
+_REFUSALS = frozenset({400, 401, 404, 405, 406, 410, 414, 422, 451})
+"""About what was asked for. All others are about the moment or the way, and may pass."""
+
+_SHOWN_MAX = 200  # letters of what somebody else wrote, in an error of one line
+
+Answer = TypeVar("Answer")
 
 
-class Product(msgspec.Struct, frozen=True):
+class ListedProduct(msgspec.Struct, frozen=True):
     """What the feed needs to know of a product."""
 
     id: str
@@ -48,18 +75,19 @@ class Product(msgspec.Struct, frozen=True):
 class _Row(msgspec.Struct, gc=False):
     """Of a trade only the id is looked at; the rest is the parser's business."""
 
-    trade_id: int
+    trade_id: Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 
 
 class _Refusal(msgspec.Struct):
     message: str = ""
 
 
-class Page(NamedTuple):
+class TradePage(NamedTuple):
     """Trades of one product exactly as the exchange sent them, and their ids, newest first."""
 
     body: bytes
     ids: list[int]
+    """See `page_ids`."""
     received_ns: int
     """UTC, nanoseconds since 1970."""
 
@@ -80,8 +108,12 @@ CANDLES_MAX = 300
 """As many candles are in one answer at most."""
 
 _refusal = msgspec.json.Decoder(_Refusal)
-_products = msgspec.json.Decoder(list[Product])
+_product = msgspec.json.Decoder(ListedProduct)
+_row = msgspec.json.Decoder(_Row, strict=False)  # the parser, too, takes an id in quotes
 _rows = msgspec.json.Decoder(list[_Row])
+_any_row = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_any_rows = msgspec.json.Decoder(list[msgspec.Raw])
+_any_json = msgspec.json.Decoder(msgspec.Raw)
 _candles = msgspec.json.Decoder(list[Candle])
 
 
@@ -95,11 +127,7 @@ class RestClient:
         self.requests = 0
         self.failures = 0
         """Requests that brought no answer of use."""
-        self._bucket = (
-            SharedTokenBucket(allowance, per_second=REQUESTS_PER_SECOND, burst=REQUESTS_BURST)
-            if allowance
-            else TokenBucket(per_second=REQUESTS_PER_SECOND, burst=REQUESTS_BURST)
-        )
+        self._limiter = RateLimiter(per_second=REQUESTS_PER_SECOND, burst=REQUESTS_BURST, shared=allowance)
         self._timeout_s = timeout_s
         self._http: asyncio.Task[httpx.AsyncClient] | None = None
 
@@ -113,37 +141,40 @@ class RestClient:
         if not self._http.cancelled() and not self._http.exception():
             await self._http.result().aclose()
 
-    async def products(self) -> list[Product]:
-        """All products, in the order of the exchange.
+    async def products(self) -> list[ListedProduct]:
+        """All products, in the order of the exchange; without rows that can't be read.
 
         Raises TransientError (any kind) when it may work later, ConfigurationError when the address is wrong.
         """
-        answer = await self._get("/products")
-        try:
-            return _products.decode(answer.content)
-        except ValueError as error:
-            # A login page of a network in between answers 200, too.
-            self.failures += 1
-            raise TransientError(f"{answer.url} did not answer with products: {error}") from error
 
-    async def trades(self, product: str, *, after: int | None, limit: int) -> Page:
-        """The newest `limit` trades of `product` (at most 1,000) with ids below `after`; None: the newest of all.
+        def read(body: bytes) -> list[ListedProduct]:
+            found = []
+            for row in _any_rows.decode(body):
+                with suppress(ValueError, RecursionError):
+                    found.append(_product.decode(row))
+            if not found:
+                raise ValueError("it names none")
+            return found
+
+        return await self._get("/products", "products", read)
+
+    async def trades(self, product: str, *, after: int | None, limit: int) -> TradePage:
+        """The newest `limit` trades of `product` (at most PAGE_MAX) with ids below `after`; None: the newest of all.
 
         Raises TransientError (any kind) when it may work later, UnknownProduct, or ConfigurationError when
         the address is wrong.
         """
         query: dict[str, int | str] = {"limit": limit} if after is None else {"limit": limit, "after": after}
-        answer = await self._get(f"/products/{product}/trades", query, f"{product} is no product there")
-        received_ns = time.time_ns()
-        try:
-            ids = [row.trade_id for row in _rows.decode(answer.content)]
-        except ValueError as error:
-            self.failures += 1
-            raise TransientError(f"{answer.url} did not answer with trades: {error}") from error
-        if not all(newer > older for newer, older in pairwise(ids if after is None else [after, *ids])):
-            self.failures += 1
-            raise TransientError(f"{answer.url} did not answer with trades below {after}, newest first")
-        return Page(answer.content, ids, received_ns)
+
+        def read(body: bytes) -> TradePage:
+            received_ns = time.time_ns()
+            body.decode()  # what is no UTF-8 is no message for the parser
+            ids = page_ids(body, after)
+            if not all(newer > older for newer, older in pairwise(ids if after is None else [after, *ids])):
+                raise ValueError(f"ids are not newest first{'' if after is None else f', below {after}'}")
+            return TradePage(body, ids, received_ns)
+
+        return await self._get(f"/products/{quote(product, safe='')}/trades", "trades", read, query, product)
 
     async def candles(self, product: str, first: datetime, last: datetime) -> list[Candle]:
         """The minutes that start from `first` to `last` (UTC, at most CANDLES_MAX), newest first.
@@ -152,84 +183,184 @@ class RestClient:
         """
         start, end = (f"{when:%Y-%m-%dT%H:%M:%SZ}" for when in (first, last))
         query: dict[str, int | str] = {"granularity": 60, "start": start, "end": end}
-        answer = await self._get(f"/products/{product}/candles", query, f"{product} is no product there")
-        try:
-            return _candles.decode(answer.content)
-        except ValueError as error:
-            self.failures += 1
-            raise TransientError(f"{answer.url} did not answer with candles: {error}") from error
+        path = f"/products/{quote(product, safe='')}/candles"
+        return await self._get(path, "candles", _candles.decode, query, product)
 
-    async def _get(self, path: str, query: Mapping[str, int | str] | None = None, unknown: str = "") -> httpx.Response:
-        """A successful answer. `unknown`: what "404 Not Found" means, unless it means a wrong address."""
-        await self._bucket.take()
-        client = await self._client()
+    async def _get(
+        self,
+        path: str,
+        what: str,
+        read: Callable[[bytes], Answer],
+        query: Mapping[str, int | str] | None = None,
+        product: str = "",
+    ) -> Answer:
+        """What `read` makes of the answer; it raises ValueError for a body that is not `what`. `product`: see
+        `_check`."""
+        await self._limiter.acquire()
+        if self._http is None:
+            # In a thread: certificates take 40 ms to load, and the feed must not wait for them.
+            self._http = asyncio.create_task(asyncio.to_thread(self._open))
+        client = await asyncio.shield(self._http)
         self.requests += 1
         try:
-            return await self._answer(client, path, query, unknown)
+            url = self.base_url + path
+            answer, body = await self._answered(client, url, query)
+            _check(url, answer, body, product)
+            try:
+                return read(body)
+            except (ValueError, RecursionError) as error:
+                text = f"{answer.url} did not answer with {what}: {error}{_said(body)}"
+                raise TransientError(text) from error
         except CryptoPulseError:
             self.failures += 1
             raise
 
-    async def _answer(
-        self, client: httpx.AsyncClient, path: str, query: Mapping[str, int | str] | None, unknown: str
-    ) -> httpx.Response:
-        url = self.base_url + path
+    async def _answered(
+        self, client: httpx.AsyncClient, url: str, query: Mapping[str, int | str] | None
+    ) -> tuple[httpx.Response, bytes]:
+        """Any answer, and its whole body."""
         try:
-            answer = await client.get(url, params=query)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ConfigurationError(f"Setting feed.rest_url: {url} is not a web address: {error}.") from error
-        except httpx.RequestError as error:
-            raise Disconnected(f"{url} can't be reached: {str(error) or type(error).__name__}") from error
-        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            raise RateLimited(f"{url} answered 429: too many requests")
-        if answer.is_server_error:
-            raise TransientError(f"{url} answered {answer.status_code}")
-        if answer.status_code == httpx.codes.NOT_FOUND and unknown:
-            raise UnknownProduct(f"{url} answered 404: {unknown}.")
-        if not answer.is_success:
-            said = f" ({words})" if (words := _message_of(answer)) else ""
-            raise ConfigurationError(f"{url} answered {answer.status_code}{said}; check the setting feed.rest_url.")
-        return answer
+            request = client.build_request("GET", url, params=query)
+        except httpx.InvalidURL as error:
+            raise _no_address(url, error) from error
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._timeout_s * _WHOLE):
+                answer = await client.send(request, stream=True)
+                try:
+                    async for part in answer.aiter_bytes():
+                        body += part
+                        if len(body) > ANSWER_MAX_BYTES:
+                            raise TransientError(f"{url} sent more than {ANSWER_MAX_BYTES} bytes")
+                finally:
+                    await answer.aclose()
+        except httpx.UnsupportedProtocol as error:
+            raise _no_address(url, error) from error
+        except httpx.DecodingError as error:
+            raise TransientError(f"{url} sent what can't be unpacked: {str(error)[:_SHOWN_MAX]}") from error
+        except TimeoutError as error:
+            raise Disconnected(f"{url} gave no whole answer within {self._timeout_s * _WHOLE:g} s") from error
+        except (httpx.RequestError, httpx.InvalidURL, OSError) as error:  # InvalidURL: where a redirect points
+            raise Disconnected(f"{url} can't be reached: {str(error)[:_SHOWN_MAX] or type(error).__name__}") from error
+        return answer, bytes(body)
 
-    async def _client(self) -> httpx.AsyncClient:
-        """The connections, made in a thread at the first request: certificates take 40 ms to load, and the feed must
-        not wait for them."""
-        if self._http is None:
-            self._http = asyncio.create_task(asyncio.to_thread(self._connections))
-        return await asyncio.shield(self._http)
-
-    def _connections(self) -> httpx.AsyncClient:
+    def _open(self) -> httpx.AsyncClient:
         # Unencrypted addresses are local: neither the environment's proxy nor certificates are for them.
         is_encrypted = self.base_url.startswith("https:")
         try:
             return httpx.AsyncClient(
                 timeout=self._timeout_s,
                 headers={"User-Agent": "cryptopulse"},
-                trust_env=is_encrypted,
-                verify=is_encrypted,
+                transport=httpx.AsyncHTTPTransport(
+                    verify=is_encrypted, trust_env=is_encrypted, proxy=proxy_for(self.base_url)
+                ),
             )
-        except (OSError, ValueError, ImportError) as error:
-            # A proxy or certificate file named by the environment is of no use, or needs what is not installed.
+        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+            # An address that is none, or a proxy or certificate file of the environment that is of no use.
             raise ConfigurationError(f"Cannot set up requests to {self.base_url}: {error}.") from error
 
 
-def _message_of(answer: httpx.Response) -> str:
-    """What the exchange says about a refusal, "" when it says nothing that can be read."""
+def _no_address(url: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"Setting feed.rest_url: {url} is not a web address: {error}.")
+
+
+def _check(url: str, answer: httpx.Response, body: bytes, product: str) -> None:
+    """Raises what an answer other than 200 means. `product`: whom a refusal is about, "" if about the address."""
+    status = answer.status_code
+    if status == _OK:
+        return
+    retry_after_s = _retry_after_s(answer.headers.get("retry-after", ""))
+    said = f"{url} answered {status}{_said(body)}"
+    if status == _TOO_MANY_REQUESTS:
+        raise RateLimited(f"{said}: too many requests", retry_after_s=retry_after_s)
+    if location := answer.headers.get("location", "") if answer.is_redirect else "":
+        text = f"{said} and points to {location[:_SHOWN_MAX]}, which is not followed"
+        raise TransientError(text, retry_after_s=retry_after_s)
     try:
-        return _refusal.decode(answer.content).message[:200]
-    except ValueError:
+        _any_json.decode(body or b"{}")
+        is_json = True
+    except (ValueError, RecursionError):
+        is_json = False
+    if status not in _REFUSALS or not is_json:  # the exchange's own refusals are JSON
+        raise TransientError(said, retry_after_s=retry_after_s)
+    if product:
+        meaning = f"{product} is no product there" if status == _NOT_FOUND else f"it refuses {product}"
+        raise UnknownProduct(f"{said}: {meaning}.")
+    raise ConfigurationError(f"{said}; check the setting feed.rest_url.")
+
+
+def _retry_after_s(header: str) -> float:
+    """How long a header Retry-After asks to wait, at most RETRY_AFTER_MAX_S; 0 when it can't be read."""
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), RETRY_AFTER_MAX_S)
+    try:
+        when = parsedate_to_datetime(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return min(max(when.timestamp() - time.time(), 0.0), RETRY_AFTER_MAX_S)
+
+
+def _said(body: bytes) -> str:
+    """What an answer of no use says, for the end of a sentence; "" when it says nothing that can be read."""
+    if body.lstrip().startswith(b"<"):
+        return " (a web page)"
+    try:
+        words = _refusal.decode(body).message[:_SHOWN_MAX]
+    except (ValueError, RecursionError):
         return ""
+    return f" ({words})" if words else ""
 
 
-def page_ids(body: bytes) -> list[int]:
-    """The ids of a page of trades, in its order; none of what is no such page."""
+def page_ids(body: bytes, after: int | None = None) -> list[int]:
+    """The ids of a page of trades below `after`, in its order.
+
+    A row whose id can't be read has the id that its place leaves for it, since ids are dense: the row is there, and it
+    is for the parser to refuse it. Raises ValueError for what is no page of trades.
+    """
     try:
         return [row.trade_id for row in _rows.decode(body)]
-    except ValueError:
-        return []
+    except msgspec.ValidationError:
+        rows = _any_rows.decode(body)
+    ids = [id_of(row) for row in rows]
+    if not any(ids):
+        members: set[str] = set()
+        for row in rows:
+            with suppress(ValueError, RecursionError):
+                members.update(_any_row.decode(row))
+        if members.isdisjoint({"trade_id", "price", "size"}):
+            raise ValueError("no row is a trade")
+    return _completed(ids, after)
 
 
-def online_products(products: list[Product], quote_currency: str) -> list[str]:
+def id_of(row: msgspec.Raw) -> int | None:
+    """The id of a row of a page; None when it can't be read."""
+    try:
+        return _row.decode(row).trade_id
+    except (ValueError, RecursionError):
+        return None
+
+
+def _completed(ids: Sequence[int | None], after: int | None) -> list[int]:
+    """`ids`, newest first, with numbers in the place of None."""
+    found: list[int] = []
+    unread = 0
+    for number in ids:
+        if number is None:
+            unread += 1
+            continue
+        if unread:
+            # Which of the ids between two rows are the unread ones nobody can say: all of them may be.
+            above = found[-1] if found else min(number + unread + 1, after or 2**63)
+            found += range(above - 1, number, -1)[: max(unread, PAGE_MAX)]
+        found.append(number)
+        unread = 0
+    below = found[-1] if found else after
+    return found + list(range(below - 1, max(below - 1 - unread, 0), -1)) if below and unread else found
+
+
+def online_products(products: list[ListedProduct], quote_currency: str) -> list[str]:
     """Ids of the products that are traded against `quote_currency` now, sorted."""
     return sorted(
         product.id for product in products if product.quote_currency == quote_currency and product.status == "online"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import tempfile
 import time
-import uuid
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ import duckdb
 import pyarrow as pa
 
 from cryptopulse.errors import ConfigurationError, CryptoPulseError, QueryStopped, RowsGone
-from cryptopulse.lake.access import damaged, storage
 from cryptopulse.lake.dialect import DUCKDB_MACROS
 from cryptopulse.lake.files import Files
 from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.storage import damaged, storage
 from cryptopulse.lake.tables import Table
 
 Params = Mapping[str, object] | Sequence[object] | None
@@ -46,14 +47,30 @@ class Limits:
     """None: one a core."""
 
 
-def tune(connection: duckdb.DuckDBPyConnection, limits: Limits) -> None:
-    """Gives a new database its limits, and what our SQL takes for granted: UTC, and the macros of the dialect."""
-    # DuckDB makes the folder when it is needed, and removes it.
-    spill = Path(tempfile.gettempdir()) / f"cryptopulse-{uuid.uuid4().hex}"
+def spill_folder(lake: LakeLocation) -> str:
+    """A new folder for what a database over `lake` has no memory for, which this user alone can enter; whoever asks for
+    it removes it. "" where none can be made, as on a full disk: then the database spills nothing.
+
+    Raises ConfigurationError when it would be in the lake: a database can write to this folder.
+    """
+    try:
+        place = Path(tempfile.gettempdir()).resolve()
+        if lake.folder and place.is_relative_to(lake.folder.resolve()):
+            raise ConfigurationError(f"The folder for temporary files, {place}, is in the lake {lake}: set TMPDIR.")
+        return tempfile.mkdtemp(prefix="cryptopulse-spill-", dir=place)
+    except OSError:
+        return ""
+
+
+def tune(connection: duckdb.DuckDBPyConnection, limits: Limits, spill: str) -> None:
+    """Gives a new database its limits, and what our SQL takes for granted: UTC, and the macros of the dialect.
+
+    `spill`: see `spill_folder`.
+    """
     for setting in (
         "GLOBAL TimeZone = 'UTC'",
         f"memory_limit = '{limits.memory_max_mb}MB'",
-        f"temp_directory = {quoted(str(spill))}",
+        f"temp_directory = {text_literal(spill)}",
         f"max_temp_directory_size = '{_SPILL_MAX}'",
         "autoinstall_known_extensions = false",
         "parquet_metadata_cache = true",  # a file of a Delta table never changes
@@ -67,21 +84,43 @@ def tune(connection: duckdb.DuckDBPyConnection, limits: Limits) -> None:
 class Database:
     """A DuckDB in memory. A cursor works in one thread, several work side by side and share memory and threads."""
 
-    def __init__(self, limits: Limits) -> None:
-        """Empty: it reads files."""
+    def __init__(self, lake: LakeLocation, limits: Limits) -> None:
+        """Empty: it reads files of `lake`. Raises what `spill_folder` raises."""
         self.memory_max_mb = limits.memory_max_mb
         self._lock = Lock()
         self._connection = duckdb.connect(":memory:")
-        tune(self._connection, limits)
+        self._used = 0
+        self._is_closed = False
+        spill = spill_folder(lake)
+        self._remove_spill = weakref.finalize(
+            self, shutil.rmtree, spill, ignore_errors=True
+        )  # if nobody closes it, too
+        tune(self._connection, limits, spill)
 
-    def cursor(self) -> duckdb.DuckDBPyConnection:
+    @contextmanager
+    def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection of its own to this database."""
         with self._lock:
-            return self._connection.cursor()
+            cursor = self._connection.cursor()
+            self._used += 1
+        try:
+            with cursor:
+                yield cursor
+        finally:
+            with self._lock:
+                self._used -= 1
+                self._end()
 
     def close(self) -> None:
-        """Releases its memory when the last cursor is closed."""
-        self._connection.close()
+        """Releases its memory, and what it spilled to the disk, when the last cursor is closed."""
+        with self._lock:
+            self._is_closed = True
+            self._end()
+
+    def _end(self) -> None:
+        if self._is_closed and not self._used:
+            self._connection.close()  # would close the cursors as well
+            self._remove_spill()
 
 
 class TimeLimit:
@@ -119,21 +158,23 @@ class TimeLimit:
             cursor.interrupt()
 
 
-def relation(connection: duckdb.DuckDBPyConnection, files: Files) -> str:
-    """SQL that gives all rows of `files` with the columns of the table's contract, on this `connection` alone."""
+def relation(connection: duckdb.DuckDBPyConnection, files: Files, names: Sequence[str] | None = None) -> str:
+    """SQL that gives all rows of `files` with the columns of the table's contract, on this `connection` alone.
+
+    `names`: by which the connection knows them, None for their paths.
+    """
     columns = ", ".join(f'"{column.name}"' for column in files.table.columns)
-    names = files.names
-    if not names:
+    if not files.paths:
         nothing = (f'CAST(NULL AS {_TYPES.get(c.type, c.type)}) AS "{c.name}"' for c in files.table.columns)
         return f"SELECT {columns} FROM (SELECT {', '.join(nothing)} WHERE false)"  # noqa: S608 - names of our own tables
-    if not files.lake.folder:
-        # DuckDB would need an extension there that can't be downloaded everywhere, so it asks Arrow.
+    if not files.lake.folder or (names is None and not files.lake.is_plain):
+        # Elsewhere DuckDB would need an extension that can't be downloaded everywhere, so it asks Arrow.
         source = f"{files.table.schema}__{files.table.name}_{next(_numbers)}"
         connection.register(source, files.dataset())
         return f"SELECT {columns} FROM {source}"  # noqa: S608 - names of our own tables
     hive = ", ".join(f"'{name}': DATE" for name in files.table.partition_by)
     options = f"hive_partitioning = true, hive_types = {{{hive}}}" if hive else "hive_partitioning = false"
-    return f"SELECT {columns} FROM read_parquet({listed(names)}, {options})"  # noqa: S608 - names of our own tables
+    return f"SELECT {columns} FROM read_parquet({listed(files.names if names is None else names)}, {options})"  # noqa: S608 - names of our own tables
 
 
 def streamed(
@@ -150,8 +191,8 @@ def streamed(
 
 
 @contextmanager
-def telling(lake: LakeLocation, table: Table | None, limit: TimeLimit, memory_max_mb: int) -> Iterator[None]:
-    """Raises what DuckDB says in here as an error of ours, in one line; `table`: the one that is read, None for SQL.
+def translated_errors(lake: LakeLocation, table: Table | None, limit: TimeLimit, memory_max_mb: int) -> Iterator[None]:
+    """Raises DuckDB's errors as errors of ours, in one line; `table`: the one that is read, None for SQL.
 
     QueryStopped: `limit` was reached. RowsGone: a file was cleaned up. LakeDamaged: a file is not what was written.
     ConfigurationError: SQL that doesn't run, more memory than allowed. And what `storage` raises.
@@ -162,34 +203,37 @@ def telling(lake: LakeLocation, table: Table | None, limit: TimeLimit, memory_ma
     except CryptoPulseError:
         raise
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise _in_words(lake, table, limit, memory_max_mb, str(error)) from (error if lake.folder else None)
-
-
-def _in_words(
-    lake: LakeLocation, table: Table | None, limit: TimeLimit, memory_max_mb: int, text: str
-) -> CryptoPulseError:
-    told = _URL_QUERY.sub(r"\1", text.strip().splitlines()[0] if text.strip() else "no more is known")
-    if limit.is_over or _INTERRUPTED.search(text):
-        return QueryStopped(f"The query was stopped after {limit.seconds:g} s: ask for less, or allow more time.")
-    if _TOO_LARGE.search(text):
-        return ConfigurationError(
-            f"The query needs more than {memory_max_mb} MB of memory: ask for less, or allow more with memory_max_mb."
-        )
-    if _NO_FILE.search(text) and ("IO Error" in text or table is not None):
-        return RowsGone(
-            f"A file of {table.qualified if table else 'a table'} is no longer there: these rows are of an older "
-            "version, whose files are deleted after maintenance.vacuum_retention_hours. Ask again."
-        )
-    if table is None:
-        return ConfigurationError(f"SQL: {told}")
-    return damaged(lake, table, f"has a file that can't be read ({told}).")
+        text = str(error)
+        lines = text.strip().splitlines() or ["no more is known"]
+        # Of what Python raised below DuckDB the last line says what it was.
+        line = _URL_QUERY.sub(r"\1", lines[-1 if "Traceback" in lines[0] else 0])
+        translated: CryptoPulseError
+        if limit.is_over or _INTERRUPTED.search(text):
+            translated = QueryStopped(
+                f"The query was stopped after {limit.seconds:g} s: ask for less, or allow more time."
+            )
+        elif _TOO_LARGE.search(text):
+            translated = ConfigurationError(
+                f"The query needs more than {memory_max_mb} MB of memory: ask for less, or allow more with "
+                "memory_max_mb."
+            )
+        elif _NO_FILE.search(text) and ("IO Error" in text or "FileNotFoundError" in text or table is not None):
+            translated = RowsGone(
+                f"A file of {table.qualified if table else 'a table'} is no longer there: these rows are of an older "
+                "version, whose files are deleted after maintenance.vacuum_retention_hours. Ask again."
+            )
+        elif table is None:
+            translated = ConfigurationError(f"SQL: {line}")
+        else:
+            translated = damaged(lake, table, f"has a file that can't be read ({line}).")
+        raise translated from (error if lake.folder else None)
 
 
 def listed(texts: Iterable[str]) -> str:
     """Texts as a list in SQL."""
-    return "[" + ", ".join(map(quoted, texts)) + "]"
+    return "[" + ", ".join(map(text_literal, texts)) + "]"
 
 
-def quoted(text: str) -> str:
+def text_literal(text: str) -> str:
     """A text as SQL."""
     return "'" + text.replace("'", "''") + "'"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, Self
 
+import duckdb
+import pyarrow as pa
+
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.lake.access import present
 from cryptopulse.lake.database import Database, Limits, Params
-from cryptopulse.lake.files import time_of
+from cryptopulse.lake.files import Files, time_of
+from cryptopulse.lake.follower import NewestVersions, PinnedVersions, Versions
 from cryptopulse.lake.grains import COLUMNS as BAR_COLUMNS
 from cryptopulse.lake.grains import grain_seconds
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.newest import Newest, Pinned, Versions
-from cryptopulse.lake.selection import Moment, Selection, chosen, equalities, id_range, product_ids, time_range
-from cryptopulse.lake.sql_rows import SealedViews, SqlRows, check_reads, tables_named
+from cryptopulse.lake.scan import Moment, Selection, chosen, equalities, id_range, product_ids, time_range
+from cryptopulse.lake.sql_rows import SqlRows, check_reads, sealed, tables_named
+from cryptopulse.lake.storage import opened, present
 from cryptopulse.lake.table_rows import TableRows
 from cryptopulse.lake.tables import (
     ABSENT,
@@ -49,7 +53,7 @@ _PRODUCTS = f"""
 class Lake:
     """A lake to read. Make it with `cryptopulse.open`.
 
-    Each method tells which rows are meant and returns `Rows` at once, of the newest versions of the tables at that
+    Each method chooses rows and returns `Rows` at once, of the newest versions of the tables at that
     moment; their methods read them. Nothing here writes, and it works while the pipeline does. A Lake can be used by
     several threads at once.
 
@@ -72,10 +76,9 @@ class Lake:
         limits = Limits(memory_max_mb, threads)
         self.location = location
         self._timeout_s = timeout_s
-        self._versions = versions or Newest(location)
+        self._versions = versions or NewestVersions(location)
         self._limits = limits
-        self._database = Database(limits)
-        self._views = SealedViews(limits)
+        self._database = Database(location, limits)
 
     def trades(
         self,
@@ -204,7 +207,9 @@ class Lake:
         with self._database.cursor() as parser:
             check_reads(parser, text)
         files = self._versions.files_of(tables_named(text))
-        return SqlRows(text, params, self.location, tuple(files.values()), self._versions, self._views, self._timeout_s)
+        return SqlRows(
+            text, params, self.location, tuple(files.values()), self._versions, self._limits, self._timeout_s
+        )
 
     def snapshot(self) -> Lake:
         """This lake as it is now: rows that are asked of the returned one fit each other, and do not change.
@@ -212,7 +217,7 @@ class Lake:
         Files that compaction replaces are deleted after `maintenance.vacuum_retention_hours`; from then on reading it
         may raise RowsGone.
         """
-        pinned = Pinned(self._versions.files_of(TABLES))
+        pinned = PinnedVersions(self._versions.files_of(TABLES))
         return Lake(
             self.location,
             memory_max_mb=self._limits.memory_max_mb,
@@ -223,7 +228,6 @@ class Lake:
 
     def close(self) -> None:
         """Releases memory. What is being read is read to its end."""
-        self._views.close()
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -275,3 +279,26 @@ def open_lake(location: LakeLocation, *, memory_max_mb: int, threads: int | None
     """See `cryptopulse.open`."""
     present(location)
     return Lake(location, memory_max_mb=memory_max_mb, threads=threads, timeout_s=timeout_s)
+
+
+def connect(lake: LakeLocation) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    """A DuckDB connection for a `with` statement, with the views `bronze.…`, `silver.…`, `gold.…` over the newest
+    version of each table.
+
+    Times are UTC. The views are of the moment of the call: connect again to see newer rows. Nothing else can be read
+    through it, and nothing written: file access is shut once the views stand. Raises ConfigurationError when `lake`
+    holds no table.
+    """
+    return sealed(lake, [Files.of(lake, table, opened(lake, table)) for table in present(lake)], Limits())
+
+
+def read(lake: LakeLocation, sql: str, rows_max: int | None = None) -> pa.Table:
+    """The rows of one SQL statement over `lake`, at most `rows_max`.
+
+    Raises ConfigurationError, in one line, for SQL that doesn't run or doesn't only read, and when `lake` holds no
+    table.
+    """
+    present(lake)
+    with Lake(lake) as reader:
+        rows = reader.sql(sql)
+        return (rows if rows_max is None else rows.limit(rows_max)).arrow()

@@ -26,7 +26,8 @@ _SCHEMAS = {
 }
 _READ_BY_ANALYSTS = ("silver", "gold")
 _ENGINEERS_MAY = (
-    "USE CATALOG, USE SCHEMA, CREATE SCHEMA, CREATE TABLE, CREATE VOLUME, SELECT, MODIFY, READ VOLUME, WRITE VOLUME"
+    "USE CATALOG, USE SCHEMA, CREATE SCHEMA, CREATE TABLE, CREATE VOLUME, SELECT, MODIFY, READ VOLUME, WRITE VOLUME, "
+    "MANAGE"  # so that each of them may change what another made
 )
 
 
@@ -54,20 +55,24 @@ def catalog_statements(
     `engineers` and `analysts`: groups (or users, or service principals) that get their rights; None: nobody does.
     `managed_location`: URL where the catalog keeps its tables; None: where the metastore does.
     """
+    location = f"\nMANAGED LOCATION {_text(managed_location)}" if managed_location else ""
+    volumes = [
+        f"CREATE VOLUME IF NOT EXISTS {quoted(catalog, OPERATIONS, name)}\nCOMMENT {_text(comment)}"
+        for name, comment in VOLUMES.items()
+    ]
+    keys = []  # for readers: Unity Catalog does not enforce them
+    for table in TABLES:
+        alter = f"ALTER TABLE {table_name(catalog, table)}"
+        key = f"CONSTRAINT {quoted(f'{table.name}_key')} PRIMARY KEY ({_listed(table.key)})"
+        keys += [f"{alter} DROP PRIMARY KEY IF EXISTS", f"{alter} ADD {key}"]
     return [
-        create_catalog(catalog, managed_location),
+        f"CREATE CATALOG IF NOT EXISTS {quoted(catalog)}{location}\nCOMMENT 'CryptoPulse: every trade, once.'",
         *create_schemas(catalog),
-        *create_volumes(catalog),
+        *volumes,
         *create_tables(catalog),
-        *primary_keys(catalog),
+        *keys,
         *grants(catalog, engineers, analysts),
     ]
-
-
-def create_catalog(catalog: str, managed_location: str | None = None) -> str:
-    """The statement that creates the catalog (Unity Catalog only)."""
-    location = f"\nMANAGED LOCATION {_text(managed_location)}" if managed_location else ""
-    return f"CREATE CATALOG IF NOT EXISTS {quoted(catalog)}{location}\nCOMMENT 'CryptoPulse: every trade, once.'"
 
 
 def create_schemas(catalog: str) -> list[str]:
@@ -78,27 +83,9 @@ def create_schemas(catalog: str) -> list[str]:
     ]
 
 
-def create_volumes(catalog: str) -> list[str]:
-    """The statements that create the volumes (Unity Catalog only)."""
-    return [
-        f"CREATE VOLUME IF NOT EXISTS {quoted(catalog, OPERATIONS, name)}\nCOMMENT {_text(comment)}"
-        for name, comment in VOLUMES.items()
-    ]
-
-
 def create_tables(catalog: str) -> list[str]:
     """The statements that create the tables, upstream before downstream."""
     return [create_table(table, table_name(catalog, table)) for table in TABLES]
-
-
-def primary_keys(catalog: str) -> list[str]:
-    """The statements that tell readers the keys (Unity Catalog only, which does not enforce them)."""
-    statements = []
-    for table in TABLES:
-        alter = f"ALTER TABLE {table_name(catalog, table)}"
-        key = f"CONSTRAINT {quoted(f'{table.name}_key')} PRIMARY KEY ({_listed(table.key)})"
-        statements += [f"{alter} DROP PRIMARY KEY IF EXISTS", f"{alter} ADD {key}"]
-    return statements
 
 
 def grants(catalog: str, engineers: str | None = None, analysts: str | None = None) -> list[str]:

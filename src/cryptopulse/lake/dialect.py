@@ -4,24 +4,23 @@ The files in `lake/sql` are Spark SQL and run there as they are. SQLGlot transla
 know is done here, each by a named rule:
 
 - tables `schema.name` become the names under which a session binds its inputs (`bound_name`);
-- `from_json(text, '<DDL>')` becomes DuckDB's `from_json` with its JSON structure, in `TRY`: NULL for malformed text;
-- `CAST(body AS STRING)` becomes `decode`, in `TRY`: NULL for bytes that are not UTF-8;
-- a WITH that parses JSON is MATERIALIZED: DuckDB would else parse a message again for each field that is named
-  (200,000 messages took 770 ms instead of 190 ms). For many rows every WITH is: the bars of 200,000 trades take 90 ms
-  instead of 130 ms. For few rows that costs more than it saves (100 messages: 24 ms instead of 15 ms);
+- for many rows every WITH is MATERIALIZED: the bars of 200,000 trades take 90 ms instead of 130 ms. For few rows that
+  costs more than it saves;
 - functions that DuckDB spells otherwise are macros (`DUCKDB_MACROS`).
+
+Times as literals are here, too: `time_literal` for canonical SQL, `delta_time` for delta-rs.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache
-
-import sqlglot
-from sqlglot import exp
+from typing import TYPE_CHECKING
 
 from cryptopulse.lake.tables import read_sql
+
+if TYPE_CHECKING:
+    from sqlglot import exp
 
 DUCKDB_MACROS = ("CREATE OR REPLACE MACRO timestamp_micros(us) AS make_timestamptz(us)",)
 """Statements that give DuckDB the names of Spark that the files use."""
@@ -34,8 +33,16 @@ SPARK_SETTINGS = {
 """Settings of a Spark session without which the statements give other results. Set them before you paste one."""
 
 _QUALIFIED = re.compile(r"\b(?:log|bronze|silver|gold)\.[a-z]\w*")
-_BINARY = "body"  # the one column of bytes
-_JSON_TYPES = {"STRING": "VARCHAR", "TEXT": "VARCHAR", "BIGINT": "BIGINT"}
+
+
+def time_literal(us: int | str) -> str:
+    """A time (µs UTC, or an expression for it) in canonical SQL, which Spark and our DuckDB databases take."""
+    return f"TIMESTAMP_MICROS({us})"
+
+
+def delta_time(us: int) -> str:
+    """A time (µs UTC) in the SQL of delta-rs, in the type of its columns: so that file statistics prune."""
+    return f"arrow_cast({us}, 'Timestamp(Microsecond, Some(\"UTC\"))')"
 
 
 def bound_name(qualified: str) -> str:
@@ -46,15 +53,27 @@ def bound_name(qualified: str) -> str:
 @cache
 def duckdb_sql(name: str, *, is_bulk: bool = False) -> str:
     """The statement of `lake/sql/<name>.sql` for DuckDB; `is_bulk`: planned for many rows rather than for few."""
+    import sqlglot  # noqa: PLC0415 - 50 ms, which the first trades after a start need not wait for
+    from sqlglot import exp  # noqa: PLC0415
+
+    def for_duckdb(node: exp.Expression) -> exp.Expression:
+        if isinstance(node, exp.Table) and node.db:
+            return exp.to_table(bound_name(f"{node.db}.{node.name}"), alias=node.alias or node.name)
+        if isinstance(node, exp.Column) and node.args.get("db"):
+            raise ValueError(f"{node.sql()}: name columns by table or alias only")
+        return node
+
     tree = sqlglot.parse_one(read_sql(name), read="databricks")
     for part in tree.find_all(exp.CTE):
-        part.set("materialized", is_bulk or part.find(exp.FromJson) is not None or None)
-    return tree.transform(_for_duckdb).sql(dialect="duckdb", comments=False)
+        part.set("materialized", is_bulk or None)
+    return tree.transform(for_duckdb).sql(dialect="duckdb", comments=False)
 
 
 @cache
 def duckdb_query(sql: str) -> str:
-    """Any canonical statement for DuckDB; its tables stay `schema.name`, as `cryptopulse.lake.reader` has them."""
+    """Any canonical statement for DuckDB; its tables stay `schema.name`, as `cryptopulse.lake.dataset` has them."""
+    import sqlglot  # noqa: PLC0415 - as above
+
     return sqlglot.parse_one(sql, read="databricks").sql(dialect="duckdb", comments=False)
 
 
@@ -62,47 +81,3 @@ def duckdb_query(sql: str) -> str:
 def spark_sql(name: str) -> str:
     """The statement of `lake/sql/<name>.sql` for Spark: word for word, but for the names of its inputs."""
     return _QUALIFIED.sub(lambda found: bound_name(found[0]), read_sql(name))
-
-
-def _for_duckdb(node: exp.Expression) -> exp.Expression:
-    if isinstance(node, exp.Table) and node.db:
-        return exp.to_table(bound_name(f"{node.db}.{node.name}"), alias=node.alias or node.name)
-    if isinstance(node, exp.Column) and node.args.get("db"):
-        raise ValueError(f"{node.sql()}: name columns by table or alias only")
-    if isinstance(node, exp.Cast) and node.this.name == _BINARY and node.to.is_type("string"):
-        return _attempt(exp.Anonymous(this="decode", expressions=[node.this]))
-    if isinstance(node, exp.FromJson):
-        arguments = [node.this, _json_structure(node.expression.name)]
-        return _attempt(exp.Anonymous(this="from_json", expressions=arguments))
-    return node
-
-
-def _attempt(node: exp.Expression) -> exp.Expression:
-    return exp.Anonymous(this="TRY", expressions=[node])
-
-
-def _json_structure(ddl: str) -> exp.Expression:
-    """Spark's DDL of a JSON value → DuckDB's structure of it, as a string literal."""
-    is_type = ddl.upper().startswith(("ARRAY<", "STRUCT<"))
-    data_type = exp.DataType.build(ddl if is_type else f"STRUCT<{_with_colons(ddl)}>", dialect="databricks")
-    return exp.Literal.string(json.dumps(_structure(data_type)))
-
-
-def _with_colons(ddl: str) -> str:
-    """`a STRING, b STRUCT<c: STRING>` → `a: STRING, b: STRUCT<c: STRING>`: only the outermost list is changed."""
-    parts, depth, start = [], 0, 0
-    for place, letter in enumerate(ddl):
-        depth += (letter == "<") - (letter == ">")
-        if letter == "," and depth == 0:
-            parts.append(ddl[start:place])
-            start = place + 1
-    parts.append(ddl[start:])
-    return ", ".join(": ".join(part.strip().split(" ", 1)) for part in parts)
-
-
-def _structure(data_type: exp.DataType) -> object:
-    if data_type.is_type(exp.DataType.Type.STRUCT):
-        return {member.name: _structure(member.args["kind"]) for member in data_type.expressions}
-    if data_type.is_type(exp.DataType.Type.ARRAY):
-        return [_structure(data_type.expressions[0])]
-    return _JSON_TYPES[data_type.this.value]

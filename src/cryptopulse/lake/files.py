@@ -1,4 +1,4 @@
-"""The files that a table consisted of at one version, and which of them can hold what is asked for.
+"""The files that a table consisted of at one version, and which of them can hold the rows that are wanted.
 
 The Delta log says of each file its day and the smallest and largest symbol, trade id and time in it. So most files of a
 large table are passed over without being opened: opening one takes a fraction of a millisecond, judging it nanoseconds.
@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable
 from pyarrow import dataset
 
-from cryptopulse.lake.access import file_system
 from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.storage import file_system
 from cryptopulse.lake.tables import ALERTS, BRONZE, QUARANTINE, Table
 
 DAY_US = 86_400_000_000
@@ -59,11 +59,16 @@ class Files:
         return cls(lake, table, -1, pa.table({"path": pa.array([], pa.string())}))
 
     @property
+    def paths(self) -> list[str]:
+        """Where each is in the table's folder."""
+        found: list[str] = self.actions["path"].to_pylist()
+        return found
+
+    @property
     def names(self) -> list[str]:
         """Where each is: absolute paths in a local lake, else relative to the table's folder."""
-        paths: list[str] = self.actions["path"].to_pylist()
         folder = self.lake.table_folder(self.table)
-        return [str(folder / path) for path in paths] if folder else paths
+        return [str(folder / path) for path in self.paths] if folder else self.paths
 
     @cached_property
     def counts(self) -> Times:
@@ -110,14 +115,16 @@ class Files:
         return self._where((low <= last) & (high >= first))
 
     def dataset(self) -> Any:
-        """They as an Arrow dataset, for a lake that is not in a local folder; `access.arrow_dataset` is that of all."""
+        """These files as an Arrow dataset, for a lake whose paths DuckDB can't be given."""
         system = file_system(self.lake, self.lake.table_url(self.table))
         form = dataset.ParquetFileFormat()
         name = next(iter(self.table.partition_by), None)
-        fragments = [
-            form.make_fragment(path, system, partition_expression=_is_day(name, day))
-            for path, day in zip(self.names, self._days.tolist(), strict=True)
-        ]
+        fragments = []
+        for path, day in zip(self.paths, self._days.tolist(), strict=True):
+            is_day = None
+            if name is not None and day >= 0:
+                is_day = dataset.field(name) == pa.scalar(day, pa.int32()).cast(pa.date32())
+            fragments.append(form.make_fragment(path, system, partition_expression=is_day))
         return dataset.FileSystemDataset(fragments, self.table.arrow_schema, form, system)
 
     def _where(self, keep: npt.NDArray[np.bool_]) -> Files:
@@ -137,9 +144,3 @@ class Files:
             column = column.cast(pa.int32())
         found: Times = pc.fill_null(column.cast(pa.int64()), unknown).to_numpy(zero_copy_only=False)
         return found
-
-
-def _is_day(name: str | None, day: int) -> Any:
-    if name is None or day < 0:
-        return None
-    return dataset.field(name) == pa.scalar(day, pa.int32()).cast(pa.date32())

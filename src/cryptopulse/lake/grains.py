@@ -10,7 +10,7 @@ import re
 from datetime import timedelta
 
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.lake.dialect import bound_name, duckdb_sql
+from cryptopulse.lake.dialect import bound_name, duckdb_sql, time_literal
 from cryptopulse.lake.tables import BARS, COVERAGE, SILVER
 
 _DAY_S = 86_400
@@ -62,7 +62,7 @@ def from_minutes(seconds: int, minutes: str, newest: str | None) -> str:
         last = f"SELECT symbol, max(epoch_us(window_start)) AS newest_us FROM ({newest}) GROUP BY symbol"  # noqa: S608
         is_over, joined = f"any_value(newest_us) >= {start} + {width}", f"({minutes}) JOIN ({last}) USING (symbol)"
     return (
-        f"SELECT symbol, make_timestamptz({start}) AS window_start, "  # noqa: S608 - made of our own parts
+        f"SELECT symbol, {time_literal(start)} AS window_start, "  # noqa: S608 - made of our own parts
         "arg_min(open, first_trade_id) AS open, max(high) AS high, min(low) AS low, "
         "arg_max(close, last_trade_id) AS close, sum(volume) AS volume, sum(notional) AS notional, "
         "CAST(sum(notional) AS DOUBLE) / CAST(sum(volume) AS DOUBLE) AS vwap, "

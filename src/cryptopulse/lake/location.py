@@ -1,6 +1,6 @@
 """Where a lake is: a local folder, S3, or Azure Data Lake Storage; and how delta-rs and Spark get there.
 
-Everybody who opens a table asks here for its address and for the options that go with it. Credentials come from the
+Whoever opens a table gets its address and its storage options here. Credentials come from the
 environment's usual names (AWS_*, AZURE_*) or from the setting `storage.options`, which is stronger; they are
 kept as secrets, so that no log, error or representation shows them.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,10 @@ _FORMS = "a local folder, s3://bucket/prefix or abfss://container@account.dfs.co
 _PREFIX_PART = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,62}")
 _CONTAINER = re.compile(r"[a-z0-9$][a-z0-9-]{2,62}")
+# What delta-rs can't have in a local path. It makes a URL of it, of which one of its readers undoes the escapes twice
+# (`a%20b` would be read in the neighbour `a b`), another takes \ for /, and control characters are an error. [ and ]
+# are a pattern to DuckDB.
+_NOT_LOCAL = re.compile(r"%[0-9A-Fa-f]{2}|[\x00-\x1f\x7f\\\[\]]")
 _ACCOUNT_HOST = re.compile(r"[a-z0-9]{3,24}\.(dfs|blob)\.[a-z0-9.-]+")
 
 # delta-rs takes several names for one thing; the first is the one that is passed on.
@@ -79,13 +84,19 @@ class LakeLocation:
         Raises ValueError, in one line without anything secret, for what is none of these.
         """
         text = str(lake)
-        scheme, address = _scheme_and_address(text)
-        if scheme in ("", "file"):
-            return cls(*_local(unquote(address) if scheme else text))
+        found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(/.*)", text, re.DOTALL)
+        if not found:  # a path has no scheme
+            return cls(*_local(text))
+        scheme, address = found[1].lower(), found[2]
+        if scheme == "file":
+            host = re.match(r"//([^/]+)", address)
+            if host and host[1] != "localhost":
+                raise ValueError(f"file://{host[1]}/ is a folder of another machine; write file:///folder")
+            path = "/" + address[len(host[0]) if host else 0 :].lstrip("/")
+            return cls(*_local(unquote(path, errors="surrogateescape")))
         if scheme not in _SCHEMES:
             raise ValueError(f"{scheme}: is no storage for a lake; write {_FORMS}")
-        url = (_s3_url if _SCHEMES[scheme] == "s3" else _azure_url)(scheme, address)
-        return cls(url, None, options or {})
+        return cls(_url(scheme, address.lstrip("/")), None, options or {})
 
     def __str__(self) -> str:
         """The address, without any credentials."""
@@ -103,6 +114,18 @@ class LakeLocation:
     def table_folder(self, table: Table) -> Path | None:
         """The local folder of `table`, None when the lake is elsewhere."""
         return self.folder and self.folder / table.schema / table.name
+
+    @property
+    def option_text(self) -> str:
+        """How the lake is named to another command, ready for a shell: `--lake '/a b'`."""
+        return f"--lake {shlex.quote(self.url)}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether DuckDB may be given the paths of this lake's files: a local folder, in whose path it sees no pattern
+        (`*`, `?`) and no partition (`symbol=x`, which would stand in the place of the column of that name).
+        """
+        return self.folder is not None and not set("*?=") & set(self.url)
 
     @property
     def storage_options(self) -> dict[str, str]:
@@ -137,43 +160,25 @@ class LakeLocation:
         Set them on `sparkContext._jsc.hadoopConfiguration()` of the running session: given to the session's builder as
         `spark.hadoop.*` they become arguments of the Java process, which every user of the machine can read.
         """
+        if self.kind == "local":
+            return {}
         if self.kind == "s3":
-            return self._s3a_options()
-        return self._abfs_options() if self.kind == "azure" else {}
-
-    @property
-    def slug(self) -> str:
-        """A file name for this place: readable, and different for every address."""
-        readable = re.sub(r"[^A-Za-z0-9]+", "-", self.url).strip("-")[:80]
-        return f"{readable}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
-
-    def option(self, name: str) -> str | None:
-        """An option by the first of its names: from the configuration, else from the environment; None for none."""
-        for source in ({n: v.get_secret_value() for n, v in self.options.items()}, _environment()):
-            for alias in _NAMES[self.kind][name]:
-                if source.get(alias):
-                    return source[alias]
-        return None
-
-    def _s3a_options(self) -> dict[str, str]:
-        endpoint, token = self.option("aws_endpoint_url"), self.option("aws_session_token")
-        is_virtual = (self.option("aws_virtual_hosted_style_request") or "").lower() == "true"
-        found = {
-            "fs.s3a.endpoint": endpoint,
-            "fs.s3a.endpoint.region": self.option("aws_region"),
-            "fs.s3a.access.key": self.option("aws_access_key_id"),
-            "fs.s3a.secret.key": self.option("aws_secret_access_key"),
-            "fs.s3a.session.token": token,
-            # Servers other than Amazon's seldom have a host name for each bucket.
-            "fs.s3a.path.style.access": "true" if endpoint and not is_virtual else None,
-            "fs.s3a.connection.ssl.enabled": "false" if endpoint and endpoint.startswith("http:") else None,
-            "fs.s3a.aws.credentials.provider": "org.apache.hadoop.fs.s3a.TemporaryAWSCredentialsProvider"
-            if token
-            else None,
-        }
-        return {name: value for name, value in found.items() if value}
-
-    def _abfs_options(self) -> dict[str, str]:
+            endpoint, token = self.option("aws_endpoint_url"), self.option("aws_session_token")
+            is_virtual = (self.option("aws_virtual_hosted_style_request") or "").lower() == "true"
+            options = {
+                "fs.s3a.endpoint": endpoint,
+                "fs.s3a.endpoint.region": self.option("aws_region"),
+                "fs.s3a.access.key": self.option("aws_access_key_id"),
+                "fs.s3a.secret.key": self.option("aws_secret_access_key"),
+                "fs.s3a.session.token": token,
+                # Servers other than Amazon's seldom have a host name for each bucket.
+                "fs.s3a.path.style.access": "true" if endpoint and not is_virtual else None,
+                "fs.s3a.connection.ssl.enabled": "false" if endpoint and endpoint.startswith("http:") else None,
+                "fs.s3a.aws.credentials.provider": "org.apache.hadoop.fs.s3a.TemporaryAWSCredentialsProvider"
+                if token
+                else None,
+            }
+            return {name: value for name, value in options.items() if value}
         host = self.account_host
         key, sas = self.option("azure_storage_account_key"), self.option("azure_storage_sas_token")
         if key:
@@ -197,6 +202,21 @@ class LakeLocation:
         return found | ({oauth.format("id"): client} if client else {})
 
     @property
+    def slug(self) -> str:
+        """A file name for this place: readable, and different for every address."""
+        readable = re.sub(r"[^A-Za-z0-9]+", "-", self.url).strip("-")[:80]
+        return f"{readable}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
+
+    def option(self, name: str) -> str | None:
+        """An option by the first of its names: from the configuration, else from the environment; None for none."""
+        environment = {given.lower(): value for given, value in os.environ.items()}
+        for source in ({n: v.get_secret_value() for n, v in self.options.items()}, environment):
+            for alias in _NAMES[self.kind][name]:
+                if source.get(alias):
+                    return source[alias]
+        return None
+
+    @property
     def account_host(self) -> str:
         """The host of an Azure lake's account: `account.dfs.core.windows.net`.
 
@@ -213,54 +233,44 @@ class LakeLocation:
         return f"{account}.dfs.core.windows.net"
 
 
-def _environment() -> dict[str, str]:
-    return {name.lower(): value for name, value in os.environ.items() if name.upper().startswith(("AWS_", "AZURE_"))}
-
-
-def _scheme_and_address(text: str) -> tuple[str, str]:
-    """`s3://bucket/x` → ("s3", "bucket/x"); a path has no scheme."""
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(/.*)", text, re.DOTALL)
-    if not found:
-        return "", text
-    scheme, address = found[1].lower(), found[2]
-    if scheme == "file":
-        return scheme, "/" + address.lstrip("/")
-    return scheme, address.lstrip("/")
-
-
 def _local(text: str) -> tuple[str, Path]:
-    folder = Path(text).expanduser().absolute()
-    if set("[]") & set(str(folder)):
-        raise ValueError("a lake's path can't have [ or ] in it (Delta readers take it for a URL)")
+    folder = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 - Path's own raises for ~name of no user
+    _check_local(str(folder))
+    _check_local(os.path.realpath(folder))  # which delta-rs goes to
     if folder.parts[1:2] == ("dbfs",):
         raise ValueError("/dbfs is a mount on which commits are not safe; write the storage's own address, abfss://…")
     return str(folder), folder
 
 
-def _s3_url(scheme: str, address: str) -> str:
-    bucket, prefix = _split(scheme, address)
-    if not _BUCKET.fullmatch(bucket):
-        raise ValueError(f"{scheme}:// needs a bucket's name first: s3://bucket/prefix")
-    return "/".join(("s3:/", bucket, *prefix))
+def _check_local(path: str) -> None:
+    """Raises ValueError, which says what in it can't be in a lake's path."""
+    if found := _NOT_LOCAL.search(path):
+        part = found[0] if found[0].isprintable() else f"the control character {found[0]!r}"
+        raise ValueError(f"a lake's path can't have {part} in it (Delta readers take it for a URL): {path!r}")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"a lake's path can't have bytes in it that are not UTF-8 (with LC_ALL=C, set PYTHONUTF8=1): {path!r}"
+        ) from None
 
 
-def _azure_url(scheme: str, address: str) -> str:
-    first, prefix = _split(scheme, address)
-    container, at, host = first.partition("@")
+def _url(scheme: str, address: str) -> str:
+    """The URL of an address on S3 or Azure; refuses what would have to be escaped, and secrets."""
+    if "?" in address or "#" in address or ":" in address:
+        raise ValueError(
+            f"a {scheme}:// address has no keys, tokens or ports in it; give those as storage.options or by environment"
+        )
+    place, *prefix = address.rstrip("/").split("/")
+    if not all(_PREFIX_PART.fullmatch(part) for part in prefix):
+        raise ValueError(f"a {scheme}:// prefix is made of letters, digits and . _ - = between single slashes")
+    if _SCHEMES[scheme] == "s3":
+        if not _BUCKET.fullmatch(place):
+            raise ValueError(f"{scheme}:// needs a bucket's name first: s3://bucket/prefix")
+        return "/".join(("s3:/", place, *prefix))
+    container, at, host = place.partition("@")
     if not _CONTAINER.fullmatch(container) or (at and not _ACCOUNT_HOST.fullmatch(host)):
         raise ValueError(f"{scheme}:// is written abfss://container@account.dfs.core.windows.net/prefix")
     if not at:
         return "/".join(("az:/", container, *prefix))
     return "/".join(("abfss:/", f"{container}@{host.replace('.blob.', '.dfs.', 1)}", *prefix))
-
-
-def _split(scheme: str, address: str) -> tuple[str, list[str]]:
-    """The first part of an address and its prefix; refuses what would have to be escaped, and secrets."""
-    if "?" in address or "#" in address or ":" in address:
-        raise ValueError(
-            f"a {scheme}:// address has no keys, tokens or ports in it; give those as storage.options or by environment"
-        )
-    first, *prefix = address.rstrip("/").split("/")
-    if not all(_PREFIX_PART.fullmatch(part) for part in prefix):
-        raise ValueError(f"a {scheme}:// prefix is made of letters, digits and . _ - = between single slashes")
-    return first, prefix

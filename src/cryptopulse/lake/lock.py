@@ -1,7 +1,7 @@
 """One pipeline a lake: an advisory lock that the system lets go when its process dies, however it dies.
 
 It guards one machine. Against pipelines on other machines, which a lake on S3 or Azure can have, tables guard
-themselves: who commits second is fenced (`cryptopulse.engine.delta`).
+themselves: who commits second is fenced (`cryptopulse.store.table_writer`).
 """
 
 from __future__ import annotations

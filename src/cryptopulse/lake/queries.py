@@ -11,8 +11,8 @@ from pathlib import Path
 import sqlglot
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
-_SAID = re.compile(r"-- (title|description|chart): (.+)")
-_MORE = re.compile(r"--   (.+)")
+_HEADER = re.compile(r"-- (title|description|chart): (.+)")
+_CONTINUED = re.compile(r"--   (.+)")
 _CHART = re.compile(r"(line|bar|table)((?: (?:x|y|color)=[\w,]+)*)")
 
 
@@ -73,36 +73,27 @@ def _text() -> str:
 
 def _query(name: str, text: str) -> Query:
     lines = text.strip().splitlines()
-    said: dict[str, str] = {}
+    header: dict[str, str] = {}
     last = ""
     while lines and lines[0].startswith("--"):
         line = lines.pop(0)
-        if found := _SAID.fullmatch(line):
+        if found := _HEADER.fullmatch(line):
             last = found[1]
-            said[last] = found[2].strip()
-        elif last and (more := _MORE.fullmatch(line)):
-            said[last] += f" {more[1].strip()}"
+            header[last] = found[2].strip()
+        elif last and (more := _CONTINUED.fullmatch(line)):
+            header[last] += f" {more[1].strip()}"
         else:
             raise ValueError(f"Query {name}: {line!r} is neither title, description nor chart")
-    sql, semicolon, rest = "\n".join(lines).partition(";\n") if ";\n" in text.rstrip() else _last(lines)
-    if not semicolon or rest.strip() or not sql.strip():
+    sql, semicolon, rest = ("\n".join(lines).rstrip() + "\n").partition(";\n")
+    if not semicolon or rest or not sql.strip():
         raise ValueError(f"Query {name}: write one statement, with a semicolon at its end")
-    if missing := [key for key in ("title", "description", "chart") if key not in said]:
+    if missing := [key for key in ("title", "description", "chart") if key not in header]:
         raise ValueError(f"Query {name}: {missing[0]} is missing")
-    return Query(name, said["title"], said["description"], _chart(name, said["chart"]), sql.strip())
-
-
-def _last(lines: list[str]) -> tuple[str, str, str]:
-    text = "\n".join(lines).rstrip()
-    return (text[:-1], ";", "") if text.endswith(";") else (text, "", "")
-
-
-def _chart(name: str, text: str) -> Chart:
-    found = _CHART.fullmatch(text)
-    if not found:
-        raise ValueError(f"Query {name}: chart {text!r} can't be read")
-    given = dict(part.split("=") for part in found[2].split())
-    chart = Chart(found[1], given.get("x"), tuple(filter(None, given.get("y", "").split(","))), given.get("color"))
+    drawn = _CHART.fullmatch(header["chart"])
+    if not drawn:
+        raise ValueError(f"Query {name}: chart {header['chart']!r} can't be read")
+    given = dict(part.split("=") for part in drawn[2].split())
+    chart = Chart(drawn[1], given.get("x"), tuple(filter(None, given.get("y", "").split(","))), given.get("color"))
     if chart.kind != "table" and not (chart.x and chart.y):
         raise ValueError(f"Query {name}: a {chart.kind} needs x and y")
-    return chart
+    return Query(name, header["title"], header["description"], chart, sql.strip())

@@ -1,102 +1,152 @@
-"""Rows of a SQL statement over the tables, asked where nothing else can be read and nothing written."""
+"""Rows of a SQL statement over the tables. It can read nothing else, and write nothing.
+
+Two walls, each of which holds alone:
+
+- A statement is let through by what it does at every depth (`check_reads`): by DuckDB's own parse tree, not by its
+  first word. `WITH x AS (COPY … TO …) SELECT 1` is a SELECT that writes, and so is `EXPLAIN ANALYZE COPY …`.
+- Each statement gets a database of its own, in which the tables' files are all that there is, behind a file system that
+  can only read (`sealed`). What a statement might change there, no later one sees. It costs some 25 ms. DuckDB itself
+  leaves one folder open to be written to, that for what it has no memory for: it is new, and ends with the database.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from threading import Lock
 from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
 
 from cryptopulse.errors import ConfigurationError, RowsGone
-from cryptopulse.lake.database import Limits, Params, TimeLimit, listed, relation, streamed, telling, tune
+from cryptopulse.lake.database import (
+    Limits,
+    Params,
+    TimeLimit,
+    listed,
+    relation,
+    spill_folder,
+    streamed,
+    translated_errors,
+    tune,
+)
 from cryptopulse.lake.files import Files
+from cryptopulse.lake.follower import Versions
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.newest import Versions
-from cryptopulse.lake.rows import BATCH_ROWS, Rows, check_positive
+from cryptopulse.lake.result import BATCH_ROWS, Rows, check_positive
 from cryptopulse.lake.tables import TABLES, Table
 
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
-_MADE_UP_NAMES = ("query(", "query_table(")  # functions by which a statement can name a table in pieces
+_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+# Others read files, write them (enable_logging), run a text as SQL (query), or take an address in memory (arrow_scan).
+_TABLE_FUNCTIONS = frozenset(
+    {
+        *("generate_series", "histogram", "histogram_values", "json_each", "json_tree", "query_table", "range"),
+        *("repeat", "repeat_row", "test_all_types", "unnest", "icu_calendar_names", "pg_timezone_names"),
+        *("duckdb_columns", "duckdb_functions", "duckdb_keywords", "duckdb_schemas", "duckdb_settings"),
+        *("duckdb_tables", "duckdb_types", "duckdb_views", "pragma_show", "pragma_table_info", "pragma_version"),
+    }
+)
+# DuckDB writes down the tree of a SELECT alone. What is left without this must be one.
+_EXPLAIN = re.compile(r"\s*EXPLAIN(\s+ANALYZE\b)?(\s*\(\s*(ANALYZE|FORMAT)\b[^()]*\))?", re.IGNORECASE)
+_TREE = "SELECT json_serialize_sql(?, skip_null := true, skip_empty := true, skip_default := true)"
 
 
 def check_reads(parser: duckdb.DuckDBPyConnection, text: str) -> None:
     """Raises ConfigurationError, in one line, unless `text` is one statement that only reads. Runs nothing."""
     try:
+        text.encode()
         statements = parser.extract_statements(text)
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            "SQL: there are bytes in it that are not UTF-8 (with LC_ALL=C, set PYTHONUTF8=1)."
+        ) from None
     except duckdb.Error as error:
         raise ConfigurationError(f"SQL: {str(error).splitlines()[0]}") from error
     if not statements:
         raise ConfigurationError("SQL: the statement is empty.")
-    if any(statement.type not in _READING for statement in statements):
-        # DuckDB would let COPY write to the very files that the views may read.
-        raise ConfigurationError("SQL: only statements that read are allowed (SELECT, DESCRIBE, EXPLAIN, …).")
     if len(statements) > 1:
         raise ConfigurationError("SQL: write one statement at a time.")
+    query = statements[0].query
+    with suppress(ValueError):  # DuckDB's Python has no name for UPDATE EXTENSIONS, CONNECT and DISCONNECT
+        if statements[0].type == duckdb.StatementType.EXPLAIN:
+            query = _EXPLAIN.sub("", query, count=1)
+    found = parser.execute(_TREE, [query]).fetchone()
+    assert found is not None
+    nodes = list(_nodes(found[0]))
+    kinds = {str(node["type"]) for node in nodes if "type" in node}
+    if nodes[0]["error"] or not {kind for kind in kinds if kind.endswith("_NODE")} <= _NODES:
+        raise ConfigurationError("SQL: only statements that read are allowed (SELECT, DESCRIBE, EXPLAIN, …).")
+    called = {str(node["function"]["function_name"]).lower() for node in nodes if node.get("type") == "TABLE_FUNCTION"}
+    if refused := called - _TABLE_FUNCTIONS:
+        raise ConfigurationError(f"SQL: {min(refused)}() is not allowed: only the lake's tables can be read.")
+
+
+def _nodes(tree: str) -> Iterator[dict[str, Any]]:
+    """All objects of a JSON document, the outermost first."""
+    try:
+        left: list[Any] = [json.loads(tree)]
+    except RecursionError:
+        raise ConfigurationError("SQL: the statement is nested too deeply.") from None
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            yield value
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
 
 
 def tables_named(text: str) -> list[Table]:
     """The tables that the statement `text` may read: those that it names, or all."""
     low = text.lower()
     named = [table for table in TABLES if table.name in low]
-    return list(TABLES) if not named or any(made in low for made in _MADE_UP_NAMES) else named
+    return list(TABLES) if not named or "query_table" in low else named  # that one's names may come in pieces
 
 
-def sealed(files: Sequence[Files], limits: Limits) -> duckdb.DuckDBPyConnection:
-    """A connection with the views `bronze.…`, `silver.…`, `gold.…` over `files`, through which nothing else can be
-    read, and nothing written: file access is shut once the views stand. Times are UTC.
+@contextmanager
+def sealed(lake: LakeLocation, files: Sequence[Files], limits: Limits) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database with the views `bronze.…`, `silver.…`, `gold.…` over `files` of `lake`. Nothing else can be read
+    through it, and nothing written: of all files it can reach those of the tables alone, and these only to read, and
+    what it spills to the disk, which is removed with it. Times are UTC.
     """
-    connection = duckdb.connect(":memory:")
-    tune(connection, limits)
-    for one in files:
-        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {one.table.schema}")
-        connection.execute(f"CREATE VIEW {one.table.qualified} AS {relation(connection, one)}")
-    local = [name for one in files if one.lake.folder for name in one.names]
-    connection.execute(f"SET allowed_paths = {listed(local)}")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return connection
+    from cryptopulse.lake.table_files import PROTOCOL, TableFiles  # noqa: PLC0415 - 80 ms, for those who ask in SQL
 
-
-class SealedViews:
-    """Gives connections to `sealed` views; the same one again as long as no table has changed. For several threads."""
-
-    def __init__(self, limits: Limits) -> None:
-        """`limits`: of all statements together that read the same versions."""
-        self.limits = limits
-        self._lock = Lock()
-        self._held: tuple[list[tuple[str, int]], duckdb.DuckDBPyConnection] | None = None
-
-    def connect(self, files: Sequence[Files]) -> duckdb.DuckDBPyConnection:
-        """A connection for the thread that calls."""
-        if any(not one.lake.folder for one in files):
-            return sealed(files, self.limits)  # a cursor would not see what Arrow reads
-        wanted = [(one.table.qualified, one.version) for one in files]
-        with self._lock:
-            if self._held is None or self._held[0] != wanted:
-                self._held = wanted, sealed(files, self.limits)
-            return self._held[1].cursor()
-
-    def close(self) -> None:
-        """Lets go of the views."""
-        with self._lock:
-            self._held = None
+    spill = spill_folder(lake)
+    paths: dict[str, str] = {}
+    try:
+        with duckdb.connect(":memory:") as connection:
+            tune(connection, limits, spill)
+            connection.register_filesystem(TableFiles(paths))
+            for one in files:
+                root = f"{PROTOCOL}://{one.table.qualified}/" if one.lake.folder else ""
+                names = [root + path for path in one.paths]
+                if root:
+                    paths.update(zip(names, one.names, strict=True))
+                connection.execute(f"CREATE SCHEMA IF NOT EXISTS {one.table.schema}")
+                connection.execute(f"CREATE VIEW {one.table.qualified} AS {relation(connection, one, names)}")
+            connection.execute(f"SET allowed_paths = {listed(paths)}")
+            connection.execute("SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
+            yield connection
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SqlRows(Rows):
-    """What a statement gives. It is asked anew at each reading; its own ORDER BY decides the order."""
+    """The rows of a statement, which runs anew at each reading; its own ORDER BY decides the order."""
 
     text: str
     params: Params
     lake: LakeLocation
     files: tuple[Files, ...]
     versions: Versions
-    views: SealedViews
+    limits: Limits
     timeout_s: float | None
     rows_max: int | None = None
 
@@ -125,7 +175,7 @@ class SqlRows(Rows):
         """
         check_positive("rows_max", rows_max)
         found = self._found(rows_max)
-        return pa.RecordBatchReader.from_batches(next(found), found)  # asks once: planning takes time
+        return pa.RecordBatchReader.from_batches(next(found), found)  # runs once: planning takes time
 
     def stream(self, columns: Sequence[str] | None, rows_max: int) -> Iterator[pa.RecordBatch]:
         """See `Rows`."""
@@ -136,7 +186,7 @@ class SqlRows(Rows):
         yield from (batch if columns is None else batch.select(wanted) for batch in found)
 
     def __repr__(self) -> str:
-        """What is asked, without asking it."""
+        """The statement, without running it."""
         text = " ".join(self.text.split())
         return f"<Rows of SQL {text[:80] + '…' if len(text) > 80 else text!r}, not read yet>"
 
@@ -147,25 +197,29 @@ class SqlRows(Rows):
     def _found(self, rows_max: int) -> Iterator[Any]:
         """The schema, and then the batches."""
         limit = TimeLimit(self.timeout_s)
-        with self._telling(limit), self.views.connect(self.files) as connection:
+        with self._translated_errors(limit), sealed(self.lake, self.files, self.limits) as connection:
             with limit.watching(connection):
-                reader = self._asked(connection).to_arrow_reader(rows_max)
+                reader = self._relation(connection).to_arrow_reader(rows_max)
             yield reader.schema
             yield from streamed(connection, reader, limit)
 
     def _whole(self, of: Callable[[duckdb.DuckDBPyRelation], Any]) -> pa.Table:
         limit = TimeLimit(self.timeout_s)
-        with self._telling(limit), self.views.connect(self.files) as connection, limit.watching(connection):
-            return of(self._asked(connection)).to_arrow_table()
+        with (
+            self._translated_errors(limit),
+            sealed(self.lake, self.files, self.limits) as connection,
+            limit.watching(connection),
+        ):
+            return of(self._relation(connection)).to_arrow_table()
 
-    def _asked(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
+    def _relation(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
         found = connection.sql(self.text, params=self.params)
         return found if self.rows_max is None else found.limit(self.rows_max)
 
     @contextmanager
-    def _telling(self, limit: TimeLimit) -> Iterator[None]:
+    def _translated_errors(self, limit: TimeLimit) -> Iterator[None]:
         try:
-            with telling(self.lake, None, limit, self.views.limits.memory_max_mb):
+            with translated_errors(self.lake, None, limit, self.limits.memory_max_mb):
                 yield
         except RowsGone:
             for one in self.files:

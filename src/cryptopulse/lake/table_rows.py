@@ -1,4 +1,9 @@
-"""Rows of one table, or bars made of them: which files are opened, and the SQL over them."""
+"""Rows of one table, or bars made of them: which files are opened, and the SQL over them.
+
+Sorting a large table by time would read all of it, also for the first thousand rows. Its files say which times they
+hold, and so about how many rows lie between two moments. One slice is read and sorted after the other, and a reader who
+has enough stops.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +14,23 @@ from functools import cached_property
 from typing import Any, Self
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from cryptopulse.errors import RowsGone
-from cryptopulse.lake.database import Database, TimeLimit, relation, streamed, telling
+from cryptopulse.lake.database import Database, TimeLimit, relation, streamed, translated_errors
+from cryptopulse.lake.dialect import time_literal
 from cryptopulse.lake.files import DAY_US, TIME_MAX_US, Files, time_of
+from cryptopulse.lake.follower import Versions
 from cryptopulse.lake.grains import from_minutes, from_trades
-from cryptopulse.lake.newest import Versions
-from cryptopulse.lake.rows import Rows, check_positive
-from cryptopulse.lake.selection import Selection, time_sql
-from cryptopulse.lake.slices import slices, slices_back
+from cryptopulse.lake.reading import quoted
+from cryptopulse.lake.result import Rows, check_positive
+from cryptopulse.lake.scan import Selection
+from cryptopulse.text import MICROS
 
-_MICROS = 1_000_000
+_SLICE_ROWS_MAX = 2_000_000  # when all rows are wanted: some 300 MB while they are sorted
+_SLICE_ROWS_MIN = 50_000  # fewer cost as much: what takes the time is opening files
+_SLICE_GROWTH = 4  # a slice had too few rows of the product wanted: the next one looks at this many times as many
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,8 +63,8 @@ class TableRows(Rows):
         `after` that come later turn and move the rows that it takes them from.
         """
         check_positive("rows_max", rows_max)
-        held = self.selection.rows_max
-        return self._with(rows_max=rows_max if held is None else min(held, rows_max))
+        known = self.selection.rows_max
+        return self._with(rows_max=rows_max if known is None else min(known, rows_max))
 
     def after(self, *key: object) -> Self:
         """Only rows behind the one with this `key`, the values of the columns that `order` names: the way from page to
@@ -76,13 +86,13 @@ class TableRows(Rows):
             return sum(batch.num_rows for batch in self._read(self.order[:1], 1 << 20))
         if self.grain_s == 0 and self.selection.is_whole and (self.files.counts >= 0).all():
             return int(self.files.counts.sum())
-        limit, (start, end) = TimeLimit(self.timeout_s), self._stretch
+        limit, (start, end) = TimeLimit(self.timeout_s), self._time_range
         files = self._in_time(start, end)
         if not files.actions.num_rows:
             return 0
-        with self._telling(limit), self.database.cursor() as cursor, limit.watching(cursor):
+        with self._translated_errors(limit), self.database.cursor() as cursor, limit.watching(cursor):
             rows = self._rows_sql(cursor, files, start, end)
-            found = cursor.execute(f"SELECT count(*) FROM ({rows}){_where(self.selection.behind())}").fetchone()  # noqa: S608
+            found = cursor.execute(f"SELECT count(*) FROM ({rows}){_where(self.selection.after_sql())}").fetchone()  # noqa: S608
             return int(found[0]) if found else 0
 
     def stream(self, columns: Sequence[str] | None, rows_max: int) -> Iterator[pa.RecordBatch]:
@@ -93,7 +103,7 @@ class TableRows(Rows):
         return self._read(names, rows_max)
 
     def __repr__(self) -> str:
-        """What is asked, without reading anything."""
+        """Table, products and version, without reading anything."""
         chosen = self.selection
         grain = f", {self.grain_s} s" if self.grain_s else ""
         symbols = "" if chosen.symbols is None else f", {', '.join(chosen.symbols)}"
@@ -108,12 +118,15 @@ class TableRows(Rows):
 
     def _read(self, names: Sequence[str], rows_max: int) -> Iterator[pa.RecordBatch]:
         schema, limit, left = self._schema(names), TimeLimit(self.timeout_s), self.selection.rows_max
-        with self._telling(limit), self.database.cursor() as cursor:
+        behind = _where(self.selection.after_sql())
+        with self._translated_errors(limit), self.database.cursor() as cursor:
             for start, end in self._slices():
                 files = self._in_time(start, end)
                 if not files.actions.num_rows:
                     continue
-                sql = self._page_sql(self._rows_sql(cursor, files, start, end), names, left)
+                rows = f"SELECT {quoted(names)} FROM ({self._rows_sql(cursor, files, start, end)})"  # noqa: S608
+                limited = "" if left is None else f" LIMIT {left}"
+                sql = f"{rows}{behind} ORDER BY {self.selection.order_sql()}{limited}"
                 with limit.watching(cursor):
                     reader = cursor.sql(sql).to_arrow_reader(rows_max)
                 for batch in streamed(cursor, reader, limit):
@@ -135,60 +148,85 @@ class TableRows(Rows):
     @property
     def _step_us(self) -> int:
         """What slices start at multiples of."""
-        return max(self.grain_s * _MICROS, 1)
+        return max(self.grain_s * MICROS, 1)
 
     @property
-    def _stretch(self) -> tuple[int, int]:
+    def _time_range(self) -> tuple[int, int]:
         """From (included) and to (not included) which time rows are read; bars are made of all that lies in them."""
-        start, end = (-(-edge // self._step_us) * self._step_us for edge in self.selection.stretch)
+        start, end = (-(-edge // self._step_us) * self._step_us for edge in self.selection.time_range)
         return start, end
 
     def _slices(self) -> Iterator[tuple[int, int]]:
         if not self.selection.is_by_time:
             return iter([(0, TIME_MAX_US)])
-        cut = slices_back if self.selection.is_reversed else slices
-        return cut(self._candidates, *self._stretch, self._step_us, self.selection.rows_max)
-
-    def _page_sql(self, rows: str, names: Sequence[str], left: int | None) -> str:
-        """SQL: the rows of the SQL `rows` behind `after`, in order, `left` of them."""
-        columns = ", ".join(f'"{name}"' for name in names)
-        limited = "" if left is None else f" LIMIT {left}"
-        behind = _where(self.selection.behind())
-        return f"SELECT {columns} FROM ({rows}){behind} ORDER BY {self.selection.ordered()}{limited}"  # noqa: S608
+        chosen = self.selection
+        return slices(
+            self._candidates, *self._time_range, self._step_us, chosen.rows_max, is_reversed=chosen.is_reversed
+        )
 
     def _rows_sql(self, cursor: duckdb.DuckDBPyConnection, files: Files, start: int, end: int) -> str:
         """SQL: all rows of these products and times, in no order; bars, where those are wanted."""
-        conditions = self.selection.conditions()
-        stored = relation(cursor, files) + _where([*conditions, *_in_time_sql(files, start, end)])
+        conditions, time = self.selection.conditions_sql(), time_of(files.table)
+        in_time = [f"{time} >= {time_literal(start)}"] if time and start > 0 else []
+        in_time += [f"{time} < {time_literal(end)}"] if time and end < TIME_MAX_US else []
+        stored = relation(cursor, files) + _where([*conditions, *in_time])
         if self.grain_s == 0:
             return stored
         if self.coverage is not None:
             return from_trades(self.grain_s, stored, relation(cursor, self.coverage))
+        newest = None
         # A bar that began a day before the newest one is over, whatever the pipeline is still about to write.
-        is_old = int(self.files.last_us.max()) >= end + DAY_US
-        later = self._in_time(start, TIME_MAX_US)
-        newest = (
-            None if is_old else relation(cursor, later) + _where([*conditions, f"window_start >= {time_sql(start)}"])
-        )
+        if int(self.files.last_us.max()) < end + DAY_US:
+            later = _where([*conditions, f"window_start >= {time_literal(start)}"])
+            newest = relation(cursor, self._in_time(start, TIME_MAX_US)) + later
         return from_minutes(self.grain_s, stored, newest)
 
     @contextmanager
-    def _telling(self, limit: TimeLimit) -> Iterator[None]:
+    def _translated_errors(self, limit: TimeLimit) -> Iterator[None]:
         try:
-            with telling(self.files.lake, self.files.table, limit, self.database.memory_max_mb):
+            with translated_errors(self.files.lake, self.files.table, limit, self.database.memory_max_mb):
                 yield
         except RowsGone:
             self.versions.forget(self.files.table)
             raise
 
 
-def _in_time_sql(files: Files, start: int, end: int) -> list[str]:
-    column = time_of(files.table)
-    if column is None:
-        return []
-    parts = [f"{column} >= {time_sql(start)}"] if start > 0 else []
-    return parts + ([f"{column} < {time_sql(end)}"] if end < TIME_MAX_US else [])
-
-
 def _where(conditions: Sequence[str]) -> str:
     return f" WHERE {' AND '.join(conditions)}" if conditions else ""
+
+
+def slices(
+    files: Files, first_us: int, end_us: int, step_us: int, rows: int | None, *, is_reversed: bool = False
+) -> Iterator[tuple[int, int]]:
+    """Consecutive (start, end) in [first_us, end_us), µs UTC, in order; both are multiples of `step_us`.
+
+    The first slice is cut for `rows` rows, those after it for more and more. None: all rows are wanted. `is_reversed`:
+    from the newest to the oldest.
+    """
+    if not files.actions.num_rows:
+        return
+    start = max(first_us, int(files.first_us.min()), 0) // step_us * step_us
+    stop = -(-min(end_us, int(files.last_us.max()) + 1, TIME_MAX_US) // step_us) * step_us
+    # About how many rows lie between two moments, by taking each file's as spread evenly.
+    low, high = files.first_us.astype(float), files.last_us.astype(float) + 1
+    density = np.maximum(files.counts, 0) / (high - low)
+    target = _SLICE_ROWS_MAX if rows is None else max(2 * rows, _SLICE_ROWS_MIN)
+    while start < stop:
+        # The shortest slice, in whole steps, in which so many rows are expected.
+        least, most = 1, (stop - start) // step_us
+        while least < most:
+            middle = (least + most) // 2
+            first, last = (stop - middle * step_us, stop) if is_reversed else (start, start + middle * step_us)
+            overlap = np.minimum(high, last) - np.maximum(low, first)
+            if (np.maximum(overlap, 0) * density).sum() >= target:
+                most = middle
+            else:
+                least = middle + 1
+        length = least * step_us
+        if is_reversed:
+            yield max(stop - length, start), stop
+            stop -= length
+        else:
+            yield start, min(start + length, stop)
+            start += length
+        target = min(target * _SLICE_GROWTH, 2 * _SLICE_ROWS_MAX)

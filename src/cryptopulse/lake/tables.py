@@ -1,28 +1,40 @@
 """The tables, as declared contracts. The one place that knows their names, columns and keys.
 
-A table says what a row is, what it is derived from, and how new rows enter it. It does not know which engine runs
-it. Types are Spark SQL's, so that the same contract gives the DDL of Unity Catalog, a Delta schema and an Arrow
-schema. To add a column: add it here and in the table's SQL file. To add a table: add it here, to TABLES in the
-order of derivation, and its SQL file.
+A table says what a row is. It does not know which engine runs it. Types are Spark SQL's, so that the same contract
+gives the DDL of Unity Catalog, a Delta schema and an Arrow schema. To add a column: add it here and where the table's
+rows are made. To add a table: add it here, to TABLES in the order of derivation, and give it a step.
+docs/architecture.md says where.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cached_property
 from importlib import resources
+from typing import Any
 
 import pyarrow as pa
 
+from cryptopulse.lake.alerts import THRESHOLDS
+from cryptopulse.lake.products import PRODUCT_ID_MAX
 
-class Growth(Enum):
-    """How new rows enter a table."""
 
-    APPEND = "rows are only ever added"
-    WINDOWS = "the windows that new upstream rows touch are computed again and replaced"
-    STATE = "the rows that new upstream rows concern are computed again from themselves and the news, and replaced"
+@dataclass(frozen=True)
+class Domain:
+    """The values that a column may have. A message with another one is quarantined.
+
+    Whatever lies inside, every table that is derived from the column's can carry.
+    """
+
+    text: str
+    """The same for people."""
+    lowest: Any = None
+    """Included."""
+    highest: Any = None
+    """Included."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,8 @@ class Column:
     type: str
     comment: str
     nullable: bool = False
+    domain: Domain | None = None
+    """None: whatever the type holds."""
 
     @property
     def arrow_field(self) -> pa.Field:
@@ -49,24 +63,22 @@ class Table:
     comment: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
-    growth: Growth
-    derived_from: str | None = None
-    """Qualified name of the table whose new rows drive this one; None: the log."""
     partition_by: tuple[str, ...] = ()
-    position: str | None = None
-    """Column that grows with every commit: what is new for a derived table is what lies above its last value."""
     stats: tuple[str, ...] = ()
     """Columns with file statistics. Never decimals: delta-rs keeps those as float64, and filters lose rows."""
     time: str | None = None
     """Column that says when a row happened; windows are cut by it."""
     window_seconds: int = 0
-    """For Growth.WINDOWS: the length of a window; it starts at a multiple of it (UTC)."""
-    sort_by: tuple[str, ...] = ()
+    """The length of a window, which starts at a multiple of it (UTC). Windows that change are replaced. 0: none."""
 
     @property
     def qualified(self) -> str:
         """`schema.name`."""
         return f"{self.schema}.{self.name}"
+
+    def domain(self, column: str) -> Domain:
+        """What `column` may hold; KeyError when its contract doesn't say."""
+        return {each.name: each.domain for each in self.columns if each.domain is not None}[column]
 
     @cached_property
     def arrow_schema(self) -> pa.Schema:
@@ -74,9 +86,9 @@ class Table:
         return pa.schema([column.arrow_field for column in self.columns])
 
     @cached_property
-    def sql(self) -> str:
-        """The canonical (Spark SQL) statement that derives this table's rows."""
-        return read_sql(self.qualified)
+    def empty(self) -> pa.Table:
+        """No rows, with the table's columns. Made once: a step without news asks for it several times."""
+        return self.arrow_schema.empty_table()
 
     @property
     def properties(self) -> dict[str, str]:
@@ -116,7 +128,27 @@ PRICE = "DECIMAL(24,12)"
 SIZE = "DECIMAL(28,12)"
 SUM = "DECIMAL(38,12)"
 
-_LOADED = Column("load_timestamp", "TIMESTAMP", "When the commit that wrote this row was cut (UTC); grows with each.")
+# Half of what 64 bits hold: ids are added to, subtracted and counted.
+_TRADE_ID = Domain("1 to 2^62", 1, 2**62)
+_SYMBOL = Domain(f"product ids of two or three parts, at most {PRODUCT_ID_MAX} letters")
+_PRICE = Domain("over 0, under 1e12", Decimal("1e-12"), Decimal("999999999999.999999999999"))
+_SIZE = Domain(
+    "over 0, under 1e16; price × trade_size under 1e13", Decimal("1e-12"), Decimal("9999999999999999.999999999999")
+)
+# From the epoch, as windows are cut by what is left of a time that is not negative; to a year that every reader knows
+# (nanoseconds in 64 bits end in 2262).
+_EVENT_TIME = Domain(
+    "1970-01-01 to the end of 2199",
+    datetime(1970, 1, 1, tzinfo=UTC),
+    datetime(2199, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+)
+_SIDE = Domain("BUY or SELL")
+TRADE_VALUE_END = Decimal("1e13")
+"""A price times a size is less. The exact product has 24 decimals of 38 digits."""
+
+LOAD_TIMESTAMP = "load_timestamp"
+"""Column that grows with every commit: what is new for a derived table is what lies above its last value."""
+_LOADED = Column(LOAD_TIMESTAMP, "TIMESTAMP", "When the commit that wrote this row was cut (UTC); grows with each.")
 
 BRONZE = Table(
     schema="bronze",
@@ -134,11 +166,8 @@ BRONZE = Table(
         Column("received_date", "DATE", "UTC day of received_time; partitions the table."),
     ),
     key=("partition", "offset"),
-    growth=Growth.APPEND,
     partition_by=("received_date",),
-    position="offset",
     stats=("partition", "offset", "received_time"),
-    sort_by=("partition", "offset"),
 )
 
 SILVER = Table(
@@ -146,31 +175,31 @@ SILVER = Table(
     name="fact_crypto_trades",
     comment="One trade, once.",
     columns=(
-        Column("trade_id", "BIGINT", "Coinbase's id: dense and in order within a product."),
-        Column("symbol", "STRING", "Product id, such as BTC-USD."),
-        Column("price", PRICE, "Price in the quote currency."),
-        Column("trade_size", SIZE, "Quantity in the base currency."),
-        Column("side", "STRING", "The taker's side: BUY (up-tick) or SELL."),
-        Column("event_time", "TIMESTAMP", "When the exchange matched it (UTC)."),
+        Column("trade_id", "BIGINT", "Coinbase's id: dense and in order within a product.", domain=_TRADE_ID),
+        Column("symbol", "STRING", "Product id, such as BTC-USD.", domain=_SYMBOL),
+        Column("price", PRICE, "Price in the quote currency.", domain=_PRICE),
+        Column("trade_size", SIZE, "Quantity in the base currency.", domain=_SIZE),
+        Column("side", "STRING", "The taker's side: BUY (up-tick) or SELL.", domain=_SIDE),
+        Column("event_time", "TIMESTAMP", "When the exchange matched it (UTC).", domain=_EVENT_TIME),
         Column("ingestion_time", "TIMESTAMP", "When its message came off the socket (UTC)."),
         _LOADED,
         Column("source", "STRING", "websocket or rest."),
         Column("event_date", "DATE", "UTC day of event_time; partitions the table."),
     ),
     key=("symbol", "trade_id"),
-    growth=Growth.APPEND,
-    derived_from=BRONZE.qualified,
     partition_by=("event_date",),
-    position="load_timestamp",
     time="event_time",
     stats=("symbol", "trade_id", "event_time", "load_timestamp"),
-    sort_by=("symbol", "trade_id"),
 )
+
+CONFLICT = "trade_id is held with another price, size, side or time"
+"""Reason of a message that contradicts the first copy of a trade."""
 
 QUARANTINE = Table(
     schema="silver",
     name="quarantined_messages",
-    comment="One message that can't be a trade and isn't a known control message, with the reason.",
+    comment="One message that can't be a trade and isn't a known control message, or that tells a held trade with "
+    "another price, size, side or time than the first copy, which stays; with the reason.",
     columns=(
         Column("partition", "INT", "Partition of the log."),
         Column("offset", "BIGINT", "Place in the partition."),
@@ -183,10 +212,7 @@ QUARANTINE = Table(
         Column("received_date", "DATE", "UTC day of received_time; partitions the table."),
     ),
     key=("partition", "offset"),
-    growth=Growth.APPEND,
-    derived_from=BRONZE.qualified,
     partition_by=("received_date",),
-    position="load_timestamp",
     stats=("partition", "offset", "received_time", "load_timestamp"),
 )
 
@@ -201,9 +227,6 @@ COVERAGE = Table(
         _LOADED,
     ),
     key=("symbol", "first_trade_id"),
-    growth=Growth.STATE,
-    derived_from=SILVER.qualified,
-    position="load_timestamp",
     stats=("symbol", "first_trade_id", "last_trade_id"),
 )
 
@@ -222,10 +245,7 @@ ABSENT = Table(
         Column("received_date", "DATE", "UTC day of received_time; partitions the table."),
     ),
     key=("partition", "offset", "first_trade_id"),
-    growth=Growth.APPEND,
-    derived_from=BRONZE.qualified,
     partition_by=("received_date",),
-    position="load_timestamp",
     stats=("symbol", "first_trade_id", "last_trade_id", "partition", "offset", "load_timestamp"),
 )
 
@@ -256,14 +276,10 @@ BARS = Table(
         Column("window_date", "DATE", "UTC day of window_start; partitions the table."),
     ),
     key=("symbol", "window_start"),
-    growth=Growth.WINDOWS,
-    derived_from=SILVER.qualified,
     partition_by=("window_date",),
-    position="load_timestamp",
     stats=("symbol", "window_start", "load_timestamp", "first_trade_id", "last_trade_id"),
     time="window_start",
     window_seconds=60,
-    sort_by=("symbol", "window_start"),
 )
 
 STATS = Table(
@@ -287,14 +303,10 @@ STATS = Table(
         Column("window_date", "DATE", "UTC day of window_start; partitions the table."),
     ),
     key=("symbol", "window_start"),
-    growth=Growth.WINDOWS,
-    derived_from=BARS.qualified,
     partition_by=("window_date",),
-    position="load_timestamp",
     stats=("symbol", "window_start", "load_timestamp"),
     time="window_start",
     window_seconds=300,
-    sort_by=("symbol", "window_start"),
 )
 
 COMPLETENESS = Table(
@@ -327,14 +339,10 @@ COMPLETENESS = Table(
         Column("window_date", "DATE", "UTC day of window_start; partitions the table."),
     ),
     key=("symbol", "window_start"),
-    growth=Growth.WINDOWS,
-    derived_from=BARS.qualified,
     partition_by=("window_date",),
-    position="load_timestamp",
     stats=("symbol", "window_start", "load_timestamp", "first_trade_id", "absent_ids", "missing_ids"),
     time="window_start",
     window_seconds=3600,
-    sort_by=("symbol", "window_start"),
 )
 
 ALERTS = Table(
@@ -349,7 +357,11 @@ ALERTS = Table(
         Column("threshold_pct", "DECIMAL(8,4)", "Change that opens an episode, in percent."),
         Column("lookback_s", "INT", "How far a trade looks back, in seconds."),
         Column("cool_down_s", "INT", "Quiet time that closes an episode, in seconds."),
-        Column("severity", "STRING", "WARNING, HIGH from 2 thresholds, CRITICAL from 4."),
+        Column(
+            "severity",
+            "STRING",
+            f"WARNING, HIGH from {THRESHOLDS['HIGH']} thresholds, CRITICAL from {THRESHOLDS['CRITICAL']}.",
+        ),
         Column("state", "STRING", "OPEN or CLOSED."),
         Column("price_change_pct", "DOUBLE", "Deepest change, negative for a crash, in percent."),
         Column("start_price", PRICE, "Price that the deepest change is measured from."),
@@ -366,9 +378,6 @@ ALERTS = Table(
         _LOADED,
     ),
     key=("alert_id",),
-    growth=Growth.STATE,
-    derived_from=SILVER.qualified,
-    position="load_timestamp",
     stats=("symbol", "opened_at", "last_trigger_at"),
 )
 

@@ -7,8 +7,11 @@ sequence of messages with dense offsets.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 MESSAGE_SCHEMA = pa.schema(
@@ -21,6 +24,44 @@ MESSAGE_SCHEMA = pa.schema(
 )
 """What is appended: `partition_key` (the product id, or "" for a message of none), `received_time` (UTC),
 `source` ("websocket" or "rest"), `body` (the message exactly as received)."""
+
+
+def message_table(
+    keys: Sequence[str],
+    received_us: npt.NDArray[np.int64],
+    sources: Sequence[str] | str,
+    bodies: Sequence[bytes] | Sequence[str],
+) -> pa.Table:
+    """Messages as a table (MESSAGE_SCHEMA); `received_us` in µs UTC, `sources` one for each or for all. At most 2 GB of
+    each column.
+
+    Its columns are put together from their buffers: `pa.array` takes four times as long for a list of bytes, and
+    imports pandas wherever that is installed (35 MB and 0.3 s for nothing).
+    """
+    columns = [
+        _joined(keys, pa.string()),
+        pa.Array.from_buffers(MESSAGE_SCHEMA.field("received_time").type, len(keys), [None, pa.py_buffer(received_us)]),
+        pa.repeat(sources, len(keys)) if isinstance(sources, str) else _joined(sources, pa.string()),
+        _joined(bodies, pa.binary()),
+    ]
+    return pa.Table.from_arrays(columns, schema=MESSAGE_SCHEMA)
+
+
+def _joined(values: Sequence[bytes] | Sequence[str], type_: pa.DataType) -> pa.Array:
+    """A column of `values`, texts as UTF-8."""
+    if values and isinstance(values[0], str):
+        texts = cast("Sequence[str]", values)
+        data = "".join(texts).encode()
+        if len(data) != sum(map(len, texts)):
+            return _joined([text.encode() for text in texts], type_)
+    else:
+        data = b"".join(cast("Sequence[bytes]", values))
+    ends = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, values), np.int64, len(values)), out=ends[1:])
+    if ends[-1] > np.iinfo(np.int32).max:
+        raise ValueError("a column of messages is limited to 2 GB")
+    return pa.Array.from_buffers(type_, len(values), [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)])
+
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -70,7 +111,8 @@ class Log(Protocol):
     def trim(self, partition: int, below: int) -> None:
         """Forgets messages with offsets under `below`; only for those that are safe elsewhere.
 
-        The last seconds may stay: a new producer reads there how far the one before had come.
+        Some may stay: the last seconds, where a new producer reads how far the one before had come, and what is too
+        little to be worth a write.
         """
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ class Continuity:
     def __init__(self, log: Log) -> None:
         """Nothing has expired so far."""
         self._log = log
-        self._said_to: dict[int, int] = {}
+        self._reported_to: dict[int, int] = {}
         self.expired = 0
         """Messages that were gone before they were read, since the start."""
 
@@ -54,7 +54,7 @@ class Continuity:
         """
         check_follows(self._log, stored_to)
         for partition in self._log.partitions():
-            self._say_expired(partition, stored_to(partition) + 1, self._log.bounds(partition)[0])
+            self._report_expired(partition, stored_to(partition) + 1, self._log.bounds(partition)[0])
 
     def check_read(self, partition: int, wanted: int, records: pa.Table) -> None:
         """After each read: `records` were read from offset `wanted` on. Says what had expired in between."""
@@ -65,7 +65,7 @@ class Continuity:
         except TransientError:  # what was read is no less there; a hole shows in the trade ids all the same
             first = found
         # A jump that retention did not make is the log's own: a new embedded log, or the marks of a transaction.
-        self._say_expired(partition, wanted, min(first, found))
+        self._report_expired(partition, wanted, min(first, found))
 
     def check_drained(self, partition: int, stored: int, end: int) -> None:
         """After everything below `end` should have been read, of which the lake has `stored`."""
@@ -73,12 +73,12 @@ class Continuity:
         if max(stored + 1, first) < end:
             _log.warning("log_not_read_to_end", partition=partition, next_offset=stored + 1, end=end)
 
-    def _say_expired(self, partition: int, wanted: int, first: int) -> None:
+    def _report_expired(self, partition: int, wanted: int, first: int) -> None:
         """The log begins at `first`, but `wanted` was to be read next."""
-        start = max(wanted, self._log.origin(partition), self._said_to.get(partition, 0))
+        start = max(wanted, self._log.origin(partition), self._reported_to.get(partition, 0))
         if first <= start:
             return
-        self._said_to[partition] = first
+        self._reported_to[partition] = first
         self.expired += first - start
         _log.warning(
             "messages_expired", partition=partition, first_offset=start, last_offset=first - 1, count=first - start

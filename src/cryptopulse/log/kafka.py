@@ -15,10 +15,10 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined] # it is not in its list
 
-from cryptopulse.errors import ConfigurationError, CryptoPulseError, TransientError
+from cryptopulse.errors import ConfigurationError, TransientError
 from cryptopulse.log import EPOCH_PARTITIONS
 from cryptopulse.log.kafka_address import KafkaAddress
-from cryptopulse.log.kafka_client import Line, made
+from cryptopulse.log.kafka_client import BrokerMonitor, create_client
 from cryptopulse.log.kafka_reader import PartitionReader
 from cryptopulse.log.kafka_writer import KafkaWriter
 
@@ -34,22 +34,24 @@ class KafkaLog:
     """Implements `cryptopulse.log.Log` on one topic. Threads may share an object."""
 
     def __init__(self, address: KafkaAddress, epoch: int = 0, partitions: int = 1) -> None:
-        """Asks the brokers for the topic, which is made with `partitions` when it isn't there (not on Event Hubs).
+        """Looks the topic up, which is created with `partitions` when it isn't there (not on Event Hubs).
 
         `epoch`: see the setting log.epoch. Raises Disconnected when no broker answers within 15 s,
         ConfigurationError when one refuses us or has no such topic.
         """
         self._address = address
         self._epoch = epoch
-        self._line = Line(address)
-        self._options = self._line.options(address.client_options())
-        self._asking = made(Consumer, {**self._options, "group.id": "cryptopulse", "enable.auto.commit": False})
+        self._monitor = BrokerMonitor(address)
+        self._options = self._monitor.options(address.client_options())
+        self._consumer = create_client(
+            Consumer, {**self._options, "group.id": "cryptopulse", "enable.auto.commit": False}
+        )
         self._writer = KafkaWriter(address)
         self._readers: dict[int, PartitionReader] = {}
         self._bounds: dict[int, tuple[int, int]] = {}
-        self._ask_again_at = 0.0
+        self._query_again_at = 0.0
         self._lock = threading.Lock()
-        self._count = self._opened(partitions)
+        self._count = self._open_topic(partitions)
         self._counted_at = time.monotonic()
 
     def append(self, messages: pa.Table) -> None:
@@ -66,7 +68,7 @@ class KafkaLog:
         if time.monotonic() - self._counted_at > _PARTITIONS_S:
             self._counted_at = time.monotonic()
             with suppress(TransientError):
-                self._count = max(self._count, self._asked_count() or 0)
+                self._count = max(self._count, self._query_partitions() or 0)
         first = self._epoch * EPOCH_PARTITIONS
         return list(range(first, first + self._count))
 
@@ -82,9 +84,9 @@ class KafkaLog:
         """
         known = partition in self._bounds
         deadline = time.monotonic() + _OPEN_S
-        while not known or time.monotonic() >= self._ask_again_at:
+        while not known or time.monotonic() >= self._query_again_at:
             try:
-                self._bounds[partition] = self._asked_bounds(self._of_topic(partition))
+                self._bounds[partition] = self._query_bounds(self._of_topic(partition))
             except TransientError:  # for example while a new partition has no leader
                 if known:
                     break
@@ -102,22 +104,20 @@ class KafkaLog:
         away still has to send. Raises ConfigurationError when the topic is gone or begins anew.
         """
         known_end = self._bounds.get(partition, (0, 0))[1]
-        return self._reader(partition).read(offset, messages_max, known_end)
+        with self._lock:
+            if partition not in self._readers:
+                self._readers[partition] = PartitionReader(self._address, self._of_topic(partition), partition)
+            reader = self._readers[partition]
+        return reader.read(offset, messages_max, known_end)
 
     def trim(self, partition: int, below: int) -> None:
         """Does nothing: how long messages stay is the topic's retention."""
 
     def close(self) -> None:
-        """Lets go of the brokers."""
+        """Closes all connections."""
         self._writer.close()
         self._release_readers()
-        self._asking.close()
-
-    def _reader(self, partition: int) -> PartitionReader:
-        with self._lock:
-            if partition not in self._readers:
-                self._readers[partition] = PartitionReader(self._address, self._of_topic(partition), partition)
-            return self._readers[partition]
+        self._consumer.close()
 
     def _release_readers(self) -> None:
         """A producer reads the end of the log once, at its start: no reason to fetch what it writes from then on."""
@@ -136,80 +136,77 @@ class KafkaLog:
             )
         return found
 
-    def _asked_bounds(self, partition: int) -> tuple[int, int]:
+    def _query_bounds(self, partition: int) -> tuple[int, int]:
         try:
-            found: tuple[int, int] = self._asking.get_watermark_offsets(
+            found: tuple[int, int] = self._consumer.get_watermark_offsets(
                 TopicPartition(self._address.topic, partition), _ASK_S
             )
         except KafkaException as error:
             self._failed(error)
-            raise self._line.explained("read", error) from error
-        self._line.works()
+            raise self._monitor.as_error("read", error) from error
+        self._monitor.works()
         return found
 
-    def _opened(self, partitions: int) -> int:
+    def _open_topic(self, partitions: int) -> int:
         """How many partitions the topic has; it is made when it isn't there."""
         deadline = time.monotonic() + _OPEN_S
         while True:
             try:
-                count = self._asked_count()
+                count = self._query_partitions()
             except TransientError:
                 if time.monotonic() > deadline:
                     raise
-                self._line.say_waiting("open")
+                self._monitor.warn_waiting("open")
                 continue
             if count:
                 return count
             if time.monotonic() > deadline:
                 raise ConfigurationError(f"The topic {self._address.topic} was made, but has no partition yet; wait.")
-            self._make_topic(partitions)
+            self._create_topic(partitions)
 
-    def _asked_count(self) -> int | None:
+    def _query_partitions(self) -> int | None:
         """How many partitions the topic has; None when there is no such topic."""
         topic = self._address.topic
         try:
-            found = self._asking.list_topics(topic, timeout=_ASK_S).topics[topic]
+            found = self._consumer.list_topics(topic, timeout=_ASK_S).topics[topic]
         except KafkaException as error:
             self._failed(error)
-            raise self._line.explained("open", error) from error
-        self._line.works()
+            raise self._monitor.as_error("open", error) from error
+        self._monitor.works()
         if found.error is not None:
             if found.error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE):
                 return None
-            raise self._line.explained("open", found.error)
+            raise self._monitor.as_error("open", found.error)
         if len(found.partitions) > EPOCH_PARTITIONS:
             raise ConfigurationError(f"The topic {topic} has more than {EPOCH_PARTITIONS:,} partitions.")
         return len(found.partitions)
 
     def _failed(self, error: KafkaException) -> None:
-        """The brokers did not answer: hears why, which librdkafka tells on the side, and asks less often."""
-        self._asking.poll(0)
-        self._line.failed(error)
-        self._ask_again_at = time.monotonic() + _ASK_S
+        """No answer: collects the reason, which librdkafka reports on the side, and asks less often."""
+        self._consumer.poll(0)
+        self._monitor.failed(error)
+        self._query_again_at = time.monotonic() + _ASK_S
 
-    def _make_topic(self, partitions: int) -> None:
+    def _create_topic(self, partitions: int) -> None:
         topic = self._address.topic
         if self._address.is_event_hub:
             raise ConfigurationError(
                 f"There is no hub {topic} at {self._address.bootstrap_servers}. Make it (`az eventhubs eventhub "
                 "create`), or name another in log.eventhub_name."
             )
-        admin = made(AdminClient, self._options)
+        admin = create_client(AdminClient, self._options)
         # The broker's clock says when the log took a message; each producer's own would differ.
         new = NewTopic(topic, partitions, config={"message.timestamp.type": "LogAppendTime"})
         try:
             admin.create_topics([new], operation_timeout=_MADE_S)[topic].result(_MADE_S)
-            _log.info("topic_made", topic=topic, partitions=partitions, log=str(self._address))
+            _log.info("topic_created", topic=topic, partitions=partitions, log=str(self._address))
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise self._not_made(error) from error
+                explained = self._monitor.as_error("make the topic of", error)
+                if isinstance(explained, TransientError):
+                    raise explained from error
+                raise ConfigurationError(
+                    f"There is no topic {topic} at {self._address.bootstrap_servers} and it can't be made: "
+                    f"{error.args[0].str()}. Make it, or name another in log.url."
+                ) from error
             time.sleep(_PAUSE_S)  # by another process, or it has no leader yet
-
-    def _not_made(self, error: KafkaException) -> CryptoPulseError:
-        explained = self._line.explained("make the topic of", error)
-        if isinstance(explained, TransientError):
-            return explained
-        return ConfigurationError(
-            f"There is no topic {self._address.topic} at {self._address.bootstrap_servers} and it can't be made: "
-            f"{error.args[0].str()}. Make it, or name another in log.url."
-        )

@@ -151,7 +151,13 @@ def _from_url(settings: LogSettings) -> KafkaAddress:
             "Setting log.url: user name and password don't belong into the URL; set log.kafka_username and "
             "log.kafka_password (CRYPTOPULSE_LOG__KAFKA_PASSWORD)."
         )
-    parameters = _parameters(query)
+    parameters = dict(parse_qsl(query, keep_blank_values=True))
+    for name in parameters:
+        if name not in _PARAMETERS:
+            raise ConfigurationError(
+                f"Setting log.url: there is no parameter {name!r}, only {', '.join(_PARAMETERS)}; other options of "
+                "the client go to log.kafka_options, passwords to log.kafka_password."
+            )
     username = settings.kafka_username
     protocol = parameters.get("security_protocol", "PLAINTEXT" if username is None else "SASL_SSL").upper()
     if protocol not in get_args(SecurityProtocol):
@@ -166,20 +172,9 @@ def _from_url(settings: LogSettings) -> KafkaAddress:
         sasl_mechanism=mechanism,
         ssl_ca_location=parameters.get("ssl_ca_location"),
         username=username if mechanism else None,
-        password=_password(settings) if mechanism else None,
+        password=settings.kafka_password.get_secret_value() if mechanism and settings.kafka_password else None,
         extra=_extra(settings),
     )
-
-
-def _parameters(query: str) -> dict[str, str]:
-    parameters = dict(parse_qsl(query, keep_blank_values=True))
-    for name in parameters:
-        if name not in _PARAMETERS:
-            raise ConfigurationError(
-                f"Setting log.url: there is no parameter {name!r}, only {', '.join(_PARAMETERS)}; other options of "
-                "the client go to log.kafka_options, passwords to log.kafka_password."
-            )
-    return parameters
 
 
 def _mechanism(settings: LogSettings, protocol: str, named: str | None) -> SaslMechanism | None:
@@ -219,10 +214,6 @@ def _topic(name: str, instead: str) -> str:
     return name
 
 
-def _password(settings: LogSettings) -> str | None:
-    return settings.kafka_password.get_secret_value() if settings.kafka_password else None
-
-
 def _extra(settings: LogSettings) -> dict[str, str]:
     return {name: value.get_secret_value() for name, value in settings.kafka_options.items()}
 
@@ -230,15 +221,22 @@ def _extra(settings: LogSettings) -> dict[str, str]:
 def _from_connection_string(settings: LogSettings) -> KafkaAddress:
     assert settings.eventhub_connection_string is not None
     text = settings.eventhub_connection_string.get_secret_value().strip()
-    parts = _connection_parts(text)
+    parts = {}  # Name=value;…, names in lower case; a key may end with `=`
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise _malformed("a part of it has no '='")
+        parts[key.strip().lower()] = value.strip()
     emulator = parts.get("usedevelopmentemulator", "").lower() == "true"
-    host, port = _endpoint(parts.get("endpoint", ""), _PORT if emulator else _HUB_PORT)
+    endpoint = re.fullmatch(r"sb://([A-Za-z0-9.-]+)(?::\d{1,5})?/?", parts.get("endpoint", ""), re.IGNORECASE)
+    if not endpoint:
+        raise _malformed("it has no Endpoint=sb://…")
     has_key = parts.get("sharedaccesskeyname") and parts.get("sharedaccesskey")
     if not has_key and not parts.get("sharedaccesssignature"):
         raise _malformed("it has no SharedAccessKeyName and SharedAccessKey")
     name = parts.get("entitypath") or settings.eventhub_name
     return KafkaAddress(
-        servers=(f"{host}:{port}",),
+        servers=(f"{endpoint[1]}:{_PORT if emulator else _HUB_PORT}",),
         topic=_topic(name, "Setting log.eventhub_name: this can't be a hub's name"),
         security_protocol="SASL_PLAINTEXT" if emulator else "SASL_SSL",
         sasl_mechanism="PLAIN",
@@ -247,24 +245,6 @@ def _from_connection_string(settings: LogSettings) -> KafkaAddress:
         password=text,
         extra=_extra(settings),
     )
-
-
-def _connection_parts(text: str) -> dict[str, str]:
-    """`Name=value;…`, names in lower case; a key may end with `=`."""
-    parts = {}
-    for part in filter(None, (part.strip() for part in text.split(";"))):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise _malformed("a part of it has no '='")
-        parts[name.strip().lower()] = value.strip()
-    return parts
-
-
-def _endpoint(text: str, port: int) -> tuple[str, int]:
-    found = re.fullmatch(r"sb://([A-Za-z0-9.-]+)(?::\d{1,5})?/?", text, re.IGNORECASE)
-    if not found:
-        raise _malformed("it has no Endpoint=sb://…")
-    return found[1], port
 
 
 def _malformed(what: str) -> ConfigurationError:

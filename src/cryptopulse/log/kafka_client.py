@@ -1,6 +1,6 @@
-"""What every Kafka client here shares: how it is told of trouble, and what an error means for us.
+"""What every Kafka client here shares: how it is told of trouble, and what an error means.
 
-librdkafka reconnects and retries by itself and reports on the side, through callbacks. `Line` collects what it
+librdkafka reconnects and retries by itself and reports on the side, through callbacks. `BrokerMonitor` collects what it
 reports, says it in the structured log now and then, and turns it into an error of our tree when a call has failed.
 """
 
@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 from cryptopulse.errors import ConfigurationError, CryptoPulseError, Disconnected, LogDamaged, MessageTooLarge
 from cryptopulse.log.kafka_address import KafkaAddress
 
-_SAY_EVERY_S = 10.0  # librdkafka repeats an error with every attempt to connect
+_WARN_EVERY_S = 10.0  # librdkafka repeats an error with every attempt to connect
 _QUIET = 2  # syslog's "critical": librdkafka's own lines on standard error repeat what the callbacks tell
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 1_000  # instead of 10 s: a broker that is back should not wait for us
@@ -45,7 +45,7 @@ UNREACHABLE = {
 _log = structlog.get_logger()
 
 
-class Line:
+class BrokerMonitor:
     """The line to the brokers of one client: what it reported of trouble. Threads may share it."""
 
     def __init__(self, address: KafkaAddress) -> None:
@@ -54,7 +54,7 @@ class Line:
         self.throttled_at = 0.0
         """When a broker last asked for patience (monotonic seconds)."""
         self._trouble: KafkaError | None = None
-        self._said_at: dict[str, float] = {}
+        self._warned_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def options(self, base: dict[str, str | int]) -> dict[str, Any]:
@@ -85,43 +85,40 @@ class Line:
         self._trouble = None
 
     def report(self, error: KafkaError) -> None:
-        """Takes note of trouble."""
+        """Records an error."""
         vague = UNREACHABLE if self.refused else _VAGUE  # who refuses us also closes the connection
         if self._trouble is None or error.code() not in vague:
             self._trouble = error
 
     def failed(self, error: KafkaException) -> None:
-        """Takes note of a call that failed, unless the reason was reported already."""
+        """Records a call that failed, unless the reason was reported already."""
         if self._trouble is None:
             self._trouble = error.args[0]
 
-    def say_waiting(self, doing: str) -> None:
+    def warn_waiting(self, doing: str) -> None:
         """A warning, now and then: Kafka does not answer."""
         reason = "no answer" if self._trouble is None else reason_of(self._trouble)
-        self._say("waiting_for_kafka", doing=doing, error=reason)
+        self._warn("waiting_for_kafka", doing=doing, error=reason)
 
     def _throttle(self, event: ThrottleEvent) -> None:
         self.throttled_at = time.monotonic()
-        self._say("kafka_throttles", broker=event.broker_name, by_s=round(event.throttle_time, 3))
+        self._warn("kafka_throttled", broker=event.broker_name, by_s=round(event.throttle_time, 3))
 
-    def _say(self, what: str, **values: object) -> None:
+    def _warn(self, what: str, **values: object) -> None:
         now = time.monotonic()
         with self._lock:
-            if now - self._said_at.get(what, -_SAY_EVERY_S) < _SAY_EVERY_S:
+            if now - self._warned_at.get(what, -_WARN_EVERY_S) < _WARN_EVERY_S:
                 return
-            self._said_at[what] = now
+            self._warned_at[what] = now
         _log.warning(what, log=str(self.address), **values)
 
-    def explained(self, doing: str, error: KafkaError | KafkaException | None = None) -> CryptoPulseError:
+    def as_error(self, doing: str, error: KafkaError | KafkaException | None = None) -> CryptoPulseError:
         """The error of our tree for `error`, or for the trouble reported lately. `doing`: "write to", "read"."""
         found: KafkaError | None = error.args[0] if isinstance(error, KafkaException) else error
         if found is None or found.code() in UNREACHABLE:
             found = self._trouble or found
-        return self._error(doing, found)
-
-    def _error(self, doing: str, error: KafkaError | None) -> CryptoPulseError:
-        address, reason = self.address, "it does not answer" if error is None else reason_of(error)
-        code = None if error is None else error.code()
+        address, reason = self.address, "it does not answer" if found is None else reason_of(found)
+        code = None if found is None else found.code()
         if code in _REFUSED:
             where = (
                 address.set_by if address.is_event_hub else "log.kafka_username, log.kafka_password, the user's rights"
@@ -161,7 +158,7 @@ def number(options: dict[str, str | int], name: str, default: int) -> int:
 _Client = TypeVar("_Client", Producer, Consumer, AdminClient)
 
 
-def made(kind: type[_Client], options: dict[str, Any]) -> _Client:
+def create_client(kind: type[_Client], options: dict[str, Any]) -> _Client:
     """A client of `kind`. Raises ConfigurationError for options that librdkafka refuses."""
     try:
         return kind(options)

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from cryptopulse.log import RECORD_SCHEMA
 from cryptopulse.log.continuity import began_anew
 from cryptopulse.log.kafka_address import KafkaAddress
-from cryptopulse.log.kafka_client import Line, made
+from cryptopulse.log.kafka_client import BrokerMonitor, create_client
 from cryptopulse.log.kafka_writer import RECEIVED_HEADER, SOURCE_HEADER
 
 SOURCES = ("websocket", "rest")
@@ -52,7 +52,7 @@ class PartitionReader:
 
     def __init__(self, address: KafkaAddress, partition: int, number: int) -> None:
         """`partition` is Kafka's, `number` what records say (with the epoch)."""
-        self._line = Line(address)
+        self._monitor = BrokerMonitor(address)
         self._consumer: Consumer | None = None
         self._place = TopicPartition(address.topic, partition)
         self._number = number
@@ -71,37 +71,35 @@ class PartitionReader:
             left, size, deadline = messages_max, 0, time.monotonic() + _AWAY_S
             while left > 0 and size < _READ_BYTES_MAX:
                 announced = 0 if self._caught_up_to >= known_end else known_end - self._next
-                part = self._taken(min(announced, left, _TAKE_MAX) if announced > 0 else 0, min(left, _TAKE_MAX))
+                part = self._consume(min(announced, left, _TAKE_MAX) if announced > 0 else 0, min(left, _TAKE_MAX))
                 if part.num_rows:
                     parts.append(part)
                     left -= part.num_rows
                     size += part.nbytes
-                elif announced <= 0 or parts or self._gave_up(deadline):
+                elif announced <= 0 or parts:
+                    break
+                elif time.monotonic() >= deadline:  # announced messages have been waited for long enough
+                    self._monitor.warn_waiting("read")
                     break
             return pa.concat_tables(parts) if parts else RECORD_SCHEMA.empty_table()
 
     def close(self) -> None:
-        """Lets go of the brokers, until the next read."""
+        """Closes the connection until the next read."""
         with self._lock:
             consumer, self._consumer, self._next = self._consumer, None, -1
             if consumer is not None:
                 consumer.close()
 
-    def _gave_up(self, deadline: float) -> bool:
-        """Whether announced messages have been waited for long enough."""
-        if time.monotonic() < deadline:
-            return False
-        self._line.say_waiting("read")
-        return True
-
     def _go_to(self, offset: int) -> None:
         if self._consumer is None:
-            self._consumer = made(Consumer, self._line.options({**_OPTIONS, **self._line.address.client_options()}))
+            self._consumer = create_client(
+                Consumer, self._monitor.options({**_OPTIONS, **self._monitor.address.client_options()})
+            )
         place = TopicPartition(self._place.topic, self._place.partition, offset)
         self._consumer.assign([place])
         self._next, self._caught_up_to = offset, -1
 
-    def _taken(self, announced: int, most: int) -> pa.Table:
+    def _consume(self, announced: int, most: int) -> pa.Table:
         """What has been fetched, at most `most`; waits a moment when so many messages are announced."""
         assert self._consumer is not None
         found = self._consumer.consume(announced or most, _WAIT_S if announced else 0)
@@ -109,31 +107,31 @@ class PartitionReader:
         if len(records) < len(found):
             for message in found:
                 if message.error() is not None:
-                    self._heed(message)
+                    self._handle(message)
         if not records:
             return RECORD_SCHEMA.empty_table()
-        self._line.works()
+        self._monitor.works()
         table = as_records(records, self._number)
         self._next = table["offset"][-1].as_py() + 1
         return table
 
-    def _heed(self, message: Message) -> None:
-        """What the consumer says instead of a message."""
+    def _handle(self, message: Message) -> None:
+        """Handles an event that stands in the place of a message."""
         error = message.error()
         assert error is not None
         match error.code():
             case KafkaError._PARTITION_EOF:
                 self._caught_up_to = message.offset() or 0
             case KafkaError._AUTO_OFFSET_RESET | KafkaError.OFFSET_OUT_OF_RANGE:
-                self._go_to(self._first_held())
+                self._go_to(self._first_available())
             case KafkaError.GROUP_AUTHORIZATION_FAILED:
                 pass  # the group is not used
             case code if code in TERMINAL:
-                raise self._line.explained("read", error)
+                raise self._monitor.as_error("read", error)
             case _:
-                self._line.report(error)
+                self._monitor.report(error)
 
-    def _first_held(self) -> int:
+    def _first_available(self) -> int:
         """Where to go on when the wanted offset is not there: retention has passed it.
 
         Raises ConfigurationError when the log ends before that offset.
@@ -142,9 +140,9 @@ class PartitionReader:
         try:
             first, end = self._consumer.get_watermark_offsets(self._place, _BOUNDS_S)
         except KafkaException as error:
-            raise self._line.explained("read", error) from error
+            raise self._monitor.as_error("read", error) from error
         if self._next > end:
-            raise began_anew(f" {self._line.address}", self._number, self._next - 1, end)
+            raise began_anew(f" {self._monitor.address}", self._number, self._next - 1, end)
         return max(first, self._next)
 
 
@@ -165,13 +163,18 @@ def as_records(messages: list[Message], partition: int) -> pa.Table:
     enqueued_ms = np.array([message.timestamp()[1] for message in messages], dtype=np.int64)
     if enqueued_ms.min() <= 0:  # a record without a time: those of the oldest formats
         enqueued_ms[enqueued_ms <= 0] = time.time_ns() // 1_000_000
+    names = [message.key() or b"" for message in messages]
+    try:
+        keys = pa.array(names, pa.binary()).cast(pa.string())
+    except pa.ArrowInvalid:  # of another producer: not UTF-8
+        keys = pa.array([name.decode(errors="replace") for name in names], pa.string())
     received_us, sources = _from_headers([message.headers() for message in messages], enqueued_ms * 1000)
     return pa.table(
         [
             pa.array(np.full(len(messages), partition, dtype=np.int32)),
             pa.array([message.offset() for message in messages], pa.int64()),
             pa.array(enqueued_ms * 1000, _TIME),
-            _texts([message.key() for message in messages]),
+            keys,
             pa.array(received_us, _TIME),
             pa.array(sources, pa.string()),
             pa.array([message.value() or b"" for message in messages], pa.binary()),
@@ -194,22 +197,12 @@ def _from_headers(
             sources = [one[1][1].decode() for one in headers]
             if received.min() > 0 and received.max() < _TIME_US_MAX and set(sources) <= set(SOURCES):
                 return received, sources
-    pairs = [_of_one(one, int(otherwise)) for one, otherwise in zip(headers, otherwise_us, strict=True)]
-    return np.array([pair[0] for pair in pairs], dtype=np.int64), [pair[1] for pair in pairs]
-
-
-def _of_one(headers: _Headers, otherwise_us: int) -> tuple[int, str]:
-    known = dict(headers or [])
-    text, source = known.get(RECEIVED_HEADER) or b"", (known.get(SOURCE_HEADER) or b"").decode(errors="replace")
-    received_us = int(text) if text.isdigit() and len(text) < 19 else 0
-    return (
-        received_us if 0 < received_us < _TIME_US_MAX else otherwise_us,
-        source if source in SOURCES else SOURCES[0],
-    )
-
-
-def _texts(keys: list[bytes | None]) -> pa.Array:
-    try:
-        return pa.array([key or b"" for key in keys], pa.binary()).cast(pa.string())
-    except pa.ArrowInvalid:  # of another producer: not UTF-8
-        return pa.array([(key or b"").decode(errors="replace") for key in keys], pa.string())
+    received, sources = otherwise_us.copy(), []
+    for number, one in enumerate(headers):
+        known = dict(one or [])
+        text, source = known.get(RECEIVED_HEADER) or b"", (known.get(SOURCE_HEADER) or b"").decode(errors="replace")
+        received_us = int(text) if text.isdigit() and len(text) < 19 else 0
+        if 0 < received_us < _TIME_US_MAX:
+            received[number] = received_us
+        sources.append(source if source in SOURCES else SOURCES[0])
+    return received, sources

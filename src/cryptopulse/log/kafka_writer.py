@@ -18,7 +18,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from cryptopulse.errors import MessageTooLarge
 from cryptopulse.log.kafka_address import KafkaAddress
-from cryptopulse.log.kafka_client import Line, made, number
+from cryptopulse.log.kafka_client import BrokerMonitor, create_client, number
 
 RECEIVED_HEADER = "received_us"
 SOURCE_HEADER = "source"
@@ -27,7 +27,7 @@ _MESSAGE_BYTES_MAX = 1_000_000  # librdkafka's default for message.max.bytes; Ka
 _FRAME_BYTES = 200  # of a record beside key and value: our two headers, lengths, the batch's header (61)
 _UNREACHABLE_S = 8.0  # without a broker: the feed must be able to stop within its 15 s
 _STALLED_S = 60.0  # with one that is slow: Event Hubs may hold a request so long when it throttles
-_SAY_AFTER_S = 1.0  # a connection that closes and opens again is no news
+_WARN_AFTER_S = 1.0  # a connection that closes and opens again is no news
 _FLUSH_S = 0.1
 _QUEUE_MESSAGES = 100_000
 _QUEUE_KBYTES = 131_072
@@ -62,9 +62,9 @@ class KafkaWriter:
 
     def __init__(self, address: KafkaAddress) -> None:
         """Connects with the first batch. Raises ConfigurationError for an option that librdkafka does not know."""
-        self._line = Line(address)
+        self._monitor = BrokerMonitor(address)
         self._topic = address.topic
-        self._options = self._line.options({**_OPTIONS, **address.producer_options()})
+        self._options = self._monitor.options({**_OPTIONS, **address.producer_options()})
         self._message_bytes_max = number(address.client_options(), "message.max.bytes", _MESSAGE_BYTES_MAX)
         self._lock = threading.Lock()
         self._producer: Producer | None = None
@@ -76,18 +76,18 @@ class KafkaWriter:
             delivery = _Delivery(messages.num_rows)
             try:
                 self._send(self._connected(), messages, delivery)
-                error = self._line.explained("write to", delivery.error) if delivery.error else None
+                error = self._monitor.as_error("write to", delivery.error) if delivery.error else None
             except KafkaException as failure:
-                error = self._line.explained("write to", failure)
+                error = self._monitor.as_error("write to", failure)
             except _Stalled:
-                error = self._line.explained("write to")
+                error = self._monitor.as_error("write to")
             if error is not None:
                 self._give_up()
                 raise error
-            self._line.works()
+            self._monitor.works()
 
     def close(self) -> None:
-        """Lets go of the brokers."""
+        """Closes the connections."""
         with self._lock:
             self._give_up()
 
@@ -97,18 +97,18 @@ class KafkaWriter:
         longest = (pc.max(lengths).as_py() or 0) + _FRAME_BYTES
         if longest > self._message_bytes_max:
             raise MessageTooLarge(
-                f"A message of {longest:,} bytes is larger than the Kafka log {self._line.address} takes "
+                f"A message of {longest:,} bytes is larger than the Kafka log {self._monitor.address} takes "
                 f"({self._message_bytes_max:,}); message.max.bytes in log.kafka_options is the limit."
             )
 
     def _connected(self) -> Producer:
         if self._producer is None:
-            self._producer = made(Producer, self._options)
+            self._producer = create_client(Producer, self._options)
         return self._producer
 
     def _send(self, producer: Producer, messages: pa.Table, delivery: _Delivery) -> None:
         """Returns when every message was acknowledged or refused."""
-        patience = _Patience(self._line)
+        patience = _Patience(self._monitor)
         keys = messages["partition_key"].to_pylist()
         received_us = pc.cast(pc.cast(messages["received_time"], pa.int64()), pa.string()).to_pylist()
         columns = (keys, received_us, messages["source"].to_pylist(), messages["body"].to_pylist())
@@ -146,8 +146,8 @@ class _Stalled(Exception):
 class _Patience:
     """How long to wait for the next acknowledgement."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, monitor: BrokerMonitor) -> None:
+        self._monitor = monitor
         self._pending = -1
         self._since = time.monotonic()
 
@@ -156,11 +156,11 @@ class _Patience:
         now = time.monotonic()
         if pending != self._pending:
             self._pending, self._since = pending, now
-            self._line.works()
+            self._monitor.works()
             return
-        waited_s = now - max(self._since, self._line.throttled_at)
-        trouble = self._line.trouble
-        if trouble is not None and waited_s > _SAY_AFTER_S:
-            self._line.say_waiting("append")
+        waited_s = now - max(self._since, self._monitor.throttled_at)
+        trouble = self._monitor.trouble
+        if trouble is not None and waited_s > _WARN_AFTER_S:
+            self._monitor.warn_waiting("append")
         if waited_s > (_STALLED_S if trouble is None else _UNREACHABLE_S) or (trouble is not None and trouble.fatal()):
             raise _Stalled

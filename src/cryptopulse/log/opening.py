@@ -20,10 +20,6 @@ def open_log(settings: Settings) -> Log:
         from cryptopulse.log.kafka import KafkaLog  # noqa: PLC0415 - its client costs 40 ms and 8 MB
 
         return KafkaLog(address, settings.log.epoch, settings.log.kafka_partitions)
-    return _embedded(settings)
-
-
-def _embedded(settings: Settings) -> Log:
     from cryptopulse.log.sqlite import SqliteLog  # noqa: PLC0415 - numpy and Arrow
 
     path = settings.log_path

@@ -11,8 +11,10 @@ new one is taken for one already stored.
 
 from __future__ import annotations
 
-import shutil
+import errno
+import os
 import sqlite3
+import tempfile
 import threading
 import time
 import zlib
@@ -23,20 +25,28 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cryptopulse.errors import ConfigurationError, CryptoPulseError, LogBusy, LogDamaged, LogFull
+from cryptopulse.errors import ConfigurationError, CryptoPulseError, LogBusy, LogDamaged, LogFull, LogUnavailable
 from cryptopulse.folders import is_full, make_folder
 from cryptopulse.log import MESSAGE_SCHEMA, RECORD_SCHEMA
 
 PARTITION = 0
 _BATCH_MESSAGES_MAX = 20_000  # some 7 MB of raw messages: bounds what one read must hold
 _READ_BYTES_MAX = 64 << 20  # pages of the REST interface are some 500 times as large as messages of the feed
-_COMPRESS_BYTES_MIN = 4_096  # below this a zstd frame costs more time than it saves space
-_PAGE_BYTES = 16_384  # batches are blobs of kilobytes: fewer, larger pages
+_COMPRESS_BYTES_MIN = 1_024  # a lone message; four of them shrink to a third in 15 µs
+# A commit writes whole pages, and most are of a few messages: 11 kB with their share of checkpoints and trims; 26 kB at
+# 16,384 a page. Large batches take 0.05 µs more a message.
+_PAGE_BYTES = 4_096
+_CHECKPOINT_PAGES = 512  # 2 MB: how large the write-ahead file grows, and how much a start reads of it
+_FREE_PAGES = 1_024  # stay in the file for the next messages; more are given back ...
+_VACUUM_PAGES = 256  # ... so many with a trim: whoever appends waits for it, some milliseconds
 _INCREMENTAL = 2  # what SQLite calls it
+_TRIM_BYTES_MIN = 256 << 10  # less waits: each trim is a synced write of its own
+_TRIM_SHARE = 64  # but at most this part of the size bound waits
 _BUSY_TIMEOUT_S = 10.0  # writes take milliseconds; whoever takes longer stands still
 _TAIL_US = 10_000_000  # kept for a new producer: several heartbeats of each product
 _TAIL_SHARE = 8  # but at most this part of the size bound, so that a small log does not fill up with its tail
-_ANY_CAUSE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)  # a full disk among others, when no file can be made
+_ANY_CAUSE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)  # SQLite does not show what the system said
+_PROBE_BYTES = 1 << 16
 _CODEC = pa.Codec("zstd", compression_level=1)
 _Row = tuple[int, int, int, int, int, bytes]
 _SCHEMA_SQL = """
@@ -64,6 +74,7 @@ class SqliteLog:
         self._connections = threading.local()
         self._opened: list[sqlite3.Connection] = []
         self._tail_bytes_max = size_max_bytes // _TAIL_SHARE
+        self._trim_bytes_min = min(_TRIM_BYTES_MIN, size_max_bytes // _TRIM_SHARE)
         with self._errors("open"):
             if not path.exists():
                 make_folder(path.parent)
@@ -77,7 +88,10 @@ class SqliteLog:
         """Stores `messages` (MESSAGE_SCHEMA) in one synced transaction. See `cryptopulse.log.Log.append`."""
         if messages.num_rows == 0:
             return
-        bodies = [_encode(part) for part in _parts(messages)]
+        bodies = [
+            _encode(messages.slice(start, _BATCH_MESSAGES_MAX))
+            for start in range(0, messages.num_rows, _BATCH_MESSAGES_MAX)
+        ]
         with self._errors("append to"), self._transaction():
             offset = self._end()
             enqueued_us = time.time_ns() // 1000
@@ -134,7 +148,33 @@ class SqliteLog:
         """Deletes whole batches under `below`, but not the last seconds. See `cryptopulse.log.Log.trim`."""
         _check_partition(partition)
         with self._errors("trim"):
-            below = min(below, self._tail_start())
+            # The last seconds stay; at least the newest batch is in them, which tells the next offset.
+            newest_us = tail_start = size = 0
+            cursor = self._db.execute(
+                "SELECT first_offset, enqueued_us, length(body) FROM batches ORDER BY first_offset DESC"
+            )
+            for first_offset, enqueued_us, batch_bytes in cursor:
+                newest_us = newest_us or enqueued_us
+                size += batch_bytes
+                if tail_start and (enqueued_us < newest_us - _TAIL_US or size > self._tail_bytes_max):
+                    break
+                tail_start = first_offset
+            cursor.close()
+            below = min(below, tail_start)
+            # Whether enough bytes lie under it; looks at no more rows than say so.
+            size = 0
+            cursor = self._db.execute(
+                "SELECT length(body) FROM batches WHERE first_offset < ?1 AND first_offset + messages <= ?1 "
+                "ORDER BY first_offset",
+                (below,),
+            )
+            for (batch_bytes,) in cursor:
+                size += batch_bytes
+                if size > self._trim_bytes_min:
+                    break
+            cursor.close()
+            if size <= self._trim_bytes_min:
+                return
             while True:  # small transactions: the appending process waits for each
                 deleted = self._db.execute(
                     "DELETE FROM batches WHERE first_offset IN (SELECT first_offset FROM batches WHERE "
@@ -144,7 +184,9 @@ class SqliteLog:
                 ).rowcount
                 if deleted < 500:
                     break
-            self._db.execute("PRAGMA incremental_vacuum(256)").fetchall()
+            if self._db.execute("PRAGMA freelist_count").fetchone()[0] > _FREE_PAGES:
+                # A row without columns for each page: `execute` would stop at the first.
+                self._db.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
     def close(self) -> None:
         """Closes the file."""
@@ -167,24 +209,12 @@ class SqliteLog:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        # Some systems build SQLite so that it overwrites what is deleted: twice the writes, for what is public.
+        db.execute("PRAGMA secure_delete = OFF")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         db.execute("PRAGMA journal_size_limit = 67108864")  # a grown WAL file is cut back to 64 MB
         db.execute(f"PRAGMA max_page_count = {max(self._size_max_bytes // _PAGE_BYTES, 16)}")
         return db
-
-    def _tail_start(self) -> int:
-        """First offset of the last seconds; at least the newest batch is in them, which tells the next offset."""
-        newest_us = start = size = 0
-        cursor = self._db.execute(
-            "SELECT first_offset, enqueued_us, length(body) FROM batches ORDER BY first_offset DESC"
-        )
-        for first_offset, enqueued_us, batch_bytes in cursor:
-            newest_us = newest_us or enqueued_us
-            size += batch_bytes
-            if start and (enqueued_us < newest_us - _TAIL_US or size > self._tail_bytes_max):
-                break
-            start = first_offset
-        cursor.close()
-        return start
 
     def _end(self) -> int:
         row = self._db.execute(
@@ -215,22 +245,16 @@ class SqliteLog:
         counts = np.array([row[1] for row in rows])
         starts = np.array([row[0] for row in rows])
         within = np.arange(messages.num_rows) - np.repeat(np.cumsum(counts) - counts, counts)
-        enqueued = np.repeat(np.array([row[2] for row in rows], dtype="datetime64[us]"), counts)
-        return pa.table(
-            [
-                pa.array(np.full(messages.num_rows, PARTITION, dtype=np.int32)),
-                pa.array(np.repeat(starts, counts) + within),
-                pa.array(enqueued, pa.timestamp("us", tz="UTC")),
-                *messages.columns,
-            ],
-            schema=RECORD_SCHEMA,
+        columns = (
+            np.full(messages.num_rows, PARTITION, dtype=np.int32),
+            np.repeat(starts, counts) + within,
+            np.repeat(np.array([row[2] for row in rows], dtype=np.int64), counts),
         )
-
-    def _is_disk_full(self) -> bool:
-        try:
-            return shutil.disk_usage(self._path.parent).free < _PAGE_BYTES * 16
-        except OSError:
-            return False
+        placed = [
+            pa.Array.from_buffers(field.type, messages.num_rows, [None, pa.py_buffer(column)])
+            for field, column in zip(RECORD_SCHEMA, columns, strict=False)
+        ]
+        return pa.Table.from_arrays([*placed, *messages.columns], schema=RECORD_SCHEMA)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -248,11 +272,19 @@ class SqliteLog:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise self._explained(doing, error) from error
+            raise self._as_error(doing, error) from error
 
-    def _explained(self, doing: str, error: sqlite3.Error | OSError) -> CryptoPulseError:
+    def _as_error(self, doing: str, error: sqlite3.Error | OSError) -> CryptoPulseError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL or is_full(error) or (code in _ANY_CAUSE and self._is_disk_full()):
+        cause: BaseException = error
+        if code in _ANY_CAUSE:
+            try:  # what the system says of a file beside it: a full disk, or a quota, which no figure of the disk shows
+                with tempfile.TemporaryFile(dir=self._path.parent, buffering=0) as probe:
+                    probe.write(bytes(_PROBE_BYTES))
+                    os.fsync(probe.fileno())
+            except OSError as found:
+                cause = found
+        if code == sqlite3.SQLITE_FULL or is_full(cause):
             return LogFull(
                 f"The log {self._path} is full (its bound log.size_max_mb, or the disk). Start the processing, "
                 "which empties it, free some disk, or raise the bound."
@@ -267,17 +299,19 @@ class SqliteLog:
                 f"Can't {doing} the log {self._path}: another process has held it for {_BUSY_TIMEOUT_S:g} s. "
                 "See `cryptopulse status`: it may stand still."
             )
+        if code == sqlite3.SQLITE_IOERR or getattr(cause, "errno", None) == errno.EIO:
+            return LogUnavailable(
+                f"Can't {doing} the log {self._path}: {error}. It is tried again; if it stays, look at the disk."
+            )
         return ConfigurationError(f"Can't {doing} the log {self._path}: {error}.")
-
-
-def _parts(messages: pa.Table) -> Iterator[pa.Table]:
-    for start in range(0, messages.num_rows, _BATCH_MESSAGES_MAX):
-        yield messages.slice(start, _BATCH_MESSAGES_MAX)
 
 
 def _encode(part: pa.Table) -> tuple[bytes, int, int]:
     """One batch as bytes, their size before compression (0: not compressed), and its messages."""
-    batch = part.select(MESSAGE_SCHEMA.names).cast(MESSAGE_SCHEMA).combine_chunks().to_batches()[0]
+    if part.schema != MESSAGE_SCHEMA:
+        part = part.select(MESSAGE_SCHEMA.names).cast(MESSAGE_SCHEMA)
+    batches = part.to_batches()
+    batch = batches[0] if len(batches) == 1 else part.combine_chunks().to_batches()[0]
     raw = batch.serialize()
     if raw.size < _COMPRESS_BYTES_MIN:
         return raw.to_pybytes(), 0, batch.num_rows

@@ -1,4 +1,4 @@
-"""The web application: the HTTP API, what machines ask of its state, and, at the other paths, the dashboard."""
+"""The web application: the HTTP API, health and metrics, and, at the other paths, the dashboard."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request
-from starlette.responses import Response
+from fastapi import FastAPI
 
 from cryptopulse import __version__
 from cryptopulse.serve.api.app import create_api
 from cryptopulse.serve.api.events import Events
 from cryptopulse.serve.api.service import Service
-from cryptopulse.serve.guard import Guard
-from cryptopulse.serve.health import LoopWatch, Readiness
-from cryptopulse.serve.health import router as health_router
-from cryptopulse.serve.live.live import Live
-from cryptopulse.serve.metrics import Metrics
-from cryptopulse.serve.metrics import router as metrics_router
-from cryptopulse.serve.metrics.server import ServerCollector
-from cryptopulse.serve.problems import Problem
+from cryptopulse.serve.http.connections import Connections
+from cryptopulse.serve.http.guard import Guard
+from cryptopulse.serve.http.problems import handle_errors
+from cryptopulse.serve.live.hub import Live
+from cryptopulse.serve.ops import Metrics, ServerCollector
+from cryptopulse.serve.ops import router as metrics_router
+from cryptopulse.serve.ops.health import LoopWatch, Readiness
+from cryptopulse.serve.ops.health import router as health_router
 from cryptopulse.settings import Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The HTTP API over the lake of `settings`. As many as one likes may live in a process."""
+    """The HTTP API over the lake of `settings`. Any number of them may live in a process."""
     service = Service(settings.location, settings.serve)
     live = Live(settings.location, settings.serve.poll_ms / 1000, settings.state_dir)
     events = Events(live, service)
     loop_watch = LoopWatch()
-    metrics = Metrics(settings, service, ServerCollector(service.gate, loop_watch))
+    connections = Connections(settings.serve)
+    metrics = Metrics(settings, service, ServerCollector(service.queries, loop_watch, connections))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        """Follows the lake while the application runs, once for all who look."""
+        """Follows the lake while the application runs, once for all viewers."""
         live.start()
         try:
             async with loop_watch.watching():
@@ -47,28 +47,24 @@ def create_app(settings: Settings) -> FastAPI:
         title="CryptoPulse", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
     )
     app.state.settings = settings
+    app.state.connections = connections
     app.state.live = live
     app.state.events = events
     app.state.loop_watch = loop_watch
     app.state.metrics = metrics
-    app.state.readiness = Readiness(service.lake, service.versions, service.watch_gate, settings.serve.fresh_s)
+    app.state.readiness = Readiness(service.lake, service.versions, service.monitoring, settings.serve.fresh_s)
     app.include_router(health_router)
     app.include_router(metrics_router)
     app.mount("/api", create_api(service, events, settings.serve))
-    app.exception_handler(Problem)(_problem)
-    app.add_middleware(Guard, settings=settings.serve)
-    app.add_middleware(metrics.requests.around)
+    handle_errors(app)
+    app.add_middleware(Guard, settings=settings.serve, state_dir=settings.state_dir)
+    app.add_middleware(metrics.requests.middleware)
     return app
-
-
-async def _problem(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
-    return error.response()
 
 
 def with_dashboard(app: FastAPI) -> FastAPI:
     """`app`, with the dashboard at `/`. Once in a process: NiceGUI has one set of pages for all of it."""
-    from cryptopulse.serve.dashboard import add_pages  # noqa: PLC0415 - NiceGUI takes half a second
+    from cryptopulse.serve.dashboard import add_dashboard  # noqa: PLC0415 - NiceGUI takes half a second
 
-    add_pages(app)
+    add_dashboard(app)
     return app

@@ -1,22 +1,33 @@
-"""The process that serves the dashboard and the HTTP API: listens, reports, ends when it is told to."""
+"""The process that serves the dashboard and the HTTP API: listens, reports, ends on a signal."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import gc
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import structlog
 import uvicorn
 
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.serve.api.events import Events
 from cryptopulse.serve.app import create_app, with_dashboard
+from cryptopulse.serve.http.connections import (
+    HEADERS_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    Connections,
+    HttpConnection,
+    WebSocketConnection,
+)
 from cryptopulse.settings import Settings
+from cryptopulse.settings.serve import ServeSettings
 
 _log = structlog.get_logger()
 
@@ -24,6 +35,7 @@ _REPORT_S = 0.5  # as the other processes
 _END_WITHIN_S = 1  # what is under way may take so long at the end; streams and WebSockets are cut then
 _BACKLOG = 128
 _UNREAD_MS = 60_000
+_OTHER_FILES = 256  # that a server has open beside its connections
 
 Report = Callable[[Mapping[str, object]], None]
 
@@ -36,18 +48,76 @@ def serve(
     Calls `announce` with the address when it listens, and `report` with its figures every half second. Raises
     ConfigurationError for an address that can't be listened on.
     """
-    with _listening(settings.serve.host, ports) as listener:
+    for port in ports:
+        try:
+            listener = _listener(settings.serve.host, port)
+        except _Taken:
+            if port == ports[-1]:
+                raise
+            _log.warning("port_taken", host=settings.serve.host, port=port)
+        else:
+            break
+    with listener:
         url = address_of(listener)
         app = with_dashboard(create_app(settings))
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws_per_message_deflate=False,  # it would be done for each viewer; what is sent is small, and made once
-            timeout_graceful_shutdown=_END_WITHIN_S,
-        )
-        asyncio.run(_serve(_Server(config, app.state.events), listener, url, report, announce))
+        server = _Server(configured(app, settings.serve))
+
+        async def run() -> None:
+            def end() -> None:
+                server.should_exit = True
+                app.state.events.end()
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, end)
+            port = listener.getsockname()[1]  # uvicorn closes it before it ends
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has nothing to wait for
+                await asyncio.sleep(0.01)
+            if server.started:
+                gc.collect()
+                gc.freeze()  # what was made so far stays; scanning it again and again stopped everybody
+                _log.info("dashboard_started", url=url)
+                announce(url)
+            try:
+                while not serving.done():
+                    report({"url": url, "port": port, "connections": len(server.server_state.connections)})
+                    await asyncio.wait({serving}, timeout=_REPORT_S)
+                await serving
+            finally:
+                gc.unfreeze()  # else DuckDB complains at the end of the program of what was not freed
+
+        asyncio.run(run())
+
+
+def configured(app: Any, settings: ServeSettings, **more: Any) -> uvicorn.Config:
+    """uvicorn's configuration of a server of `app`: bounds before anything else. `more`: further options of uvicorn."""
+    connections: Connections = app.state.connections
+    # Each connection is an open file, of which a process may have a number only.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections.most + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < wanted:
+            connections.most = max(soft - _OTHER_FILES, 16)
+            _log.warning("few_open_files", open_files_max=soft, connections_max=connections.most)
+    return uvicorn.Config(
+        app,
+        http=partial(HttpConnection, connections),  # type: ignore[arg-type]
+        ws=partial(WebSocketConnection, connections),  # type: ignore[arg-type]
+        h11_max_incomplete_event_size=HEADERS_BYTES_MAX,
+        ws_max_size=MESSAGE_BYTES_MAX,
+        ws_per_message_deflate=False,  # it would be done for each viewer; what is sent is small, and made once
+        backlog=_BACKLOG,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=settings.proxies,
+        log_config=None,
+        log_level="error",  # what anybody may bring about at will is counted, and fills no log
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_END_WITHIN_S,
+        **more,
+    )
 
 
 def address_of(listener: socket.socket) -> str:
@@ -60,51 +130,9 @@ def address_of(listener: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """uvicorn's, but signals are ours: uvicorn raises them again after its end, which would end us with an error."""
 
-    def __init__(self, config: uvicorn.Config, events: Events) -> None:
-        """`events`: who listens to them is told of the end."""
-        super().__init__(config)
-        self.events = events
-
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-async def _serve(
-    server: _Server, listener: socket.socket, url: str, report: Report, announce: Callable[[str], None]
-) -> None:
-    def end() -> None:
-        server.should_exit = True
-        server.events.end()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, end)
-    port = listener.getsockname()[1]  # uvicorn closes it before it ends
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn has nothing to wait for
-        await asyncio.sleep(0.01)
-    if server.started:
-        _log.info("dashboard_started", url=url)
-        announce(url)
-    while not serving.done():
-        report({"url": url, "port": port, "connections": len(server.server_state.connections)})
-        await asyncio.wait({serving}, timeout=_REPORT_S)
-    await serving
-
-
-@contextmanager
-def _listening(host: str, ports: Sequence[int]) -> Iterator[socket.socket]:
-    for port in ports[:-1]:
-        try:
-            listener = _listener(host, port)
-        except _Taken:
-            _log.warning("port_taken", host=host, port=port)
-            continue
-        break
-    else:
-        listener = _listener(host, ports[-1])
-    with listener:
-        yield listener
 
 
 class _Taken(ConfigurationError):
@@ -128,8 +156,7 @@ def _listener(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            told = "another program does. Choose another --port, or --port 0."
-            raise _Taken(f"Can't listen on {host}:{port}: {told}") from error
-        told = f"{error.strerror}. Choose another --host or --port."
-        raise ConfigurationError(f"Can't listen on {host}:{port}: {told}") from error
+            raise _Taken(f"Port {port} of {host} is in use. Choose another --port, or --port 0.") from error
+        reason = f"{error.strerror}. Choose another --host or --port."
+        raise ConfigurationError(f"Can't listen on {host}:{port}: {reason}") from error
     return listener

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,20 +13,22 @@ from cryptopulse.simulator.messages import (
     advanced_market_trades,
     encode,
 )
-from cryptopulse.simulator.session import Session
+from cryptopulse.simulator.session import ClientSession
 from cryptopulse.simulator.venue import Batch, Venue
-from cryptopulse.simulator.wire import WebSocket, frame
+from cryptopulse.simulator.wire import ServerConnection, frame
 
 _SNAPSHOT_TRADES = 100
 _UPDATE_TRADES_MAX = 1000
 """A quarter of a second has a few trades on the real feed; at high rates an update stays under 200 kB."""
 
 
-class AdvancedSession(Session):
+class AdvancedSession(ClientSession):
     """A connection that speaks the Advanced Trade dialect."""
 
-    def __init__(self, socket: WebSocket, venue: Venue, number: int, changed: Callable[[Session], None]) -> None:
-        """See Session."""
+    def __init__(
+        self, socket: ServerConnection, venue: Venue, number: int, changed: Callable[[ClientSession], None]
+    ) -> None:
+        """See ClientSession."""
         super().__init__(socket, venue, number, changed)
         self._channels: dict[str, dict[str, None]] = {}  # dicts as ordered sets
         self._sequence_num = 0
@@ -110,14 +112,14 @@ class AdvancedSession(Session):
 
     def flush(self) -> None:
         """Sends what has waited, an update for each product, newest trades first."""
-        waiting, self._waiting = self._waiting, {}
-        self.deliver(list(self._updates(waiting.values())))
-
-    def _updates(self, waiting: Iterable[list[bytes]]) -> Iterable[bytes]:
-        for trades in waiting:
-            for start in range(0, len(trades), _UPDATE_TRADES_MAX):
-                newest_first = reversed(trades[start : start + _UPDATE_TRADES_MAX])
-                yield self._frame("market_trades", advanced_market_trades("update", newest_first))
+        waiting, self._waiting, most = self._waiting, {}, _UPDATE_TRADES_MAX
+        self.deliver(
+            [
+                self._frame("market_trades", advanced_market_trades("update", reversed(trades[start : start + most])))
+                for trades in waiting.values()
+                for start in range(0, len(trades), most)
+            ]
+        )
 
     def heartbeat(self, counter: int) -> None:
         """Sends the connection's heartbeat."""

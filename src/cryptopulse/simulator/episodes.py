@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.products import PRODUCT_ID
 
 Kind = Literal["crash", "surge"]
 Recovery = Literal["step", "v"]
 
 _OPTION = re.compile(
-    r"(?P<kind>crash|surge):(?P<product>[A-Z0-9]+-[A-Z0-9]+)@(?P<at>[0-9.]+)s?"
+    rf"(?P<kind>crash|surge):(?P<product>{PRODUCT_ID})@(?P<at>[0-9.]+)s?"
     r"(?::(?P<depth>[0-9.]+)%)?(?:/(?P<duration>[0-9.]+)s)?(?:/(?P<recovery>step|v))?"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Episode:
+class StagedEpisode:
     """One scripted move. Times are seconds of market time since the start of trading."""
 
     product: str
@@ -63,7 +64,7 @@ class Episode:
         return 1.0 + sign * self.depth_pct / 100.0 * way
 
 
-def parse_episode(text: str) -> Episode:
+def parse_episode(text: str) -> StagedEpisode:
     """An episode from its short form `crash:BTC-USD@20s:3%/8s/v`.
 
     Kind, product and start are needed; depth (3 %), duration (8 s) and recovery (step) may be left out.
@@ -76,7 +77,7 @@ def parse_episode(text: str) -> Episode:
         )
     given = match.groupdict()
     try:
-        return Episode(
+        return StagedEpisode(
             product=given["product"],
             at_s=float(given["at"]),
             kind=cast("Kind", given["kind"]),
@@ -88,7 +89,7 @@ def parse_episode(text: str) -> Episode:
         raise ConfigurationError(f"Episode {text!r} has a figure that is not a number: {error}.") from error
 
 
-def check_products(episodes: Iterable[Episode], product_ids: Iterable[str]) -> None:
+def check_products(episodes: Iterable[StagedEpisode], product_ids: Iterable[str]) -> None:
     """Raises ConfigurationError when an episode is about a product that is not traded."""
     traded = set(product_ids)
     for episode in episodes:

@@ -10,22 +10,24 @@ import msgspec
 import numpy as np
 
 from cryptopulse.simulator.messages import exchange_error, exchange_heartbeat, exchange_subscriptions
-from cryptopulse.simulator.session import Session
+from cryptopulse.simulator.session import ClientSession
 from cryptopulse.simulator.venue import Batch, Venue
-from cryptopulse.simulator.wire import WebSocket, frame
+from cryptopulse.simulator.wire import ServerConnection, frame
 
 _CHANNELS = ("matches", "heartbeat")
 
 
-class _RefusedError(Exception):
+class _SubscriptionRefused(Exception):
     """A request that is answered by an error message; its text is the reason."""
 
 
-class ExchangeSession(Session):
+class ExchangeSession(ClientSession):
     """A connection that speaks the Exchange dialect."""
 
-    def __init__(self, socket: WebSocket, venue: Venue, number: int, changed: Callable[[Session], None]) -> None:
-        """See Session."""
+    def __init__(
+        self, socket: ServerConnection, venue: Venue, number: int, changed: Callable[[ClientSession], None]
+    ) -> None:
+        """See ClientSession."""
         super().__init__(socket, venue, number, changed)
         self._channels: dict[str, dict[str, None]] = {}  # dicts as ordered sets
 
@@ -38,7 +40,7 @@ class ExchangeSession(Session):
         except msgspec.DecodeError:
             self.send(frame(exchange_error("Malformed JSON", "the message can't be parsed")))
             return
-        except _RefusedError as refusal:
+        except _SubscriptionRefused as refusal:
             self.send(frame(exchange_error("Failed to subscribe", str(refusal))))
             return
         if kind == "subscribe":
@@ -49,31 +51,31 @@ class ExchangeSession(Session):
     def _wanted(self, kind: object, request: dict[str, Any]) -> dict[str, list[str]]:
         """Channels with their products; an unsubscribe without products means all of the channel."""
         if kind not in ("subscribe", "unsubscribe"):
-            raise _RefusedError(f"{kind} is not a valid type")
+            raise _SubscriptionRefused(f"{kind} is not a valid type")
         unsubscribing = kind == "unsubscribe"
         channels = request.get("channels") or (list(_CHANNELS) if unsubscribing else [])
         if not isinstance(channels, list):
-            raise _RefusedError("channels is not a list")
+            raise _SubscriptionRefused("channels is not a list")
         wanted: dict[str, list[str]] = {}
         common = request.get("product_ids") or []
         for item in channels:
             channel = {"name": item} if isinstance(item, str) else item
             if not isinstance(channel, dict) or channel.get("name") not in _CHANNELS:
-                raise _RefusedError(f"{item} is not a valid channel")
+                raise _SubscriptionRefused(f"{item} is not a valid channel")
             name = channel["name"]
             ids = channel.get("product_ids") or common or list(self._channels.get(name, ()) if unsubscribing else ())
             self._check(ids)
             wanted[name] = [*wanted.get(name, []), *ids]
         if not unsubscribing and not any(wanted.values()):
-            raise _RefusedError("no channels or product_ids provided")
+            raise _SubscriptionRefused("no channels or product_ids provided")
         return wanted
 
     def _check(self, ids: object) -> None:
         if not isinstance(ids, list):
-            raise _RefusedError("product_ids is not a list")
+            raise _SubscriptionRefused("product_ids is not a list")
         for product_id in ids:
             if not isinstance(product_id, str) or product_id not in self.venue.numbers:
-                raise _RefusedError(f"{product_id} is not a valid product")
+                raise _SubscriptionRefused(f"{product_id} is not a valid product")
 
     def _subscribe(self, wanted: dict[str, list[str]]) -> None:
         new = [name for name in wanted.get("matches", []) if name not in self._channels.get("matches", {})]

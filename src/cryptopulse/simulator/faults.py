@@ -11,14 +11,16 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
+from websockets.frames import Opcode
+
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.simulator.wire import BINARY, frame
+from cryptopulse.simulator.wire import frame
 
 OVERSIZED_BYTES = 6 * 1024 * 1024
 """Over the largest message seen on the feeds, 5.1 MB."""
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"([0-9.]+)(ms|s|m|h)")
+_DURATION = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ms|s|m|h)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +109,9 @@ def _connection(name: str, text: str) -> int:
 
 def _duration(name: str, text: str) -> float:
     match = _DURATION.fullmatch(text)
-    try:
-        return float(match[1]) * _UNITS_S[match[2]] if match else _no_duration(name, text)
-    except ValueError:
-        return _no_duration(name, text)
-
-
-def _no_duration(name: str, text: str) -> float:
-    raise ConfigurationError(f"Fault {name}={text}: give a time with its unit, like {name}=30s or 500ms.")
+    if match is None:
+        raise ConfigurationError(f"Fault {name}={text}: give a time with its unit, like {name}=30s or 500ms.")
+    return float(match[1]) * _UNITS_S[match[2]]
 
 
 def _window(name: str, text: str) -> tuple[float, float]:
@@ -150,7 +147,22 @@ class MessageFaults:
         self._random = random.Random(seed)  # noqa: S311  nothing secret
         self._held: bytes | None = None
         self._held_for = 0
-        self._garbage = _garbage_frames(product_id)
+        name = product_id.encode()
+        self._garbage = [
+            frame(b'{"type":"match","trade_id":12,"product_id":"%s","price":' % name),
+            frame(bytes(range(256)), Opcode.BINARY),
+            frame(b'{"type":"weather","product_id":"%s","sky":["clear"]}' % name),
+            frame(b'{"type":"match","product_id":"%s","side":"\xff\xfe\x80"}' % name),
+            frame(
+                b'{"type":"match","trade_id":"seven","side":1,"size":{},"price":[],"product_id":"%s",'
+                b'"sequence":null,"time":0}' % name
+            ),
+            frame(
+                b'{"type":"match","trade_id":%s,"maker_order_id":"","taker_order_id":"","side":"buy","size":"1e999",'
+                b'"price":"%s","product_id":"%s","sequence":1,"time":"9999-99-99T99:99:99Z"}'
+                % (b"9" * 400, b"9" * 400, name)
+            ),
+        ]
         self._garbage_next = 0
 
     def through(self, frames: Iterable[bytes], faults: Faults) -> list[bytes]:
@@ -179,25 +191,6 @@ class MessageFaults:
         held = [] if self._held is None else [self._held]
         self._held = None
         return held
-
-
-def _garbage_frames(product_id: str) -> list[bytes]:
-    name = product_id.encode()
-    return [
-        frame(b'{"type":"match","trade_id":12,"product_id":"%s","price":' % name),
-        frame(bytes(range(256)), BINARY),
-        frame(b'{"type":"weather","product_id":"%s","sky":["clear"]}' % name),
-        frame(b'{"type":"match","product_id":"%s","side":"\xff\xfe\x80"}' % name),
-        frame(
-            b'{"type":"match","trade_id":"seven","side":1,"size":{},"price":[],"product_id":"%s",'
-            b'"sequence":null,"time":0}' % name
-        ),
-        frame(
-            b'{"type":"match","trade_id":%s,"maker_order_id":"","taker_order_id":"","side":"buy","size":"1e999",'
-            b'"price":"%s","product_id":"%s","sequence":1,"time":"9999-99-99T99:99:99Z"}'
-            % (b"9" * 400, b"9" * 400, name)
-        ),
-    ]
 
 
 def oversized_frame(product_id: str) -> bytes:

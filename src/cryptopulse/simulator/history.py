@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cryptopulse.simulator.market import RECORD, Ints, Trades
-from cryptopulse.simulator.products import Product
+from cryptopulse.simulator.products import SimulatedProduct
 
 PRODUCT_TRADES_MIN = 2000
 """However unpopular a product, this many of its trades are kept: two pages of REST."""
@@ -21,7 +21,7 @@ class History:
     place follows from its id.
     """
 
-    def __init__(self, products: Sequence[Product], trades_max: int) -> None:
+    def __init__(self, products: Sequence[SimulatedProduct], trades_max: int) -> None:
         """`trades_max` is how many trades are kept over all products, at least."""
         self._first = np.array([product.first_trade_id for product in products], dtype=np.int64)
         self._next = self._first.copy()
@@ -40,7 +40,13 @@ class History:
         ordered = block[by_product]
         numbers, starts = np.unique(ordered["product"], return_index=True)
         for number, rows in zip(numbers.tolist(), np.split(ordered, starts[1:]), strict=True):
-            self._add_rows(number, rows)
+            ring = self._rings[number]
+            self._next[number] += len(rows)
+            newest = rows[-len(ring) :]
+            place = (int(newest["trade_id"][0]) - int(self._first[number])) % len(ring)
+            head = newest[: len(ring) - place]
+            ring[place : place + len(head)] = head
+            ring[: len(newest) - len(head)] = newest[len(head) :]
 
     def publish(self, trades: Trades) -> None:
         """Makes trades visible: the next ones of a block that was added."""
@@ -96,12 +102,3 @@ class History:
         while len(found := self.between(number, low, high)) < count and low > self.first_held_id(number):
             low -= count - len(found)  # so many ids were skipped
         return found
-
-    def _add_rows(self, number: int, rows: Trades) -> None:
-        ring = self._rings[number]
-        self._next[number] += len(rows)
-        rows = rows[-len(ring) :]
-        place = (int(rows["trade_id"][0]) - int(self._first[number])) % len(ring)
-        head = rows[: len(ring) - place]
-        ring[place : place + len(head)] = head
-        ring[: len(rows) - len(head)] = rows[len(head) :]

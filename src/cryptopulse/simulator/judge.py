@@ -1,7 +1,7 @@
 """What the simulator says about itself: the ledger against which a pipeline is judged, and its switches.
 
 `GET /simulator/ledger`, `GET /simulator/trades/{product}?from=&to=`, `POST /simulator/stop_trading`,
-`POST /simulator/faults` (body: faults in their short form).
+`POST /simulator/faults` (body: faults in their short form), `POST /simulator/rest` (body: JSON of `orders.Orders`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.simulator.faults import Faults
 from cryptopulse.simulator.market import PlayedEpisode
 from cryptopulse.simulator.messages import encode, iso_micros
+from cryptopulse.simulator.orders import Orders
 from cryptopulse.simulator.rest import Rest
 from cryptopulse.simulator.venue import Venue
-from cryptopulse.simulator.wire import Request, Response
+from cryptopulse.simulator.wire import HttpRequest, HttpResponse
 
 _SKIPPED_MAX = 10_000
 _TRADES_MAX = 100_000
@@ -31,19 +32,29 @@ class Judge:
         self._rest = rest
         self._stop_trading = stop_trading
 
-    def respond(self, request: Request) -> Response:
+    def respond(self, request: HttpRequest) -> HttpResponse:
         """Answers one request."""
+        try:
+            return self._answer(request)
+        except ConfigurationError as error:
+            return HttpResponse(encode({"message": str(error)}), HTTPStatus.BAD_REQUEST)
+
+    def _answer(self, request: HttpRequest) -> HttpResponse:
         match request.method, request.path.strip("/").split("/")[1:]:
             case "GET", ["ledger"]:
-                return Response(encode(self.ledger()))
+                return HttpResponse(encode(self.ledger()))
             case "GET", ["trades", product_id] if product_id in self._venue.numbers:
                 return self._trades(product_id, request)
             case "POST", ["stop_trading"]:
                 self._stop_trading()
-                return Response(encode(self.ledger()))
+                return HttpResponse(encode(self.ledger()))
             case "POST", ["faults"]:
-                return self._set_faults(request.body)
-        return Response(encode({"message": "NotFound"}), HTTPStatus.NOT_FOUND)
+                self._venue.set_faults(Faults.parse(request.body.decode(errors="replace")))
+                return HttpResponse(encode({"faults": str(self._venue.faults)}))
+            case "POST", ["rest"]:
+                self._rest.orders = Orders.parse(request.body)
+                return HttpResponse(encode(self._rest.orders))
+        return HttpResponse(encode({"message": "NotFound"}), HTTPStatus.NOT_FOUND)
 
     def ledger(self) -> dict[str, object]:
         """Everything published so far; products without a trade are left out."""
@@ -92,20 +103,13 @@ class Judge:
             "ended": episode.end_s * 1e6 <= venue.offset_us(),
         }
 
-    def _trades(self, product_id: str, request: Request) -> Response:
+    def _trades(self, product_id: str, request: HttpRequest) -> HttpResponse:
         history, number = self._venue.history, self._venue.numbers[product_id]
         try:
             low = max(int(request.query.get("from", 0)), history.first_held_id(number))
             high = int(request.query.get("to", history.last_id(number)))
         except ValueError:
             message = {"message": "from and to are trade ids"}
-            return Response(encode(message), HTTPStatus.BAD_REQUEST)
+            return HttpResponse(encode(message), HTTPStatus.BAD_REQUEST)
         trades = history.between(number, low, min(high, low + _TRADES_MAX - 1))
-        return Response(encode(self._venue.writer.rest_trades(trades, fixed=False)))
-
-    def _set_faults(self, body: bytes) -> Response:
-        try:
-            self._venue.set_faults(Faults.parse(body.decode(errors="replace")))
-        except ConfigurationError as error:
-            return Response(encode({"message": str(error)}), HTTPStatus.BAD_REQUEST)
-        return Response(encode({"faults": str(self._venue.faults)}))
+        return HttpResponse(encode(self._venue.writer.rest_trades(trades, fixed=False)))

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cryptopulse.simulator.episodes import Episode, check_products
-from cryptopulse.simulator.products import Product
+from cryptopulse.simulator.episodes import StagedEpisode, check_products
+from cryptopulse.simulator.products import SimulatedProduct
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -75,15 +75,17 @@ Trades = np.ndarray[tuple[int], np.dtype[np.void]]
 class PlayedEpisode:
     """What an episode came to: ids of the product's first and last trade during it, None before any."""
 
-    episode: Episode
+    episode: StagedEpisode
     first_trade_id: int | None = None
     last_trade_id: int | None = None
 
 
-class Market:
+class SimulatedMarket:
     """A seeded market; iterate `blocks()` once."""
 
-    def __init__(self, products: Sequence[Product], rate: float, seed: int, episodes: Sequence[Episode] = ()) -> None:
+    def __init__(
+        self, products: Sequence[SimulatedProduct], rate: float, seed: int, episodes: Sequence[StagedEpisode] = ()
+    ) -> None:
         """`rate` is the mean number of trades a second of market time over all products.
 
         Raises ConfigurationError when an episode's product is not traded.
@@ -113,14 +115,18 @@ class Market:
         length_s = min(max(1000 / self._rate, 0.05), 10.0)
         number = 0
         while True:
-            block = self._block(number * length_s, length_s)
+            block = self._next_block(number * length_s, length_s)
             if len(block):
                 yield block
             number += 1
 
-    def _block(self, start_s: float, length_s: float) -> Trades:
+    def _next_block(self, start_s: float, length_s: float) -> Trades:
+        rng = self._rng
         time_us, product, maker_sell, scripted = self._orders(start_s, length_s)
-        fills = self._fill_counts(len(time_us))
+        kind = rng.random(len(time_us))
+        several = 1 + rng.geometric(0.35, len(time_us))
+        sweep = rng.integers(20, 61, len(time_us))
+        fills = np.where(kind < _SINGLE, 1, np.where(kind < _SINGLE + _SEVERAL, several, sweep)).astype(np.int64)
         self._made += int(fills[~scripted].sum())
         order = np.repeat(np.arange(len(time_us)), fills)
         first_fill = np.repeat(np.cumsum(fills) - fills, fills)
@@ -133,18 +139,36 @@ class Market:
         trades["size"] = self._sizes(trades)
         self._number(trades)
         trades["taker"] = trades["trade_id"][first_fill] if len(trades) else 0
-        self._note_episodes(trades)
+        for played in self.played:
+            episode = played.episode
+            inside = (trades["time_us"] >= episode.at_s * 1e6) & (trades["time_us"] <= episode.end_s * 1e6)
+            ids = trades["trade_id"][inside & (trades["product"] == self._index[episode.product])]
+            if len(ids):
+                played.first_trade_id = played.first_trade_id or int(ids[0])
+                played.last_trade_id = int(ids[-1])
         return trades
 
     def _orders(self, start_s: float, length_s: float) -> tuple[Ints, Ints, Flags, Flags]:
         """Taker orders of a block in the order of time: time, product, whether the maker sells, whether scripted."""
         rng = self._rng
-        count = int(rng.poisson(max(self._due(start_s + length_s) - self._made, 0) / _FILLS_MEAN))
-        time_s = self._arrivals(count, start_s, length_s)
+        end_s = start_s + length_s
+        # The pace breathes by a fifth around the rate; so many trades are due by the end.
+        breath = 2 * np.pi / _BREATH_S
+        due = float(self._rate * (end_s - 0.2 * np.sin(breath * end_s) / breath))
+        count = int(rng.poisson(max(due - self._made, 0) / _FILLS_MEAN))
+        # Most orders are spread evenly, three in ten come in bursts of a few milliseconds.
+        time_s = rng.uniform(start_s, end_s, count)
+        centres = rng.uniform(start_s, end_s, count // 40 + 1)
+        burst = centres[rng.integers(0, len(centres), count)] + rng.exponential(0.002, count)
+        time_s = np.where((rng.random(count) < 0.3) & (burst < end_s), burst, time_s)
         product = np.searchsorted(self._weights, rng.random(count), side="right").astype(np.int64)
         maker_sell = rng.random(count) < 0.5
         for played in self.played:
-            extra = self._episode_orders(played.episode, start_s, length_s)
+            low, high = max(start_s, played.episode.at_s), min(end_s, played.episode.end_s)
+            if low >= high:
+                continue
+            rate = max(_EPISODE_TRADES_PER_S, 0.1 * self._rate)
+            extra = rng.uniform(low, high, int(rng.poisson(rate * (high - low) / _FILLS_MEAN)))
             time_s = np.concatenate([time_s, extra])
             product = np.concatenate([product, np.full(len(extra), self._index[played.episode.product])])
             buying = 0.85 if played.episode.kind == "surge" else 0.15
@@ -152,35 +176,6 @@ class Market:
         time_us = (time_s * 1e6).astype(np.int64)
         order = np.argsort(time_us, kind="stable")
         return time_us[order], product[order], maker_sell[order], order >= count
-
-    def _due(self, until_s: float) -> float:
-        """How many trades the market should have made by then: the pace breathes by a fifth around the rate."""
-        breath = 2 * np.pi / _BREATH_S
-        return float(self._rate * (until_s - 0.2 * np.sin(breath * until_s) / breath))
-
-    def _arrivals(self, count: int, start_s: float, length_s: float) -> Floats:
-        """Times of `count` orders: most spread evenly, three in ten in bursts of a few milliseconds."""
-        rng = self._rng
-        time_s = rng.uniform(start_s, start_s + length_s, count)
-        centres = rng.uniform(start_s, start_s + length_s, count // 40 + 1)
-        burst = centres[rng.integers(0, len(centres), count)] + rng.exponential(0.002, count)
-        chosen = (rng.random(count) < 0.3) & (burst < start_s + length_s)
-        return np.where(chosen, burst, time_s)
-
-    def _episode_orders(self, episode: Episode, start_s: float, length_s: float) -> Floats:
-        low, high = max(start_s, episode.at_s), min(start_s + length_s, episode.end_s)
-        if low >= high:
-            return np.empty(0)
-        rate = max(_EPISODE_TRADES_PER_S, 0.1 * self._rate)
-        return self._rng.uniform(low, high, int(self._rng.poisson(rate * (high - low) / _FILLS_MEAN)))
-
-    def _fill_counts(self, orders: int) -> Ints:
-        rng = self._rng
-        kind = rng.random(orders)
-        several = 1 + rng.geometric(0.35, orders)
-        sweep = rng.integers(20, 61, orders)
-        counts = np.where(kind < _SINGLE, 1, np.where(kind < _SINGLE + _SEVERAL, several, sweep))
-        return counts.astype(np.int64)
 
     def _best_prices(self, time_us: Ints, product: Ints, maker_sell: Flags) -> Ints:
         """The price at which each order starts: the best offer when the maker sells, else the best bid."""
@@ -224,16 +219,6 @@ class Market:
         trades["sequence"][by_product] = self._sequence[product] + steps - start
         self._next_id += counts
         np.maximum.at(self._sequence, trades["product"], trades["sequence"])
-
-    def _note_episodes(self, trades: Trades) -> None:
-        for played in self.played:
-            episode = played.episode
-            time_us = trades["time_us"]
-            inside = (time_us >= episode.at_s * 1e6) & (time_us <= episode.end_s * 1e6)
-            ids = trades["trade_id"][inside & (trades["product"] == self._index[episode.product])]
-            if len(ids):
-                played.first_trade_id = played.first_trade_id or int(ids[0])
-                played.last_trade_id = int(ids[-1])
 
 
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

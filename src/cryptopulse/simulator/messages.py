@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cryptopulse.simulator.market import Trades, mix
-from cryptopulse.simulator.products import Product
+from cryptopulse.simulator.products import SimulatedProduct
 
 encode = msgspec.json.encode
 
@@ -72,7 +72,7 @@ def order_ids(keys: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64], salt
 class Writer:
     """Writes trades of one market whose trading started at `start_us` (microseconds since 1970)."""
 
-    def __init__(self, products: Sequence[Product], start_us: int) -> None:
+    def __init__(self, products: Sequence[SimulatedProduct], start_us: int) -> None:
         """`products` is the market's catalogue."""
         self.start_us = start_us
         self._names = [product.product_id for product in products]

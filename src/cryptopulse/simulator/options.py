@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.simulator.episodes import Episode, check_products
+from cryptopulse.simulator.episodes import StagedEpisode, check_products
 from cryptopulse.simulator.faults import Faults
-from cryptopulse.simulator.products import Product, catalogue
+from cryptopulse.simulator.products import SimulatedProduct, catalogue
 
 Start = Literal["at_once", "first_subscription", "all_subscribed"]
 
@@ -28,7 +28,7 @@ class SimulatorOptions:
     host: str = "127.0.0.1"
     port: int = 8765
     """0 takes any free port."""
-    episodes: Sequence[Episode] = ()
+    episodes: Sequence[StagedEpisode] = ()
     """Scripted crashes and surges."""
     faults: Faults = field(default_factory=Faults)
     faults_seed: int = 1
@@ -73,6 +73,6 @@ class SimulatorOptions:
             raise ConfigurationError(f"Recording {self.recording} is not a file.")
         check_products(self.episodes, (product.product_id for product in self.catalogue()))
 
-    def catalogue(self) -> tuple[Product, ...]:
+    def catalogue(self) -> tuple[SimulatedProduct, ...]:
         """The products of the market."""
         return catalogue(self.products, self.seed)

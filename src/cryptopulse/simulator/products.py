@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.products import is_product_id
 
 PRODUCTS_MAX = 2000
 """More products than Coinbase has; bounds what one simulator holds in memory."""
@@ -19,7 +19,6 @@ PRICE_TICKS_MIN = 2400
 """A price is at least this many ticks, so that one tick is at most 0.042 %: a coarser product would crash and
 surge by the default rule whenever its price moved by a few ticks."""
 
-_PRODUCT_ID = re.compile(r"[A-Z0-9]{1,16}-[A-Z0-9]{2,8}")
 
 # Price level, decimals of the price and the first trade id of the run, near what Coinbase showed in 2026. The
 # last ones are there for their size: a tick of 1e-8, and a price under 1e-8 with sizes of billions of units.
@@ -38,29 +37,11 @@ _KNOWN: dict[str, tuple[float, int, int]] = {
     "PEPE-USD": (0.0000101234, 10, 31_208_477),
 }
 
-_SYLLABLES = (
-    "AL",
-    "BO",
-    "CY",
-    "DE",
-    "EX",
-    "FA",
-    "GO",
-    "HY",
-    "IN",
-    "JU",
-    "KA",
-    "LU",
-    "MO",
-    "NE",
-    "OR",
-    "PA",
-    "QI",
-)
+_SYLLABLES = ("AL", "BO", "CY", "DE", "EX", "FA", "GO", "HY", "IN", "JU", "KA", "LU", "MO", "NE", "OR", "PA", "QI")
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
+class SimulatedProduct:
     """One product; prices are integers of 10^-price_decimals, sizes integers of 10^-size_decimals."""
 
     product_id: str
@@ -81,7 +62,7 @@ class Product:
         return float(10.0**-self.price_decimals)
 
 
-def catalogue(products: int | Sequence[str], seed: int) -> tuple[Product, ...]:
+def catalogue(products: int | Sequence[str], seed: int) -> tuple[SimulatedProduct, ...]:
     """The products of a market, the popular ones first.
 
     `products` is a number (well-known names first, then generated ones) or a list of product ids. A product's
@@ -97,7 +78,25 @@ def catalogue(products: int | Sequence[str], seed: int) -> tuple[Product, ...]:
     # Heavy-tailed popularity: of 100 products the first ten make two thirds of the trades.
     weights = 1.0 / np.arange(1, len(ids) + 1) ** 1.1
     weights /= weights.sum()
-    return tuple(_product(name, float(weight), seed) for name, weight in zip(ids, weights, strict=True))
+    made = []
+    for product_id, weight in zip(ids, weights.tolist(), strict=True):
+        if not is_product_id(product_id):
+            raise ConfigurationError(f"{product_id!r} is not a product id: write it like BTC-USD.")
+        name_hash = zlib.crc32(product_id.encode())
+        if product_id in _KNOWN:
+            price, decimals, first_id = _KNOWN[product_id]
+        else:
+            rng = np.random.default_rng(name_hash)
+            price = float(10.0 ** rng.uniform(-9, 3))
+            decimals = min(max(math.ceil(math.log10(2 * PRICE_TICKS_MIN / price)), 2), 12)
+            price = max(round(price, decimals), PRICE_TICKS_MIN * 10.0**-decimals)
+            first_id = int(10 ** rng.uniform(4, 8.5))
+        # Units cost between 0.01 and 0.1 cent, as on the exchange: 8 decimals for BTC, none for cheap coins.
+        size_decimals = min(max(math.ceil(math.log10(price)) + 4, 0), 8)
+        key = int(np.random.SeedSequence([seed, name_hash]).generate_state(1, np.uint64)[0])
+        ticks = round(price * 10**decimals)
+        made.append(SimulatedProduct(product_id, decimals, size_decimals, ticks, first_id, weight, key))
+    return tuple(made)
 
 
 def _names(count: int) -> list[str]:
@@ -109,25 +108,3 @@ def _names(count: int) -> list[str]:
         first, rest = number % base, number // base
         names.append(f"{_SYLLABLES[first]}{_SYLLABLES[rest % base]}{_SYLLABLES[rest // base % base]}-USD")
     return names
-
-
-def _product(product_id: str, weight: float, seed: int) -> Product:
-    if not _PRODUCT_ID.fullmatch(product_id):
-        raise ConfigurationError(f"{product_id!r} is not a product id: write it like BTC-USD.")
-    name_hash = zlib.crc32(product_id.encode())
-    known = _KNOWN.get(product_id)
-    price, decimals, first_id = known or _invented(name_hash)
-    ticks = round(price * 10**decimals)
-    # Units cost between 0.01 and 0.1 cent, as on the exchange: 8 decimals for BTC, none for cheap coins.
-    size_decimals = min(max(math.ceil(math.log10(price)) + 4, 0), 8)
-    key = int(np.random.SeedSequence([seed, name_hash]).generate_state(1, np.uint64)[0])
-    return Product(product_id, decimals, size_decimals, ticks, first_id, weight, key)
-
-
-def _invented(name_hash: int) -> tuple[float, int, int]:
-    """Price, decimals and first trade id of a product that is not well known."""
-    rng = np.random.default_rng(name_hash)
-    price = float(10.0 ** rng.uniform(-9, 3))
-    decimals = min(max(math.ceil(math.log10(2 * PRICE_TICKS_MIN / price)), 2), 12)
-    price = max(round(price, decimals), PRICE_TICKS_MIN * 10.0**-decimals)
-    return price, decimals, int(10 ** rng.uniform(4, 8.5))

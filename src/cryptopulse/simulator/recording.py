@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import msgspec
 import structlog
 
 from cryptopulse.recording import read_recording
-from cryptopulse.simulator.session import Session
+from cryptopulse.simulator.session import ClientSession
 from cryptopulse.simulator.venue import Batch, Venue
-from cryptopulse.simulator.wire import WebSocket, frame
+from cryptopulse.simulator.wire import ServerConnection, frame
 
 log = structlog.get_logger()
 
@@ -49,7 +50,14 @@ def load_timeline(path: Path) -> Timeline:
     first: int | None = None
     due_s = 0.0
     for received_ns, message in read_recording(path):
-        time_ns = _own_time_ns(message) if received_ns is None else received_ns
+        time_ns = received_ns
+        if time_ns is None:
+            with suppress(ValueError):  # no JSON, or no time in it
+                stamp = _stamp(message)
+                if text := stamp.time or stamp.timestamp:
+                    moment = datetime.fromisoformat(text)
+                    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+                    time_ns = int(moment.timestamp() * 1e6) * 1000
         if time_ns is not None:
             first = time_ns if first is None else first
             due_s = max(due_s, (time_ns - first) / 1e9)
@@ -57,31 +65,18 @@ def load_timeline(path: Path) -> Timeline:
     return frames
 
 
-def _own_time_ns(message: bytes) -> int | None:
-    try:
-        stamp = _stamp(message)
-        text = stamp.time or stamp.timestamp
-        if not text:
-            return None
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1e6) * 1000
-
-
-class RecordingSession(Session):
+class RecordingSession(ClientSession):
     """A connection that gets a recording."""
 
     def __init__(
         self,
-        socket: WebSocket,
+        socket: ServerConnection,
         venue: Venue,
         number: int,
-        changed: Callable[[Session], None],
+        changed: Callable[[ClientSession], None],
         frames: Timeline,
     ) -> None:
-        """`frames` are what it gets; see Session for the rest."""
+        """`frames` are what it gets; see ClientSession for the rest."""
         super().__init__(socket, venue, number, changed)
         self._frames = frames
         self._playing: asyncio.Task[None] | None = None

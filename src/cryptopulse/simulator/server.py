@@ -23,9 +23,9 @@ from cryptopulse.simulator.market import Trades
 from cryptopulse.simulator.options import SimulatorOptions
 from cryptopulse.simulator.recording import RecordingSession, Timeline, load_timeline
 from cryptopulse.simulator.rest import Rest
-from cryptopulse.simulator.session import Session
+from cryptopulse.simulator.session import ClientSession
 from cryptopulse.simulator.venue import Venue
-from cryptopulse.simulator.wire import Port, Request, Response, WebSocket
+from cryptopulse.simulator.wire import HttpRequest, HttpResponse, Port, ServerConnection
 
 log = structlog.get_logger()
 
@@ -52,20 +52,18 @@ class Simulator:
         self._recording: Timeline | None = load_timeline(options.recording) if options.recording else None
         self._rest = Rest(self.venue)
         self._judge = Judge(self.venue, self._rest, self.stop_trading)
-        self._sessions: set[Session] = set()
+        self._sessions: set[ClientSession] = set()
         self._connections = 0
         self._stirred = asyncio.Event()
         self._market: asyncio.Task[None] | None = None
 
-    # What wire.Handler asks for
-
-    async def respond(self, request: Request) -> Response:
+    async def respond(self, request: HttpRequest) -> HttpResponse:
         """Answers an HTTP request."""
         if request.path.startswith("/simulator/"):
             return self._judge.respond(request)
         return await self._rest.respond(request)
 
-    def accept(self, socket: WebSocket, path: str) -> Session | None:
+    def accept(self, socket: ServerConnection, path: str) -> ClientSession | None:
         """Takes a WebSocket connection."""
         feeds = {"/": ExchangeSession, "/exchange": ExchangeSession, "/advanced": AdvancedSession}
         feed = feeds.get(path)
@@ -81,7 +79,7 @@ class Simulator:
         log.info("simulator_connection_opened", connection=number, path=path)
         return session
 
-    def _session_changed(self, session: Session) -> None:
+    def _session_changed(self, session: ClientSession) -> None:
         if session.closed and session in self._sessions:
             self._sessions.discard(session)
             log.info("simulator_connection_closed", connection=session.number)
@@ -201,7 +199,7 @@ async def serve(options: SimulatorOptions, on_ready: Callable[[int], None], stop
     Raises ConfigurationError when the address can't be used or the recording is broken.
     """
     simulator = Simulator(options)
-    port = Port(simulator, _WRITE_MARK)
+    port = Port(simulator.respond, simulator.accept, _WRITE_MARK)
     try:
         number = await port.open(options.host, options.port)
     except OSError as error:
@@ -231,7 +229,7 @@ def run(options: SimulatorOptions, on_ready: Callable[[int], None] | None = None
         if on_ready is not None:
             on_ready(port)
 
-    async def until_told() -> None:
+    async def until_signalled() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
@@ -239,4 +237,4 @@ def run(options: SimulatorOptions, on_ready: Callable[[int], None] | None = None
         await serve(options, ready, stop)
         log.info("simulator_stopped")
 
-    uvloop.run(until_told())
+    uvloop.run(until_signalled())

@@ -13,7 +13,7 @@ import structlog
 
 from cryptopulse.simulator.faults import Faults, MessageFaults
 from cryptopulse.simulator.venue import Batch, Venue
-from cryptopulse.simulator.wire import WebSocket
+from cryptopulse.simulator.wire import ServerConnection
 
 log = structlog.get_logger()
 
@@ -21,10 +21,12 @@ _POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 _NO_FAULTS = Faults()
 
 
-class Session(ABC):
+class ClientSession(ABC):
     """One WebSocket connection of either feed."""
 
-    def __init__(self, socket: WebSocket, venue: Venue, number: int, changed: Callable[[Session], None]) -> None:
+    def __init__(
+        self, socket: ServerConnection, venue: Venue, number: int, changed: Callable[[ClientSession], None]
+    ) -> None:
         """`number` tells connections apart (and seeds their faults); `changed` hears of news."""
         self.socket = socket
         self.venue = venue

@@ -12,7 +12,7 @@ import structlog
 
 from cryptopulse.simulator.faults import Faults, oversized_frame
 from cryptopulse.simulator.history import History
-from cryptopulse.simulator.market import Ints, Market, Trades
+from cryptopulse.simulator.market import Ints, SimulatedMarket, Trades
 from cryptopulse.simulator.messages import Writer
 from cryptopulse.simulator.options import SimulatorOptions
 from cryptopulse.simulator.wire import frame
@@ -57,7 +57,7 @@ class Venue:
         self.options = options
         self.products = options.catalogue()
         self.numbers = {product.product_id: number for number, product in enumerate(self.products)}
-        self.market = Market(self.products, options.rate, options.seed, options.episodes)
+        self.market = SimulatedMarket(self.products, options.rate, options.seed, options.episodes)
         self.history = History(self.products, options.history)
         self.sequences = self.history.published * 120
         """Newest published sequence of each product."""

@@ -1,21 +1,31 @@
-"""Silver → alerts: the judge is the embedded engine's, the trades are Spark's."""
+"""Silver → alerts: the embedded engine's step over Spark's trades.
+
+A batch comes to the driver as Arrow, in one job; that bounds its size. Nearly all batches end there: the step reads
+silver only for products with a trade over a threshold or new to it, and writes only when an episode changed.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
-from cryptopulse.engine.alerts import EPISODES_KEPT_US, AlertJudge, stretch_bounds_us
-from cryptopulse.engine.recent import MICROS
+from cryptopulse.engine.alerts import AlertStep
+from cryptopulse.engine.judge import COLUMNS
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql, collected
 from cryptopulse.engine.spark.tables import SparkTables, Turn, micros_of, shaped
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
+
+# Of silver's files, which hold some 40 bytes a trade; as Arrow a trade of the batch takes 80 bytes.
+_BATCH_MAX_BYTES = 64 << 20
+_TAKEN = pa.schema([SILVER.arrow_schema.field(name) for name in (*COLUMNS, "ingestion_time", "load_timestamp")])
 
 
 class AlertsStep:
@@ -28,80 +38,112 @@ class AlertsStep:
         self._tables = tables
         self._rules = rules
         self._files_max = files_max
-        self._watermark_us = 0
-        self._load_us = 0
+        self._trades: _Trades
+        self._episodes: _Episodes
+        self._step: AlertStep
+        """As long as the query runs."""
 
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:  # noqa: ARG002 - judging again changes nothing
         """Silver's trades."""
-        silver = self._tables.read(sql.session, SILVER).where("event_time <= CURRENT_TIMESTAMP()")
-        self._watermark_us = micros_of(silver, "MAX(event_time)", 0)
-        self._load_us = micros_of(self._tables.read(sql.session, ALERTS), "MAX(load_timestamp)", 0)
-        return self._tables.stream(sql.session, SILVER, self._files_max)
+        self._trades, self._episodes = _Trades(sql, self._tables), _Episodes(sql, self._tables)
+        self._step = AlertStep(self._episodes, self._trades, self._rules)
+        self._step.max_delay_s = 0  # Spark counts a batch as done
+        return self._tables.stream(sql.session, SILVER, self._files_max, _BATCH_MAX_BYTES)
 
     def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
-        """Judges the batch's products that moved enough; returns how many episodes changed."""
-        now_us = time.time_ns() // 1000
-        news = self._spans(batch)
-        if news.num_rows == 0:
-            return {}
-        newest = pc.cast(pc.max(news["event_time"]), pa.int64()).as_py()
-        self._watermark_us = max(self._watermark_us, min(newest, now_us))
-        judge = AlertJudge(sql, self._rules)
-        suspects = self._suspects(sql, news, judge)
-        known = self._known(sql, news)
-        if not suspects and not self._is_any_open(known):
-            return {"alerts": 0}
-        moved = news.filter(pc.is_in(news["symbol"], pa.array(sorted(suspects), pa.string())))
-        judgement = judge.judge(moved, lambda scoped: self._stretch(sql, scoped), known, self._watermark_us)
-        if judgement is None:
-            return {"alerts": 0}
-        self._load_us = max(now_us, self._load_us + 1)
-        ids = ", ".join(f"'{alert_id}'" for alert_id in judgement.replaced)
-        rows = shaped(sql.local(judgement.episodes), ALERTS, self._load_us)
-        self._tables.replace(rows, ALERTS, turn, f"alert_id IN ({ids})")
-        return {"alerts": judgement.episodes.num_rows}
+        """Judges the batch; returns how many episodes changed."""
+        self._trades.take_in(sql, batch)
+        self._episodes.begin(sql, turn)
+        commit = self._step.advance()
+        return {} if commit is None else {"alerts": commit.rows.num_rows}
 
-    @staticmethod
-    def _spans(batch: DataFrame) -> pa.Table:
-        """First and last event time of each product, one row each: all that the judge asks of the news."""
-        ends = batch.groupBy("symbol").agg(F.min("event_time").alias("first"), F.max("event_time").alias("last"))
-        return collected(ends.selectExpr("symbol", "EXPLODE(ARRAY(first, last)) AS event_time"))
 
-    def _suspects(self, sql: SparkSql, news: pa.Table, judge: AlertJudge) -> set[str]:
-        """Products whose prices around the news lie far enough apart for some rule: all that matter, and few more."""
-        lookback_us = judge.lookback_max_s * MICROS
-        times = pc.cast(news["event_time"], pa.int64())
-        around = self._between(sql, news, pc.min(times).as_py() - lookback_us, pc.max(times).as_py() + lookback_us)
-        prices = collected(around.groupBy("symbol").agg(F.min("price").alias("low"), F.max("price").alias("high")))
-        share = judge.threshold_min_pct / 100
-        return {
-            row["symbol"]
-            for row in prices.to_pylist()
-            # Floats stand for exact prices: a hair wider, so that a move of exactly the threshold is not passed over.
-            if float(row["low"]) <= float(row["high"]) * (1 - share / (1 + share)) * (1 + 1e-9)
-        }
+class _Trades:
+    """Silver's trades: the batch, and by their time."""
 
-    def _known(self, sql: SparkSql, news: pa.Table) -> pa.Table:
-        earliest = pc.cast(pc.min(news["event_time"]), pa.int64()).as_py() - EPISODES_KEPT_US // 2
-        near = f"state = 'OPEN' OR last_trigger_at >= TIMESTAMP_MICROS({earliest})"
-        found = collected(self._tables.read(sql.session, ALERTS).where(near))
-        return found.select(ALERTS.arrow_schema.names).cast(ALERTS.arrow_schema)
+    def __init__(self, sql: SparkSql, tables: SparkTables) -> None:
+        self._sql, self._tables = sql, tables
+        silver = tables.read(sql.session, SILVER).where("event_time <= CURRENT_TIMESTAMP()")
+        self.watermark_us = micros_of(silver, "MAX(event_time)", 0)
+        self._batch: pa.Table | None = None
 
-    @staticmethod
-    def _is_any_open(known: pa.Table) -> bool:
-        return bool(pc.any(pc.equal(known["state"], "OPEN")).as_py())
+    def take_in(self, sql: SparkSql, batch: DataFrame) -> None:
+        self._sql = sql
+        rows = _arrow(batch, _TAKEN)
+        self._batch = rows if rows.num_rows else None
+        if rows.num_rows:
+            newest = pc.cast(pc.max(rows["event_time"]), pa.int64()).as_py()
+            self.watermark_us = max(self.watermark_us, min(newest, time.time_ns() // 1000))
 
-    def _stretch(self, sql: SparkSql, scoped: pa.Table) -> DataFrame | pa.Table:
-        """The trades that judging by `scoped` rules must see."""
-        if scoped.num_rows == 0:
-            return SILVER.arrow_schema.empty_table()
-        return self._between(sql, scoped, *stretch_bounds_us(scoped))
+    def since(self, position: int) -> pa.Table | None:  # noqa: ARG002 - Spark keeps it, in its checkpoint
+        return self._batch
 
-    def _between(self, sql: SparkSql, products: pa.Table, first_us: int, last_us: int) -> DataFrame:
+    def between(self, first_us: int, last_us: int, symbols: Sequence[str] | None = None) -> pa.Table:
         first, last = f"TIMESTAMP_MICROS({first_us})", f"TIMESTAMP_MICROS({last_us})"
         when = (
             f"event_date BETWEEN CAST({first} AS DATE) AND CAST({last} AS DATE) "
             f"AND event_time BETWEEN {first} AND {last}"
         )
-        is_one = F.col("symbol").isin(pc.unique(products["symbol"]).to_pylist())
-        return self._tables.read(sql.session, SILVER).where(when).where(is_one)
+        found = self._tables.read(self._sql.session, SILVER).where(when)
+        if symbols is not None:
+            found = found.where(F.col("symbol").isin(list(symbols)))
+        return _arrow(found, SILVER.arrow_schema)
+
+
+class _Episodes:
+    """The table of episodes; a batch's transaction tells a repetition."""
+
+    def __init__(self, sql: SparkSql, tables: SparkTables) -> None:
+        self._sql, self._tables = sql, tables
+        self._turn: Turn | None = None
+        self._positions = {"load": micros_of(tables.read(sql.session, ALERTS), "MAX(load_timestamp)", 0)}
+        self._ids = ALERTS.empty.select(["alert_id"])
+        """Of all episodes that the table has or had."""
+
+    def begin(self, sql: SparkSql, turn: Turn) -> None:
+        self._sql, self._turn = sql, turn
+
+    def position(self, source: str) -> int:
+        return self._positions.get(source, -1)
+
+    def recorded(self, source: str) -> int:  # noqa: ARG002
+        """Spark keeps the position in its checkpoint: no commit is needed for it."""
+        return 2**62
+
+    def next_load(self) -> int:
+        return max(time.time_ns() // 1000, self.position("load") + 1)
+
+    def skip_to(self, source: str, position: int) -> None:
+        self._positions[source] = position
+
+    def append(self, rows: pa.Table, positions: Mapping[str, int]) -> None:
+        assert self._turn is not None
+        self._tables.append(shaped(self._sql.local(rows), ALERTS), ALERTS, self._turn)
+        self._wrote(rows, positions)
+
+    def replace(
+        self,
+        rows: pa.Table,
+        positions: Mapping[str, int],
+        *,
+        is_replaced: Callable[[pa.Table], pa.Array],
+        within: Mapping[str, tuple[Any, Any]],  # noqa: ARG002 - Delta finds the files by the condition
+    ) -> None:
+        assert self._turn is not None
+        replaced = self._ids.filter(is_replaced(self._ids))["alert_id"].to_pylist()
+        ids = ", ".join(f"'{alert_id}'" for alert_id in {*replaced, *rows["alert_id"].to_pylist()})
+        self._tables.replace(shaped(self._sql.local(rows), ALERTS), ALERTS, self._turn, f"alert_id IN ({ids})")
+        self._wrote(rows, positions)
+
+    def read(self, columns: str, where: str = "true") -> pa.Table:
+        rows = _arrow(self._tables.read(self._sql.session, ALERTS).where(where), ALERTS.arrow_schema)
+        self._ids = rows.select(["alert_id"])
+        return rows.select(columns.split(", "))
+
+    def _wrote(self, rows: pa.Table, positions: Mapping[str, int]) -> None:
+        self._positions |= positions
+        self._ids = pa.concat_tables([self._ids, rows.select(["alert_id"])])
+
+
+def _arrow(frame: DataFrame, schema: pa.Schema) -> pa.Table:
+    return collected(frame.select(schema.names)).cast(schema)

@@ -7,12 +7,12 @@ import time
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
-from cryptopulse.engine.recent import MICROS
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql
 from cryptopulse.engine.spark.silver import coverage_now
 from cryptopulse.engine.spark.tables import SparkTables, Turn, micros_of, shaped
 from cryptopulse.lake.tables import ABSENT, BARS, COMPLETENESS, COVERAGE, SILVER, STATS, Table
+from cryptopulse.text import MICROS
 
 _NEIGHBOURS = "silver.neighbour_ids"
 

@@ -92,9 +92,12 @@ def _own_streams(settings: Settings, log: Log, address: KafkaAddress, steps: Seq
         "alerts": lambda: AlertsStep(tables, settings.alerts.rules, files_max),
         "prices": lambda: PricesStep(tables, files_max),
     }
-    chosen = [name for name in made if name in steps]
-    guard = tables.take_over(session, [table for name in chosen for table in _WRITTEN[name]])
-    streams = [Stream(session, made[name](), _checkpoint(settings, name), guard) for name in chosen]
+    interval_s = settings.spark.trigger_interval_s
+    streams = []
+    for name, make in made.items():
+        if name in steps:
+            guard = tables.take_over(session, _WRITTEN[name])
+            streams.append(Stream(session, make(), _checkpoint(settings, name), guard, interval_s))
     try:
         yield streams
     finally:
@@ -133,5 +136,6 @@ def _state(streams: Sequence[Stream]) -> dict[str, object]:
         "trades_total": silver.get("trades", 0),
         "duplicates_total": silver.get("duplicates", 0),
         "quarantined_total": silver.get("quarantined", 0),
+        "conflicts_total": silver.get("conflicts", 0),
         "batch_ms": {stream.step.name: stream.last_batch_ms for stream in streams},
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -16,7 +18,6 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.dialect import SPARK_SETTINGS, bound_name, spark_sql
-from cryptopulse.lake.location import LakeLocation
 from cryptopulse.settings import Settings
 
 Input: TypeAlias = DataFrame | pa.Table
@@ -37,11 +38,6 @@ _SMALL = {
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.streaming.metricsEnabled": "false",
 }
-_ALWAYS = {
-    **SPARK_SETTINGS,
-    # Live commits leave small files; Delta merges them in the commit that makes the fiftieth.
-    "spark.databricks.delta.autoCompact.enabled": "true",
-}
 _SQL_TYPES = {
     pa.string(): "STRING",
     pa.int32(): "INT",
@@ -52,16 +48,19 @@ _SQL_TYPES = {
 
 
 def spark_session(settings: Settings) -> SparkSession:
-    """The session that runs already (on Databricks, under spark-submit), or a new one by `spark.conf`.
+    """On Databricks the runtime's session as it is; elsewhere the one that runs already (spark-submit) or a new one.
 
     Without `spark.jars` or `spark.jars.packages` in `spark.conf` a new session asks Maven for Delta Lake and the Kafka
     source. Raises ConfigurationError when Spark can't start.
     """
-    session = SparkSession.getActiveSession() or _built(settings)
-    for name, value in _ALWAYS.items():
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:  # our settings would replace its Delta Lake and its catalog
+        session = SparkSession.builder.getOrCreate()
+    else:
+        session = SparkSession.getActiveSession() or _new_session(settings)
+        session.conf.set("spark.databricks.delta.autoCompact.enabled", "true")
+    for name, value in SPARK_SETTINGS.items():  # what the statements mean depends on them
         session.conf.set(name, value)
-    hadoop = settings.location.hadoop_options if settings.spark.catalog is None else {}
-    if hadoop:
+    if settings.spark.catalog is None and (hadoop := settings.location.hadoop_options):
         # Given to the builder they would be arguments of the Java process, for everybody on the machine to read.
         configuration = session.sparkContext._jsc.hadoopConfiguration()
         for name, value in hadoop.items():
@@ -69,10 +68,22 @@ def spark_session(settings: Settings) -> SparkSession:
     return session
 
 
-def _built(settings: Settings) -> SparkSession:
+def _new_session(settings: Settings) -> SparkSession:
     conf = {**_DELTA, **_SMALL, **settings.spark.conf}
     if not {"spark.jars", "spark.jars.packages"} & set(settings.spark.conf):
-        conf["spark.jars.packages"] = ",".join(_packages(pyspark.__version__, settings.location))
+        minor = ".".join(pyspark.__version__.split(".")[:2])
+        if minor not in _PACKAGES:
+            raise ConfigurationError(
+                f"Spark {pyspark.__version__} has not been tried; install one of {', '.join(_PACKAGES)}, or name its "
+                "jars in spark.conf."
+            )
+        scala, delta, hadoop = _PACKAGES[minor]
+        packages = [delta, f"org.apache.spark:spark-sql-kafka-0-10_{scala}:{pyspark.__version__}"]
+        if module := {"s3": "hadoop-aws", "azure": "hadoop-azure"}.get(settings.location.kind):
+            packages.append(f"org.apache.hadoop:{module}:{hadoop}")
+        conf["spark.jars.packages"] = ",".join(packages)
+    # The parser runs in Spark's Python workers, which by default are whatever python3 the path has.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName("cryptopulse")
     for name, value in conf.items():
         builder = builder.config(name, value)
@@ -83,19 +94,6 @@ def _built(settings: Settings) -> SparkSession:
             f"Spark can't start: {str(error).strip().splitlines()[0]}. It needs Java 17 or newer (JAVA_HOME) and its "
             "jars (spark.conf: spark.jars or spark.jars.packages)."
         ) from error
-
-
-def _packages(version: str, location: LakeLocation) -> list[str]:
-    minor = ".".join(version.split(".")[:2])
-    if minor not in _PACKAGES:
-        known = ", ".join(_PACKAGES)
-        raise ConfigurationError(
-            f"Spark {version} has not been tried; install one of {known}, or name its jars in spark.conf."
-        )
-    scala, delta, hadoop = _PACKAGES[minor]
-    module = {"s3": "hadoop-aws", "azure": "hadoop-azure"}.get(location.kind)
-    storage = [f"org.apache.hadoop:{module}:{hadoop}"] if module else []
-    return [delta, f"org.apache.spark:spark-sql-kafka-0-10_{scala}:{version}", *storage]
 
 
 class SparkSql:

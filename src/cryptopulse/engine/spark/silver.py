@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql.pandas.types import from_arrow_schema
 
+from cryptopulse.engine.parse import PARSED_SCHEMA, absent_ids, parse, parse_batches, refused_messages
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql, collected
 from cryptopulse.engine.spark.tables import SparkTables, Turn, micros_of, shaped
-from cryptopulse.lake.tables import ABSENT, BRONZE, COVERAGE, QUARANTINE, SILVER
+from cryptopulse.lake.tables import ABSENT, BRONZE, CONFLICT, COVERAGE, QUARANTINE, SILVER, Table
 
 _PARSED = "silver.parsed_trades"
 logger = structlog.get_logger()
 
 _INTERVAL = ("symbol", "first_trade_id", "last_trade_id")
+_PARSED_TYPE = from_arrow_schema(PARSED_SCHEMA)
+_SAME_CONTENT = " AND ".join(f"p.{name} = s.{name}" for name in ("price", "trade_size", "side", "event_time"))
 
 
 class SilverStep:
@@ -31,6 +37,7 @@ class SilverStep:
         self._files_max = files_max
         self._coverage: pa.Table | None = None
         self._load_us = 0
+        self._conflicting: set[str] = set()
 
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:  # noqa: ARG002 - a new checkpoint reads all again
         """Bronze. Reads from the tables which ids silver holds; what a new checkpoint reads again is known by them.
@@ -41,7 +48,7 @@ class SilverStep:
         self._coverage = collected(coverage_now(sql, self._tables))
         silver = self._tables.read(sql.session, SILVER)
         if _held(self._coverage) != (rows := silver.count()):
-            logger.warning("coverage_made_again", rows=rows, ids_claimed=_held(self._coverage))
+            logger.warning("coverage_rebuilt", rows=rows, ids_claimed=_held(self._coverage))
             nothing = self._tables.read(sql.session, COVERAGE).limit(0)
             self._coverage = sql.derive(COVERAGE.qualified, {SILVER.qualified: silver, COVERAGE.qualified: nothing})
             self._coverage = self._coverage.select(list(_INTERVAL))
@@ -51,18 +58,20 @@ class SilverStep:
     def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
         """Messages → new trades, refused messages, intervals; returns how many of each."""
         assert self._coverage is not None
-        parsed = sql.rows(_PARSED, {BRONZE.qualified: batch}).persist()
+        parsed = batch.mapInArrow(parse_batches, _PARSED_TYPE).persist()
         try:
             has_pages = F.max(F.expr("source = 'rest'")).alias("has_pages")
             counted = parsed.agg(F.count("*").alias("rows"), F.count("reason").alias("refused"), has_pages).first()
             assert counted is not None
             trades = self._silver(sql, parsed, turn) if counted["rows"] > counted["refused"] else 0
-            if counted["refused"]:
-                self._quarantine(sql, parsed, batch)
-            if counted["has_pages"]:
-                self._absent(sql, parsed)
             duplicates = counted["rows"] - counted["refused"] - trades
-            return {"trades": trades, "quarantined": counted["refused"], "duplicates": duplicates}
+            refused, conflicts = counted["refused"], 0
+            if refused or duplicates:
+                messages, conflicts = self._quarantine(sql, parsed, batch)
+                refused += messages
+            if counted["has_pages"]:
+                self._absent(batch)
+            return {"trades": trades, "quarantined": refused, "duplicates": duplicates, "conflicts": conflicts}
         finally:
             parsed.unpersist()
 
@@ -82,18 +91,61 @@ class SilverStep:
         finally:
             trades.unpersist()
 
-    def _quarantine(self, sql: SparkSql, parsed: DataFrame, batch: DataFrame) -> None:
-        inputs = {_PARSED: parsed.where("reason IS NOT NULL"), BRONZE.qualified: batch}
-        refused = shaped(sql.rows(QUARANTINE.qualified, inputs), QUARANTINE, time.time_ns() // 1000)
-        self._tables.add_missing(refused, QUARANTINE)
+    def _quarantine(self, sql: SparkSql, parsed: DataFrame, batch: DataFrame) -> tuple[int, int]:
+        """Keeps the messages that were refused, and those that tell a held trade otherwise.
 
-    def _absent(self, sql: SparkSql, parsed: DataFrame) -> None:
-        proofs = sql.rows(ABSENT.qualified, {_PARSED: parsed.where("source = 'rest'")}).persist()
+        Returns how many of the latter there are, and how many trades they tell so.
+        """
+        silver = self._tables.read(sql.session, SILVER)
+        told = parsed.where("reason IS NULL").alias("p").join(silver.alias("s"), ["symbol", "trade_id"])
+        told = told.where(f"NOT ({_SAME_CONTENT})").select("symbol", "p.partition", "p.offset")
+        others = told.groupBy("partition", "offset").agg(F.count("*").alias("n"), F.min("symbol").alias("symbol"))
+        others = others.persist()
+        try:
+            counted = others.agg(F.count("*"), F.sum("n"), F.collect_set("symbol")).first()
+            assert counted is not None
+            count, trades, symbols = counted
+            for symbol in sorted(set(symbols) - self._conflicting):
+                logger.warning("trade_conflict", symbol=symbol, kept="the first copy")
+            self._conflicting.update(symbols)
+            refused = batch.mapInArrow(_refusals, from_arrow_schema(_without_load(QUARANTINE)))
+            if count:
+                contradicting = batch.join(others.select("partition", "offset"), ["partition", "offset"]).withColumn(
+                    "reason", F.lit(CONFLICT)
+                )
+                refused = refused.unionByName(contradicting.select(refused.columns))
+                refused = refused.groupBy("partition", "offset").agg(
+                    *(F.max_by(name, F.col("reason") != CONFLICT).alias(name) for name in refused.columns[2:])
+                )
+            self._tables.add_missing(shaped(refused, QUARANTINE, time.time_ns() // 1000), QUARANTINE)
+            return count, trades or 0
+        finally:
+            others.unpersist()
+
+    def _absent(self, batch: DataFrame) -> None:
+        pages = batch.where("source = 'rest'")
+        proofs = pages.mapInArrow(_proofs, from_arrow_schema(_without_load(ABSENT))).persist()
         try:
             if proofs.count():
                 self._tables.add_missing(shaped(proofs, ABSENT, time.time_ns() // 1000), ABSENT)
         finally:
             proofs.unpersist()
+
+
+def _refusals(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        messages = pa.Table.from_batches([batch])
+        parsed = parse(messages)
+        yield from refused_messages(parsed.filter(pc.is_valid(parsed["reason"])), messages).to_batches()
+
+
+def _proofs(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield from absent_ids(parse(pa.Table.from_batches([batch]))).to_batches()
+
+
+def _without_load(table: Table) -> pa.Schema:
+    return pa.schema([field for field in table.arrow_schema if field.name != "load_timestamp"])
 
 
 def coverage_now(sql: SparkSql, tables: SparkTables) -> DataFrame:

@@ -40,9 +40,11 @@ class Step(Protocol):
 class Stream:
     """One step's streaming query."""
 
-    def __init__(self, session: SparkSession, step: Step, checkpoint: str, guard: Guard) -> None:
-        """`checkpoint`: URL of the query's own folder; `guard` is asked before each batch."""
+    def __init__(self, session: SparkSession, step: Step, checkpoint: str, guard: Guard, interval_s: float = 0) -> None:
+        """`checkpoint`: URL of the query's own folder; `guard` is called before each batch; `interval_s`: between the
+        starts of two batches at least."""
         self.step = step
+        self._interval_s = interval_s
         self._guard = guard
         self.totals: dict[str, int] = {}
         """What the step has counted, and `rows`: what came in."""
@@ -63,7 +65,10 @@ class Stream:
         writer = source.writeStream.queryName(f"cryptopulse-{self.step.name}").option(
             "checkpointLocation", self._checkpoint
         )
-        writer = writer.trigger(availableNow=True) if to_the_end_only else writer.trigger(processingTime="0 seconds")
+        if to_the_end_only:
+            writer = writer.trigger(availableNow=True)
+        else:
+            writer = writer.trigger(processingTime=f"{round(self._interval_s * 1000)} milliseconds")
 
         def take(batch: DataFrame, number: int) -> None:
             try:

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from pyspark.sql import DataFrame, DataFrameWriterV2, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name that everybody knows it by
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from cryptopulse.engine.delta import owner_id
 from cryptopulse.errors import ConfigurationError, Fenced
-from cryptopulse.lake.access import opened
 from cryptopulse.lake.ddl import create_table
+from cryptopulse.lake.storage import opened, storage
 from cryptopulse.lake.tables import BRONZE, TABLES, Table, other_columns
 from cryptopulse.settings import Settings
+from cryptopulse.store.table_writer import owner_id
 
 _LOG_RETENTION = {"delta.logRetentionDuration": "interval 30 days"}
 """Streams read a table's log: it must outlast every pause of theirs."""
@@ -37,6 +37,10 @@ class Turn:
     """Belongs to the checkpoint: a new checkpoint counts its batches anew, under another id."""
     batch: int
 
+    def app_id(self, table: Table) -> str:
+        """Whose batches Delta counts in `table`."""
+        return f"cryptopulse:{table.qualified}:spark/{self.query_id}"
+
 
 class SparkTables:
     """Reads and writes the tables of one lake."""
@@ -50,7 +54,7 @@ class SparkTables:
         """The table as it is named in SQL."""
         if self._catalog:
             return f"`{self._catalog}`.`{table.schema}`.`{table.name}`"
-        return f"delta.`{self._location.spark_table_url(table)}`"
+        return "delta.`{}`".format(self._location.spark_table_url(table).replace("`", "``"))
 
     def create(self, session: SparkSession) -> None:
         """Creates what is not there. Raises ConfigurationError for a table of another version of CryptoPulse."""
@@ -78,7 +82,7 @@ class SparkTables:
 
     def take_over(self, session: SparkSession, tables: Sequence[Table]) -> Guard:
         """Fences an embedded engine on another machine from `tables`, as one that starts there fences this driver: a
-        commit without rows carries the number of the take-over (see `cryptopulse.engine.delta`).
+        commit without rows carries the number of the take-over (see `cryptopulse.store.table_writer`).
 
         Returns what is to be called before each batch: it raises Fenced once somebody else has taken one of them over.
         Tables of a catalog are Spark's alone, and on S3 nothing is exclusive that Spark writes.
@@ -88,12 +92,16 @@ class SparkTables:
         owner = time.time_ns() // 1000  # more than any number before: those of the embedded engine count on from it
         for table in tables:
             nothing = self.read(session, table).limit(0)
-            writer = nothing.write.format("delta").option("txnAppId", owner_id(table)).option("txnVersion", owner)
-            self._write(writer.mode("append"), table)
+            self._writer(nothing, table, owner_id(table), owner).append()
+
+        # Kept open: to open a table of some hundred commits takes six times as long as to read on from there.
+        kept = [(table, opened(self._location, table)) for table in tables]
 
         def check() -> None:
-            for table in tables:
-                if opened(self._location, table).transaction_version(owner_id(table)) != owner:
+            for table, delta in kept:
+                with storage(self._location):
+                    delta.update_incremental()
+                if delta.transaction_version(owner_id(table)) != owner:
                     raise Fenced(f"Another pipeline has taken over {table.qualified}. Run one pipeline per lake.")
 
         return check
@@ -102,20 +110,23 @@ class SparkTables:
         """The table as it is now."""
         return session.table(self.name(table))
 
-    def stream(self, session: SparkSession, table: Table, files_max: int) -> DataFrame:
-        """What is appended to the table from its beginning on; at most `files_max` files at once."""
+    def stream(self, session: SparkSession, table: Table, files_max: int, bytes_max: int | None = None) -> DataFrame:
+        """What is appended to the table from its beginning on; at once at most `files_max` files, and no further one
+        when they have `bytes_max` bytes."""
         reader = session.readStream.option("maxFilesPerTrigger", files_max).option("skipChangeCommits", "true")
+        if bytes_max is not None:
+            reader = reader.option("maxBytesPerTrigger", bytes_max)
         if self._catalog:
             return reader.table(self.name(table))
         return reader.format("delta").load(self._location.spark_table_url(table))
 
     def append(self, rows: DataFrame, table: Table, turn: Turn) -> None:
         """Adds `rows`, once a turn."""
-        self._write(self._writer(rows, table, turn).mode("append"), table)
+        self._writer(rows, table, turn.app_id(table), turn.batch).append()
 
     def replace(self, rows: DataFrame, table: Table, turn: Turn, predicate: str = "true") -> None:
         """Puts `rows` in the place of those that match `predicate`, in one commit, once a turn."""
-        self._write(self._writer(rows, table, turn).mode("overwrite").option("replaceWhere", predicate), table)
+        self._writer(rows, table, turn.app_id(table), turn.batch).overwrite(F.expr(predicate))
 
     def upsert(self, rows: DataFrame, table: Table, prune: str) -> None:
         """Replaces the rows of the same key and adds the others. `prune`: SQL that is true for all of both."""
@@ -134,15 +145,9 @@ class SparkTables:
             f"MERGE INTO {self.name(table)} AS t USING offered AS s ON {same} WHEN NOT MATCHED THEN INSERT *"
         )
 
-    def _writer(self, rows: DataFrame, table: Table, turn: Turn) -> DataFrameWriter:
-        app_id = f"cryptopulse:{table.qualified}:spark/{turn.query_id}"
-        return rows.write.format("delta").option("txnAppId", app_id).option("txnVersion", turn.batch)
-
-    def _write(self, writer: DataFrameWriter, table: Table) -> None:
-        if self._catalog:
-            writer.saveAsTable(self.name(table))
-        else:
-            writer.save(self._location.spark_table_url(table))
+    def _writer(self, rows: DataFrame, table: Table, app_id: str, version: int) -> DataFrameWriterV2:
+        # Not `saveAsTable`: with `replaceWhere` Spark 3.5.6 and later refuse it for tables of a catalog.
+        return rows.writeTo(self.name(table)).option("txnAppId", app_id).option("txnVersion", str(version))
 
 
 def shaped(rows: DataFrame, table: Table, load_us: int | None = None) -> DataFrame:

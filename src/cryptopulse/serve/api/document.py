@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beside the parameters: rows, pages, formats, problems. Made of the table contracts."""
+"""The OpenAPI document beside the parameters: rows, pages, formats, problems. Made of the table contracts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from cryptopulse.lake.grains import COLUMNS as BAR_COLUMNS
-from cryptopulse.lake.tables import BARS, Column, Table
-from cryptopulse.serve import problems
+from cryptopulse.lake.tables import BARS, Table
 from cryptopulse.serve.api.formats import ARROW, JSON, PARQUET
+from cryptopulse.serve.http import problems
 
 Schema = dict[str, Any]
+Responses = dict[int | str, dict[str, Any]]
 
 _PROBLEM: Final = "Problem"
 _BEARER: Final = "token"
@@ -29,18 +30,18 @@ What a CryptoPulse lake holds, read only.
 """
 
 _PROBLEMS: Final = {
-    400: "Well written, but it means nothing here: no such time, an end before the start, a foreign cursor.",
+    400: "Semantically invalid request: no such time, an end before the start, a cursor of another query.",
     401: "The token is missing or wrong.",
-    403: "Asked by a page of another site.",
-    404: "A product of which there are no trades here, or no such address.",
-    405: "Only GET.",
-    406: "No such format.",
-    421: "Called by a name that the server does not know (serve.allowed_hosts).",
-    422: "A parameter that is unknown or breaks its rule; `parameters` names it.",
+    403: "Cross-site request.",
+    404: "Unknown product or path.",
+    405: "Method not allowed.",
+    406: "None of the accepted formats is offered.",
+    421: "Unrecognized Host header (serve.allowed_hosts).",
+    422: "Unknown or invalid parameter; `parameters` names it.",
     429: "Too many wrong tokens.",
-    500: "A defect of the server.",
-    503: "Busy, or the lake can't be read just now.",
-    504: "The question took too long (serve.query_timeout_s).",
+    500: "Internal error.",
+    503: "Busy, or the lake can't be read now.",
+    504: "Query timed out (serve.query_timeout_s).",
 }
 
 PRODUCT_ROW: Final[Schema] = {
@@ -62,7 +63,7 @@ PRODUCT_ROW: Final[Schema] = {
 
 
 def stored_columns(table: Table) -> list[str]:
-    """The columns of `table` that say something: not the one that only sorts its rows into folders."""
+    """The columns of `table` without the one that it is partitioned by."""
     return [column.name for column in table.columns if column.name not in table.partition_by]
 
 
@@ -76,8 +77,8 @@ def bar_row() -> Schema:
     return _row(BARS, BAR_COLUMNS)
 
 
-def answers(name: str, row: Schema) -> dict[int | str, dict[str, Any]]:
-    """What a resource of pages may answer; `name`: that of a row."""
+def page_responses(name: str, row: Schema) -> Responses:
+    """The responses of a resource with pages; `name`: that of a row."""
     schema = {
         "type": "object",
         "required": ["data", "next"],
@@ -89,39 +90,39 @@ def answers(name: str, row: Schema) -> dict[int | str, dict[str, Any]]:
     }
     binary = {"schema": {"type": "string", "format": "binary"}}
     link = {"description": 'Where the next page is: `<…>; rel="next"`.', "schema": {"type": "string"}}
-    found: dict[int | str, dict[str, Any]] = {
+    found: Responses = {
         200: {
             "description": "A page.",
             "content": {JSON.media_type: {"schema": schema}, ARROW.media_type: binary, PARQUET.media_type: binary},
             "headers": {"Link": link},
         }
     }
-    return found | problem_answers()
+    return found | problem_responses()
 
 
-def event_answers() -> dict[int | str, dict[str, Any]]:
-    """What the stream of events may answer."""
+def event_responses() -> Responses:
+    """The responses of the stream of events."""
     example = 'event: alert\nid: 1795790817953000\ndata: {"alert_id":"…","symbol":"BTC-USD","state":"OPEN",…}\n\n'
     content = {"text/event-stream": {"schema": {"type": "string"}, "example": example}}
-    found: dict[int | str, dict[str, Any]] = {200: {"description": "Events, without an end.", "content": content}}
-    return found | {status: answer for status, answer in problem_answers().items() if status != 406}
+    found: Responses = {200: {"description": "Events, without an end.", "content": content}}
+    return found | {status: answer for status, answer in problem_responses().items() if status != 406}
 
 
-def problem_answers() -> dict[int | str, dict[str, Any]]:
-    """The errors that every resource may answer."""
+def problem_responses() -> Responses:
+    """The errors that every resource may answer with."""
     content = {problems.MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{_PROBLEM}"}}}
     seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}}
     return {
         status: {
-            "description": said,
+            "description": description,
             "content": content,
             **({"headers": {"Retry-After": seconds}} if status in (429, 503) else {}),
         }
-        for status, said in _PROBLEMS.items()
+        for status, description in _PROBLEMS.items()
     }
 
 
-def described(app: FastAPI, version: str, is_guarded: bool) -> Schema:
+def openapi_document(app: FastAPI, version: str, is_guarded: bool) -> Schema:
     """The OpenAPI document of `app`. `is_guarded`: whether a token is needed."""
     document = get_openapi(
         title="CryptoPulse",
@@ -146,29 +147,22 @@ def described(app: FastAPI, version: str, is_guarded: bool) -> Schema:
 
 def _row(table: Table, names: Iterable[str]) -> Schema:
     by_name = {column.name: column for column in table.columns}
-    columns = [by_name[name] for name in names]
+    properties: dict[str, Schema] = {}
+    for column in (by_name[name] for name in names):
+        kind = _DECIMAL if column.type.startswith("DECIMAL") else _TYPES[column.type]
+        properties[column.name] = {"description": column.comment, **kind}
+        if column.nullable:
+            properties[column.name]["type"] = [kind["type"], "null"]
     return {
         "type": "object",
         "description": table.comment,
-        "required": [column.name for column in columns],
-        "properties": {column.name: _column(column) for column in columns},
+        "required": list(properties),
+        "properties": properties,
         "additionalProperties": False,
     }
 
 
-def _column(column: Column) -> Schema:
-    schema: Schema = {"description": column.comment, **_type(column.type)}
-    if column.nullable:
-        schema["type"] = [schema["type"], "null"]
-    return schema
-
-
-def _type(sql_type: str) -> Schema:
-    if sql_type.startswith("DECIMAL"):
-        return {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?$", "examples": ["63250.12"]}
-    return dict(_TYPES[sql_type])
-
-
+_DECIMAL: Final[Schema] = {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?$", "examples": ["63250.12"]}
 _TYPES: Final[dict[str, Schema]] = {
     "BIGINT": {"type": "integer", "format": "int64"},
     "INT": {"type": "integer", "format": "int32"},

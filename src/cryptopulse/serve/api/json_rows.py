@@ -38,20 +38,16 @@ def _json(column: pa.Array) -> pa.Array:
     elif pa.types.is_timestamp(kind):
         written = _in_quotes(pc.strftime(column, "%Y-%m-%dT%H:%M:%SZ"))
     elif pa.types.is_decimal(kind):
-        written = _in_quotes(_decimal_texts(column))
+        # Of a scale above 0: written without exponents.
+        texts = column.cast(pa.string())
+        if pc.any(pc.match_substring(texts, "E")).as_py():
+            texts = _by_value(texts, lambda text: f"{Decimal(text):f}")
+        written = _in_quotes(pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), "."))
     elif pa.types.is_floating(kind):
         written = pc.if_else(pc.is_finite(column), column, pa.scalar(None, kind)).cast(pa.string())
     else:  # whole numbers and truths
         written = column.cast(pa.string())
     return pc.fill_null(written, "null")
-
-
-def _decimal_texts(column: pa.Array) -> pa.Array:
-    """Decimals of a scale above 0, written without exponents."""
-    texts = column.cast(pa.string())
-    if pc.any(pc.match_substring(texts, "E")).as_py():
-        texts = _by_value(texts, lambda text: f"{Decimal(text):f}")
-    return pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
 
 
 def _by_value(column: pa.Array, of: Any) -> pa.Array:

@@ -1,4 +1,4 @@
-"""The parameters of the API: what may be written, checked before anything is asked, and described for OpenAPI.
+"""The parameters of the API: what may be written, checked before anything is read, and described for OpenAPI.
 
 A parameter that breaks its own rule is 422; one that is well written but means nothing (an end before the start, a 31st
 of February) is 400.
@@ -13,9 +13,11 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from cryptopulse.lake.alerts import Severity
+from cryptopulse.lake.products import PRODUCT_ID
 from cryptopulse.serve.api import paging
 from cryptopulse.serve.api.formats import FORMATS
-from cryptopulse.serve.problems import Problem
+from cryptopulse.serve.http.problems import Problem
 
 LIMIT_MAX: Final = 100_000
 LIMIT_DEFAULT: Final = 1000
@@ -29,7 +31,7 @@ _ID_MAX = 2**63 - 1
 
 
 def _text(pattern: str, how: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    """The rule of a text, and how it is told; `pattern` without its ends."""
+    """Validator and schema of a text; `pattern` without its ends."""
 
     def checked(value: Any) -> str:
         if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
@@ -40,7 +42,7 @@ def _text(pattern: str, how: str) -> tuple[BeforeValidator, WithJsonSchema]:
 
 
 def _whole(low: int, high: int, **more: Any) -> tuple[BeforeValidator, WithJsonSchema]:
-    """The rule of a whole number."""
+    """Validator and schema of a whole number."""
 
     def checked(value: Any) -> int:
         # Python reads more than digits as a whole number, such as `1_000`; a default is one already.
@@ -57,9 +59,7 @@ Limit = Annotated[int, *_whole(1, LIMIT_MAX, default=LIMIT_DEFAULT)]
 TradeId = Annotated[int | None, *_whole(0, _ID_MAX)]
 Cursor = Annotated[str | None, *_text(paging.PATTERN, "take it from the page before")]
 FormatName = Annotated[str | None, WithJsonSchema({"type": "string", "enum": list(FORMATS)})]
-Symbol = Annotated[
-    str, *_text("[A-Z0-9]{1,20}-[A-Z0-9]{1,20}", "write a product like BTC-USD, and repeat symbol= for several")
-]
+Symbol = Annotated[str, *_text(PRODUCT_ID, "write a product like BTC-USD, and repeat symbol= for several")]
 Time = Annotated[
     str | None,
     *_text(
@@ -72,7 +72,7 @@ RuleName = Annotated[str, *_text("[ -~]{1,100}", "write the name of a rule")]
 Grain = Literal["1s", "5s", "10s", "15s", "30s", "1m", "5m", "15m", "30m", "1h", "4h", "12h", "1d"]
 
 
-class PageAsked(BaseModel):
+class PageParams(BaseModel):
     """Which page, and how it is written."""
 
     model_config = ConfigDict(extra="forbid")
@@ -85,12 +85,12 @@ class PageAsked(BaseModel):
     )
     format: FormatName = Field(
         None,
-        description="How the page is written, whatever the header Accept says: JSON, an Arrow IPC stream, or Parquet.",
+        description="Format of the page, whatever the header Accept says: JSON, an Arrow IPC stream, or Parquet.",
         examples=["json"],
     )
 
 
-class RowsAsked(PageAsked):
+class RowsParams(PageParams):
     """Which products, in which time."""
 
     symbol: list[Symbol] = Field(
@@ -119,19 +119,33 @@ class RowsAsked(PageAsked):
 
     @property
     def times(self) -> tuple[datetime | None, datetime | None]:
-        """Start and end. Raises Problem when they are none, or in the wrong order."""
-        start, end = (_moment(name, getattr(self, name)) for name in ("start", "end"))
+        """Start and end. Raises Problem for an invalid time, or an end before the start."""
+        times: list[datetime | None] = [None, None]
+        for place, name in enumerate(("start", "end")):
+            if (text := getattr(self, name)) is None:
+                continue
+            try:
+                moment = datetime.fromisoformat(text)
+            except ValueError as error:
+                detail = f"invalid time ({error})"
+                raise Problem(400, "no_such_time", f"{name}: {detail}.", parameters=[(name, detail)]) from None
+            try:
+                moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+            except OverflowError:  # within a day of the year 1 or 9999
+                moment = moment.replace(tzinfo=UTC)
+            times[place] = moment
+        start, end = times
         if start is not None and end is not None and start >= end:
             raise Problem(400, "empty_time", "end must lie after start.", parameters=[("end", "not after start")])
         return start, end
 
     @property
-    def question(self) -> str:
-        """What a cursor of this question is good for."""
-        return paging.question_of(type(self).__name__, self.model_dump(exclude={"limit", "cursor", "format"}))
+    def query(self) -> str:
+        """What a cursor of this query is good for."""
+        return paging.query_digest(type(self).__name__, self.model_dump(exclude={"limit", "cursor", "format"}))
 
 
-class TradesAsked(RowsAsked):
+class TradesParams(RowsParams):
     """Which trades."""
 
     first_id: TradeId = Field(
@@ -140,7 +154,7 @@ class TradesAsked(RowsAsked):
     last_id: TradeId = Field(None, description="Trades up to this trade id (included).", examples=[1999])
 
 
-class BarsAsked(RowsAsked):
+class BarsParams(RowsParams):
     """Which bars."""
 
     grain: Grain = Field(
@@ -148,7 +162,7 @@ class BarsAsked(RowsAsked):
     )
 
 
-class AlertsAsked(RowsAsked):
+class AlertsParams(RowsParams):
     """Which alert episodes."""
 
     rule: list[RuleName] = Field(
@@ -157,15 +171,13 @@ class AlertsAsked(RowsAsked):
     alert_type: list[Literal["FLASH_CRASH", "PRICE_SURGE"]] = Field(
         [], description="What happened; repeat it for both.", max_length=2
     )
-    severity: list[Literal["WARNING", "HIGH", "CRITICAL"]] = Field(
-        [], description="How severe; repeat it for several.", max_length=3
-    )
+    severity: list[Severity] = Field([], description="How severe; repeat it for several.", max_length=3)
     state: list[Literal["OPEN", "CLOSED"]] = Field(
         [], description="Whether the episode is over; repeat it for both.", max_length=2
     )
 
 
-class EventsAsked(BaseModel):
+class EventsParams(BaseModel):
     """Which events."""
 
     model_config = ConfigDict(extra="forbid")
@@ -177,7 +189,7 @@ class EventsAsked(BaseModel):
         examples=[["BTC-USD"]],
     )
     kind: list[Literal["alerts", "prices"]] = Field(
-        [], description="What is told of; repeat it for both. Without it: both.", max_length=2, examples=[["alerts"]]
+        [], description="Kinds of events; repeat it for both. Without it: both.", max_length=2, examples=[["alerts"]]
     )
 
     @property
@@ -186,27 +198,11 @@ class EventsAsked(BaseModel):
         return sorted(set(self.symbol)) or None
 
 
-def check_names(given: Iterable[str], asked: type[BaseModel]) -> None:
+def check_repeated(names: Iterable[str], params: type[BaseModel]) -> None:
     """Raises Problem for a parameter that is given twice, though there can be one only."""
     seen: set[str] = set()
-    for name in given:
-        field = asked.model_fields.get(name)
+    for name in names:
+        field = params.model_fields.get(name)
         if name in seen and field is not None and field.default != []:
             raise Problem(422, "bad_parameter", f"{name} is given twice.", parameters=[(name, "given twice")])
         seen.add(name)
-
-
-def _moment(name: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        said = f"there is no such time ({error})"
-        raise Problem(400, "no_such_time", f"{name}: {said}.", parameters=[(name, said)]) from None
-    if moment.tzinfo is None:
-        return moment.replace(tzinfo=UTC)
-    try:
-        return moment.astimezone(UTC)
-    except OverflowError:  # within a day of the year 1 or 9999
-        return moment.replace(tzinfo=UTC)

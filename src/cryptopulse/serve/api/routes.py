@@ -1,4 +1,4 @@
-"""The resources of the API: what each is made of, and what OpenAPI says of it."""
+"""The resources of the API."""
 
 from __future__ import annotations
 
@@ -7,107 +7,77 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
+from cryptopulse.lake.table_rows import TableRows
 from cryptopulse.lake.tables import ALERTS, COMPLETENESS, SILVER, STATS
-from cryptopulse.serve.api.document import PRODUCT_ROW, answers, bar_row, event_answers, row_of, stored_columns
+from cryptopulse.serve.api.document import PRODUCT_ROW, bar_row, event_responses, page_responses, row_of, stored_columns
 from cryptopulse.serve.api.events import Events
-from cryptopulse.serve.api.formats import Page, chosen
+from cryptopulse.serve.api.formats import RowsPage, negotiate
 from cryptopulse.serve.api.parameters import (
-    AlertsAsked,
-    BarsAsked,
+    AlertsParams,
+    BarsParams,
     EventId,
-    EventsAsked,
-    PageAsked,
-    RowsAsked,
-    TradesAsked,
-    check_names,
+    EventsParams,
+    PageParams,
+    RowsParams,
+    TradesParams,
+    check_repeated,
 )
 from cryptopulse.serve.api.service import Service
+from cryptopulse.serve.api.streaming import DeadlineStream
 
 router = APIRouter()
 
 
-@router.get("/products", summary="Products", responses=answers("Product", PRODUCT_ROW))
-async def products(request: Request, asked: Annotated[PageAsked, Query()]) -> Response:
+@router.get("/products", summary="Products", responses=page_responses("Product", PRODUCT_ROW))
+async def products(request: Request, params: Annotated[PageParams, Query()]) -> Response:
     """The products of which trades are held, by name."""
-    return await _answer(request, asked, lambda service: service.products(asked))
+    return await _respond(request, params, lambda service: service.products(params))
 
 
-@router.get("/trades", summary="Trades", responses=answers("Trade", row_of(SILVER)))
-async def trades(request: Request, asked: Annotated[TradesAsked, Query()]) -> Response:
+@router.get("/trades", summary="Trades", responses=page_responses("Trade", row_of(SILVER)))
+async def trades(request: Request, params: Annotated[TradesParams, Query()]) -> Response:
     """Every trade once, by time, product and id. A trade that was fetched later stands where it belongs."""
-    start, end = asked.times
+    ids = {"first_id": params.first_id, "last_id": params.last_id}
     columns = stored_columns(SILVER)
-    return await _answer(
-        request,
-        asked,
-        lambda service: service.page(
-            asked,
-            lambda lake: lake.trades(
-                asked.symbols, start, end, first_id=asked.first_id, last_id=asked.last_id, columns=columns
-            ),
-        ),
-    )
+    return await _page(request, params, lambda lake, *which: lake.trades(*which, columns=columns, **ids))
 
 
-@router.get("/bars", summary="Bars", responses=answers("Bar", bar_row()))
-async def bars(request: Request, asked: Annotated[BarsAsked, Query()]) -> Response:
+@router.get("/bars", summary="Bars", responses=page_responses("Bar", bar_row()))
+async def bars(request: Request, params: Annotated[BarsParams, Query()]) -> Response:
     """Open, high, low, close, volume and more of each bar, by time and product; there is none where nobody traded.
 
     The newest bar of a product is still growing: its `is_complete` is false.
     """
-    start, end = asked.times
-    return await _answer(
-        request,
-        asked,
-        lambda service: service.page(asked, lambda lake: lake.bars(asked.symbols, start, end, grain=asked.grain)),
-    )
+    return await _page(request, params, lambda lake, *which: lake.bars(*which, grain=params.grain))
 
 
-@router.get("/stats", summary="Statistics", responses=answers("Statistics", row_of(STATS)))
-async def stats(request: Request, asked: Annotated[RowsAsked, Query()]) -> Response:
+@router.get("/stats", summary="Statistics", responses=page_responses("Statistics", row_of(STATS)))
+async def stats(request: Request, params: Annotated[RowsParams, Query()]) -> Response:
     """Price statistics of 5 minutes, by time and product."""
-    start, end = asked.times
-    columns = stored_columns(STATS)
-    return await _answer(
-        request,
-        asked,
-        lambda service: service.page(asked, lambda lake: lake.stats(asked.symbols, start, end, columns=columns)),
-    )
+    return await _page(request, params, lambda lake, *which: lake.stats(*which, columns=stored_columns(STATS)))
 
 
-@router.get("/alerts", summary="Alerts", responses=answers("Alert", row_of(ALERTS)))
-async def alerts(request: Request, asked: Annotated[AlertsAsked, Query()]) -> Response:
+@router.get("/alerts", summary="Alerts", responses=page_responses("Alert", row_of(ALERTS)))
+async def alerts(request: Request, params: Annotated[AlertsParams, Query()]) -> Response:
     """Alert episodes that opened in the time, by that moment. An episode is updated in place while it is OPEN."""
-    start, end = asked.times
+    filters = {name: getattr(params, name) or None for name in ("rule", "alert_type", "severity", "state")}
     columns = stored_columns(ALERTS)
-    chosen_by = {name: getattr(asked, name) or None for name in ("rule", "alert_type", "severity", "state")}
-    return await _answer(
-        request,
-        asked,
-        lambda service: service.page(
-            asked, lambda lake: lake.alerts(asked.symbols, start, end, columns=columns, **chosen_by)
-        ),
-    )
+    return await _page(request, params, lambda lake, *which: lake.alerts(*which, columns=columns, **filters))
 
 
-@router.get("/completeness", summary="Completeness", responses=answers("Hour", row_of(COMPLETENESS)))
-async def completeness(request: Request, asked: Annotated[RowsAsked, Query()]) -> Response:
+@router.get("/completeness", summary="Completeness", responses=page_responses("Hour", row_of(COMPLETENESS)))
+async def completeness(request: Request, params: Annotated[RowsParams, Query()]) -> Response:
     """Per product and hour: how many trade ids are expected, held, healed, absent at the exchange, and missing."""
-    start, end = asked.times
     columns = stored_columns(COMPLETENESS)
-    return await _answer(
-        request,
-        asked,
-        lambda service: service.page(asked, lambda lake: lake.completeness(asked.symbols, start, end, columns=columns)),
-    )
+    return await _page(request, params, lambda lake, *which: lake.completeness(*which, columns=columns))
 
 
-@router.get("/events", summary="Events", responses=event_answers())
+@router.get("/events", summary="Events", responses=event_responses())
 async def events(
     request: Request,
-    asked: Annotated[EventsAsked, Query()],
+    params: Annotated[EventsParams, Query()],
     last_event_id: Annotated[
         EventId, Header(alias="Last-Event-ID", description="The id of the last alert that was received.")
     ] = None,
@@ -119,15 +89,21 @@ async def events(
     and 5 minutes, 1 and 24 hours in percent; amounts and volume of 24 hours. `lake`: whether it can be read. `end`: the
     server ends; come back in a moment. A comment comes every 15 quiet seconds.
     """
-    check_names((name for name, _ in request.query_params.multi_items()), EventsAsked)
-    told: Events = request.app.state.events
-    return await told.stream(asked, last_event_id)
+    check_repeated((name for name, _ in request.query_params.multi_items()), EventsParams)
+    streams: Events = request.app.state.events
+    return await streams.stream(params, last_event_id)
 
 
-async def _answer(request: Request, asked: PageAsked, read: Callable[[Service], Awaitable[Page]]) -> Response:
-    """The page as the visitor wants it."""
-    check_names((name for name, _ in request.query_params.multi_items()), type(asked))
-    form = chosen(asked.format, request.headers.get("accept"))
+async def _page(request: Request, params: RowsParams, rows_of: Callable[..., TableRows]) -> Response:
+    """A page of the rows that `rows_of` gives for a lake, products, start and end."""
+    which = params.symbols, *params.times
+    return await _respond(request, params, lambda service: service.page(params, lambda lake: rows_of(lake, *which)))
+
+
+async def _respond(request: Request, params: PageParams, read: Callable[[Service], Awaitable[RowsPage]]) -> Response:
+    """The page in the format that was negotiated."""
+    check_repeated((name for name, _ in request.query_params.multi_items()), type(params))
+    form = negotiate(params.format, request.headers.get("accept"))
     service: Service = request.app.state.service
     page = await read(service)
     headers = {"Cache-Control": "no-store", "Vary": "Accept"}
@@ -136,4 +112,6 @@ async def _answer(request: Request, asked: PageAsked, read: Callable[[Service], 
         others = [(name, value) for name, value in query if name != "cursor"]
         address = f"{request.url.path}?{urlencode([*others, ('cursor', page.next)])}"
         headers["Link"] = f'<{address}>; rel="next"'
-    return StreamingResponse(form.write(page), 200, headers, form.media_type)
+    size = page.rows.nbytes
+    service.reserve(size)
+    return DeadlineStream(form.write(page), headers, form.media_type, lambda: service.release(size))

@@ -1,4 +1,4 @@
-"""From a question to its page: asked in a thread of the gate, read as a whole, and only then sent.
+"""From a query to its page: run in a thread of the pool, read as a whole, and only then sent.
 
 So a visitor who reads slowly keeps no query waiting, and an answer that has begun can't fail any more. A page is
 bounded by `limit`: some 20 MB.
@@ -6,41 +6,46 @@ bounded by `limit`: some 20 MB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from threading import Lock
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
-from cryptopulse.errors import CryptoPulseError, QueryStopped, RowsGone, TransientError
+from cryptopulse.errors import CryptoPulseError, LakeUnreachable, QueryStopped, RowsGone, TransientError
 from cryptopulse.lake.dataset import Lake
+from cryptopulse.lake.files import Files
+from cryptopulse.lake.follower import NewestVersions
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.newest import Newest
 from cryptopulse.lake.table_rows import TableRows
-from cryptopulse.lake.tables import ALERTS
+from cryptopulse.lake.tables import ALERTS, COVERAGE
 from cryptopulse.serve.api import paging
-from cryptopulse.serve.api.catalog import Catalog
 from cryptopulse.serve.api.document import stored_columns
-from cryptopulse.serve.api.formats import Page
-from cryptopulse.serve.api.parameters import PageAsked, RowsAsked
-from cryptopulse.serve.gate import Answer, Gate, too_slow
-from cryptopulse.serve.problems import Problem
-from cryptopulse.settings_serve import ServeSettings
+from cryptopulse.serve.api.formats import RowsPage
+from cryptopulse.serve.api.parameters import PageParams, RowsParams
+from cryptopulse.serve.http.problems import Problem
+from cryptopulse.serve.http.query_pool import QueryPool, Result, query_timeout
+from cryptopulse.settings.serve import ServeSettings
 
 _log = structlog.get_logger()
 
 _MEMORY_MAX_MB = 512  # of all queries together; then they spill to the disk
+_PRODUCTS_FRESH_S = 1.0  # the products are read no more often
 _THREADS = 2  # of all queries together: the pipeline may be on the same machine
 _RETRY_AFTER_S = 5
+_SENDING_MAX = 256 * 1024 * 1024  # bytes of pages that are read and not sent yet: who reads slowly holds them
 
 
 class Service:
-    """Answers questions about one lake."""
+    """Runs the API's queries over one lake."""
 
     def __init__(self, location: LakeLocation, settings: ServeSettings) -> None:
         """Opens nothing yet; the lake need not be there."""
-        self.versions = Newest(location)
+        self.versions = NewestVersions(location)
         self.lake = Lake(
             location,
             memory_max_mb=_MEMORY_MAX_MB,
@@ -48,89 +53,137 @@ class Service:
             timeout_s=settings.query_timeout_s,
             versions=self.versions,
         )
-        self.gate = Gate(settings.queries_at_once, settings.query_timeout_s)
-        self.watch_gate = Gate(1, settings.query_timeout_s)
-        """For what machines ask, so that visitors don't hide a server's state."""
-        self._catalog = Catalog(self.lake)
+        self.queries = QueryPool(settings.queries_at_once, settings.query_timeout_s)
+        self.monitoring = QueryPool(1, settings.query_timeout_s)
+        """For health checks and metrics, so that visitors can't hide a server's state."""
+        self._products_lock = Lock()
+        self._products: pa.Table | None = None
+        self._symbols: frozenset[str] = frozenset()
+        self._products_at_s = 0.0
+        self._alerts_lock = asyncio.Lock()
+        self._alerts: tuple[int, pa.Table] | None = None
         self._timeout_s = settings.query_timeout_s
+        self._sending = 0
+
+    def reserve(self, size: int) -> None:
+        """Counts a page of `size` bytes until `release`. Raises Problem when too much is on its way."""
+        if self._sending and self._sending + size > _SENDING_MAX:
+            headers = {"Retry-After": str(_RETRY_AFTER_S)}
+            raise Problem(503, "busy", "Too many responses are being sent; retry later.", headers=headers)
+        self._sending += size
+
+    def release(self, size: int) -> None:
+        """The page is sent, or nobody reads it any more."""
+        self._sending -= size
 
     def close(self) -> None:
         """Ends."""
-        self.gate.close()
-        self.watch_gate.close()
+        self.queries.close()
+        self.monitoring.close()
         self.lake.close()
 
-    async def page(self, asked: RowsAsked, rows_of: Callable[[Lake], TableRows]) -> Page:
-        """The page of the rows `rows_of` gives, without the columns that only say where a row is kept.
+    async def page(self, params: RowsParams, rows_of: Callable[[Lake], TableRows]) -> RowsPage:
+        """The page of the rows `rows_of` gives. Raises Problem."""
 
-        Raises Problem.
-        """
-        return await self._ask(lambda: self._page(asked, rows_of))
+        def read() -> RowsPage:
+            rows = rows_of(self.lake)
+            if params.order == "desc":
+                rows = rows.reversed()
+            if params.cursor is not None:
+                types = (rows.selection.table.arrow_schema.field(name).type for name in rows.order)
+                kinds = [
+                    datetime if pa.types.is_timestamp(kind) else str if pa.types.is_string(kind) else int
+                    for kind in types
+                ]
+                rows = rows.after(*paging.decode_cursor(params.query, params.cursor, kinds))
+                _check_exists(rows.files)
+            self._check_symbols(params.symbols)
+            found = rows.limit(params.limit + 1).arrow()
+            if found.num_rows <= params.limit:
+                return RowsPage(found, None)
+            kept = found.slice(0, params.limit)
+            key = [kept[name][-1].as_py() for name in rows.order]
+            return RowsPage(kept, paging.encode_cursor(params.query, key))
 
-    async def products(self, asked: PageAsked) -> Page:
+        return await self._run(read)
+
+    async def products(self, params: PageParams) -> RowsPage:
         """The page of the products. Raises Problem."""
-        return await self._ask(lambda: self._products(asked))
+
+        def read() -> RowsPage:
+            query = paging.query_digest("products")
+            found = self._read_products()
+            if params.cursor is not None:
+                (last,) = paging.decode_cursor(query, params.cursor, [str])
+                _check_exists(self.versions.files(COVERAGE))
+                found = found.filter(pc.greater(found["symbol"], last))
+            kept = found.slice(0, params.limit)
+            is_last = kept.num_rows == found.num_rows
+            return RowsPage(kept, None if is_last else paging.encode_cursor(query, [kept["symbol"][-1].as_py()]))
+
+        return await self._run(read)
 
     async def alerts(self, symbols: list[str] | None) -> pa.Table:
-        """All alert episodes of `symbols`. Raises Problem."""
-        columns = stored_columns(ALERTS)
+        """All alert episodes of `symbols`, read once a version, however many listeners come at once. Raises Problem."""
 
         def read() -> pa.Table:
-            self._catalog.check(symbols)
-            return self.lake.alerts(symbols, columns=columns).arrow()
+            self._check_symbols(symbols)
+            version = self.versions.files(ALERTS).version
+            if self._alerts is None or self._alerts[0] != version:
+                self._alerts = version, self.lake.alerts(columns=stored_columns(ALERTS)).arrow()
+            table = self._alerts[1]
+            return table if symbols is None else table.filter(pc.is_in(table["symbol"], pa.array(symbols)))
 
-        return await self._ask(read)
+        async with self._alerts_lock:  # one at a time, so that a hundred who come at once fill no queue
+            return await self._run(read, self.monitoring)
 
-    async def _ask(self, read: Callable[[], Answer]) -> Answer:
-        def reading() -> Answer:
-            with self._telling():
+    def _read_products(self) -> pa.Table:
+        """The products by name, as `Lake.products` has them, at most a second old. From any thread."""
+        with self._products_lock:
+            now_s = time.monotonic()
+            if self._products is None or now_s > self._products_at_s + _PRODUCTS_FRESH_S:
+                self._products = self.lake.products().arrow()
+                self._symbols = frozenset(self._products["symbol"].to_pylist())
+                self._products_at_s = now_s
+            return self._products
+
+    def _check_symbols(self, symbols: Sequence[str] | None) -> None:
+        """Raises Problem (404) when the lake has no trades of one of `symbols`: it may be mistyped."""
+        if symbols is None or self._symbols.issuperset(symbols):  # products come, but don't go
+            return
+        self._read_products()
+        if unknown := [symbol for symbol in symbols if symbol not in self._symbols]:
+            raise Problem(
+                404,
+                "unknown_product",
+                f"Unknown product {unknown[0]}: the lake has no trades of it; GET /api/products lists all.",
+                parameters=[("symbol", f"unknown product {symbol}") for symbol in unknown],
+            )
+
+    async def _run(self, read: Callable[[], Result], pool: QueryPool | None = None) -> Result:
+        """What `read` returns; what is wrong with the lake is raised as Problem."""
+
+        def query() -> Result:
+            try:
                 try:
                     return read()
                 except RowsGone:  # cleaned up between our look at the table and the reading
                     return read()
+            except QueryStopped:
+                raise query_timeout(self._timeout_s) from None
+            except CryptoPulseError as error:
+                _log.warning("query_failed", error=str(error))
+                passes = isinstance(error, TransientError)
+                headers = {"Retry-After": str(_RETRY_AFTER_S)} if passes else {}
+                code = "lake_unreachable" if passes else "lake_unusable"
+                raise Problem(503, code, str(error), headers=headers) from None
 
-        return await self.gate.ask(reading)
-
-    def _page(self, asked: RowsAsked, rows_of: Callable[[Lake], TableRows]) -> Page:
-        self._catalog.check(asked.symbols)
-        rows = rows_of(self.lake)
-        if asked.order == "desc":
-            rows = rows.reversed()
-        if asked.cursor is not None:
-            kinds = [_python_type(rows.selection.table.arrow_schema.field(name).type) for name in rows.order]
-            rows = rows.after(*paging.key_of(asked.question, asked.cursor, kinds))
-        found = rows.limit(asked.limit + 1).arrow()
-        if found.num_rows <= asked.limit:
-            return Page(found, None)
-        kept = found.slice(0, asked.limit)
-        key = [kept[name][-1].as_py() for name in rows.order]
-        return Page(kept, paging.cursor_of(asked.question, key))
-
-    def _products(self, asked: PageAsked) -> Page:
-        question = paging.question_of("products")
-        found = self._catalog.products()
-        if asked.cursor is not None:
-            (last,) = paging.key_of(question, asked.cursor, [str])
-            found = found.filter(pa.compute.greater(found["symbol"], last))
-        kept = found.slice(0, asked.limit)
-        is_last = kept.num_rows == found.num_rows
-        return Page(kept, None if is_last else paging.cursor_of(question, [kept["symbol"][-1].as_py()]))
-
-    @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """What is wrong with the lake, as a problem."""
-        try:
-            yield
-        except QueryStopped:
-            raise too_slow(self._timeout_s) from None
-        except CryptoPulseError as error:
-            _log.warning("question_failed", error=str(error))
-            passes = isinstance(error, TransientError)
-            headers = {"Retry-After": str(_RETRY_AFTER_S)} if passes else {}
-            raise Problem(503, "lake_unreachable" if passes else "lake_unusable", str(error), headers=headers) from None
+        return await (pool or self.queries).run(query)
 
 
-def _python_type(kind: pa.DataType) -> type:
-    if pa.types.is_timestamp(kind):
-        return datetime
-    return str if pa.types.is_string(kind) else int
+def _check_exists(files: Files) -> None:
+    """Raises LakeUnreachable when a table that a page was read of is not there, as after a restart without its disk."""
+    if files.version < 0:
+        raise LakeUnreachable(
+            f"Table {files.table.qualified} is gone: was the lake {files.lake} moved since that page?"
+        )

@@ -17,7 +17,7 @@ FOLDER: Final = Path(__file__).parent / "browser"
 
 
 class _Assets(StaticFiles):
-    """Files whose address changes with what is in them, so a browser need never ask again."""
+    """Files whose address changes with what is in them, so a browser need never revalidate."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

@@ -4,15 +4,14 @@ A page is a function that makes its content::
 
     @page("/alerts", "Alerts")
     def alerts() -> None:
-        with panel("Open"):
-            DataTable(…)
+        View("alerts")
 
 and an entry in NAVIGATION. The header's parts come alive in `browser/frame.js`.
 """
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from functools import wraps
 from typing import Any, Final
 
 from nicegui import ui
+from nicegui.element import Element
 
-from cryptopulse.serve.dashboard.view import View
+from cryptopulse.serve.dashboard.assets import FOLDER, address
 
 TITLE: Final = "CryptoPulse"
 
@@ -60,35 +60,52 @@ _THEME_FIRST = (
 )
 
 
+# A page lives in the browser alone. With a socket to NiceGUI it would reload itself when a server that was started anew
+# does not know it, and lose the viewer's place and input.
+_NO_SOCKET = (
+    "<script>Object.defineProperty(window,'io',{set(){},get:()=>()=>"
+    "({on(){},emit(){},io:{on(){},opts:{},engine:{}}})})</script>"
+)
+_FORGOTTEN_S = 1.0
+
+
+class View(Element, component="view.js"):
+    """A part of a page that is drawn in the browser: mounts `browser/<module>.js` into the page.
+
+    Its function `mount(element, options)` draws, and may return an object with `unmount`.
+    """
+
+    def __init__(self, module: str, **options: Any) -> None:
+        """`options` are handed to the module; what JSON can say."""
+        super().__init__()
+        assert (FOLDER / f"{module}.js").is_file(), module
+        self._props["module"] = f"{address()}/{module}.js"
+        self._props["options"] = options
+
+
 def add_head(assets: str) -> None:
     """Puts style sheet and theme into the head of all pages. `assets`: path of the files in `browser/`."""
     modules = ("frame", "live", "format", "theme")
     preloads = "".join(f'<link rel="modulepreload" href="{assets}/{name}.js">' for name in modules)
     ui.add_head_html(
-        f'{_THEME_FIRST}<link rel="stylesheet" href="{assets}/dashboard.css">{preloads}'
+        f'{_THEME_FIRST}{_NO_SOCKET}<link rel="stylesheet" href="{assets}/dashboard.css">{preloads}'
         '<meta name="theme-color" content="#0c1017">',
         shared=True,
     )
 
 
-def page(path: str, title: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def page(path: str, title: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes a page at `path` of a function that makes its content, in the frame. The function may take the path's
-    parameters, and may be asynchronous.
+    parameters.
     """
 
-    def decorated(build: Callable[..., Any]) -> Callable[..., Any]:
-        if inspect.iscoroutinefunction(build):
-
-            @wraps(build)
-            async def framed(*values: Any, **named: Any) -> None:
-                with frame(path):
-                    await build(*values, **named)
-        else:
-
-            @wraps(build)
-            def framed(*values: Any, **named: Any) -> None:
-                with frame(path):
-                    build(*values, **named)
+    def decorated(build: Callable[..., None]) -> Callable[..., None]:
+        @wraps(build)
+        def framed(*values: Any, **named: Any) -> None:
+            with frame(path):
+                build(*values, **named)
+            # NiceGUI keeps a minute what a page was made of, some 75 kB, for a browser that will call back.
+            asyncio.get_running_loop().call_later(_FORGOTTEN_S, ui.context.client.delete)
 
         ui.page(path, title=f"{title} · {TITLE}")(framed)
         return framed
@@ -99,20 +116,12 @@ def page(path: str, title: str) -> Callable[[Callable[..., Any]], Callable[..., 
 @contextmanager
 def frame(path: str) -> Iterator[None]:
     """The header, and around what is made inside the page's main part. `path` is marked in the navigation."""
-    ui.html(_header(path), sanitize=False, tag="header").classes("cp-header")
-    View("frame", path=path).classes("cp-hidden")
-    with ui.element("main").props('id="main" tabindex="-1"').classes("cp-main"):
-        yield
-    ui.html(_tabs(path), sanitize=False, tag="nav").classes("cp-tabs").props('aria-label="Pages"')
-
-
-def _header(path: str) -> str:
     links = "".join(
         f'<a href="{entry.path}"{_current(entry, path)} title="{entry.title} (g {entry.key})">{entry.title}'
         f"{_badge(entry)}</a>"
         for entry in NAVIGATION
     )
-    return (
+    header = (
         '<a class="cp-skip" href="#main">Skip to content</a>'
         f'<a class="cp-brand" href="/" aria-label="CryptoPulse, market">{FAVICON}<span>CryptoPulse</span></a>'
         f'<nav class="cp-nav" aria-label="Pages">{links}</nav>'
@@ -126,15 +135,17 @@ def _header(path: str) -> str:
         '<button class="cp-button cp-icon" id="cp-help" type="button" title="Keyboard shortcuts (?)" '
         'aria-label="Keyboard shortcuts">?</button>'
     )
-
-
-def _tabs(path: str) -> str:
-    """The navigation of a narrow screen, at its bottom."""
-    return "".join(
+    ui.html(header, sanitize=False, tag="header").classes("cp-header")
+    View("frame", path=path).classes("cp-hidden")
+    with ui.element("main").props('id="main" tabindex="-1"').classes("cp-main"):
+        ui.html("", sanitize=False, tag="p").classes("cp-as-of").props('id="cp-as-of" role="note" hidden')
+        yield
+    tabs = "".join(  # the navigation of a narrow screen, at its bottom
         f'<a href="{entry.path}"{_current(entry, path)}><svg viewBox="0 0 24 24" aria-hidden="true">'
         f'<path d="{entry.icon}"/></svg><span>{entry.title}</span>{_badge(entry)}</a>'
         for entry in NAVIGATION
     )
+    ui.html(tabs, sanitize=False, tag="nav").classes("cp-tabs").props('aria-label="Pages"')
 
 
 def _current(entry: Entry, path: str) -> str:

@@ -4,18 +4,9 @@ export default {
   props: { module: String, options: Object },
   async mounted() {
     const module = await import(this.module);
-    if (!this.$el.isConnected) return;
-    this.view = module.mount(this.$el, this.options ?? {}) ?? {};
-    for (const [name, values] of this.waiting ?? []) this.view[name]?.(...values);
+    if (this.$el.isConnected) this.view = module.mount(this.$el, this.options ?? {});
   },
   beforeUnmount() {
     this.view?.unmount?.();
-  },
-  methods: {
-    // Calls a method of the view from the server.
-    call(name, ...values) {
-      if (this.view) return this.view[name]?.(...values);
-      this.waiting = [...(this.waiting ?? []), [name, values]]; // the module is not there yet
-    },
   },
 };

@@ -1,1 +1,1 @@
-"""What is going on in the lake now: commits noticed, read once, and handed to everybody who looks."""
+"""The lake as it is now: commits are noticed, read once, and sent to all viewers."""

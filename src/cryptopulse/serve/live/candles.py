@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from cryptopulse.engine.recent import MICROS
-from cryptopulse.serve.live.market import Market, Trades, float64, int64
+from cryptopulse.serve.live.market import LiveMarket, TradeColumns, float64, int64
 from cryptopulse.serve.live.ring import Floats, Ints
+from cryptopulse.text import MICROS
 
 GRAINS: Final[Mapping[str, int]] = {"1s": 1, "5s": 5, "15s": 15, "1m": 60, "5m": 300, "15m": 900, "1h": 3600}
 """The grains by name, in seconds."""
@@ -61,16 +60,10 @@ _TIME, _OPEN, _HIGH, _LOW, _CLOSE, _VOLUME, _NOTIONAL, _BUY, _COUNT, _AVERAGE, _
 _SUMS = [_VOLUME, _NOTIONAL, _BUY, _COUNT]
 
 
-def candles_of(product: int, seconds: int, market: Market) -> BarCandles | TradeCandles:
-    """Empty candles of the product that has this number in `market`."""
-    kind = BarCandles if seconds >= _MINUTE else TradeCandles
-    return kind(product, seconds, market)
-
-
 class BarCandles:
     """Candles of a minute or more."""
 
-    def __init__(self, product: int, seconds: int, market: Market) -> None:
+    def __init__(self, product: int, seconds: int, market: LiveMarket) -> None:
         """`seconds`: the grain, a whole number of minutes."""
         self.product = product
         self._minutes = seconds // _MINUTE
@@ -107,24 +100,26 @@ class BarCandles:
             return None
         if not len(starts):
             return self.rows[:0]
-        made = self._from_minutes(int(starts[0]))
+        # From the first minute that has changed on, by the market's minutes.
+        first = int(starts[0])
+        columns, begin = market.minutes.row(self.product, first - _HOUR_MINUTES)
+        traded = np.flatnonzero(columns["trade_count"] > 0)
+        bars = _of_columns(traded + begin, {name: values[traded] for name, values in columns.items()})
+        made = _merged(bars[bars[:, _TIME] >= first * _MINUTE], self._minutes * _MINUTE)
         concerned = made[made[:, _TIME] < (starts[-1] + _HOUR_MINUTES) * _MINUTE + self._minutes * _MINUTE]
-        changed: Floats = concerned[~_are_in(concerned, self.rows)]  # the averages of an hour after a late trade, too
+        places = np.searchsorted(self.rows[:, _TIME], concerned[:, _TIME])
+        is_new = np.ones(len(concerned), np.bool_)
+        inside = np.flatnonzero(places < len(self.rows))
+        is_new[inside] = (self.rows[places[inside]] != concerned[inside]).any(axis=1)
+        changed: Floats = concerned[is_new]  # the averages of an hour after a late trade, too
         self.rows = _replaced(self.rows, changed)[-CANDLES:]
         return changed
-
-    def _from_minutes(self, first: int) -> Floats:
-        """The candles from minute `first` on, by the market's minutes."""
-        columns, begin = self._market.minutes.row(self.product, first - _HOUR_MINUTES)
-        held = np.flatnonzero(columns["trade_count"] > 0)
-        bars = _of_columns(held + begin, {name: values[held] for name, values in columns.items()})
-        return _merged(bars[bars[:, _TIME] >= first * _MINUTE], self._minutes * _MINUTE)
 
 
 class TradeCandles:
     """Candles of less than a minute."""
 
-    def __init__(self, product: int, seconds: int, market: Market) -> None:
+    def __init__(self, product: int, seconds: int, market: LiveMarket) -> None:
         """`seconds`: the grain."""
         self.product = product
         self._seconds = seconds
@@ -143,12 +138,19 @@ class TradeCandles:
         """Begins with candles of the past."""
         self.rows = self._with_averages(past)
 
-    def take(self, trades: Trades) -> Floats:
+    def take(self, trades: TradeColumns) -> Floats:
         """The candles that changed by new trades."""
         own = trades.of(self.product)
         if own.start == own.stop:
             return self.rows[:0]
-        parts = _of_trades(trades, own, self._seconds)
+        price, size = trades.price[own], trades.size[own]
+        parts = np.zeros((len(price), len(COLUMNS)))  # each trade as a candle of its own
+        parts[:, _TIME] = trades.time_us[own] // (self._seconds * MICROS) * self._seconds
+        parts[:, _OPEN] = parts[:, _HIGH] = parts[:, _LOW] = parts[:, _CLOSE] = price
+        parts[:, _VOLUME], parts[:, _NOTIONAL] = size, price * size
+        parts[:, _BUY] = np.where(trades.is_buy[own], size, 0.0)
+        parts[:, _COUNT] = 1
+        parts[:, _FIRST_ID] = parts[:, _LAST_ID] = trades.trade_id[own]
         starts = np.unique(parts[:, _TIME])
         if len(self.rows) >= CANDLES:
             starts = starts[starts >= self.rows[0, _TIME]]
@@ -172,27 +174,21 @@ def _of_columns(minutes: Ints, columns: Mapping[str, Floats]) -> Floats:
     rows[:, _TIME] = minutes * _MINUTE
     for place, name in enumerate(COLUMNS[_OPEN:_AVERAGE], _OPEN):
         rows[:, place] = columns[name]
-    sums = np.concatenate([[0.0], np.cumsum(columns["price_sum"])])
-    counts = np.concatenate([[0.0], np.cumsum(columns["trade_count"])])
-    since = np.searchsorted(minutes, minutes - _HOUR_MINUTES, side="right")
-    until = np.arange(1, len(minutes) + 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rows[:, _AVERAGE] = (sums[until] - sums[since]) / (counts[until] - counts[since])
+    rows[:, _AVERAGE] = averages_1h(minutes, columns["price_sum"], columns["trade_count"])
     rows[:, _FIRST_ID] = rows[:, _LAST_ID] = 0
     return rows
 
 
-def _of_trades(trades: Trades, own: slice, seconds: int) -> Floats:
-    """Each trade as a candle of its own."""
-    price, size = trades.price[own], trades.size[own]
-    rows = np.zeros((len(price), len(COLUMNS)))
-    rows[:, _TIME] = trades.time_us[own] // (seconds * MICROS) * seconds
-    rows[:, _OPEN] = rows[:, _HIGH] = rows[:, _LOW] = rows[:, _CLOSE] = price
-    rows[:, _VOLUME], rows[:, _NOTIONAL] = size, price * size
-    rows[:, _BUY] = np.where(trades.is_buy[own], size, 0.0)
-    rows[:, _COUNT] = 1
-    rows[:, _FIRST_ID] = rows[:, _LAST_ID] = trades.trade_id[own]
-    return rows
+def averages_1h(minutes: Ints, price_sum: Floats, trade_count: Floats) -> Floats:
+    """Mean price of the trades of the hour up to and with each of `minutes` (numbers since 1970, ascending), of which
+    each has a trade.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(price_sum)])
+    counts = np.concatenate([[0.0], np.cumsum(trade_count)])
+    since = np.searchsorted(minutes, minutes - _HOUR_MINUTES, side="right")
+    until = np.arange(1, len(minutes) + 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((sums[until] - sums[since]) / (counts[until] - counts[since]))
 
 
 def _merged(rows: Floats, seconds: int) -> Floats:
@@ -214,14 +210,6 @@ def _merged(rows: Floats, seconds: int) -> Floats:
     by_end = np.lexsort((rows[:, _TIME], rows[:, _LAST_ID], starts))
     made[:, [_CLOSE, _AVERAGE, _LAST_ID]] = rows[by_end][last][:, [_CLOSE, _AVERAGE, _LAST_ID]]
     return made
-
-
-def _are_in(rows: Floats, others: Floats) -> npt.NDArray[np.bool_]:
-    """Which of `rows` stand in `others` as they are; both in the order of time."""
-    if not len(others):
-        return np.zeros(len(rows), np.bool_)
-    places = np.minimum(np.searchsorted(others[:, _TIME], rows[:, _TIME]), len(others) - 1)
-    return np.asarray((others[places] == rows).all(axis=1))
 
 
 def _replaced(rows: Floats, changed: Floats) -> Floats:

@@ -8,14 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from cryptopulse.engine.delta import read_table, utc_literal
-from cryptopulse.engine.recent import MICROS
 from cryptopulse.errors import LakeUnreachable
-from cryptopulse.lake.access import is_there
+from cryptopulse.lake.dialect import delta_time
+from cryptopulse.lake.follower import Where
 from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.reading import read_table
+from cryptopulse.lake.storage import is_there
 from cryptopulse.lake.tables import BARS, SILVER, Table
 from cryptopulse.serve.live.candles import CANDLES, HISTORY_COLUMNS
-from cryptopulse.serve.live.follow import Where
+from cryptopulse.text import MICROS
 
 _FUTURE_US = 60 * MICROS  # a clock may be off by so much
 _HOUR_S = 3600
@@ -25,22 +26,26 @@ def last_of(column: str, seconds: int) -> Where:
     """The rows of the last `seconds` before the newest value of the time `column`."""
 
     def where(table: DeltaTable) -> str:
-        newest = newest_us(table, column)
-        return "true" if newest is None else f"{column} > {utc_literal(newest - seconds * MICROS)}"
+        newest = newest_us(pa.table(table.get_add_actions(flatten=True)), column)
+        return "true" if newest is None else f"{column} > {delta_time(newest - seconds * MICROS)}"
 
     return where
 
 
-def newest_us(table: DeltaTable, column: str) -> int | None:
-    """The newest time in `column`, µs UTC, by the files' statistics, not in the future; None when they don't say."""
-    actions = pa.table(table.get_add_actions(flatten=True))
+def newest_us(actions: pa.Table, column: str) -> int | None:
+    """The newest time in `column` that is not in the future, µs UTC, by the statistics of a table's files (add
+    actions), which are cut to milliseconds. Earlier where a file also holds a later one. None when they don't say.
+    """
     if f"max.{column}" not in actions.column_names:
         return None
-    newest = pc.max(pc.cast(actions[f"max.{column}"], pa.timestamp("us"))).as_py()
-    if newest is None:
-        return None
-    found = int(pc.cast(pa.scalar(newest, pa.timestamp("us")), pa.int64()).as_py())
-    return min(found + 1000, time.time_ns() // 1000 + _FUTURE_US)  # statistics are cut to milliseconds
+    first, last = (
+        pc.cast(pc.cast(actions[f"{edge}.{column}"], pa.timestamp("us")), pa.int64()) for edge in ("min", "max")
+    )
+    until_us = time.time_ns() // 1000 + _FUTURE_US
+    # One trade of the year 2150 must not hide what there is of the other products.
+    known = pc.if_else(pc.less_equal(last, until_us), last, first)
+    found: int | None = pc.max(known.filter(pc.less_equal(known, until_us))).as_py()
+    return found
 
 
 def history_of(lake: LakeLocation, symbol: str, seconds: int, now_us: int, loaded_us: int | None) -> pa.Table:
@@ -52,11 +57,11 @@ def history_of(lake: LakeLocation, symbol: str, seconds: int, now_us: int, loade
     """
     if seconds >= 60:
         first_us = now_us - (CANDLES * seconds + _HOUR_S) * MICROS  # with the hour before, for the averages
-        where = f"symbol = '{symbol}' AND window_start > {utc_literal(first_us)}"
+        where = f"symbol = '{symbol}' AND window_start > {delta_time(first_us)}"
         return _read(lake, BARS, ", ".join(f'"{name}"' for name in HISTORY_COLUMNS), where)
     first_us = (now_us // (seconds * MICROS) - CANDLES + 1) * seconds * MICROS
-    where = f"symbol = '{symbol}' AND event_time >= {utc_literal(first_us)}"
-    where += f" AND load_timestamp <= {utc_literal(loaded_us or 0)} GROUP BY 1 ORDER BY 1"
+    where = f"symbol = '{symbol}' AND event_time >= {delta_time(first_us)}"
+    where += f" AND load_timestamp <= {delta_time(loaded_us or 0)} GROUP BY 1 ORDER BY 1"
     return _read(lake, SILVER, _CANDLES_SQL.format(seconds=seconds, length_us=seconds * MICROS), where)
 
 

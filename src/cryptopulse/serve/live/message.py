@@ -12,7 +12,7 @@ _encoder = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, eq=False)
-class Message:
+class LiveMessage:
     """One message, made once for all subscribers."""
 
     topic: str

@@ -1,7 +1,7 @@
 """The newest slots of time of many products, as numpy columns: a row for each product, a place for each slot.
 
 A slot is a minute or a second, counted since 1970. New ones push the oldest out. The columns are longer than what is
-kept, so that any stretch of slots is one slice; when they are full, what is kept is moved to their beginning.
+kept, so that any range of slots is one slice; when they are full, what is kept is moved to their beginning.
 """
 
 from __future__ import annotations
@@ -64,17 +64,15 @@ class Ring:
         if slot <= self.head:
             return
         self.head = slot
-        if slot - self._begin >= self._width:
-            self._move(slot - self._slots + 1)
-
-    def _move(self, begin: int) -> None:
-        by = begin - self._begin
-        for name, empty in self._empty.items():
-            data = self._data[name]
-            if by < self._width:
-                data[:, : self._width - by] = data[:, by:].copy()
-            data[:, max(self._width - by, 0) :] = empty
-        self._begin = begin
+        if slot - self._begin >= self._width:  # they are full: what is kept goes to their beginning
+            begin = slot - self._slots + 1
+            by = begin - self._begin
+            for name, empty in self._empty.items():
+                data = self._data[name]
+                if by < self._width:
+                    data[:, : self._width - by] = data[:, by:].copy()
+                data[:, max(self._width - by, 0) :] = empty
+            self._begin = begin
 
     def put(self, products: Ints, slots: Ints, columns: Mapping[str, Floats | Ints]) -> None:
         """Sets values; of the same product and slot the last one stays. What is too old is left out."""
@@ -93,7 +91,7 @@ class Ring:
 
     def last(self, name: str, slot: int) -> Floats:
         """The newest value of each product at or before `slot`; NaN for none."""
-        data = self.stretch(self.first, slot).columns[name]
+        data = self.window(self.first, slot).columns[name]
         if not data.shape[1]:
             return np.full(len(data), np.nan)
         known = ~np.isnan(data[:, ::-1])
@@ -112,20 +110,20 @@ class Ring:
         cut = slice(begin - self._begin, max(self.head + 1, begin) - self._begin)
         return {name: data[product, cut] for name, data in self._data.items()}, begin
 
-    def stretch(self, first: int, last: int) -> Stretch:
+    def window(self, first: int, last: int) -> Window:
         """The slots from `first` to `last`, as far as they are kept."""
         begin, end = max(first, self.first) - self._begin, min(last, self.head) - self._begin + 1
         cut = slice(begin, max(end, begin))
-        return Stretch({name: data[: self._products, cut] for name, data in self._data.items()}, last - first + 1)
+        return Window({name: data[: self._products, cut] for name, data in self._data.items()}, last - first + 1)
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Window:
     """Some slots of all products."""
 
     columns: Mapping[str, Floats]
     slots: int
-    """How many were asked for. Those that are not kept, or not begun, are missing at either end."""
+    """How many were wanted. Those that are not kept, or not begun, are missing at either end."""
 
     def sum(self, name: str) -> Floats:
         """The sum of each product."""
@@ -140,7 +138,7 @@ class Stretch:
         return np.asarray(np.fmin.reduce(self.columns[name], axis=1, initial=np.nan))
 
     def filled(self, name: str) -> Floats:
-        """As many values as were asked for; where there is none the one before, and NaN before the first."""
+        """As many values as were wanted; where there is none the one before, and NaN before the first."""
         data = self.columns[name]
         known = np.where(np.isnan(data), -1, np.arange(data.shape[1]))
         last = np.maximum.accumulate(known, axis=1)

@@ -1,13 +1,15 @@
 """The WebSocket over which a page gets its topics.
 
-A page sends `{"topics": […]}`, all that it wants from now on, as often as it likes. It gets JSON lists of messages
-(`Message.text`), each made once for all pages, and after two quiet seconds an empty list, so that it can tell a
-connection that is dead from one on which nothing happens.
+A page sends `{"topics": […]}`, all that it wants from now on. It may send that again: some times at once, then twice a
+second, and only the newest request counts; of one that goes on sending two messages a second are taken. It gets JSON
+lists of messages (`Message.text`), each made once for all pages, and after two quiet seconds an empty list, so that it
+can tell a connection that is dead from one on which nothing happens.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,7 +17,8 @@ from urllib.parse import urlsplit
 import msgspec
 from fastapi import WebSocket, WebSocketDisconnect
 
-from cryptopulse.serve.live.live import Live, Subscription
+from cryptopulse.serve.live.hub import Live, Subscription
+from cryptopulse.token_bucket import TokenBucket
 
 PATH: Final = "/live"
 """Where the socket is."""
@@ -24,7 +27,9 @@ QUIET_S: Final = 2.0
 
 _TOPICS_MAX = 16
 _TOPIC_LETTERS_MAX = 80
-_GOING_AWAY, _REFUSED, _NOT_UNDERSTOOD = 1001, 1008, 1007
+_REQUESTS_AT_ONCE, _REQUEST_EVERY_S = 5, 0.5  # a page that mounts its parts has some within a moment
+_MESSAGES_AT_ONCE, _MESSAGE_EVERY_S = 15, 0.5
+_GOING_AWAY, _NOT_UNDERSTOOD, _REFUSED = 1001, 1007, 1008
 
 
 class _Wanted(msgspec.Struct):
@@ -33,12 +38,14 @@ class _Wanted(msgspec.Struct):
 
 async def serve_socket(socket: WebSocket, live: Live) -> None:
     """Serves one page until it goes or `live` ends. A page of another site is refused."""
-    if not _is_own(socket):
+    # Browsers name the site of the page that opens a socket, and let any page open one to anywhere.
+    origin = socket.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
         await socket.close(_REFUSED)
         return
     await socket.accept()
     async with live.subscribe() as subscription:
-        tasks = [asyncio.create_task(work(socket, subscription)) for work in (_listen, _send)]
+        tasks = [asyncio.create_task(work(socket, subscription)) for work in (_receive, _send)]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -47,22 +54,34 @@ async def serve_socket(socket: WebSocket, live: Live) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _is_own(socket: WebSocket) -> bool:
-    """Browsers name the site of the page that opens a socket, and let any page open one to anywhere."""
-    origin = socket.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == socket.headers.get("host")
+async def _receive(socket: WebSocket, subscription: Subscription) -> None:
+    requests = TokenBucket(_REQUESTS_AT_ONCE, _REQUEST_EVERY_S)
+    messages = TokenBucket(_MESSAGES_AT_ONCE, _MESSAGE_EVERY_S)
+    newest: tuple[str, ...] = ()
+    timer: asyncio.TimerHandle | None = None
 
+    def subscribe() -> None:
+        nonlocal timer
+        timer = None
+        requests.take(time.monotonic())
+        subscription.set(newest)
 
-async def _listen(socket: WebSocket, subscription: Subscription) -> None:
-    with suppress(WebSocketDisconnect):
+    try:
         while True:
-            try:
-                wanted = msgspec.json.decode(await socket.receive_text(), type=_Wanted)
-            except (msgspec.DecodeError, KeyError):
-                await socket.close(_NOT_UNDERSTOOD)
-                return
-            topics = {topic for topic in wanted.topics[:_TOPICS_MAX] if len(topic) <= _TOPIC_LETTERS_MAX}
-            subscription.set(topics)
+            topics = msgspec.json.decode(await socket.receive_text(), type=_Wanted).topics[:_TOPICS_MAX]
+            newest = tuple(dict.fromkeys(topic for topic in topics if len(topic) <= _TOPIC_LETTERS_MAX))
+            if timer is None:  # else the newest request goes with it
+                timer = asyncio.get_running_loop().call_later(requests.wait_s(time.monotonic()), subscribe)
+            if not messages.take(now_s := time.monotonic()):
+                await asyncio.sleep(messages.wait_s(now_s))
+                messages.take(time.monotonic())
+    except (msgspec.DecodeError, KeyError):
+        await socket.close(_NOT_UNDERSTOOD)
+    except WebSocketDisconnect:
+        return
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 async def _send(socket: WebSocket, subscription: Subscription) -> None:

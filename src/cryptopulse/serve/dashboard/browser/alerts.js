@@ -1,22 +1,21 @@
 // The alerts: two views of one page, the episodes and the trial of a rule.
 
-import { choice } from "./answers.js";
-import { Feed } from "./feed.js";
+import { AlertList } from "./alert_list.js";
+import { currentHash, h, replaceAddress } from "./dom.js";
+import { choice } from "./panels.js";
 import { TrialView } from "./trial.js";
 
 export function mount(element, options) {
-  element.classList.add("cp-alerts-page");
-  const bar = document.createElement("div");
-  bar.className = "cp-switch";
-  const place = document.createElement("div");
-  element.append(bar, place);
+  const bar = h("div", { className: "cp-switch" });
+  const body = h("div");
+  element.append(bar, body);
   let view = null;
   const show = (name) => {
+    const isTrial = name === "try";
     view?.unmount();
-    place.replaceChildren();
-    view = name === "try" ? new TrialView(place, options) : new Feed(place, options);
-    const query = new URLSearchParams(name === "try" ? "view=try" : "");
-    if (name !== first || !location.search) history.replaceState(null, "", `${location.pathname}${query.size ? `?${query}` : ""}${name === "try" ? "" : location.hash}`);
+    body.replaceChildren();
+    view = isTrial ? new TrialView(body, options) : new AlertList(body, options);
+    if (name !== first || !location.search) replaceAddress({ query: isTrial ? "view=try" : "", hash: isTrial ? "" : currentHash() });
   };
   const first = new URLSearchParams(location.search).get("view") === "try" ? "try" : "episodes";
   choice(bar, "View", [["episodes", "Episodes"], ["try", "Try a rule", "What a rule would have raised on the stored trades"]], first, show);

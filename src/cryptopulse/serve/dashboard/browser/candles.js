@@ -1,48 +1,52 @@
-// The candles of a chart in the order of time, with what ECharts wants of them.
+// Candles in the order of time.
 
-export const KEPT_MAX = 4000; // more than the server sends, as a page may stay open for long
+import { toObjects } from "./api.js";
+
+// Candles as objects, with what is drawn of them; `time` is in seconds since 1970.
+export function candlesOf(message) {
+  return toObjects(message).map((row) => {
+    const sell_volume = row.volume - row.buy_volume;
+    const [vwap, net] = row.volume > 0 ? [row.notional / row.volume, (100 * (row.buy_volume - sell_volume)) / row.volume] : [null, null];
+    return { ...row, vwap, sell_volume, net };
+  });
+}
 
 export class Candles {
-  constructor() {
-    this.clear();
+  constructor(rows = []) {
+    this.rows = rows;
+    this.times = rows.map((row) => row.time);
   }
 
-  clear() {
-    this.times = []; // start, in seconds since 1970
-    this.rows = [];
+  get length() {
+    return this.times.length;
   }
 
-  // Puts rows in; `columns` names their values, the first is the time. Returns how many were cut off at the beginning.
-  take(columns, rows, isWhole) {
-    if (isWhole) this.clear();
-    for (const values of rows) {
-      const row = {};
-      columns.forEach((name, place) => (row[name] = values[place]));
-      row.vwap = row.volume > 0 ? row.notional / row.volume : null;
-      row.sell_volume = row.volume - row.buy_volume;
-      row.net = row.volume > 0 ? (100 * (row.buy_volume - row.sell_volume)) / row.volume : null;
-      this.put(row);
-    }
-    const cut = Math.max(this.times.length - KEPT_MAX, 0);
-    this.times.splice(0, cut);
-    this.rows.splice(0, cut);
-    return cut;
+  get first() {
+    return this.times[0];
   }
 
-  put(row) {
-    const last = this.times[this.times.length - 1];
-    if (last === undefined || row.time > last) {
-      this.times.push(row.time);
-      this.rows.push(row);
+  get last() {
+    return this.times[this.times.length - 1];
+  }
+
+  // Puts rows in, which are in order; one of the same time takes the place of the one before.
+  put(rows) {
+    if (rows.length && this.length && rows[rows.length - 1].time < this.first) {
+      this.rows = [...rows, ...this.rows];
+      this.times = this.rows.map((row) => row.time);
       return;
     }
-    const place = this.placeOf(row.time);
-    if (this.times[place] === row.time) {
-      this.rows[place] = row;
-    } else {
-      this.times.splice(place, 0, row.time);
-      this.rows.splice(place, 0, row);
+    for (const row of rows) {
+      const place = this.length && row.time <= this.last ? this.placeOf(row.time) : this.length;
+      const isThere = this.times[place] === row.time ? 1 : 0;
+      this.rows.splice(place, isThere, row);
+      this.times.splice(place, isThere, row.time);
     }
+  }
+
+  cut(start, end) {
+    this.rows = this.rows.slice(start, end);
+    this.times = this.times.slice(start, end);
   }
 
   // The place of the first candle at or after `time`.
@@ -57,13 +61,9 @@ export class Candles {
     return low;
   }
 
-  // The place of the candle that `time` lies in, or the one before it.
+  // The place of the candle that `time` lies in, or the one before it; -1 before the first.
   within(time) {
     const place = this.placeOf(time);
     return this.times[place] === time ? place : place - 1;
-  }
-
-  get length() {
-    return this.times.length;
   }
 }

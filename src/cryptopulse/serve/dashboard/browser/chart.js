@@ -3,17 +3,27 @@
 // What the viewer looks at is kept as times, not as places or percents: so it stays when candles come, and slides along
 // only while the newest candle is in it.
 
-import { echarts } from "nicegui-echart";
+import { LABEL_PX, roundPlaces } from "./axis.js";
+import { baseOption, createChart, labelStyle, xAxis } from "./echart.js";
 import * as format from "./format.js";
-import { onTheme, token } from "./theme.js";
-import { Candles } from "./candles.js";
-import { words } from "./table.js";
+import { words } from "./panels.js";
+import { token } from "./theme.js";
+import { Timeline } from "./timeline.js";
 
 const DRAW_EVERY_MS = 150;
 const SHOWN_FIRST = 120;
 const SHOWN_FIRST_NARROW = 60;
 const SHOWN_MIN = 8;
+const SHOWN_MAX = 2400; // beyond that a candle is thinner than a pixel, and the timeline keeps little more
 const GAP_SHARE = 0.03; // of what is shown, left free behind the newest candle
+const EDGE = 100; // so near to the end of what is there more is read
+const LEFT = 8;
+const TOP = 14;
+const STRIP_PX = 5;
+const LABEL_HIGH_PX = 17;
+const PRICE_SHARE = 0.6; // of the height
+const ROOM = 0.09; // above and below the prices, for the words at the alerts
+const LETTER_PX = 6.2; // of 11 px Roboto, about
 
 // The pressure's scale is as long upwards as downwards: the next of 10, 20, 50 and 100 percent.
 function even(min, max) {
@@ -22,45 +32,55 @@ function even(min, max) {
 }
 
 export class CandleChart {
-  // `onHover(row)` gets the candle under the pointer, or the newest one; `onMove(isFollowing)` whether the newest is shown.
-  constructor(element, { onHover, onMove }) {
-    this.onHover = onHover;
-    this.onMove = onMove;
-    this.candles = new Candles();
+  // `load` as Timeline takes it. `onHover(row, decimals)` gets the candle under the pointer, or the newest one;
+  // `onMove()` is called when the viewer sees another part; `onRead(text)` gets how reading goes.
+  constructor(element, { load, onHover, onMove, onRead }) {
+    Object.assign(this, { onHover, onMove, onRead });
+    this.timeline = new Timeline(async (request) => {
+      const page = await load(request);
+      this.decimals = Math.max(this.decimals, page.decimals);
+      return page;
+    });
     this.alerts = [];
-    this.decimals = 2;
+    this.chosen = null; // the alert_id of the episode whose time is marked
+    this.decimals = 0;
     this.grainS = 60;
     this.hidden = new Set();
     this.isFollowing = true;
     this.span = element.clientWidth < 600 ? SHOWN_FIRST_NARROW : SHOWN_FIRST;
     this.end = null; // time of the last candle that is shown while not following
-    this.chart = echarts.init(element, null, { renderer: "canvas" });
+    this.ticks = new Map(); // time of a candle as text → whether it is the first one that is labelled
+    this.base = createChart(element, () => this.drawSoon(), () => this.style());
+    this.chart = this.base.chart;
     this.chart.on("datazoom", () => this.zoomed());
     this.chart.on("updateAxisPointer", (event) => this.pointed(event));
     this.chart.getZr().on("globalout", () => this.pointed({}));
-    this.resizer = new ResizeObserver(() => this.chart.resize());
-    this.resizer.observe(element);
-    this.ends = [onTheme(() => this.style()), format.onZone(() => this.style())];
     this.style();
   }
 
-  // Another grain or product: begins anew, at the newest candle.
+  get candles() {
+    return this.timeline.shown;
+  }
+
+  // Another grain: begins anew, at the newest candle.
   reset(grainS) {
     this.grainS = grainS;
-    this.candles.clear();
+    this.timeline.reset();
     this.isFollowing = true;
     this.hovered = null;
     this.draw();
   }
 
-  take(message) {
-    this.decimals = message.decimals;
-    this.candles.take(message.columns, message.rows, message.kind === "snapshot");
+  receive(message) {
+    this.decimals = Math.max(this.decimals, message.decimals);
+    this.timeline.receive(message, this.isFollowing);
+    if (message.kind === "snapshot") this.readOn();
     this.drawSoon();
   }
 
-  setAlerts(rows) {
+  setAlerts(rows, chosen) {
     this.alerts = rows;
+    this.chosen = chosen;
     this.drawSoon();
   }
 
@@ -83,63 +103,100 @@ export class CandleChart {
     return [Math.max(end - this.span + 1, 0), end];
   }
 
+  // The time (seconds) in the middle of what is shown; null while the newest candles are followed.
+  middle() {
+    const [start, end] = this.shown();
+    return this.isFollowing ? null : (this.candles.times[(start + end) >> 1] ?? null);
+  }
+
+  // The last place that is shown is now this one.
+  moveTo(place) {
+    const last = this.candles.length - 1;
+    const end = Math.min(Math.max(place, Math.min(this.span - 1, last)), last);
+    this.isFollowing = this.timeline.isLive && end >= last;
+    this.end = this.candles.times[end] ?? null;
+    this.onMove();
+    this.readOn();
+    this.drawSoon();
+  }
+
   // The viewer has zoomed or moved.
   zoomed() {
     if (this.isSetting || !this.candles.length) return;
-    const zoom = this.chart.getOption().dataZoom[0];
-    const last = this.candles.length - 1;
-    const start = Math.max(zoom.startValue, 0);
-    const end = Math.min(zoom.endValue, last);
-    this.span = Math.max(end - start + 1, SHOWN_MIN);
-    this.isFollowing = zoom.endValue >= last;
-    this.end = this.candles.times[end];
-    this.onMove(this.isFollowing);
-    this.drawSoon();
+    const { startValue, endValue } = this.chart.getOption().dataZoom[0];
+    const end = Math.min(endValue, this.candles.length - 1);
+    this.span = Math.max(end - Math.max(startValue, 0) + 1, SHOWN_MIN);
+    this.moveTo(endValue);
   }
 
   // Moves by a part of what is shown; zooms by a factor around the end.
   move(part) {
     const [start, end] = this.shown();
-    const by = Math.round((end - start + 1) * part) || Math.sign(part);
-    const to = Math.min(Math.max(end + by, this.span - 1), this.candles.length - 1);
-    this.isFollowing = to >= this.candles.length - 1;
-    this.end = this.candles.times[to];
-    this.onMove(this.isFollowing);
-    this.draw();
+    this.moveTo(end + (Math.round((end - start + 1) * part) || Math.sign(part)));
   }
 
   zoom(factor) {
-    this.span = Math.min(Math.max(Math.round(this.span * factor), SHOWN_MIN), Math.max(this.candles.length, SHOWN_MIN));
-    this.draw();
+    this.setSpan(this.span * factor);
+    this.moveTo(this.shown()[1]);
+  }
+
+  // How many candles are shown.
+  setSpan(candles) {
+    this.span = Math.min(Math.max(Math.round(candles), SHOWN_MIN), SHOWN_MAX);
   }
 
   follow() {
-    this.isFollowing = true;
-    this.onMove(true);
-    this.draw();
+    this.timeline.toNewest();
+    this.moveTo(this.candles.length - 1);
   }
 
-  // Brings the time (seconds) into the middle.
-  goTo(time) {
-    if (!this.candles.length) return false;
-    const place = this.candles.within(time);
-    if (place < 0) return false;
-    const end = Math.min(place + Math.round(this.span / 2), this.candles.length - 1);
-    this.isFollowing = end >= this.candles.length - 1;
-    this.end = this.candles.times[end];
-    this.onMove(this.isFollowing);
-    this.draw();
-    return true;
+  // Brings the time (seconds) into the middle. Returns the time of the candle there, null when there is none at all.
+  async goTo(time) {
+    const isThere = await this.read(this.timeline.goTo(time));
+    if (!isThere) return null;
+    const place = Math.max(this.candles.within(time), 0);
+    this.moveTo(place + (this.span >> 1));
+    return this.candles.times[place];
+  }
+
+  // Reads more when the view comes near the end of what is there.
+  async readOn() {
+    const [start, end] = this.shown();
+    const { timeline } = this;
+    if (timeline.loading) return;
+    const isOld = start < EDGE && !timeline.hasOldest;
+    const isNew = end > this.candles.length - EDGE && !timeline.isLive;
+    if (!isOld && !isNew) return;
+    if (await this.read(isOld ? timeline.older() : timeline.newer())) {
+      this.onMove();
+      this.drawSoon();
+      this.readOn();
+    }
+  }
+
+  // The result of a reading; reports how it goes.
+  async read(reading) {
+    const slow = setTimeout(() => this.onRead("Reading older candles …"), 300);
+    try {
+      const found = await reading;
+      this.onRead("");
+      return found;
+    } catch (error) {
+      this.onRead(`Older candles could not be read: ${error.message}`);
+      return false;
+    } finally {
+      clearTimeout(slow);
+    }
   }
 
   pointed(event) {
     const axis = event.axesInfo?.find((one) => one.axisDim === "x");
     this.hovered = axis ? this.candles.times[axis.value] : null;
-    this.tellHover();
+    this.showHovered();
   }
 
-  tellHover() {
-    const place = this.hovered === null || this.hovered === undefined ? -1 : this.candles.placeOf(this.hovered);
+  showHovered() {
+    const place = this.hovered === null || this.hovered === undefined ? this.shown()[1] : this.candles.placeOf(this.hovered);
     this.onHover(this.candles.rows[place] ?? this.candles.rows[this.candles.length - 1] ?? null, this.decimals);
   }
 
@@ -153,10 +210,11 @@ export class CandleChart {
     const data = times.map(String);
     // Free places behind the newest candle, so that it does not stick to the axis.
     const gap = this.isFollowing ? Math.max(Math.round(Math.min(this.span, rows.length) * GAP_SHARE), 1) : 0;
-    const newest = times[times.length - 1] ?? 0;
-    for (let place = 1; place <= Math.max(gap, 1); place++) data.push(String(newest + place * this.grainS));
+    for (let place = 1; place <= Math.max(gap, 1); place++) data.push(String((this.candles.last ?? 0) + place * this.grainS));
+    this.layOut(startValue, endValue + gap);
     this.isSetting = true;
     this.chart.setOption({
+      grid: Array(3).fill({ right: this.right }),
       xAxis: [{ data }, { data }, { data }],
       dataZoom: [{ startValue, endValue: endValue + gap }],
       series: [
@@ -174,106 +232,125 @@ export class CandleChart {
       ],
     });
     this.isSetting = false;
-    this.tellHover();
+    this.showHovered();
   }
 
-  lastLine() {
+  // Where things stand in pixels: the axis of prices is as wide as its labels, and times are labelled where they are round.
+  layOut(start, end) {
     const last = this.candles.rows[this.candles.length - 1];
+    const widest = Math.max(format.price(last?.high, this.decimals).length, "Sell 100 %".length);
+    this.right = Math.round(widest * LETTER_PX) + 18;
+    const width = Math.max(this.chart.getWidth() - LEFT - this.right, 1);
+    this.placeOf = (place) => LEFT + ((place - start + 0.5) * width) / Math.max(end - start + 1, 1);
+    const offsetS = format.zoneOffsetS((this.candles.times[start] ?? 0) * 1000);
+    const places = this.candles.length ? roundPlaces(this.candles.times, start, Math.min(end, this.candles.length - 1), Math.max(Math.floor(width / LABEL_PX), 1), offsetS) : [];
+    // A label in the middle of its tick must not reach over the edge.
+    const kept = places.filter((place) => this.placeOf(place) > LABEL_PX / 2 - LEFT && this.placeOf(place) < LEFT + width + this.right - LABEL_PX / 2);
+    this.ticks = new Map(kept.map((place, at) => [String(this.candles.times[place]), at === 0]));
+  }
+
+  // Whether a label of the axis of prices would lie under that of the last price.
+  isUnderLast(value) {
+    const last = this.timeline.live.rows[this.timeline.live.length - 1];
+    if (!last) return false;
+    const [start, end] = this.shown();
+    const rows = this.candles.rows.slice(start, end + 1);
+    const names = ["average_1h", "vwap"].filter((name) => !this.hidden.has(name));
+    const all = rows.flatMap((row) => [row.high, row.low, ...names.map((name) => row[name] ?? row.low)]);
+    const range = (Math.max(...all) - Math.min(...all)) * (1 + 2 * ROOM);
+    return Math.abs(value - last.close) < (LABEL_HIGH_PX * range) / (this.chart.getHeight() * PRICE_SHARE);
+  }
+
+  // The price of the newest trade, also while the past is shown: then it may lie outside of what is seen.
+  lastLine() {
+    const last = this.timeline.live.rows[this.timeline.live.length - 1];
     if (!last) return [];
     const color = token(last.close >= last.open ? "up" : "down");
     const label = { backgroundColor: color, color: token("bar"), formatter: format.price(last.close, this.decimals) };
     return [{ yAxis: last.close, lineStyle: { color }, label }];
   }
 
-  // The episodes, from the price that they are measured from to the last trade over the threshold.
+  // The chosen episode, from its first decisive trade to the last one over the threshold.
   areas() {
-    const last = this.candles.length - 1;
-    return this.visibleAlerts().map((alert) => {
-      const from = this.candles.within(Math.floor(alert.window_start / 1e6 / this.grainS) * this.grainS);
-      const until = alert.state === "OPEN" ? last : this.candles.within(alert.last_trigger_at / 1e6);
-      const color = token(alert.alert_type === "FLASH_CRASH" ? "down-area" : "up-area");
-      return [
-        { xAxis: String(this.candles.times[Math.max(from, 0)]), itemStyle: { color }, name: alert.alert_id },
-        { xAxis: String(this.candles.times[Math.max(until, from, 0)]) },
-      ];
-    });
+    return this.visibleAlerts()
+      .filter((alert) => alert.alert_id === this.chosen)
+      .map((alert) => {
+        const last = this.candles.length - 1;
+        const from = Math.max(this.candles.within(Math.min(alert.window_start, alert.opened_at) / 1e6), 0);
+        const until = alert.state === "OPEN" ? last : Math.max(this.candles.within(alert.last_trigger_at / 1e6), from);
+        const isLong = until - from > this.span / 2; // shading most of what is seen would say nothing: a strip does
+        const color = token((alert.alert_type === "FLASH_CRASH" ? "down" : "up") + (isLong ? "" : "-area"));
+        return [
+          { xAxis: String(this.candles.times[from]), itemStyle: { color }, name: alert.alert_id, y: isLong ? TOP : undefined },
+          { xAxis: String(this.candles.times[Math.max(until, Math.min(from + 1, last))]), y: isLong ? TOP + STRIP_PX : undefined },
+        ];
+      });
   }
 
+  // A mark for each episode, and words where they have room: first for the chosen one, then for the largest.
   points() {
-    return this.visibleAlerts().map((alert) => {
+    const [start, end] = this.shown();
+    const taken = { top: [], bottom: [] };
+    const found = [];
+    const rank = (alert) => (alert.alert_id === this.chosen ? Infinity : Math.abs(alert.price_change_pct));
+    for (const alert of this.visibleAlerts().sort((a, b) => rank(b) - rank(a))) {
       const place = Math.max(this.candles.within(alert.opened_at / 1e6), 0);
-      const isCrash = alert.alert_type === "FLASH_CRASH";
-      const row = this.candles.rows[place];
-      return {
+      if (place < start || place > end) continue;
+      const isChosen = alert.alert_id === this.chosen;
+      const side = alert.alert_type === "FLASH_CRASH" ? "top" : "bottom";
+      const percent = format.percent(alert.price_change_pct, 1);
+      const text = isChosen ? `${words(alert.alert_type)} ${percent}` : percent;
+      const half = (text.length * LETTER_PX) / 2 + 3;
+      const at = this.placeOf(place);
+      const center = Math.min(Math.max(at, half), this.chart.getWidth() - this.right - half);
+      const hasRoom = taken[side].every(([other, width]) => Math.abs(other - center) > half + width);
+      if (hasRoom) taken[side].push([center, half]);
+      const color = token(side === "top" ? "down" : "up");
+      found.push({
         name: alert.alert_id,
-        coord: [String(row.time), isCrash ? row.high : row.low],
+        coord: [String(this.candles.times[place]), this.candles.rows[place][side === "top" ? "high" : "low"]],
         symbol: "triangle",
-        symbolSize: [10, 8],
-        symbolRotate: isCrash ? 180 : 0,
-        symbolOffset: [0, isCrash ? -9 : 9],
-        itemStyle: { color: token(isCrash ? "down" : "up") },
-        label: {
-          show: true,
-          position: isCrash ? "top" : "bottom",
-          distance: 6,
-          color: token(isCrash ? "down" : "up"),
-          fontSize: 11,
-          formatter: `${words(alert.alert_type)} ${format.percent(alert.price_change_pct, 1)}`,
-        },
-      };
-    });
+        symbolSize: isChosen ? [13, 11] : [9, 7],
+        symbolRotate: side === "top" ? 180 : 0,
+        symbolOffset: [0, side === "top" ? -9 : 9],
+        itemStyle: { color },
+        label: { show: hasRoom, position: side, distance: 5, offset: [center - at, 0], color, fontSize: 11, fontWeight: isChosen ? "bold" : "normal", formatter: text },
+      });
+    }
+    return found;
   }
 
   visibleAlerts() {
-    const { times } = this.candles;
-    if (!times.length) return [];
-    const until = times[times.length - 1] + this.grainS;
-    return this.alerts.filter((alert) => alert.last_trigger_at / 1e6 >= times[0] && alert.opened_at / 1e6 < until);
-  }
-
-  timeLabel(text) {
-    const ms = Number(text) * 1000;
-    if (this.grainS < 60) return format.clock(ms);
-    const clock = format.clock(ms, false);
-    return clock === "00:00" || this.grainS >= 3600 ? `${format.date(ms).slice(5)} ${clock}` : clock;
+    if (!this.candles.length) return [];
+    const until = this.candles.last + this.grainS;
+    return this.alerts.filter((alert) => alert.last_trigger_at / 1e6 >= this.candles.first && alert.opened_at / 1e6 < until);
   }
 
   // Everything but the data: colours, axes, zones.
   style() {
-    const [text, dim, line, faint, surface] = ["text", "dim", "line-soft", "line", "raised"].map(token);
-    const label = { color: dim, fontSize: 11, fontFamily: "Roboto, system-ui, sans-serif" };
-    const pointer = { show: true, lineStyle: { color: dim, type: "dashed", width: 1 }, label: { show: false } };
-    const right = 84;
+    const label = labelStyle();
+    const pointer = (rest) => ({
+      show: true,
+      lineStyle: { color: token("dim"), type: "dashed", width: 1 },
+      label: { color: token("text"), backgroundColor: token("raised"), fontSize: 11, ...rest },
+    });
     const x = (gridIndex, isLabelled) => ({
-      type: "category",
+      ...xAxis(this.chart),
       gridIndex,
       boundaryGap: true,
-      axisLine: { lineStyle: { color: faint } },
-      axisTick: { show: false },
-      splitLine: { show: false },
       axisLabel: {
         ...label,
         show: isLabelled,
-        hideOverlap: true,
-        alignMinLabel: "left",
-        alignMaxLabel: "right",
-        formatter: (value) => this.timeLabel(value),
+        lineHeight: 14,
+        interval: (_place, value) => this.ticks.has(value),
+        formatter: (value) => format.tick(Number(value) * 1000, this.ticks.get(value)),
       },
-      axisPointer: {
-        ...pointer,
-        label: {
-          show: isLabelled,
-          color: text,
-          backgroundColor: surface,
-          fontSize: 11,
-          formatter: ({ value }) => format.dateTime(Number(value) * 1000),
-        },
-      },
+      axisPointer: pointer({ show: isLabelled, formatter: ({ value }) => format.dateTime(Number(value) * 1000) }),
     });
     const y = (gridIndex, rest) => ({
       gridIndex,
       position: "right",
-      splitLine: { lineStyle: { color: line } },
+      splitLine: { lineStyle: { color: token("line-soft") } },
       axisLine: { show: false },
       axisTick: { show: false },
       axisPointer: { show: false },
@@ -291,43 +368,33 @@ export class CandleChart {
       emphasis: { disabled: true },
       z: 3,
     });
-    const bar = (name, color, rest = {}) => ({
+    const bar = (name, axis, itemStyle, stack) => ({
       name,
       type: "bar",
       silent: true,
-      itemStyle: { color: token(color) },
+      itemStyle,
       emphasis: { disabled: true },
-      xAxisIndex: 1,
-      yAxisIndex: 1,
+      xAxisIndex: axis,
+      yAxisIndex: axis,
       barCategoryGap: "25%",
-      ...rest,
+      stack,
     });
     this.chart.setOption({
-      animation: false,
-      backgroundColor: "transparent",
-      textStyle: { fontFamily: "Roboto, system-ui, sans-serif" },
+      ...baseOption(),
       axisPointer: { link: [{ xAxisIndex: "all" }] },
       tooltip: { trigger: "axis", showContent: false, axisPointer: { type: "cross" } },
       grid: [
-        { left: 8, right, top: 14, height: "60%" },
-        { left: 8, right, top: "68%", height: "13%" },
-        { left: 8, right, top: "84%", bottom: 26 },
+        { left: LEFT, top: TOP, height: `${100 * PRICE_SHARE}%` },
+        { left: LEFT, top: "68%", height: "13%" },
+        { left: LEFT, top: "84%", bottom: 38 },
       ],
       xAxis: [x(0, false), x(1, false), x(2, true)],
       yAxis: [
         y(0, {
           scale: true,
-          axisPointer: {
-            show: true,
-            lineStyle: { color: dim, type: "dashed" },
-            label: {
-              color: text,
-              backgroundColor: surface,
-              fontSize: 11,
-              formatter: ({ value }) => format.price(value, this.decimals),
-            },
-          },
-          axisLabel: { formatter: (value) => format.price(value, this.decimals) },
+          boundaryGap: [`${100 * ROOM}%`, `${100 * ROOM}%`],
+          axisPointer: pointer({ formatter: ({ value }) => format.price(value, this.decimals) }),
+          axisLabel: { formatter: (value) => (this.isUnderLast(value) ? "" : format.price(value, this.decimals)) },
         }),
         y(1, { splitNumber: 2, axisLabel: { formatter: (value) => format.amount(value), showMinLabel: false } }),
         y(2, {
@@ -338,25 +405,21 @@ export class CandleChart {
         }),
       ],
       dataZoom: [
-        { type: "inside", xAxisIndex: [0, 1, 2], filterMode: "filter", minValueSpan: SHOWN_MIN, moveOnMouseMove: true },
+        { type: "inside", xAxisIndex: [0, 1, 2], filterMode: "filter", minValueSpan: SHOWN_MIN, maxValueSpan: SHOWN_MAX, moveOnMouseMove: true },
       ],
       series: [
         {
           name: "price",
           type: "candlestick",
           barMaxWidth: 18,
-          itemStyle: {
-            color: token("up"),
-            borderColor: token("up"),
-            color0: token("down"),
-            borderColor0: token("down"),
-          },
+          itemStyle: { color: token("up"), borderColor: token("up"), color0: token("down"), borderColor0: token("down") },
           emphasis: { disabled: true },
           markArea: { silent: true, label: { show: false }, data: [] },
           markPoint: { silent: true, data: [] },
           markLine: {
             silent: true,
             symbol: "none",
+            precision: -1, // else the line stands at the price rounded to two decimals
             lineStyle: { type: "dotted", width: 1 },
             label: { position: "end", distance: 3, padding: [3, 5], borderRadius: 3, fontSize: 11 },
             data: [],
@@ -364,14 +427,9 @@ export class CandleChart {
         },
         overlay("average_1h", "line-1", 1.4),
         overlay("vwap", "line-2", 1),
-        bar("bought", "up", { stack: "volume", itemStyle: { color: token("up"), opacity: 0.62 } }),
-        bar("sold", "down", { stack: "volume", itemStyle: { color: token("down"), opacity: 0.62 } }),
-        {
-          ...bar("net", "up"),
-          xAxisIndex: 2,
-          yAxisIndex: 2,
-          itemStyle: { color: ({ value }) => token(value >= 0 ? "up" : "down") },
-        },
+        bar("bought", 1, { color: token("up"), opacity: 0.62 }, "volume"),
+        bar("sold", 1, { color: token("down"), opacity: 0.62 }, "volume"),
+        bar("net", 2, { color: ({ value }) => token(value >= 0 ? "up" : "down") }),
       ],
     });
     this.drawSoon();
@@ -379,8 +437,6 @@ export class CandleChart {
 
   unmount() {
     clearTimeout(this.due);
-    this.resizer.disconnect();
-    for (const end of this.ends) end();
-    this.chart.dispose();
+    this.base.unmount();
   }
 }

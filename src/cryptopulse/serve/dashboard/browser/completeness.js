@@ -1,11 +1,16 @@
 // Completeness: what is held of each product and hour, what came later, what the exchange lacks, and what is missing.
 
-import { answer, choice, panel } from "./answers.js";
+import { h } from "./dom.js";
 import * as format from "./format.js";
-import { figure } from "./parts.js";
+import { Heatmap, legend, stateOf } from "./heatmap.js";
+import { HoleDetails } from "./hole_details.js";
+import { DAY_MS, HOUR_MS, holeHash, messageLink, productLink, timeHash } from "./links.js";
+import { choice, figures, halves, panel, showQuery } from "./panels.js";
+import { refusedIds, refusedWithin } from "./refused.js";
+import { auditCommand, backfillCommand, commandLine } from "./repair.js";
 import { Table } from "./table.js";
-import { Grid, STATES } from "./grid.js";
 
+const CONFLICTS = "Messages that tell a held trade with another price, size, side or time; the first copy is kept, these are in silver.quarantined_messages";
 const PRODUCTS = [
   { key: "symbol", label: "Product", kind: "symbol" },
   { key: "held", label: "Held", kind: "count", title: "Trade ids held, each once" },
@@ -14,6 +19,7 @@ const PRODUCTS = [
   { key: "holes", label: "Holes", kind: "count", title: "Runs of ids between two that are held", hide: "phone" },
   { key: "healed", label: "Healed", kind: "count", title: "Came later, over REST" },
   { key: "absent", label: "Absent", kind: "count", title: "The exchange does not have them, as one of its pages shows", hide: "phone" },
+  { key: "conflicts", label: "Conflicts", kind: "count", title: CONFLICTS, hide: "phone" },
   { key: "first_trade_id", label: "First id", kind: "count", hide: "tablet" },
   { key: "last_trade_id", label: "Last id", kind: "count", hide: "tablet" },
 ];
@@ -34,57 +40,53 @@ const HOURS = [
   { key: "missing_ids", label: "Missing", kind: "count" },
 ];
 
-export function mount(element, { lake }) {
-  element.classList.add("cp-completeness");
-  const strip = document.createElement("section");
-  strip.className = "cp-strip";
-  strip.setAttribute("aria-label", "All products");
-  const totals = {
-    complete: figure(strip, "Complete products"),
-    held: figure(strip, "Ids held", "Trade ids held, each once"),
-    missing: figure(strip, "Missing", "Neither held nor proved absent"),
-    holes: figure(strip, "Holes", "Runs of ids that are not held"),
-    healed: figure(strip, "Healed", "Came later, over REST"),
-    absent: figure(strip, "Absent", "The exchange does not have them"),
-    share: figure(strip, "Held", "Of the ids from each product's first to its last"),
-  };
-  const verdict = document.createElement("section");
-  verdict.className = "cp-verdict";
-  verdict.setAttribute("role", "status");
-  element.append(strip, verdict);
+export function mount(element, { lake, path }) {
+  const totals = figures(element, "All products", {
+    complete: ["Complete products"],
+    held: ["Ids held", "Trade ids held, each once"],
+    missing: ["Missing", "Neither held nor proved absent"],
+    holes: ["Holes", "Runs of ids that are not held"],
+    healed: ["Healed", "Came later, over REST"],
+    absent: ["Absent", "The exchange does not have them"],
+    conflicts: ["Conflicts", CONFLICTS],
+    share: ["Held", "Of the ids from each product's first to its last"],
+  });
+  const verdict = h("section", { className: "cp-verdict", role: "status" });
+  element.append(verdict);
 
-  const grids = panel(element, "By product and time", "Each cell is a product's hour or day, in UTC");
-  const grid = new Grid(grids.body);
-  legend(grids.tools);
-  let leaveGrid = null;
-  const span = (name) => {
-    leaveGrid?.();
-    leaveGrid = answer(name, {
-      handler: (rows) => grid.take(rows, name === "days" ? 86_400_000 : 3_600_000),
-      told: grids.say,
+  const overview = panel(element, "By product and time", "Each cell is a product's hour or day, in UTC");
+  const heatmap = new Heatmap(overview.body, { onOpen: (symbol, start, step) => (location.hash = timeHash(symbol, start, step)) });
+  legend(overview.tools);
+  let endOverview = null;
+  const showSpan = (name) => {
+    endOverview?.();
+    endOverview = showQuery(name, {
+      onRows: (rows) => heatmap.show(rows, name === "days" ? DAY_MS : HOUR_MS),
+      onStatus: overview.onStatus,
       empty: "There is no hour with trades yet.",
     });
   };
-  choice(grids.tools, "Span", [["hours", "48 hours"], ["days", "60 days"]], "hours", span);
-  span("hours");
-
-  const columns = document.createElement("div");
-  columns.className = "cp-halves cp-bounded";
-  const products = panel(element, "Products", "From the first to the last id held of each");
-  element.append(columns);
-  const holes = panel(columns, "Holes", "The 100 newest runs of ids that are not held");
-  const hours = panel(columns, "Hours in which trades were missed", "The 100 newest, and what became of them");
-  const href = (row) => `${window.path_prefix ?? ""}/product/${encodeURIComponent(row.symbol)}`;
-  const tables = {
-    products: new Table(products.body, PRODUCTS, { label: "Products", keyOf: (row) => row.symbol, href, sort: { key: "missing", down: true } }),
-    holes: new Table(holes.body, HOLES, { label: "Holes", keyOf: (row) => `${row.symbol} ${row.first_missing_id}`, sort: { key: "ids_missing", down: true } }),
-    hours: new Table(hours.body, HOURS, { label: "Hours", keyOf: (row) => `${row.symbol} ${row.window_start}`, sort: { key: "window_start", down: true } }),
-  };
+  choice(overview.tools, "Span", [["hours", "48 hours"], ["days", "60 days"]], "hours", showSpan);
+  showSpan("hours");
 
   let coverage = null;
   let ledger = null;
+  let conflicts = [];
+  let holes = [];
+  let refused = new Map();
+  const details = new HoleDetails(element, { path, lake, refusedOf: (symbol) => refused.get(symbol) });
+  const products = panel(element, "Products", "From the first to the last id held of each");
+  const row = halves(element, "cp-bounded");
+  const newest = panel(row, "Holes", "The 100 newest runs of ids that are not held");
+  const hours = panel(row, "Hours in which trades were missed", "The 100 newest, and what became of them");
+  const tables = {
+    products: new Table(products.body, PRODUCTS, { label: "Products", keyOf: (row) => row.symbol, href: (row) => productLink(row.symbol), sort: { key: "missing", down: true } }),
+    holes: new Table(newest.body, HOLES, { label: "Holes", keyOf: (row) => `${row.symbol} ${row.first_missing_id}`, href: (row) => holeHash(row.symbol, row.first_missing_id, row.last_missing_id), sort: { key: "ids_missing", down: true } }),
+    hours: new Table(hours.body, HOURS, { label: "Hours", keyOf: (row) => `${row.symbol} ${row.window_start}`, href: (row) => timeHash(row.symbol, row.window_start, HOUR_MS), sort: { key: "window_start", down: true } }),
+  };
   const show = () => {
     if (!coverage || !ledger) return;
+    const conflictsOf = new Map(conflicts.map((row) => [row.symbol, row.messages]));
     const hoursOf = new Map(ledger.map((row) => [row.symbol, row]));
     const rows = coverage.map((row) => {
       const own = hoursOf.get(row.symbol);
@@ -93,127 +95,109 @@ export function mount(element, { lake }) {
         held: row.ids_held,
         healed: own?.healed_ids ?? 0,
         absent: own?.absent_ids ?? 0,
+        conflicts: conflictsOf.get(row.symbol) ?? 0,
         missing: Math.max(row.ids_missing - (own?.absent_ids ?? 0), 0),
-        since: own?.first_missing,
-        share_text: `${share(row.ids_held, row.ids_held + row.ids_missing)}\u202f%`,
+        refused: holes.filter((hole) => hole.symbol === row.symbol).flatMap((hole) => refusedWithin(refused.get(row.symbol), hole.first_missing_id, hole.last_missing_id)),
+        from: own?.missing_from,
+        to: own?.missing_to,
+        share_text: share(row.ids_held, row.ids_held + row.ids_missing),
       };
     });
     tables.products.replace(rows);
-    showVerdict(verdict, rows, lake);
+    showVerdict(verdict, rows, lake, refused);
     if (!rows.length) return; // nothing is neither complete nor incomplete
     const sum = (name) => rows.reduce((all, row) => all + row[name], 0);
     const missing = sum("missing");
     const complete = rows.filter((row) => !row.missing).length;
     totals.complete(`${complete} of ${rows.length}`, complete === rows.length ? "up" : undefined);
-    totals.held(format.count(sum("held")));
+    for (const name of ["held", "holes", "healed", "absent"]) totals[name](format.count(sum(name)));
     totals.missing(format.count(missing), missing ? "down" : "up");
-    totals.holes(format.count(sum("holes")));
-    totals.healed(format.count(sum("healed")));
-    totals.absent(format.count(sum("absent")));
-    totals.share(`${share(sum("held"), sum("held") + missing)}\u202f%`);
+    const conflicting = conflicts.reduce((all, row) => all + row.messages, 0); // some may be of no one product
+    totals.conflicts(format.count(conflicting), conflicting ? "down" : "up");
+    totals.share(share(sum("held"), sum("held") + missing));
   };
   const ends = [
-    answer("completeness", { handler: (rows) => ((coverage = rows), show()), told: products.say, empty: "There are no trades yet." }),
-    answer("ledger", { handler: (rows) => ((ledger = rows), show()) }),
-    answer("holes", { handler: (rows) => tables.holes.replace(rows), told: holes.say, empty: "None: every id between two that are held is held." }),
-    answer("incomplete_hours", {
-      handler: (rows) => tables.hours.replace(rows.map((row) => ({ ...row, state: stateOf(row) }))),
-      told: hours.say,
+    showQuery("completeness", { onRows: (rows) => ((coverage = rows), show()), onStatus: products.onStatus, empty: "There are no trades yet." }),
+    showQuery("ledger", { onRows: (rows) => ((ledger = rows), show()) }),
+    showQuery("conflicts", { onRows: (rows) => ((conflicts = rows), show()) }),
+    showQuery("holes", {
+      onRows: (rows) => {
+        holes = rows;
+        tables.holes.replace(rows);
+        show();
+      },
+      onStatus: newest.onStatus,
+      empty: "None: every id between two that are held is held.",
+    }),
+    showQuery("quarantine", {
+      onRows: (rows) => {
+        refused = refusedIds(rows);
+        show();
+        if (details.found) details.describe();
+      },
+    }),
+    showQuery("incomplete_hours", {
+      onRows: (rows) => tables.hours.replace(rows.map((row) => ({ ...row, state: stateOf(row).toUpperCase() }))),
+      onStatus: hours.onStatus,
       empty: "None: no trade has ever been missed.",
     }),
   ];
   return {
     unmount() {
-      leaveGrid?.();
-      for (const end of ends) end();
-      for (const table of Object.values(tables)) table.unmount();
-      grid.unmount();
+      for (const end of [endOverview, ...ends]) end();
+      for (const part of [...Object.values(tables), heatmap, details]) part.unmount();
     },
   };
 }
 
 // Never 100 while something is missing.
 function share(held, all) {
-  if (!all || held === all) return "100";
-  const percent = (100 * held) / all;
+  if (!all || held === all) return "100\u202f%";
   for (let digits = 2; digits < 10; digits++) {
-    const text = percent.toFixed(digits);
-    if (Number(text) < 100) return text;
+    const text = ((100 * held) / all).toFixed(digits);
+    if (Number(text) < 100) return `${text}\u202f%`;
   }
-  return "99.9999999999";
-}
-
-function stateOf(row) {
-  return row.missing_ids ? "MISSING" : row.absent_ids ? "ABSENT" : row.healed_ids ? "HEALED" : "COMPLETE";
-}
-
-function legend(parent) {
-  const list = document.createElement("span");
-  list.className = "cp-states";
-  for (const [name, words, title] of STATES) {
-    const one = Object.assign(document.createElement("span"), { textContent: words, title });
-    const box = document.createElement("i");
-    box.dataset.cell = name;
-    one.prepend(box);
-    list.append(one);
-  }
-  parent.append(list);
+  return "99.9999999999\u202f%";
 }
 
 // What the figures mean, and what to do.
-function showVerdict(element, rows, lake) {
+function showVerdict(element, rows, lake, refused) {
   const bad = rows.filter((row) => row.missing).sort((a, b) => b.missing - a.missing);
   const missing = bad.reduce((all, row) => all + row.missing, 0);
-  const key = `${rows.length > 0} ${missing} ${bad.map((row) => row.symbol).join()}`;
+  const known = bad.flatMap((row) => row.refused.map((id) => refused.get(row.symbol).get(id)));
+  const key = JSON.stringify([rows.length, bad.map((row) => [row.symbol, row.missing, row.from, row.to, row.refused])]);
   if (element.dataset.key === key) return;
   element.dataset.key = key;
   element.dataset.state = missing ? "missing" : rows.length ? "complete" : "empty";
-  const title = document.createElement("strong");
-  const text = document.createElement("p");
-  if (!missing) {
-    title.textContent = rows.length ? "Complete" : "No trades yet";
-    text.textContent = rows.length
-      ? "Every trade id between the first and the last one held is held, or the exchange has shown that it has no such trade. To have this and all tables checked by an independent reader:"
-      : "As soon as there are trades, this page shows whether any is missing.";
-    element.replaceChildren(title, text, ...(rows.length ? [command(`cryptopulse audit --lake ${quoted(lake)}`)] : []));
-    return;
-  }
-  const names = bad.slice(0, 3).map((row) => row.symbol).join(", ");
-  title.textContent = `${format.count(missing)} ${missing === 1 ? "trade is" : "trades are"} missing`;
-  text.textContent =
-    `Of ${names}${bad.length > 3 ? ` and ${bad.length - 3} more` : ""}. While the producer runs it fetches them by itself, the newest first. ` +
-    "What stays missing can be looked at, and fetched by hand:";
-  const since = Math.min(...bad.map((row) => row.since ?? Date.now()));
-  // A hole is counted in the hour of the trade above it, so it begins in that hour or before.
-  const from = new Date(since - 3_600_000).toISOString().slice(0, 16);
-  element.replaceChildren(
-    title,
-    text,
-    command(`cryptopulse audit --lake ${quoted(lake)} ${bad.length === 1 ? `--product ${bad[0].symbol}` : ""}`.trim()),
-    command(`cryptopulse backfill ${bad.slice(0, 6).map((row) => row.symbol).join(" ")} --from ${from} --lake ${quoted(lake)}`),
-  );
-}
-
-function quoted(text) {
-  return /^[\w./:@-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
-}
-
-function command(text) {
-  const line = document.createElement("div");
-  line.className = "cp-command";
-  const code = Object.assign(document.createElement("code"), { textContent: text });
-  const copy = Object.assign(document.createElement("button"), { className: "cp-button", type: "button", textContent: "Copy" });
-  copy.setAttribute("aria-label", `Copy: ${text}`);
-  copy.onclick = async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      copy.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(code); // no clipboard over plain HTTP: at least it is selected
-      copy.textContent = "Selected";
+  const title = h("strong");
+  const text = h("p");
+  const commands = [];
+  if (!rows.length) {
+    title.textContent = "No trades yet";
+    text.textContent = "As soon as there are trades, this page shows whether any is missing.";
+  } else if (!missing) {
+    title.textContent = "Complete";
+    text.textContent = "Every trade id between the first and the last one held is held, or the exchange has shown that it has no such trade. To have this and all tables checked by an independent reader:";
+    commands.push(auditCommand([], lake));
+  } else {
+    const names = bad.slice(0, 3).map((row) => row.symbol).join(", ");
+    const symbols = bad.map((row) => row.symbol).sort();
+    const fetchable = bad.filter((row) => row.missing > row.refused.length);
+    const times = fetchable.filter((row) => format.known(row.from));
+    title.textContent = `${format.count(missing)} ${missing === 1 ? "trade is" : "trades are"} missing`;
+    text.append(`Of ${names}${bad.length > 3 ? ` and ${bad.length - 3} more` : ""}. `);
+    if (known.length) {
+      const count = known.length === missing ? "All of them" : `${format.count(known.length)} of them`;
+      text.append(`${count} ${known.length === 1 ? "was" : "were"} received and refused: a backfill does not help, `, h("a", { href: messageLink(known[0]), textContent: "their messages are in quarantine" }), ". ");
     }
-    setTimeout(() => (copy.textContent = "Copy"), 1500);
-  };
-  line.append(code, copy);
-  return line;
+    if (fetchable.length) text.append("While the producer runs it fetches what is missing by itself, the newest first. ");
+    text.append(fetchable.length ? "What stays missing can be checked, and fetched by hand:" : "The audit names each with its reason:");
+    commands.push(auditCommand(symbols.length === rows.length ? [] : symbols, lake));
+    if (times.length) {
+      const from = Math.min(...times.map((row) => row.from));
+      const to = Math.max(...times.map((row) => row.to));
+      commands.push(backfillCommand(fetchable.map((row) => row.symbol).sort(), from, to, lake));
+    }
+  }
+  element.replaceChildren(title, text, ...commands.map(commandLine));
 }

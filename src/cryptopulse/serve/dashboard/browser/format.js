@@ -1,14 +1,21 @@
 // Numbers and times as text. Thin spaces between thousands, a sign that is a minus, digits of one width.
 
+import { readStorage, writeStorage } from "./dom.js";
+
 const THIN = "\u202f";
 export const NONE = "–";
 const ZONE_KEY = "cryptopulse.zone";
 const zoneWatchers = new Set();
 
 function grouped(text) {
-  const [whole, rest] = text.split(".");
-  const spaced = whole.replace(/\B(?=(\d{3})+(?!\d))/g, THIN);
-  return rest === undefined ? spaced : `${spaced}.${rest}`;
+  const [whole, ...rest] = text.split(".");
+  return [whole.replace(/\B(?=(\d{3})+(?!\d))/g, THIN), ...rest].join(".");
+}
+
+// An id of two or three parts, as it is shown: "BTC-USD" → ["BTC", "-USD"], "BIP-20DEC30-CDE" → ["BIP", "-20DEC30-CDE"]
+export function symbolParts(symbol) {
+  const base = symbol.split("-", 1)[0];
+  return [base, symbol.slice(base.length)];
 }
 
 export function known(value) {
@@ -40,28 +47,18 @@ export function direction(value, digits = 2) {
   return value > 0 ? "up" : "down";
 }
 
-const UNITS = [
-  [1e15, "Q"],
-  [1e12, "T"],
-  [1e9, "B"],
-  [1e6, "M"],
-  [1e3, "K"],
-];
+const UNITS = { Q: 1e15, T: 1e12, B: 1e9, M: 1e6, K: 1e3 };
 
-// 72083240 → "72.1 M": three digits that count
+// 72083240 → "72.1 M": three significant digits
 export function amount(value) {
   if (!known(value)) return NONE;
   const size = Math.abs(value);
-  for (const [unit, letter] of UNITS) {
-    if (size >= unit * 0.9995) return `${significant(value / unit)}${THIN}${letter}`;
-  }
   if (size === 0) return "0";
-  return size >= 1 ? significant(value) : Number(value).toPrecision(3).replace(/\.?0+$/, "");
-}
-
-function significant(value) {
-  const size = Math.abs(value);
-  return value.toFixed(size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2);
+  if (size < 1) return Number(value).toPrecision(3).replace(/\.?0+$/, "");
+  const letter = Object.keys(UNITS).find((one) => size >= UNITS[one] * 0.9995);
+  const scaled = value / (UNITS[letter] ?? 1);
+  const text = scaled.toFixed(Math.abs(scaled) >= 99.95 ? 0 : Math.abs(scaled) >= 9.995 ? 1 : 2);
+  return letter ? `${text}${THIN}${letter}` : text;
 }
 
 export function count(value) {
@@ -72,9 +69,10 @@ export function share(value) {
   return known(value) ? `${value.toFixed(0)}${THIN}%` : NONE;
 }
 
-// "4 s", "12 min", "3 h", "2 d"
-export function age(seconds) {
-  if (!known(seconds)) return NONE;
+// "4.0 s", "12 min", "3 h", "2 d"; what a clock that runs ahead calls negative is nothing
+export function age(value) {
+  if (!known(value)) return NONE;
+  const seconds = Math.max(value, 0);
   if (seconds < 10) return `${seconds.toFixed(1)}${THIN}s`;
   if (seconds < 120) return `${Math.floor(seconds)}${THIN}s`;
   if (seconds < 7200) return `${Math.floor(seconds / 60)}${THIN}min`;
@@ -82,12 +80,7 @@ export function age(seconds) {
   return `${Math.floor(seconds / 86400)}${THIN}d`;
 }
 
-let zoneChoice = "utc";
-try {
-  zoneChoice = localStorage.getItem(ZONE_KEY) === "local" ? "local" : "utc";
-} catch {
-  // no storage: UTC
-}
+let zoneChoice = readStorage(ZONE_KEY) === "local" ? "local" : "utc";
 
 export function zone() {
   return zoneChoice;
@@ -95,11 +88,7 @@ export function zone() {
 
 export function setZone(choice) {
   zoneChoice = choice;
-  try {
-    localStorage.setItem(ZONE_KEY, choice);
-  } catch {
-    // it holds for this page
-  }
+  writeStorage(ZONE_KEY, choice);
   for (const watcher of zoneWatchers) watcher(choice);
 }
 
@@ -123,6 +112,7 @@ export function date(ms) {
   return `${year}-${two(month)}-${two(day)}`;
 }
 
+// "14:03:22" or "14:03"
 export function clock(ms, withSeconds = true) {
   const [, , , hour, minute, second] = parts(ms);
   return `${two(hour)}:${two(minute)}${withSeconds ? `:${two(second)}` : ""}`;
@@ -137,8 +127,46 @@ export function moment(ms) {
   return `${then[0] === now[0] ? day : `${then[0]}-${day}`} ${clock(ms, false)}`;
 }
 
+export function isToday(ms) {
+  return date(ms) === date(Date.now());
+}
+
+// "14:03:22" of today, else with the whole date
+export function stamp(ms) {
+  return isToday(ms) ? clock(ms) : `${date(ms)} ${clock(ms)}`;
+}
+
+// "14:03:22.104"
+export function clockMs(ms) {
+  return `${clock(ms)}.${String(Math.floor(ms % 1000)).padStart(3, "0")}`;
+}
+
+// The same, of another day than today with the date
+export function instant(ms) {
+  return isToday(ms) ? clockMs(ms) : `${date(ms)} ${clockMs(ms)}`;
+}
+
+// The label of a tick: midnight is a date, other times are clocks; under the first one stands the date unless it is today.
+export function tick(ms, isFirst) {
+  const [, , , hour, minute, second] = parts(ms);
+  if (!hour && !minute && !second) return date(ms);
+  const text = clock(ms, second !== 0);
+  return isFirst && !isToday(ms) ? `${text}\n${date(ms)}` : text;
+}
+
+// What the chosen zone is ahead of UTC at that time, in seconds.
+export function zoneOffsetS(ms) {
+  return zoneChoice === "utc" ? 0 : -60 * new Date(ms).getTimezoneOffset();
+}
+
 export function dateTime(ms) {
   return `${date(ms)} ${clock(ms)} ${zoneName(ms)}`;
+}
+
+// An hour, in the chosen zone, or a day of UTC.
+export function period(startMs, endMs) {
+  if (endMs - startMs > 3_600_000) return `${new Date(startMs).toISOString().slice(0, 10)} (UTC day)`;
+  return `${date(startMs)} ${clock(startMs, false)}–${clock(endMs, false)} ${zoneName(startMs)}`;
 }
 
 // "UTC", or this machine's zone as in "GMT+1"

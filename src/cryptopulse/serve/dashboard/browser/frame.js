@@ -1,8 +1,10 @@
 // The header: state of the data, search, theme, time zone, shortcuts.
 
+import { h, onKey, setText } from "./dom.js";
+import { age, dateTime, onZone, setZone, zone, zoneName } from "./format.js";
+import { productLink } from "./links.js";
 import { STALE_S, subscribe, watchState } from "./live.js";
-import { age, onZone, setZone, zone, zoneName } from "./format.js";
-import { apply, choice, next } from "./theme.js";
+import { applyTheme, nextTheme, themeChoice } from "./theme.js";
 
 const WORDS = {
   live: "Live",
@@ -26,64 +28,53 @@ const ICONS = {
   light:
     '<svg viewBox="0 0 24 24"><circle cx="12" cy="12" r="4"/><path d="M12 3v2m0 14v2M3 12h2m14 0h2M5.6 5.6 7 7m10 10 1.4 1.4M5.6 18.4 7 17M17 7l1.4-1.4"/></svg>',
 };
-const FOUND_MAX = 12;
+const SUGGESTIONS_MAX = 12;
+const PAST_S = 3600; // data that are older than this are of another time than now
+const SEQUENCE_MS = 1500; // so soon after `g` comes the key of a page
 
 export function mount() {
-  apply();
-  const ends = [mountState(), mountTheme(), mountZone(), mountSearch(), mountKeys(), mountBadges()];
-  return { unmount: () => ends.forEach((end) => end?.()) };
+  applyTheme();
+  const themeButton = document.getElementById("cp-theme");
+  const showTheme = () => {
+    themeButton.innerHTML = ICONS[themeChoice];
+    themeButton.setAttribute("aria-label", `Theme: ${themeChoice}`);
+    themeButton.title = `Theme: ${themeChoice} (t)`;
+    themeButton.dataset.choice = themeChoice;
+  };
+  themeButton.onclick = () => {
+    nextTheme();
+    showTheme();
+  };
+  showTheme();
+  const zoneButton = document.getElementById("cp-zone");
+  const showZone = () => {
+    zoneButton.textContent = zoneName();
+    zoneButton.dataset.zone = zone();
+    zoneButton.setAttribute("aria-label", `Times in ${zone() === "utc" ? "UTC" : "local time"}`);
+  };
+  zoneButton.onclick = () => setZone(zone() === "utc" ? "local" : "utc");
+  showZone();
+  const ends = [onZone(showZone), watchState(showState), mountSearch(), mountKeys()];
+  return { unmount: () => ends.forEach((end) => end()) };
 }
 
-function mountState() {
+function showState({ name, ageS, nowMs, dataAgeS, said, lake }) {
   const pill = document.getElementById("cp-state");
-  const words = pill.querySelector("span");
-  return watchState(({ name, ageS, said }) => {
-    // Only a change is read out; the age of stale data goes on in silence.
-    if (pill.dataset.state !== name) pill.dataset.state = document.documentElement.dataset.state = name;
-    const old = name === "stale" && ageS !== null ? ` ${age(ageS)}` : "";
-    const text = WORDS[name] + old;
-    if (words.textContent !== text) words.textContent = text;
-    const hint = said ?? HINTS[name] ?? "";
-    if (pill.title !== hint) pill.title = hint;
-  });
-}
-
-function mountTheme() {
-  const button = document.getElementById("cp-theme");
-  const show = () => {
-    button.innerHTML = ICONS[choice()];
-    button.setAttribute("aria-label", `Theme: ${choice()}`);
-    button.title = `Theme: ${choice()} (t)`;
-    button.dataset.choice = choice();
-  };
-  button.onclick = () => {
-    next();
-    show();
-  };
-  show();
-}
-
-function mountZone() {
-  const button = document.getElementById("cp-zone");
-  const show = () => {
-    button.textContent = zoneName();
-    button.dataset.zone = zone();
-    button.setAttribute("aria-label", `Times in ${zone() === "utc" ? "UTC" : "local time"}`);
-  };
-  button.onclick = () => setZone(zone() === "utc" ? "local" : "utc");
-  show();
-  return onZone(show);
-}
-
-function mountBadges() {
-  return watchState(({ lake }) => {
-    for (const badge of document.querySelectorAll("[data-badge]")) {
-      const value = lake?.[badge.dataset.badge] ?? 0;
-      badge.hidden = !value;
-      const text = String(value);
-      if (badge.textContent !== text) badge.textContent = text;
-    }
-  });
+  // Only a change is read out; the age of stale data goes on in silence.
+  if (pill.dataset.state !== name) pill.dataset.state = document.documentElement.dataset.state = name;
+  setText(pill.querySelector("span"), WORDS[name] + (name === "stale" && ageS !== null ? ` ${age(ageS)}` : ""));
+  const newest = nowMs === null ? "" : `\nNewest trade: ${dateTime(nowMs)}, ${age(dataAgeS)} ago`;
+  const loaded = ageS === null ? "" : `\nNewest commit: ${age(ageS)} ago`;
+  const hint = (said ?? HINTS[name] ?? "") + newest + loaded;
+  if (pill.title !== hint) pill.title = hint;
+  const asOf = document.getElementById("cp-as-of");
+  asOf.hidden = !(dataAgeS > PAST_S);
+  setText(asOf, asOf.hidden ? "" : `As of ${dateTime(nowMs)}, ${age(dataAgeS)} ago, when the newest trade was. Loaded ${age(ageS)} ago.`);
+  for (const badge of document.querySelectorAll("[data-badge]")) {
+    const value = lake?.[badge.dataset.badge] ?? 0;
+    badge.hidden = !value;
+    setText(badge, String(value));
+  }
 }
 
 function mountSearch() {
@@ -92,37 +83,23 @@ function mountSearch() {
   let symbols = [];
   let found = [];
   let at = 0;
-  const end = subscribe("products", (message) => {
-    symbols = message.symbols;
-  });
-
+  const open = (symbol) => (location.href = productLink(symbol));
   const show = () => {
     const wanted = input.value.trim().toUpperCase();
-    const begins = symbols.filter((symbol) => symbol.startsWith(wanted));
-    const holds = symbols.filter((symbol) => !symbol.startsWith(wanted) && symbol.includes(wanted));
-    found = document.activeElement === input ? [...begins, ...holds].slice(0, FOUND_MAX) : [];
+    const starting = symbols.filter((symbol) => symbol.startsWith(wanted));
+    const containing = symbols.filter((symbol) => !symbol.startsWith(wanted) && symbol.includes(wanted));
+    found = document.activeElement === input ? [...starting, ...containing].slice(0, SUGGESTIONS_MAX) : [];
     at = Math.min(at, Math.max(found.length - 1, 0));
-    list.replaceChildren(
-      ...found.map((symbol, place) => {
-        const item = document.createElement("li");
-        item.id = `cp-found-${place}`;
-        item.setAttribute("role", "option");
-        item.setAttribute("aria-selected", String(place === at));
-        item.textContent = symbol;
-        item.onmousedown = (event) => {
-          event.preventDefault();
-          go(symbol);
-        };
-        return item;
-      }),
-    );
-    if (!found.length && wanted && symbols.length) {
-      const item = document.createElement("li");
-      item.className = "cp-nothing";
-      item.textContent = "No such product";
-      list.append(item);
-    }
-    list.hidden = !list.children.length || document.activeElement !== input;
+    const items = found.map((symbol, place) => {
+      const onmousedown = (event) => {
+        event.preventDefault();
+        open(symbol);
+      };
+      return h("li", { id: `cp-found-${place}`, role: "option", "aria-selected": String(place === at), textContent: symbol, onmousedown });
+    });
+    if (!found.length && wanted && symbols.length) items.push(h("li", { className: "cp-nothing", textContent: "No such product" }));
+    list.replaceChildren(...items);
+    list.hidden = !items.length || document.activeElement !== input;
     input.setAttribute("aria-expanded", String(!list.hidden));
     if (found.length) input.setAttribute("aria-activedescendant", `cp-found-${at}`);
     else input.removeAttribute("aria-activedescendant");
@@ -137,7 +114,7 @@ function mountSearch() {
     input.setAttribute("aria-expanded", "false");
   };
   input.onkeydown = (event) => {
-    if (event.key === "Enter" && found[at]) go(found[at]);
+    if (event.key === "Enter" && found[at]) open(found[at]);
     else if (event.key === "Escape") {
       input.value = "";
       input.blur();
@@ -147,74 +124,54 @@ function mountSearch() {
       show();
     }
   };
-  return end;
-}
-
-export function go(symbol) {
-  location.href = `${window.path_prefix ?? ""}/product/${encodeURIComponent(symbol)}`;
+  return subscribe("products", (message) => (symbols = message.symbols));
 }
 
 function mountKeys() {
-  let prefix = 0;
-  const help = document.getElementById("cp-help");
-  help.onclick = toggleHelp;
-  const pressed = (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || isTyping(event.target)) return;
-    const isGoing = Date.now() - prefix < 1500;
-    prefix = 0;
-    const link = isGoing && document.querySelector(`.cp-nav a[title$="(g ${event.key})"]`);
+  let goPressedMs = 0;
+  document.getElementById("cp-help").onclick = toggleHelp;
+  return onKey((event) => {
+    const isSequence = Date.now() - goPressedMs < SEQUENCE_MS;
+    goPressedMs = 0;
+    const link = isSequence && document.querySelector(`.cp-nav a[title$="(g ${CSS.escape(event.key)})"]`);
     if (link) link.click();
-    else if (event.key === "g") prefix = Date.now();
+    else if (event.key === "g") goPressedMs = Date.now();
     else if (event.key === "/") {
       event.preventDefault();
       document.getElementById("cp-search").focus();
     } else if (event.key === "t") document.getElementById("cp-theme").click();
     else if (event.key === "u") document.getElementById("cp-zone").click();
     else if (event.key === "?") toggleHelp();
-  };
-  addEventListener("keydown", pressed);
-  return () => removeEventListener("keydown", pressed);
-}
-
-function isTyping(target) {
-  return target instanceof HTMLElement && (target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName));
+  });
 }
 
 function toggleHelp() {
-  const open = document.querySelector("dialog.cp-dialog");
-  if (open) {
-    open.close();
+  const opened = document.querySelector("dialog.cp-dialog");
+  if (opened) {
+    opened.close();
     return;
   }
-  const dialog = document.createElement("dialog");
-  dialog.className = "cp-dialog";
-  const pages = [...document.querySelectorAll(".cp-nav a")].map((link) => [
-    link.title.match(/\((.+)\)/)[1],
-    link.firstChild.textContent,
-  ]);
   const keys = [
     ["/", "Go to a product"],
-    ...pages,
-    ["f", "Filter the table"],
-    ["↑ ↓ Enter", "Move in the table, open the row"],
-    ["1 … 7", "Grain of the chart"],
-    ["← → + −", "Move and zoom the chart"],
+    ...[...document.querySelectorAll(".cp-nav a")].map((link) => [link.title.match(/\((.+)\)/)[1], link.firstChild.textContent]),
+    ["f", "Filter the table of Market or Alerts"],
+    ["↑ ↓ Enter", "From the filter into the table, move in it, open a row"],
+    ["Esc", "Clear the filter, close the details"],
+    ["1 … 7", "Grain of a product’s chart"],
+    ["← → + −", "Move and zoom it"],
+    ["d", "Go to a time"],
     ["0", "Back to the newest candles"],
+    ["↑ ↓ ← →", "Move in the heatmap of Completeness; Enter opens a cell"],
     ["t", "Theme: auto, dark, light"],
     ["u", "Times in UTC or local time"],
     ["?", "This list"],
   ];
-  const title = document.createElement("h2");
-  title.textContent = "Keyboard";
-  const terms = document.createElement("dl");
-  for (const [key, what] of keys) {
-    const term = document.createElement("dt");
-    term.append(...key.split(" ").map((one) => Object.assign(document.createElement("kbd"), { textContent: one })));
-    terms.append(term, Object.assign(document.createElement("dd"), { textContent: what }));
-  }
-  const close = Object.assign(document.createElement("button"), { className: "cp-button", textContent: "Close" });
-  close.onclick = () => dialog.close();
-  dialog.append(title, terms, close);
+  const terms = keys.flatMap(([key, what]) => [
+    h("dt", {}, ...key.split(" ").map((one) => h("kbd", { textContent: one }))),
+    h("dd", { textContent: what }),
+  ]);
+  const close = h("button", { className: "cp-button", textContent: "Close", onclick: () => dialog.close() });
+  const dialog = h("dialog", { className: "cp-dialog" }, h("h2", { textContent: "Keyboard" }), h("dl", {}, ...terms), close);
   dialog.onclose = () => dialog.remove();
   dialog.onclick = (event) => event.target === dialog && dialog.close();
   document.body.append(dialog);

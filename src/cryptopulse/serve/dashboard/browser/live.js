@@ -1,4 +1,4 @@
-// The one connection of a page to the server: topics are subscribed to, messages handed on, and the state told.
+// The one connection of a page to the server: topics are subscribed to, and messages and the state handed on.
 
 const QUIET_MS = 6000; // the server says something every 2 s; three times that, and nobody is there
 const BACKOFF_FIRST_MS = 250;
@@ -6,7 +6,7 @@ const BACKOFF_MAX_MS = 4000;
 export const STALE_S = 10; // pipelines commit several times a second; even a quiet product trades within seconds
 
 const handlers = new Map(); // topic → functions
-const watchers = new Set(); // told of every change of the state
+const watchers = new Set(); // called at every change of the state
 let socket = null;
 let heardAt = 0;
 let backoff = BACKOFF_FIRST_MS;
@@ -21,16 +21,16 @@ const state = {
 
 // Calls `handler(message)` for each message of `topic`; returns a function that ends that.
 export function subscribe(topic, handler) {
-  const first = !handlers.has(topic);
-  if (first) handlers.set(topic, new Set());
+  const isFirst = !handlers.has(topic);
+  if (isFirst) handlers.set(topic, new Set());
   handlers.get(topic).add(handler);
-  if (first) ask();
+  if (isFirst) sendTopics();
   return () => {
     const rest = handlers.get(topic);
     rest?.delete(handler);
     if (rest && !rest.size) {
       handlers.delete(topic);
-      ask();
+      sendTopics();
     }
   };
 }
@@ -42,25 +42,27 @@ export function watchState(watcher) {
   return () => watchers.delete(watcher);
 }
 
-// What is to be said of the data: {name, ageS, said}.
+// The state of connection and data: {name, ageS, nowMs, dataAgeS, said}. `ageS`: since the newest commit; `nowMs`: the time
+// of the newest trade, which is the present of all pages; `dataAgeS`: how long ago that was.
 export function describe() {
   const lake = state.lake;
-  const ageS = lake?.loaded_us ? Math.max(0, (Date.now() - state.skewMs - lake.loaded_us / 1000) / 1000) : null;
+  const ageOf = (us) => (us ? Math.max(0, (Date.now() - state.skewMs - us / 1000) / 1000) : null);
+  const ageS = ageOf(lake?.loaded_us);
   let name = "live";
   if (!state.connected) name = state.everConnected ? "disconnected" : "loading";
   else if (!lake || lake.state === "loading") name = "loading";
   else if (lake.state === "refused" || lake.state === "unreachable") name = lake.state;
   else if (lake.state === "empty") name = "empty";
   else if (ageS === null || ageS > STALE_S) name = "stale";
-  return { name, ageS, said: lake?.said ?? null, lake };
+  return { name, ageS, nowMs: lake?.now_us ? lake.now_us / 1000 : null, dataAgeS: ageOf(lake?.now_us), said: lake?.said ?? null, lake };
 }
 
-function tell() {
+function notify() {
   const now = describe();
   for (const watcher of watchers) watcher(now);
 }
 
-function ask() {
+function sendTopics() {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ topics: [...handlers.keys()] }));
 }
 
@@ -74,40 +76,35 @@ function connect() {
     state.connected = state.everConnected = true;
     backoff = BACKOFF_FIRST_MS;
     heardAt = Date.now();
-    ask();
-    tell();
+    sendTopics();
+    notify();
   };
   opened.onmessage = (event) => {
     heardAt = Date.now();
-    for (const message of JSON.parse(event.data)) take(message);
-  };
-  opened.onclose = () => {
-    if (socket !== opened) return;
-    lose();
-  };
-}
-
-function take(message) {
-  if (message.topic === "lake") {
-    // Of the server's clock as seen here the smallest difference is the truest: the others waited on the way.
-    const skewMs = Date.now() - message.clock_us / 1000;
-    state.skewMs = state.lake ? Math.min(state.skewMs + 1, skewMs) : skewMs;
-    state.lake = message;
-    tell();
-  }
-  for (const handler of handlers.get(message.topic) ?? []) {
-    try {
-      handler(message);
-    } catch (error) {
-      console.error(error);
+    for (const message of JSON.parse(event.data)) {
+      if (message.topic === "lake") {
+        // Of the server's clock as seen here the smallest difference is the truest: the others waited on the way.
+        const skewMs = Date.now() - message.clock_us / 1000;
+        state.skewMs = state.lake ? Math.min(state.skewMs + 1, skewMs) : skewMs;
+        state.lake = message;
+        notify();
+      }
+      for (const handler of handlers.get(message.topic) ?? []) {
+        try {
+          handler(message);
+        } catch (error) {
+          console.error(error);
+        }
+      }
     }
-  }
+  };
+  opened.onclose = () => socket === opened && disconnected();
 }
 
-function lose() {
+function disconnected() {
   socket = null;
   state.connected = false;
-  tell();
+  notify();
   if (retry === null) {
     retry = setTimeout(connect, backoff * (0.5 + Math.random() / 2));
     backoff = Math.min(backoff * 2, BACKOFF_MAX_MS);
@@ -117,10 +114,10 @@ function lose() {
 setInterval(() => {
   if (socket && Date.now() - heardAt > QUIET_MS) {
     const silent = socket;
-    lose();
+    disconnected();
     silent.close();
   }
-  tell(); // ages go on
+  notify(); // ages go on
 }, 1000);
 
 addEventListener("online", () => {

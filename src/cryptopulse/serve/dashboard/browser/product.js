@@ -1,94 +1,159 @@
-// One product, live: price and changes, its chart, its figures, its alerts.
+// One product, live and back to its first trade: price and changes, its chart, its figures, its alerts.
 
-import { subscribe, watchState } from "./live.js";
-import * as format from "./format.js";
+import { fetchJson } from "./api.js";
 import { CandleChart } from "./chart.js";
-import { emptyText, figure } from "./parts.js";
-import { words } from "./table.js";
+import { currentHash, h, onHash, onKey, readStorage, replaceAddress, setNote, setText, writeStorage } from "./dom.js";
+import { Episodes } from "./episodes.js";
+import * as format from "./format.js";
+import { isoOf, msOf } from "./links.js";
+import { subscribe, watchState } from "./live.js";
+import { emptyText, figures, tag, words } from "./panels.js";
 
 const GRAIN_KEY = "cryptopulse.grain";
 const FEW = 15; // with fewer candles than this a finer grain says more
 const FINER = "5s";
 const TITLE = document.title;
+const ADDRESS_EVERY_MS = 250;
 
-export function mount(element, { symbol, grains }) {
+export function mount(element, { symbol, grains, path }) {
   const seconds = Object.fromEntries(grains);
-  const [base, quote] = symbol.split("-");
+  const [base, rest] = format.symbolParts(symbol);
   element.classList.add("cp-product");
   element.innerHTML =
     '<div class="cp-product-head"><h1></h1><span class="cp-price">–</span><dl class="cp-changes"></dl></div>' +
-    '<section class="cp-strip" aria-label="Figures"></section>' +
+    '<div class="cp-totals"></div>' +
     '<div class="cp-columns"><section class="cp-panel" aria-label="Chart">' +
-    '<div class="cp-chart-bar"><div class="cp-group" role="group" aria-label="Grain"></div><div class="cp-gap"></div>' +
-    '<div class="cp-group" role="group" aria-label="Lines">' +
-    lineButton("average_1h", "Average 1 h", "Mean price of the trades of the last hour") +
-    lineButton("vwap", "VWAP", "Volume-weighted average price of each candle") +
-    "</div>" +
-    '<button class="cp-button" id="cp-latest" hidden title="Back to the newest candles (0)">Latest ⇥</button></div>' +
-    '<div class="cp-legend" aria-live="off"></div>' +
+    '<div class="cp-chart-bar"><div class="cp-group" role="group" aria-label="Grain"></div>' +
+    '<form class="cp-jump" aria-label="Go to a time"><input class="cp-input" type="datetime-local" step="1" required><button class="cp-button" title="Show this time (d)">Go</button></form>' +
+    '<button class="cp-button" id="cp-latest" hidden title="Back to the newest candles (0)">Latest ⇥</button>' +
+    '<div class="cp-gap"></div><div class="cp-group" role="group" aria-label="Lines">' +
+    '<button class="cp-button" data-line="average_1h" aria-pressed="true" title="Mean price of the trades of the last hour">Average 1 h</button>' +
+    '<button class="cp-button" data-line="vwap" aria-pressed="true" title="Volume-weighted average price of each candle">VWAP</button></div></div>' +
+    '<div class="cp-legend" aria-live="off"></div><p class="cp-said" role="status" hidden></p>' +
     '<div class="cp-chart" role="img"><div class="cp-drawing"></div><div class="cp-note"></div></div></section>' +
-    '<section class="cp-panel" aria-label="Alerts"><h2>Alerts</h2><ul class="cp-alerts"></ul></section></div>';
+    '<section class="cp-panel" aria-label="Alerts"><h2 class="cp-panel-head"><span>Alerts</span><span class="cp-count"></span></h2><ul class="cp-alerts"></ul></section></div>';
   const find = (selector) => element.querySelector(selector);
-  find("h1").append(base, Object.assign(document.createElement("span"), { textContent: `-${quote ?? ""}` }));
-  const priceText = find(".cp-price");
-  const changes = ["1m", "5m", "1h", "24h"].map((span) => [`change_${span}`, change(find(".cp-changes"), span)]);
-  const strip = find(".cp-strip");
-  const figures = {
-    high: figure(strip, "High 24 h"),
-    low: figure(strip, "Low 24 h"),
-    volume: figure(strip, `Volume 24 h, ${base}`),
-    notional: figure(strip, `Volume 24 h, ${quote}`),
-    trades: figure(strip, "Trades 24 h"),
-    average: figure(strip, "Average 1 h", "Mean price of the trades of the last hour, each counting once"),
-    buyers: figure(strip, "Buyers 1 h", "Share of the volume of the last hour of which the taker bought"),
-  };
+  find("h1").append(base, h("span", { textContent: rest }));
+  const changes = ["1m", "5m", "1h", "24h"].map((span) => {
+    const value = h("dd");
+    find(".cp-changes").append(h("div", {}, h("dt", { textContent: span.replace(/(\d+)/, "$1\u202f") }), value));
+    return [`change_${span}`, value];
+  });
+  const totals = figures(find(".cp-totals"), "Figures", {
+    high: ["High 24 h"],
+    low: ["Low 24 h"],
+    volume: [`Volume 24 h, ${base}`],
+    notional: [`Volume 24 h, ${rest.slice(1)}`],
+    trades: ["Trades 24 h"],
+    average: ["Average 1 h", "Mean price of the trades of the last hour, each counting once"],
+    buyers: ["Buyers 1 h", "Share of the volume of the last hour of which the taker bought"],
+  });
   const note = find(".cp-note");
+  const status = find(".cp-said");
   const latest = find("#cp-latest");
-  const legend = find(".cp-legend");
   const box = find(".cp-chart");
+  const jump = find(".cp-jump");
   let state = null;
-  let alerts = [];
-  let known = null; // whether there is such a product
+  let known = null; // whether the product has traded in the last 25 hours of the lake
   let isFirst = true;
   let grain = null;
-  let leave = null;
+  let endCandles = null;
+  let isGrainChosen = false; // by the viewer or the address
+  let chosen = currentHash() || null;
+  let wanted = null; // ms: the time that the address asks for, until it is shown
 
   const chart = new CandleChart(find(".cp-drawing"), {
-    onHover: (row, decimals) => showLegend(legend, row, decimals, seconds[grain]),
-    onMove: (isFollowing) => (latest.hidden = isFollowing),
+    load: ({ before, start }) => {
+      const query = new URLSearchParams();
+      if (before !== undefined) query.set("before", before * 1000);
+      if (start !== undefined) query.set("start", start * 1000);
+      return fetchJson(`${path}/candles/${encodeURIComponent(symbol)}/${grain}?${query}`);
+    },
+    onHover: showLegend,
+    onMove: () => {
+      latest.hidden = chart.isFollowing;
+      clearTimeout(addressing);
+      addressing = setTimeout(writeAddress, ADDRESS_EVERY_MS);
+    },
+    onRead: (text) => {
+      setNote(status, text);
+      showNote();
+    },
   });
+  let addressing = null;
+  const spanFirst = chart.span;
+
+  // The values of a candle.
+  function showLegend(row, decimals) {
+    const direction = row?.close >= row?.open ? "up" : "down";
+    const parts = row && [
+      ["", `${format.date(row.time * 1000)} ${format.clock(row.time * 1000, seconds[grain] < 60)}`],
+      ["O", format.price(row.open, decimals), direction],
+      ["H", format.price(row.high, decimals), direction],
+      ["L", format.price(row.low, decimals), direction],
+      ["C", format.price(row.close, decimals), direction],
+      ["", format.percent(100 * (row.close / row.open - 1)), direction],
+      ["Vol", format.amount(row.volume)],
+      ["Bought", format.share((100 * row.buy_volume) / row.volume)],
+      ["VWAP", format.price(row.vwap, decimals)],
+      ["Avg 1 h", format.price(row.average_1h, decimals)],
+      ["Trades", format.count(row.trade_count)],
+    ];
+    const spans = (parts ?? []).map(([name, text, way]) => h("span", {}, name ? `${name} ` : "", h("b", { textContent: text, "data-direction": way })));
+    find(".cp-legend").replaceChildren(...spans);
+  }
+
+  // Grain, zoom and the time that is looked at, so that the address brings somebody else to the same place.
+  function writeAddress() {
+    const middle = chart.middle();
+    const query = new URLSearchParams();
+    if (middle !== null) query.set("at", isoOf(middle * 1000));
+    if (isGrainChosen || middle !== null) query.set("grain", grain);
+    if (chart.span !== spanFirst) query.set("candles", chart.span);
+    replaceAddress({ query });
+  }
+
+  // Shows a time (ms), or why that can't be.
+  async function goTo(ms, what) {
+    const before = grain;
+    wanted = null;
+    setNote(status, "");
+    const found = await chart.goTo(ms / 1000);
+    if (before !== grain) return;
+    if (found === null) {
+      if (status.hidden) setNote(status, `No trade of ${symbol} is stored, so ${what} can’t be shown.`);
+    } else if (Math.abs(found - ms / 1000) >= seconds[grain]) {
+      setNote(status, `No trade is stored at ${what}; the candles next to it are shown.`);
+    }
+  }
 
   const showNote = () => {
-    const text =
-      known === false && state?.name !== "loading" && state?.lake?.state === "filled"
-        ? `There is no product ${symbol} in this lake.`
-        : chart.candles.length
-          ? ""
-          : emptyText(state?.name === "live" || state?.name === "stale" ? null : state);
-    if (note.textContent !== text) note.textContent = text;
+    const isThere = chart.candles.length > 0;
+    const isUnknown = known === false && state?.lake?.state === "filled" && chart.timeline.hasOldest;
+    const reason = isUnknown ? `There is no product ${symbol} in this lake.` : emptyText(state?.name === "live" || state?.name === "stale" ? null : state);
+    setText(note, isThere ? "" : reason);
+    if (isThere && known === false && status.hidden) setNote(status, `${symbol} has not traded in the last 25 hours of this lake.`);
   };
 
-  const buttons = grains.map(([name], place) => {
-    const button = Object.assign(document.createElement("button"), { className: "cp-button", textContent: name });
-    button.dataset.grain = name;
-    button.title = `Candles of ${name} (${place + 1})`;
-    button.onclick = () => choose(name, true);
-    find('[aria-label="Grain"]').append(button);
-    return button;
-  });
+  const buttons = grains.map(([name], place) =>
+    h("button", { className: "cp-button", textContent: name, title: `Candles of ${name} (${place + 1})`, "data-grain": name, onclick: () => choose(name, true) }),
+  );
+  find('[aria-label="Grain"]').append(...buttons);
 
-  const choose = (name, isAsked) => {
+  const choose = (name, isByViewer) => {
     if (name === grain) return;
+    const middle = grain === null ? null : chart.middle();
     grain = name;
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.grain === name));
-    if (isAsked) {
+    if (isByViewer) {
       isFirst = false;
-      store(GRAIN_KEY, name);
-      history.replaceState(null, "", `?grain=${name}`);
+      isGrainChosen = true;
+      writeStorage(GRAIN_KEY, name);
+      writeAddress();
     }
-    leave?.();
+    endCandles?.();
     chart.reset(seconds[name]);
-    leave = subscribe(`candles/${symbol}/${name}`, (message) => {
+    endCandles = subscribe(`candles/${symbol}/${name}`, (message) => {
       if (isFirst && message.kind === "snapshot") {
         isFirst = false;
         if (message.rows.length < FEW && seconds[name] === 60) {
@@ -96,108 +161,160 @@ export function mount(element, { symbol, grains }) {
           return;
         }
       }
-      chart.take(message);
+      chart.receive(message);
       box.dataset.loaded = state?.lake?.loaded_us ?? "";
       const average = message.rows[message.rows.length - 1]?.[message.columns.indexOf("average_1h")];
-      if (message.rows.length) figures.average(format.price(average, message.decimals));
+      if (message.rows.length) totals.average(format.price(average, message.decimals));
       showNote();
     });
+    const at = wanted ?? (middle === null ? null : middle * 1000);
+    if (at !== null) goTo(at, format.dateTime(at));
   };
 
+  const episodes = new Episodes({
+    path,
+    onChange: () => {
+      showAlerts();
+      if (isArriving && episodes.get(chosen)) show(chosen);
+    },
+  });
+  let isArriving = chosen !== null; // at an address with an episode and without a time
+
+  // Marks an episode and brings it into view.
+  function show(id) {
+    const alert = episodes.get(id);
+    chosen = id || null;
+    showAlerts();
+    if (!alert) return;
+    isArriving = false;
+    const list = find(".cp-alerts");
+    const top = (list.querySelector("[aria-pressed=true]")?.offsetTop ?? 0) - list.offsetTop;
+    if (top >= 0 && (top < list.scrollTop || top > list.scrollTop + list.clientHeight - 60)) list.scrollTop = top - 60; // the list alone
+    goTo(alert.opened_at / 1000, `${format.dateTime(alert.opened_at / 1000)}, when the alert opened`);
+  }
+
   const ends = [
+    onHash((id) => {
+      show(id);
+      writeAddress(); // Back leads to an address without the time that is shown
+    }),
+    () => endCandles?.(),
+    () => clearTimeout(addressing),
+    () => chart.unmount(),
+    () => episodes.unmount(),
     subscribe(`product/${symbol}`, (message) => {
       known = message.figures !== null;
-      if (known) show(message.figures, message.decimals);
+      if (known) showFigures(message.figures, message.decimals);
+      else if (!chart.candles.length && !chart.timeline.hasOldest) chart.readOn();
       element.dataset.loaded = message.loaded_us ?? "";
       showNote();
-    }),
-    subscribe("alerts", (message) => {
-      const own = message.rows.filter((row) => row.symbol === symbol);
-      if (message.kind === "snapshot") alerts = own;
-      else {
-        const replaced = new Set([...message.gone, ...own.map((row) => row.alert_id)]);
-        if (!own.length && !alerts.some((row) => replaced.has(row.alert_id))) return;
-        alerts = [...own, ...alerts.filter((row) => !replaced.has(row.alert_id))];
-      }
-      alerts.sort((a, b) => b.opened_at - a.opened_at);
-      chart.setAlerts(alerts);
-      showAlerts();
     }),
     watchState((now) => {
       state = now;
       showNote();
     }),
-    format.onZone(() => showAlerts()),
-    onKeys(),
-  ];
-
-  function show(values, decimals) {
-    const text = format.price(values.price, decimals);
-    if (priceText.textContent !== text) {
-      priceText.textContent = text;
-      document.title = `${text} ${TITLE}`;
-    }
-    for (const [name, set] of changes) set(values[name]);
-    figures.high(format.price(values.high_24h, decimals));
-    figures.low(format.price(values.low_24h, decimals));
-    figures.volume(format.amount(values.volume_24h));
-    figures.notional(format.amount(values.notional_24h));
-    figures.trades(format.count(values.trades_24h));
-    figures.buyers(format.share(values.buy_share_1h));
-    box.setAttribute("aria-label", `Candles of ${symbol}, last price ${text}`);
-  }
-
-  function showAlerts() {
-    const list = find(".cp-alerts");
-    if (!alerts.length) {
-      const empty = Object.assign(document.createElement("li"), { className: "cp-empty", textContent: "None so far." });
-      list.replaceChildren(empty);
-      return;
-    }
-    list.replaceChildren(
-      ...alerts.map((alert) => {
-        const item = document.createElement("li");
-        const button = document.createElement("button");
-        const direction = alert.price_change_pct > 0 ? "up" : "down";
-        const percent = `<b data-direction="${direction}">${format.percent(alert.price_change_pct)}</b>`;
-        const lasted = format.age((alert.last_trigger_at - alert.opened_at) / 1e6);
-        const when = format.moment(alert.opened_at / 1000);
-        button.innerHTML =
-          `<span>${words(String(alert.alert_type).replace(/\W/g, ""))} ${percent}</span><span class="cp-end">${tag(alert.severity)}</span>` +
-          `<small>${when} · ${format.pricesAlike(alert.start_price, alert.end_price).join(" → ")}</small>` +
-          `<small class="cp-end">${alert.state === "OPEN" ? tag("OPEN") : lasted}</small>`;
-        button.title = `${format.dateTime(alert.opened_at / 1000)}: show it in the chart`;
-        button.onclick = () => chart.goTo(alert.opened_at / 1e6);
-        item.append(button);
-        return item;
-      }),
-    );
-  }
-
-  function onKeys() {
-    const pressed = (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
-      if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName ?? "")) return;
+    format.onZone(() => {
+      showAlerts();
+      showZone();
+    }),
+    onKey((event) => {
       const keys = {
         ArrowLeft: () => chart.move(-0.1),
         ArrowRight: () => chart.move(0.1),
         "+": () => chart.zoom(0.8),
         "=": () => chart.zoom(0.8),
         "-": () => chart.zoom(1.25),
-        0: () => chart.follow(),
+        0: toLatest,
+        d: () => jump.querySelector("input").focus(),
       };
-      const wanted = grains[Number(event.key) - 1];
-      if (wanted) choose(wanted[0], true);
+      const wantedGrain = grains[Number(event.key) - 1];
+      if (wantedGrain) choose(wantedGrain[0], true);
       else if (keys[event.key]) {
         event.preventDefault();
         keys[event.key]();
       }
-    };
-    addEventListener("keydown", pressed);
-    return () => removeEventListener("keydown", pressed);
+    }),
+  ];
+
+  function showFigures(values, decimals) {
+    const text = format.price(values.price, decimals);
+    setText(find(".cp-price"), text);
+    document.title = `${text} ${TITLE}`;
+    for (const [name, value] of changes) {
+      setText(value, format.percent(values[name]));
+      value.dataset.direction = format.direction(values[name]);
+    }
+    totals.high(format.price(values.high_24h, decimals));
+    totals.low(format.price(values.low_24h, decimals));
+    totals.volume(format.amount(values.volume_24h));
+    totals.notional(format.amount(values.notional_24h));
+    totals.trades(format.count(values.trades_24h));
+    totals.buyers(format.share(values.buy_share_1h));
+    box.setAttribute("aria-label", `Candles of ${symbol}, last price ${text}`);
   }
 
-  latest.onclick = () => chart.follow();
+  function showAlerts() {
+    const alerts = episodes.rows().sort((a, b) => b.opened_at - a.opened_at);
+    chart.setAlerts(alerts, chosen);
+    const { total } = episodes;
+    find(".cp-count").textContent = total ? (alerts.length < total ? `${format.count(alerts.length)} of ${format.count(total)}` : format.count(total)) : "";
+    const list = find(".cp-alerts");
+    if (!alerts.length) {
+      list.replaceChildren(h("li", { className: "cp-empty", textContent: episodes.error || (episodes.isRead ? "None so far." : "Reading …") }));
+      return;
+    }
+    const focused = list.contains(document.activeElement) ? document.activeElement.dataset.id : null;
+    list.replaceChildren(...alerts.map(alertItem));
+    if (episodes.total !== null && !episodes.isLast) {
+      const onclick = (event) => {
+        event.preventDefault();
+        episodes.older();
+      };
+      list.append(h("li", {}, h("a", { className: "cp-more", href: "#", textContent: "Older alerts", onclick })));
+    }
+    if (focused) [...list.querySelectorAll("button")].find((one) => one.dataset.id === focused)?.focus({ preventScroll: true });
+  }
+
+  function alertItem(alert) {
+    const direction = alert.price_change_pct > 0 ? "up" : "down";
+    const percent = h("b", { "data-direction": direction, textContent: format.percent(alert.price_change_pct) });
+    const openedMs = alert.opened_at / 1000;
+    const what = `${format.moment(openedMs)} · ${format.pricesAlike(alert.start_price, alert.end_price).join(" → ")}`;
+    const lasted = alert.state === "OPEN" ? tag("OPEN") : format.age((alert.last_trigger_at - alert.opened_at) / 1e6);
+    const button = h(
+      "button",
+      { title: `${format.dateTime(openedMs)}: show it in the chart`, "data-id": alert.alert_id, "aria-pressed": String(alert.alert_id === chosen) },
+      h("span", {}, `${words(alert.alert_type)} `, percent),
+      h("span", { className: "cp-end" }, tag(alert.severity)),
+      h("small", {}, what),
+      h("small", { className: "cp-end" }, lasted),
+    );
+    button.onclick = () => {
+      if (currentHash() === alert.alert_id) show(alert.alert_id); // again: back to it
+      else location.hash = `#${encodeURIComponent(alert.alert_id)}`;
+    };
+    return h("li", {}, button);
+  }
+
+  function showZone() {
+    jump.title = `A time in ${format.zoneName()}`;
+    jump.querySelector("input").setAttribute("aria-label", `Time, ${format.zoneName()}`);
+  }
+
+  // The newest candles, without an episode that a reload would go back to.
+  function toLatest() {
+    setNote(status, "");
+    if (location.hash) replaceAddress({ hash: "" });
+    show(null);
+    chart.follow();
+  }
+
+  latest.onclick = toLatest;
+  jump.onsubmit = (event) => {
+    event.preventDefault();
+    const ms = Date.parse(`${jump.querySelector("input").value}${format.zone() === "utc" ? "Z" : ""}`);
+    if (!Number.isNaN(ms)) goTo(ms, format.dateTime(ms));
+  };
   for (const button of element.querySelectorAll("[data-line]")) {
     button.onclick = () => {
       const isShown = button.getAttribute("aria-pressed") !== "true";
@@ -205,86 +322,17 @@ export function mount(element, { symbol, grains }) {
       chart.show(button.dataset.line, isShown);
     };
   }
-  const asked = new URLSearchParams(location.search).get("grain");
-  const stored = read(GRAIN_KEY);
-  const first = [asked, stored].find((name) => name in seconds);
-  isFirst = !first;
+  const given = new URLSearchParams(location.search);
+  const first = [given.get("grain"), readStorage(GRAIN_KEY)].find((name) => name in seconds);
+  isGrainChosen = given.get("grain") in seconds;
+  wanted = msOf(given.get("at"));
+  if (given.get("candles") > 0) chart.setSpan(Number(given.get("candles")));
+  isFirst = !first && wanted === null;
+  if (wanted !== null) isArriving = false;
+  else if (given.has("at")) setNote(status, `${given.get("at")} is not a time (expected as in 2025-10-10T21:15, UTC).`);
+  showZone();
   choose(first ?? "1m", false);
-  showAlerts();
-  element.chart = chart; // for whoever looks from outside: tests, measurements
-  return {
-    unmount() {
-      leave?.();
-      for (const end of ends) end();
-      chart.unmount();
-    },
-  };
-}
-
-function lineButton(name, text, title) {
-  return `<button class="cp-button" data-line="${name}" aria-pressed="true" title="${title}">${text}</button>`;
-}
-
-function tag(value) {
-  const name = String(value).replace(/\W/g, ""); // it becomes HTML
-  return `<span class="cp-tag" data-value="${name}">${words(name)}</span>`;
-}
-
-function change(list, span) {
-  const pair = document.createElement("div");
-  const value = document.createElement("dd");
-  pair.append(Object.assign(document.createElement("dt"), { textContent: span.replace(/(\d+)/, "$1\u202f") }), value);
-  list.append(pair);
-  return (percent) => {
-    const text = format.percent(percent);
-    if (value.textContent !== text) value.textContent = text;
-    value.dataset.direction = format.direction(percent);
-  };
-}
-
-function showLegend(legend, row, decimals, grainS) {
-  if (!row) {
-    legend.replaceChildren();
-    return;
-  }
-  const direction = row.close >= row.open ? "up" : "down";
-  const ms = row.time * 1000;
-  const parts = [
-    ["", `${format.date(ms)} ${format.clock(ms, grainS < 60)}`],
-    ["O", format.price(row.open, decimals), direction],
-    ["H", format.price(row.high, decimals), direction],
-    ["L", format.price(row.low, decimals), direction],
-    ["C", format.price(row.close, decimals), direction],
-    ["", format.percent(100 * (row.close / row.open - 1)), direction],
-    ["Vol", format.amount(row.volume)],
-    ["Bought", format.share((100 * row.buy_volume) / row.volume)],
-    ["VWAP", format.price(row.vwap, decimals)],
-    ["Avg 1 h", format.price(row.average_1h, decimals)],
-    ["Trades", format.count(row.trade_count)],
-  ];
-  legend.replaceChildren(
-    ...parts.map(([name, text, way]) => {
-      const part = document.createElement("span");
-      const value = Object.assign(document.createElement("b"), { textContent: text });
-      if (way) value.dataset.direction = way;
-      part.append(name ? `${name} ` : "", value);
-      return part;
-    }),
-  );
-}
-
-function read(key) {
-  try {
-    return localStorage.getItem(key);
-  } catch {
-    return null;
-  }
-}
-
-function store(key, value) {
-  try {
-    localStorage.setItem(key, value);
-  } catch {
-    // it holds for this page
-  }
+  episodes.read({ symbol });
+  element.chart = chart; // for tests and measurements
+  return { unmount: () => ends.forEach((end) => end()) };
 }

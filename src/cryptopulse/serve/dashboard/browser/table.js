@@ -1,80 +1,61 @@
 // A table whose rows change all the time: sorted, filtered, moved in by keyboard; only what changed is drawn.
 
+import { h, onKey, readStorage, setNote, writeStorage } from "./dom.js";
 import * as format from "./format.js";
-import { onZone } from "./format.js";
+import { tag } from "./panels.js";
 
 const SORT_EVERY_MS = 1000; // rows that jump more often can't be read
 
 // How a kind of column is drawn. `draw` puts a value into a cell; text by default.
+const TEXTS = ["text", "symbol", "badge"]; // found by a filter; sorted upwards first
 const KINDS = {
   text: { text: (value) => value ?? format.NONE },
   symbol: { text: (value) => value, draw: drawSymbol },
-  price: { right: true, text: (value, row, column) => format.price(value, column.decimals ?? row.decimals), draw: drawPrice },
-  percent: { right: true, text: (value, _row, column) => format.percent(value, column.digits), draw: drawPercent },
+  price: { right: true, text: (value, row) => format.price(value, row.decimals), draw: drawPrice },
+  percent: { right: true, text: (value) => format.percent(value), draw: drawPercent },
   amount: { right: true, text: (value) => format.amount(value) },
   count: { right: true, text: (value) => format.count(value) },
   share: { right: true, text: (value) => format.share(value), draw: drawShare },
   range: { text: (value) => (value ? value.map((one) => one.toPrecision(6)).join() : format.NONE), draw: drawRange },
   spark: { text: (value) => (value ? value.join() : ""), draw: drawSpark },
-  instant: { text: (value) => (format.known(value) ? `${format.clock(value)}.${String(Math.floor(value % 1000)).padStart(3, "0")}` : format.NONE), draw: drawTime },
+  instant: { text: (value) => (format.known(value) ? format.instant(value) : format.NONE), draw: drawTime },
   time: { text: (value) => (format.known(value) ? format.moment(value) : format.NONE), draw: drawTime },
   seconds: { right: true, text: (value) => format.age(value) },
   badge: { text: (value) => value ?? "", draw: drawBadge },
 };
 
 export class Table {
-  // columns: [{key, label, kind, title, hide, decimals, digits, sortable}]; options: {keyOf, href, sort: {key, down},
-  // storage, label, empty}. `hide`: "phone" or "tablet", the widths at which a column is left out.
+  // columns: [{key, label, kind, title, hide, sortKey, sortable, flash}]; options: {keyOf, href, sort: {key, down}, storage,
+  // label, empty, onArranged}. `hide`: "small", "phone" or "tablet", the widths at which a column is left out.
   constructor(parent, columns, options) {
-    this.columns = columns;
-    this.options = options;
+    Object.assign(this, { options, columns: columns.map((column) => ({ kind: "text", ...column })) });
     this.rows = new Map(); // key → {row, tr, cells, texts}
     this.filter = "";
-    this.matches = () => true;
     this.sort = this.storedSort() ?? options.sort ?? { key: columns[0].key, down: false };
     this.sortedAt = 0;
-    this.build(parent);
-    this.ends = [onZone(() => this.redraw())];
-    this.timer = setInterval(() => this.arrange(), SORT_EVERY_MS);
-  }
-
-  build(parent) {
-    this.wrap = document.createElement("div");
-    this.wrap.className = "cp-table-wrap";
-    this.table = document.createElement("table");
-    this.table.className = "cp-table";
-    this.table.setAttribute("aria-label", this.options.label ?? "");
+    this.table = h("table", { className: "cp-table", "aria-label": options.label });
     const head = this.table.createTHead().insertRow();
-    for (const column of this.columns) head.append(this.heading(column));
+    for (const { key, kind, label, title, hide, sortable = true } of this.columns) {
+      const content = sortable ? h("button", { type: "button", textContent: label, title, onclick: () => this.sortBy(key) }) : label;
+      head.append(h("th", { scope: "col", className: classOf(kind, hide), "data-key": key }, content));
+    }
     this.body = this.table.createTBody();
-    this.note = document.createElement("p");
-    this.note.className = "cp-empty";
-    this.note.hidden = true;
-    this.wrap.append(this.table, this.note);
+    this.note = h("p", { className: "cp-empty", hidden: true });
+    this.wrap = h("div", { className: "cp-table-wrap" }, this.table, this.note);
     parent.append(this.wrap);
     this.body.addEventListener("click", (event) => this.open(event));
     this.body.addEventListener("keydown", (event) => this.move(event));
-    this.body.addEventListener("pointerenter", () => (this.held = true));
-    this.body.addEventListener("pointerleave", () => (this.held = false));
+    this.body.addEventListener("pointerenter", () => (this.isHovered = true));
+    this.body.addEventListener("pointerleave", () => (this.isHovered = false));
     this.showSort();
-  }
-
-  heading(column) {
-    const cell = document.createElement("th");
-    cell.scope = "col";
-    cell.className = classOf(column);
-    cell.dataset.key = column.key;
-    if (column.sortable === false) {
-      cell.textContent = column.label;
-    } else {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = column.label;
-      if (column.title) button.title = column.title;
-      button.onclick = () => this.sortBy(column.key);
-      cell.append(button);
-    }
-    return cell;
+    const redraw = () => {
+      for (const entry of this.rows.values()) {
+        entry.texts = [];
+        this.put(entry.row);
+      }
+    };
+    this.ends = [format.onZone(redraw)];
+    this.timer = setInterval(() => this.arrange(), SORT_EVERY_MS);
   }
 
   // Puts rows in, or in the place of those with their keys.
@@ -99,40 +80,23 @@ export class Table {
     const key = this.options.keyOf(row);
     let entry = this.rows.get(key);
     if (!entry) {
-      entry = this.made(key);
+      const cells = this.columns.map((column) => h("td", { className: classOf(column.kind, column.hide), "data-key": column.key }));
+      const tr = h("tr", { "data-key": key, tabIndex: this.options.href ? -1 : undefined }, ...cells);
+      entry = { tr, cells, texts: [], values: [] };
       this.rows.set(key, entry);
     }
     entry.row = row;
-    this.columns.forEach((column, place) => {
-      const kind = KINDS[column.kind ?? "text"];
-      const value = row[column.key];
-      const text = kind.text(value, row, column);
+    this.columns.forEach(({ key: name, kind, flash }, place) => {
+      const { text: textOf, draw } = KINDS[kind];
+      const value = row[name];
+      const text = textOf(value, row);
       if (text === entry.texts[place]) return;
+      const before = flash ? entry.values[place] : null;
       entry.texts[place] = text;
-      if (kind.draw) kind.draw(entry.cells[place], value, text, row, column, entry);
-      else entry.cells[place].textContent = text;
       entry.values[place] = value;
+      if (draw) draw(entry.cells[place], value, text, { before, href: this.options.href?.(row) });
+      else entry.cells[place].textContent = text;
     });
-  }
-
-  made(key) {
-    const tr = document.createElement("tr");
-    tr.dataset.key = key;
-    if (this.options.href) tr.tabIndex = -1;
-    const cells = this.columns.map((column) => {
-      const cell = tr.insertCell();
-      cell.className = classOf(column);
-      cell.dataset.key = column.key;
-      return cell;
-    });
-    return { tr, cells, texts: [], values: [], row: null, href: this.options.href };
-  }
-
-  redraw() {
-    for (const entry of this.rows.values()) {
-      entry.texts = [];
-      this.put(entry.row);
-    }
   }
 
   setFilter(text) {
@@ -140,28 +104,38 @@ export class Table {
     this.arrange(true);
   }
 
-  // Only rows of which `matches(row)` is true.
-  setMatch(matches) {
-    this.matches = matches;
-    this.arrange(true);
+  // Makes `input` the filter's field: `f` leads to it, Enter and the arrow down from it into the rows, and Esc clears it.
+  // `changed()` is called when it was cleared.
+  filteredBy(input, changed) {
+    input.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") {
+        input.value = "";
+        changed();
+        input.blur();
+      } else if (event.key === "ArrowDown" || event.key === "Enter") {
+        event.preventDefault();
+        this.body.rows[0]?.focus();
+      }
+    });
+    const end = onKey((event) => {
+      if (event.key !== "f") return;
+      event.preventDefault();
+      input.focus();
+    });
+    this.ends.push(end);
   }
 
   sortBy(key) {
     const column = this.columns.find((one) => one.key === key);
-    const isNumber = !["text", "symbol", "badge"].includes(column.kind ?? "text");
-    this.sort = { key, down: this.sort.key === key ? !this.sort.down : isNumber };
-    try {
-      if (this.options.storage) localStorage.setItem(this.options.storage, JSON.stringify(this.sort));
-    } catch {
-      // it holds for this page
-    }
+    this.sort = { key, down: this.sort.key === key ? !this.sort.down : !TEXTS.includes(column.kind) };
+    if (this.options.storage) writeStorage(this.options.storage, JSON.stringify(this.sort));
     this.showSort();
     this.arrange(true);
   }
 
   storedSort() {
     try {
-      const found = JSON.parse(localStorage.getItem(this.options.storage ?? ""));
+      const found = JSON.parse(readStorage(this.options.storage ?? ""));
       return this.columns.some((column) => column.key === found?.key) ? found : null;
     } catch {
       return null;
@@ -176,15 +150,15 @@ export class Table {
   }
 
   // Brings the rows into order and hides those that don't match. While the pointer is over them they stay.
-  arrange(isAsked = false) {
-    if (!isAsked && (this.held || document.hidden)) return;
+  arrange(isForced = false) {
+    if (!isForced && (this.isHovered || document.hidden)) return;
     this.sortedAt = Date.now();
     this.arranged = this.rows.size;
-    const place = this.columns.findIndex((column) => column.key === this.sort.key);
+    const { key: sortedKey, sortKey = sortedKey } = this.columns.find((column) => column.key === this.sort.key);
     const sign = this.sort.down ? -1 : 1;
     const shown = [...this.rows.entries()]
-      .filter(([, { row }]) => this.matches(row) && (!this.filter || this.isFound(row)))
-      .map(([key, entry]) => ({ key, entry, value: this.sortValue(entry.row, this.columns[place]) }))
+      .filter(([, { row }]) => !this.filter || this.isFound(row))
+      .map(([key, entry]) => ({ key, entry, value: entry.row[sortKey] }))
       .sort((a, b) => compare(a.value, b.value, sign) || compare(a.key, b.key, 1));
     const order = shown.map(({ entry }) => entry.tr);
     const now = this.body.rows;
@@ -196,23 +170,14 @@ export class Table {
     order.forEach((tr, at) => {
       if (this.options.href) tr.tabIndex = at === 0 ? 0 : -1;
     });
-    this.shown = order.length;
-    this.note.hidden = order.length > 0;
-    if (!order.length) this.note.textContent = this.rows.size ? "Nothing matches." : (this.options.empty?.() ?? "");
+    const emptyText = this.rows.size ? "Nothing matches." : (this.options.empty?.() ?? "");
+    setNote(this.note, order.length ? "" : emptyText);
     this.table.hidden = !this.rows.size;
     this.options.onArranged?.(order.length, this.rows.size);
   }
 
   isFound(row) {
-    return this.columns.some((column) => {
-      const isText = ["text", "symbol", "badge"].includes(column.kind ?? "text");
-      return isText && String(row[column.key] ?? "").toUpperCase().includes(this.filter);
-    });
-  }
-
-  sortValue(row, column) {
-    if (column.sortKey) return row[column.sortKey];
-    return column.order ? column.order(row[column.key]) : row[column.key];
+    return this.columns.some(({ key, kind }) => TEXTS.includes(kind) && String(row[key] ?? "").toUpperCase().includes(this.filter));
   }
 
   open(event) {
@@ -244,11 +209,8 @@ export class Table {
   }
 }
 
-function classOf(column) {
-  const kind = KINDS[column.kind ?? "text"];
-  return [kind.right ? "cp-right" : "", `cp-kind-${column.kind ?? "text"}`, column.hide ? `cp-hide-${column.hide}` : ""]
-    .filter(Boolean)
-    .join(" ");
+function classOf(kind, hide) {
+  return [KINDS[kind].right && "cp-right", `cp-kind-${kind}`, hide && `cp-hide-${hide}`].filter(Boolean).join(" ");
 }
 
 // What is not known comes last, whatever the order.
@@ -259,57 +221,37 @@ function compare(a, b, sign) {
   return a < b ? -sign : a > b ? sign : 0;
 }
 
-function drawSymbol(cell, value, _text, row, _column, entry) {
-  const [base, quote] = value.split("-");
-  let link = cell.firstChild;
-  if (!link) {
-    link = document.createElement(entry.href ? "a" : "span");
-    if (entry.href) {
-      link.href = entry.href(row);
-      link.tabIndex = -1; // the row is what is moved to
-    }
-    cell.append(link);
-  }
-  link.replaceChildren(base, Object.assign(document.createElement("span"), { textContent: `-${quote ?? ""}` }));
+function drawSymbol(cell, value, _text, { href }) {
+  const [base, rest] = format.symbolParts(value);
+  const properties = href ? { href, tabIndex: -1 } : {}; // the row is what is moved to
+  cell.replaceChildren(h(href ? "a" : "span", properties, base, h("span", { textContent: rest })));
 }
 
-function drawPrice(cell, value, text, _row, column, entry) {
-  const place = entry.cells.indexOf(cell);
-  const before = entry.values[place];
-  const leading = value < 0.001 ? text.match(/^0\.0+/) : null; // of tiny prices the digits that count stand out
-  if (leading) {
-    const faint = Object.assign(document.createElement("span"), { className: "cp-faint", textContent: leading[0] });
-    cell.replaceChildren(faint, text.slice(leading[0].length));
-  } else {
-    cell.textContent = text;
-  }
-  if (!column.flash || !format.known(before) || before === value) return;
+function drawPrice(cell, value, text, { before }) {
+  const leading = (value < 0.001 && text.match(/^0\.0+/)?.[0]) || ""; // of tiny prices the digits that count stand out
+  cell.replaceChildren(...(leading ? [h("span", { className: "cp-faint", textContent: leading })] : []), text.slice(leading.length));
+  if (!format.known(before) || before === value) return;
   cell.dataset.moved = value > before ? "up" : "down";
   clearTimeout(cell.quiet);
   cell.quiet = setTimeout(() => delete cell.dataset.moved, 700);
 }
 
-function drawPercent(cell, value, text, _row, column) {
+function drawPercent(cell, value, text) {
   cell.textContent = text;
-  cell.dataset.direction = format.direction(value, column.digits);
+  cell.dataset.direction = format.direction(value);
 }
 
 function drawShare(cell, value, text) {
-  let bar = cell.querySelector("i");
-  if (!bar) {
-    cell.replaceChildren(document.createElement("span"), document.createElement("i"));
-    bar = cell.querySelector("i");
-  }
-  cell.firstChild.textContent = text;
-  bar.hidden = !format.known(value);
+  const bar = h("i", { hidden: !format.known(value) });
   bar.style.setProperty("--share", `${value ?? 0}%`);
+  cell.replaceChildren(h("span", { textContent: text }), bar);
 }
 
 function drawRange(cell, value) {
   cell.textContent = "";
   if (!value || !(value[1] > value[0])) return;
   const [low, high, now] = value;
-  const mark = document.createElement("i");
+  const mark = h("i");
   mark.style.setProperty("--at", `${Math.min(Math.max((100 * (now - low)) / (high - low), 0), 100)}%`);
   cell.append(mark);
 }
@@ -330,14 +272,10 @@ function drawSpark(cell, value) {
   const path = points
     .map(([at, one]) => `${(at * step).toFixed(1)} ${(SPARK_HEIGHT - 1.5 - ((one - low) / span) * (SPARK_HEIGHT - 3)).toFixed(1)}`)
     .join("L");
-  let drawing = cell.firstChild;
-  if (!drawing?.dataset) {
-    cell.innerHTML = `<svg viewBox="0 0 ${SPARK_WIDTH} ${SPARK_HEIGHT}" aria-hidden="true" data-direction=""><path/></svg>`;
-    drawing = cell.firstChild;
-  }
-  const first = prices[0];
-  const last = prices[prices.length - 1];
-  drawing.dataset.direction = last > first ? "up" : last < first ? "down" : "flat";
+  const change = prices[prices.length - 1] - prices[0];
+  if (!cell.firstElementChild) cell.innerHTML = `<svg viewBox="0 0 ${SPARK_WIDTH} ${SPARK_HEIGHT}" aria-hidden="true"><path/></svg>`;
+  const drawing = cell.firstElementChild;
+  drawing.dataset.direction = change > 0 ? "up" : change < 0 ? "down" : "flat";
   drawing.firstChild.setAttribute("d", `M${path}`);
 }
 
@@ -347,35 +285,5 @@ function drawTime(cell, value, text) {
 }
 
 function drawBadge(cell, value, text) {
-  if (!text) {
-    cell.textContent = "";
-    return;
-  }
-  const badge = Object.assign(document.createElement("span"), { className: "cp-tag", textContent: words(text) });
-  badge.dataset.value = value;
-  cell.replaceChildren(badge);
-}
-
-// FLASH_CRASH → Flash crash
-export function words(text) {
-  const spaced = String(text).replaceAll("_", " ").toLowerCase();
-  return spaced.charAt(0).toUpperCase() + spaced.slice(1);
-}
-
-// A table of rows that the server hands over: options {columns, key, href, sort, label, empty, rows, filter}.
-// `href` is a path in which {name} stands for a row's value.
-export function mount(element, options) {
-  const table = new Table(element, options.columns, {
-    ...options,
-    keyOf: (row) => String(row[options.key]),
-    href: options.href && ((row) => options.href.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(row[name]))),
-    empty: () => options.empty ?? "Nothing here.",
-  });
-  table.replace(options.rows ?? []);
-  return {
-    replace: (rows) => table.replace(rows),
-    update: (rows) => table.update(rows),
-    filter: (text) => table.setFilter(text),
-    unmount: () => table.unmount(),
-  };
+  cell.replaceChildren(...(text ? [tag(value)] : []));
 }

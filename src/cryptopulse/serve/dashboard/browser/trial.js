@@ -1,13 +1,14 @@
 // A rule tried on the stored trades: a form, how far it is, and what it would have raised, as rows and on the price.
 
-import { ask, named } from "./answers.js";
-import { span } from "./evidence.js";
-import { shownRow } from "./feed.js";
+import { SPANS_S, shownRow } from "./alert_list.js";
+import { fetchJson, toObjects } from "./api.js";
+import { h, onHash, setNote } from "./dom.js";
 import * as format from "./format.js";
-import { MarkedPrice, decimalsOf } from "./marks.js";
+import { describe } from "./live.js";
+import { PriceChart, decimalsOf } from "./price_chart.js";
 import { Table } from "./table.js";
 
-const LOOK_EVERY_MS = 400;
+const POLL_EVERY_MS = 400;
 const COLUMNS = [
   { key: "opened_ms", label: "Opened", kind: "time" },
   { key: "symbol", label: "Product", kind: "symbol" },
@@ -26,25 +27,11 @@ const FIELDS = [
   ["products", "Products", "", "Ids or patterns, with commas between: BTC-USD, *-EUR", "text"],
   ["name", "Name", "", "Name of the rule", "text"],
 ];
-const SPANS = { "1h": 3600, "24h": 86_400, "7d": 604_800 };
 
 export class TrialView {
   constructor(parent, { path, rules }) {
     this.path = path;
-    this.build(parent);
-    this.fill(rules[0] ?? {});
-    this.end = format.onZone(() => this.zoned());
-    this.zoned();
-  }
-
-  build(parent) {
-    const columns = document.createElement("div");
-    columns.className = "cp-try";
-    parent.append(columns);
-    this.form = document.createElement("form");
-    this.form.className = "cp-panel cp-form";
-    this.form.noValidate = true;
-    this.form.setAttribute("aria-label", "Rule");
+    this.form = h("form", { className: "cp-panel cp-form", noValidate: true, "aria-label": "Rule" });
     const inputs = FIELDS.map(
       ([name, label, unit, hint, mode]) =>
         `<label title="${hint}"><span>${label}</span><span class="cp-unit" data-unit="${unit}"><input class="cp-input" name="${name}" inputmode="${mode}" autocomplete="off" spellcheck="false" aria-describedby="cp-fault-${name}"></span></label><p class="cp-fault" id="cp-fault-${name}" hidden></p>`,
@@ -63,117 +50,118 @@ export class TrialView {
     };
     this.form.elements.span.onchange = () => (this.form.querySelector(".cp-own").hidden = this.form.elements.span.value !== "own");
     this.form.elements.stop.onclick = () => this.stop();
-    const found = document.createElement("section");
-    found.className = "cp-panel cp-found";
-    found.setAttribute("aria-label", "What it would have raised");
-    found.innerHTML =
+    this.found = h("section", { className: "cp-panel cp-found", "aria-label": "What it would have raised" });
+    this.found.innerHTML =
       '<h2 class="cp-panel-head"><span>What it would have raised</span><span class="cp-panel-tools"></span></h2><div class="cp-progress" hidden><progress max="1"></progress><span></span></div>' +
-      '<p class="cp-empty" role="status">Nothing is stored by a trial, and nobody is told. It judges the stored trades as the pipeline would have done, with this rule.</p><div class="cp-drawn" hidden></div><div class="cp-trial-rows"></div>';
-    columns.append(this.form, found);
-    this.found = found;
-    this.note = found.querySelector(".cp-empty");
-    this.progress = found.querySelector(".cp-progress");
-    this.drawn = found.querySelector(".cp-drawn");
-    this.tools = found.querySelector(".cp-panel-tools");
-    this.chart = new MarkedPrice(this.drawn, { height: 260, label: "Price with the episodes that the rule would have raised", onPick: (name) => this.pick(name) });
-    this.table = new Table(found.querySelector(".cp-trial-rows"), COLUMNS, {
+      '<p class="cp-empty" role="status">Nothing is stored by a trial, and nobody is notified. It judges the stored trades as the pipeline would have done, with this rule.</p><div class="cp-drawn" hidden></div><div class="cp-trial-rows"></div>';
+    parent.append(h("div", { className: "cp-try" }, this.form, this.found));
+    this.note = this.found.querySelector(".cp-empty");
+    this.progress = this.found.querySelector(".cp-progress");
+    this.drawn = this.found.querySelector(".cp-drawn");
+    this.tools = this.found.querySelector(".cp-panel-tools");
+    this.chart = new PriceChart(this.drawn, { height: 260, label: "Price with the episodes that the rule would have raised", onPick: (name) => this.pick(name) });
+    this.table = new Table(this.found.querySelector(".cp-trial-rows"), COLUMNS, {
       label: "Episodes of the trial",
       keyOf: (row) => row.alert_id,
       href: (row) => `#${encodeURIComponent(row.alert_id)}`,
       sort: { key: "opened_ms", down: true },
     });
-    this.hashed = () => this.pick(decodeURIComponent(location.hash.slice(1)));
-    addEventListener("hashchange", this.hashed);
-  }
-
-  fill(rule) {
+    const rule = rules[0] ?? {};
     for (const [name] of FIELDS) {
       const value = rule[name] ?? "";
       this.form.elements[name].value = Array.isArray(value) ? value.join(", ") : /^\d+\.\d+$/.test(value) ? String(Number(value)) : value;
     }
     for (const type of ["FLASH_CRASH", "PRICE_SURGE"]) this.form.elements[type].checked = !rule.types || rule.types.includes(type);
+    const showZone = () => {
+      for (const small of this.form.querySelectorAll(".cp-own small")) small.textContent = format.zoneName();
+    };
+    showZone();
+    this.ends = [format.onZone(showZone), onHash((id) => this.pick(id))];
   }
 
-  zoned() {
-    for (const small of this.form.querySelectorAll(".cp-own small")) small.textContent = format.zoneName();
-  }
-
-  asked() {
+  // The request that the form makes.
+  request() {
     const values = this.form.elements;
-    const asked = Object.fromEntries(FIELDS.map(([name]) => [name, values[name].value.trim()]));
-    asked.products ||= "*";
-    asked.types = ["FLASH_CRASH", "PRICE_SURGE"].filter((type) => values[type].checked);
-    const seconds = SPANS[values.span.value];
-    if (seconds) asked.start = Date.now() - seconds * 1000;
+    const request = Object.fromEntries(FIELDS.map(([name]) => [name, values[name].value.trim()]));
+    request.products ||= "*";
+    request.types = ["FLASH_CRASH", "PRICE_SURGE"].filter((type) => values[type].checked);
+    const seconds = SPANS_S[values.span.value];
+    if (seconds) request.start = (describe().nowMs ?? Date.now()) - seconds * 1000;
     if (values.span.value === "own") {
-      for (const name of ["start", "end"]) if (values[name].value) asked[name] = Date.parse(`${values[name].value}${format.zone() === "utc" ? "Z" : ""}`);
+      for (const name of ["start", "end"]) if (values[name].value) request[name] = Date.parse(`${values[name].value}${format.zone() === "utc" ? "Z" : ""}`);
     }
-    return asked;
+    return request;
   }
 
-  async begin() {
+  async begin(request = this.request()) {
     this.showFaults({});
     this.table.replace([]);
     this.drawn.hidden = true;
     this.tools.replaceChildren();
-    const asked = (this.range = this.asked());
-    this.working(true, "Begins …");
+    this.range = request;
+    this.isStopped = false;
+    this.setBusy(true, "Starting …");
     try {
-      this.trial = await ask(`${this.path}/trials`, { method: "POST", body: asked });
-      this.look();
+      this.trial = await fetchJson(`${this.path}/trials`, { method: "POST", body: request });
+      this.poll();
     } catch (error) {
-      this.working(false);
+      this.setBusy(false);
       if (error.faults) this.showFaults(error.faults);
-      this.say(error.faults ? "The form needs a change; what it is stands beside the fields." : error.message);
+      setNote(this.note, error.faults ? "Some fields need a change; the reasons stand beside them." : error.message);
     }
   }
 
-  async look() {
+  async poll() {
     const { id } = this.trial;
+    const again = (...values) => {
+      this.setBusy(true, ...values);
+      this.timer = setTimeout(() => this.poll(), POLL_EVERY_MS);
+    };
     try {
-      const now = await ask(`${this.path}/trials/${id}`);
+      const now = await fetchJson(`${this.path}/trials/${id}`);
       if (this.trial?.id !== id) return;
       if (now.state === "waiting" || now.state === "running") {
         const share = now.steps ? now.done / now.steps : null;
-        this.working(true, now.state === "waiting" ? "Waits for another trial …" : share === null ? "Reads the trades …" : `${Math.floor(share * 100)}\u202f% judged`, share);
-        this.timer = setTimeout(() => this.look(), LOOK_EVERY_MS);
+        again(now.state === "waiting" ? "Waiting for another trial …" : share === null ? "Reading the trades …" : `${Math.floor(share * 100)}\u202f% judged`, share);
         return;
       }
-      this.working(false);
+      this.setBusy(false);
       if (now.state === "done") this.show(now);
-      else this.say(now.said);
+      else setNote(this.note, now.said);
     } catch (error) {
-      this.working(false);
-      this.say(error.message);
+      if (this.trial?.id !== id) return;
+      if (error.status === 404 && !this.isStopped) {
+        this.begin(this.range); // a server that was started anew knows of no trial
+      } else if (!error.status || error.status >= 500) {
+        again("The server does not answer …");
+      } else {
+        this.setBusy(false);
+        setNote(this.note, error.message);
+      }
     }
   }
 
   stop() {
-    if (this.trial) ask(`${this.path}/trials/${this.trial.id}`, { method: "DELETE" }).catch(() => {});
-    this.working(true, "Ends …");
+    this.isStopped = true;
+    if (this.trial) fetchJson(`${this.path}/trials/${this.trial.id}`, { method: "DELETE" }).catch(() => {});
+    this.setBusy(true, "Stopping …");
   }
 
-  working(isWorking, text = "", share = null) {
-    this.progress.hidden = !isWorking;
-    this.form.elements.stop.hidden = !isWorking;
-    this.form.querySelector("[type=submit]").disabled = isWorking;
+  setBusy(isBusy, text = "", share = null) {
+    this.progress.hidden = !isBusy;
+    this.form.elements.stop.hidden = !isBusy;
+    this.form.querySelector("[type=submit]").disabled = isBusy;
     this.progress.querySelector("span").textContent = text;
     const bar = this.progress.querySelector("progress");
     if (share === null) bar.removeAttribute("value");
     else bar.value = share;
-    if (isWorking) this.say("");
-  }
-
-  say(text) {
-    this.note.textContent = text ?? "";
-    this.note.hidden = !text;
+    if (isBusy) setNote(this.note, "");
   }
 
   showFaults(faults) {
     for (const note of this.form.querySelectorAll(".cp-fault")) {
       const name = note.id.slice("cp-fault-".length);
-      note.textContent = faults[name] ?? "";
-      note.hidden = !faults[name];
+      setNote(note, faults[name]);
       this.form.elements[name]?.setAttribute?.("aria-invalid", String(Boolean(faults[name])));
     }
     const first = Object.keys(faults).find((name) => this.form.elements[name]?.focus);
@@ -188,18 +176,16 @@ export class TrialView {
     const products = [...bySymbol.keys()].sort((a, b) => bySymbol.get(b) - bySymbol.get(a) || (a < b ? -1 : 1));
     const more = result.found > this.episodes.length ? `, the newest ${this.episodes.length} of them below` : "";
     this.found.dataset.found = result.found;
-    const told = `${format.count(result.found)} ${result.found === 1 ? "episode" : "episodes"}${more}, judged in ${span(result.took_s)}`;
-    this.tools.replaceChildren(Object.assign(document.createElement("span"), { className: "cp-count", textContent: told }));
+    const summary = `${format.count(result.found)} ${result.found === 1 ? "episode" : "episodes"}${more}, judged in ${format.age(result.took_s)}`;
+    this.tools.replaceChildren(h("span", { className: "cp-count", textContent: summary }));
     if (!result.found) {
-      this.say("This rule would have raised nothing. A lower threshold or a longer look-back finds more.");
+      setNote(this.note, "This rule would have raised nothing. A lower threshold or a longer look-back finds more.");
       return;
     }
-    const list = Object.assign(document.createElement("select"), { className: "cp-input" });
-    list.setAttribute("aria-label", "Product on the chart");
-    list.append(...products.map((symbol) => new Option(`${symbol} (${bySymbol.get(symbol)})`, symbol)));
-    list.onchange = () => this.plot(list.value);
-    this.list = list;
-    this.tools.append(list);
+    const options = products.map((symbol) => new Option(`${symbol} (${bySymbol.get(symbol)})`, symbol));
+    this.list = h("select", { className: "cp-input", "aria-label": "Product on the chart" }, ...options);
+    this.list.onchange = () => this.plot(this.list.value);
+    this.tools.append(this.list);
     this.plot(products[0]);
   }
 
@@ -208,11 +194,11 @@ export class TrialView {
       const query = new URLSearchParams();
       for (const name of ["start", "end"]) if (this.range[name]) query.set(name, this.range[name]);
       try {
-        const { bars, grain_s: grainS } = await ask(`${this.path}/prices/${encodeURIComponent(symbol)}?${query}`);
-        this.bars = named(bars.columns, bars.rows);
+        const { bars, grain_s: grainS } = await fetchJson(`${this.path}/prices/${encodeURIComponent(symbol)}?${query}`);
+        this.bars = toObjects(bars);
         this.grainS = grainS;
       } catch (error) {
-        this.say(`The prices could not be read: ${error.message}`);
+        setNote(this.note, `The prices could not be read: ${error.message}`);
         return;
       }
       this.shown = symbol;
@@ -251,8 +237,7 @@ export class TrialView {
     clearTimeout(this.timer);
     if (this.trial && !this.progress.hidden) this.stop();
     this.trial = null;
-    removeEventListener("hashchange", this.hashed);
-    this.end();
+    for (const end of this.ends) end();
     this.chart.unmount();
     this.table.unmount();
   }

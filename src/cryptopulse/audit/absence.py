@@ -1,0 +1,82 @@
+"""Ids that the exchange itself leaves out, and whether the page that is to prove it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptopulse.audit.messages import page_ids
+from cryptopulse.audit.report import Absence, span
+from cryptopulse.audit.scope import AuditScope
+from cryptopulse.audit.snapshot import ABSENT, LakeSnapshot
+
+_Claim = Mapping[str, Any]
+
+
+class AbsenceProofs:
+    """The rows of `silver.absent_trade_ids`, each checked when the message that it names comes by."""
+
+    def __init__(self, snapshot: LakeSnapshot, scope: AuditScope) -> None:
+        """Reads the table; without one there is nothing to check."""
+        self._snapshot = snapshot
+        self._is_part = scope.from_us is not None
+        self._claims: dict[tuple[int, int], list[_Claim]] = {}
+        if ABSENT in snapshot.tables:
+            rows = snapshot.rows(
+                'SELECT symbol, first_trade_id, last_trade_id, "partition", "offset" FROM absent_trade_ids '
+                f"WHERE {scope.has_product()} ORDER BY symbol, first_trade_id",
+                {ABSENT: snapshot.files(ABSENT)},
+            )
+            for row in rows.to_pylist():
+                self._claims.setdefault((row["partition"], row["offset"]), []).append(row)
+        self._offsets = pa.array(sorted({offset for _, offset in self._claims}), pa.int64())
+        self._proven: dict[str, list[Absence]] = {}
+
+    def check(self, messages: pa.Table) -> None:
+        """Checks the claims whose proof is among `messages` of bronze."""
+        if not self._claims:
+            return
+        for message in messages.filter(pc.is_in(messages["offset"], self._offsets)).to_pylist():
+            place = (message["partition"], message["offset"])
+            for claim in self._claims.pop(place, ()):
+                symbol, first, last = claim["symbol"], claim["first_trade_id"], claim["last_trade_id"]
+                ids = page_ids(message["body"])
+                if message["source"] != "rest" or message["partition_key"] != symbol:
+                    self._report(claim, "that message is no page of the product's trades")
+                elif ids is None:
+                    self._report(claim, "that message is no page of trades")
+                elif any(first <= one <= last for one in ids):
+                    self._report(claim, "the page holds such a trade")
+                elif not any(newer > last and older < first for newer, older in pairwise(ids)):
+                    self._report(claim, "the page does not hold the trades on both sides")
+                else:
+                    self._proven.setdefault(symbol, []).append(Absence(first, last, *place))
+
+    def finish(self) -> dict[str, list[Absence]]:
+        """By product what is proven, in order; reports claims whose message never came by.
+
+        An audit of some time does not read older messages: what those prove is older as well.
+        """
+        for claims in self._claims.values() if not self._is_part else ():
+            for claim in claims:
+                self._report(claim, "bronze has no such message")
+        found: dict[str, list[Absence]] = {}
+        for symbol, absences in self._proven.items():
+            # Many pages may prove the same interval: the earliest counts.
+            earliest: dict[tuple[int, int], Absence] = {}
+            for absence in sorted(absences, key=lambda one: (one.first_trade_id, one.partition, one.offset)):
+                earliest.setdefault((absence.first_trade_id, absence.last_trade_id), absence)
+            found[symbol] = list(earliest.values())
+        return found
+
+    def _report(self, claim: _Claim, flaw: str) -> None:
+        about = {name: claim[name] for name in ("first_trade_id", "last_trade_id", "partition", "offset")}
+        symbol, ids = claim["symbol"], span(claim["first_trade_id"], claim["last_trade_id"])
+        where = f"partition {claim['partition']}, offset {claim['offset']}"
+        text = f"{symbol}: {ids} said to be absent at the exchange, but {where} does not prove it: {flaw}"
+        repair = f"run `{self._snapshot.repairs.rebuild}`, which keeps what pages prove"
+        self._snapshot.report("absence_unproven", ABSENT, text, repair, symbol, {**about, "flaw": flaw})

@@ -1,0 +1,176 @@
+"""Bars against the exchange's own candles: a second opinion from outside.
+
+Only minutes that are proven complete are compared, and only those that ended some time ago: the exchange publishes a
+candle a moment after its minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from cryptopulse.audit.id_set import Ints
+from cryptopulse.audit.ids import by_product
+from cryptopulse.audit.report import AuditCheck, moment, utc
+from cryptopulse.audit.scope import AuditScope
+from cryptopulse.audit.snapshot import BARS, LakeSnapshot
+from cryptopulse.errors import ConfigurationError, TransientError, UnknownProduct
+from cryptopulse.feed.rest import CANDLES_MAX, Candle, RestClient
+from cryptopulse.retry import Backoff, retrying
+
+_MINUTE_US = 60_000_000
+_PUBLISHED_US = 120_000_000
+_ATTEMPTS_MAX = 6  # some 6 s of pauses: an audit is not there to wait for a network
+_PRICES = ("open", "high", "low", "close")
+# Volumes come as binary floating-point numbers, of 8 decimals.
+_NEAR, _NEAR_ENOUGH = Decimal("1e-9"), Decimal("5e-9")
+
+
+@dataclass(frozen=True)
+class CandleSource:
+    """Where candles come from."""
+
+    rest_url: str
+    allowance: Path | None = None
+    """A file by which the processes of this machine share the limit of requests."""
+
+
+@dataclass(frozen=True)
+class _Bars:
+    """One product's bars, in the order of time."""
+
+    symbol: str
+    minutes: Ints
+    is_complete: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    rows: pa.Table
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """First and last minute of each request that is needed to compare all complete bars."""
+        wanted = self.minutes[self.is_complete]
+        while len(wanted):
+            first = int(wanted[0])
+            inside = wanted[wanted < first + CANDLES_MAX]
+            yield first, int(inside[-1])
+            wanted = wanted[len(inside) :]
+
+    def within(self, first: int, last: int) -> dict[int, dict[str, Decimal]]:
+        """The complete bars of some minutes."""
+        chosen = (self.minutes >= first) & (self.minutes <= last) & self.is_complete
+        return {row["minute"]: row for row in self.rows.filter(pa.array(chosen)).to_pylist()}
+
+    def was_quiet(self, minute: int) -> bool:
+        """Whether the bars around a minute without one prove that nothing was traded in it."""
+        place = int(np.searchsorted(self.minutes, minute))
+        if place == 0 or place == len(self.minutes) or self.minutes[place] == minute:
+            return False
+        before, after = self.rows["last_trade_id"][place - 1].as_py(), self.rows["first_trade_id"][place].as_py()
+        return bool(self.is_complete[place - 1] and self.is_complete[place]) and before + 1 == after
+
+
+def check_candles(
+    snapshot: LakeSnapshot, scope: AuditScope, exchange: CandleSource, progressed: Callable[[int, int], None]
+) -> list[AuditCheck]:
+    """Reports complete bars that the exchange's candles contradict; `progressed(requests done, all)` is called."""
+    if BARS not in snapshot.tables:
+        return []
+    files = [file for file in snapshot.files(BARS) if file.day is None or scope.has_day(file.day)]
+    rows = snapshot.rows(
+        f"""
+        SELECT symbol, epoch_us(window_start) // {_MINUTE_US} AS minute, open, high, low, close, volume, is_complete,
+            first_trade_id, last_trade_id
+        FROM dm_trade_bars
+        WHERE {scope.has_product()} AND {scope.has_time("epoch_us(window_start)")}
+            AND epoch_us(window_start) + {_MINUTE_US} <= {snapshot.opened_us - _PUBLISHED_US}
+        ORDER BY symbol, minute""",
+        {BARS: files},
+    )
+    products = [
+        _Bars(symbol, part["minute"].to_numpy(), part["is_complete"].to_numpy(zero_copy_only=False), part)
+        for symbol, part in by_product(rows)
+    ]
+    return [AuditCheck("candles", asyncio.run(_compare_all(snapshot, products, exchange, progressed)))]
+
+
+async def _compare_all(
+    snapshot: LakeSnapshot, products: Sequence[_Bars], exchange: CandleSource, progressed: Callable[[int, int], None]
+) -> int:
+    """Returns how many bars were compared."""
+    requests = [(bars, *ends) for bars in products for ends in bars.spans()]
+    compared = 0
+    unknown: set[str] = set()
+    async with RestClient(exchange.rest_url, allowance=exchange.allowance) as client:
+        for number, (bars, first, last) in enumerate(requests, start=1):
+            if bars.symbol in unknown:
+                continue
+            fetch = partial(client.candles, bars.symbol, utc(first * _MINUTE_US), utc(last * _MINUTE_US))
+            try:
+                candles = await retrying(fetch, Backoff(), lambda _error, _pause_s: None, attempts_max=_ATTEMPTS_MAX)
+            except UnknownProduct as error:  # delisted, as it may be; the others have candles
+                _report_unreachable(snapshot, bars.symbol, first, str(error))
+                unknown.add(bars.symbol)
+                continue
+            except (TransientError, ConfigurationError) as error:
+                _report_unreachable(snapshot, bars.symbol, first, str(error))
+                break
+            compared += _compare(snapshot, bars, first, last, candles)
+            progressed(number, len(requests))
+    return compared
+
+
+def _compare(snapshot: LakeSnapshot, bars: _Bars, first: int, last: int, candles: Sequence[Candle]) -> int:
+    theirs = {candle.time // 60: candle for candle in candles if first <= candle.time // 60 <= last}
+    ours = bars.within(first, last)
+    for minute, bar in ours.items():
+        candle = theirs.get(minute)
+        if candle is None:
+            _report(snapshot, bars.symbol, minute, "the exchange has none", {})
+            continue
+        differing = {
+            name: {"stored": bar[name], "exchange": getattr(candle, name)}
+            for name in (*_PRICES, "volume")
+            if (
+                abs(bar[name] - getattr(candle, name)) > bar[name] * _NEAR + _NEAR_ENOUGH
+                if name == "volume"
+                else bar[name] != getattr(candle, name)
+            )
+        }
+        if differing:
+            said = [
+                f"{name} {_plain(pair['exchange'])}, the bar {_plain(pair['stored'])}"
+                for name, pair in differing.items()
+            ]
+            _report(snapshot, bars.symbol, minute, f"has {'; '.join(said)}", {"columns": differing})
+    for minute, candle in theirs.items():
+        if bars.was_quiet(minute):
+            columns = {"volume": {"stored": None, "exchange": candle.volume}}
+            what = f"has a volume of {_plain(candle.volume)}, but all ids around it are held and none was traded then"
+            _report(snapshot, bars.symbol, minute, what, {"columns": columns})
+    return len(ours)
+
+
+def _plain(value: Decimal) -> str:
+    return f"{value.normalize():f}"
+
+
+def _report(snapshot: LakeSnapshot, symbol: str, minute: int, said: str, details: dict[str, object]) -> None:
+    start = utc(minute * _MINUTE_US)
+    text = f"{symbol}: the exchange's candle of {moment(start)} {said}"
+    if said == "the exchange has none":
+        text = f"{symbol}: the exchange has no candle of {moment(start)}, of which there is a complete bar"
+    repair = "look at the minute's trades; when all ids are held, it is the exchange that differs with itself"
+    details = {"window_start": start, **details}
+    snapshot.report("candle_differs", BARS, text, repair, symbol, details)
+
+
+def _report_unreachable(snapshot: LakeSnapshot, symbol: str, minute: int, error: str) -> None:
+    text = f"{symbol}: candles from {moment(utc(minute * _MINUTE_US))} on were not compared: {error}"
+    details = {"error": error}
+    repair = "run the audit again when the exchange answers (feed.rest_url)"
+    snapshot.report("candles_unreachable", "", text, repair, symbol, details)

@@ -1,0 +1,89 @@
+"""Whether bronze holds every message of the log: offsets are dense, so one that is missing is a message that is."""
+
+from __future__ import annotations
+
+import pyarrow.compute as pc
+
+from cryptopulse.audit.files import TableFile
+from cryptopulse.audit.id_set import IdSet
+from cryptopulse.audit.ids import BIT
+from cryptopulse.audit.scope import AuditScope
+from cryptopulse.audit.snapshot import BRONZE, LakeSnapshot
+
+_SLICE_ROWS = 10_000_000
+_NEW_LOG_JUMP = 1_000_000
+"""An embedded log begins with the time of its making in µs as its first offset, so a new one jumps by a second at
+least."""
+
+
+def check_offsets(snapshot: LakeSnapshot, scope: AuditScope) -> int:
+    """Reports offsets that are missing or doubled; returns how many there are. Only for an audit of all time: a part
+    of the messages has no dense offsets.
+    """
+    if BRONZE not in snapshot.tables or scope.from_us is not None or scope.to_us is not None:
+        return 0
+    held: dict[int, IdSet] = {}
+    copies: dict[int, int] = {}
+    group: list[TableFile] = []
+    files = snapshot.files(BRONZE)
+    for file in files:
+        # Some ten million rows at a time, whose masks are some megabytes.
+        group.append(file)
+        if file is not files[-1] and sum(part.rows or 0 for part in group) < _SLICE_ROWS:
+            continue
+        rows = snapshot.rows(
+            f"""
+            SELECT p, o >> 6 AS chunk, count(*) AS copies, bit_or({BIT.format("o")}) AS bits
+            FROM (SELECT "partition" AS p, "offset" AS o FROM coinbase_raw_trades)
+            GROUP BY p, chunk ORDER BY p, chunk""",
+            {BRONZE: group},
+        )
+        group = []
+        for partition in sorted(set(rows["p"].to_pylist())):
+            part = rows.filter(pc.equal(rows["p"], partition))
+            found = IdSet.of_masks(part["chunk"].to_numpy(), part["bits"].to_numpy())
+            held[partition] = held.get(partition, IdSet.of()) | found
+            copies[partition] = copies.get(partition, 0) + pc.sum(part["copies"]).as_py()
+    for partition, offsets in sorted(held.items()):
+        if doubled := copies[partition] - offsets.count:
+            text = f"{BRONZE}: {doubled:,} messages of partition {partition} are there more than once"
+            repair = "no trade counts twice by it; remove the copies by hand if they disturb"
+            details = {"partition": partition, "rows": doubled}
+            snapshot.report("offsets_doubled", BRONZE, text, repair, details=details)
+        _report_missing(snapshot, partition, offsets)
+    return sum(copies.values())
+
+
+def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> None:
+    positions = [snapshot.tables[BRONZE].position(f"log/{partition}")]
+    positions += [table.position(f"bronze/{partition}") for table in snapshot.tables.values()]
+    stored_to = max((position for position in positions if position is not None), default=held.last)
+    # The offsets of files that can't be read are reported as such.
+    lost = [file.stats for file in snapshot.files(BRONZE) if not file.is_sound]
+    known = held | IdSet.of(
+        stats["offset"]  # type: ignore[misc]
+        for stats in lost
+        if stats.get("partition") == (partition, partition) and "offset" in stats
+    )
+    for first, last in IdSet.of([(held.first, max(held.last, stored_to))]) - known:
+        count = last - first + 1
+        if count >= _NEW_LOG_JUMP and _is_new_log(snapshot, partition, first - 1, last + 1):
+            continue
+        which = f"offset {first}" if count == 1 else f"offsets {first} to {last} ({count:,})"
+        text = f"{BRONZE}: {which} of partition {partition} missing: messages that were stored are gone"
+        details = {"partition": partition, "first_offset": first, "last_offset": last, "messages": count}
+        repair = snapshot.repairs.table(BRONZE, snapshot.tables[BRONZE].place)
+        snapshot.report("offsets_missing", BRONZE, text, repair, details=details)
+
+
+def _is_new_log(snapshot: LakeSnapshot, partition: int, before: int, after: int) -> bool:
+    """Whether the jump from `before` to `after` is that from one embedded log to a later one."""
+    enqueued_us = {}
+    for offset in (before, after):
+        files = [file for file in snapshot.files(BRONZE) if file.may_hold("offset", offset, offset)]
+        sql = f"""
+            SELECT epoch_us(enqueued_time) AS us FROM coinbase_raw_trades
+            WHERE "partition" = {partition} AND "offset" = {offset}"""
+        enqueued_us[offset] = next(iter(snapshot.rows(sql, {BRONZE: files})["us"].to_pylist()), None)
+    old_us, new_us = enqueued_us[before], enqueued_us[after]
+    return old_us is not None and new_us is not None and old_us < after <= new_us

@@ -1,0 +1,256 @@
+"""What an audit says: the ledger of each product, what was checked, and what is wrong, each with its remedy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+KIND_FINDINGS_MAX = 1000
+"""Findings of one kind that are named one by one; the rest are counted."""
+
+INTERVALS_MAX = 1000
+"""Intervals of one product (holes, healed, absent) that are named one by one."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is missing or does not agree."""
+
+    kind: str
+    """Which kind of thing, in a word that scripts can rely on."""
+    table: str
+    """The table that has to be repaired, `schema.name`; "" for what is outside of the lake."""
+    text: str
+    """What is wrong, in one line."""
+    repair: str
+    """The command, or the steps, that put it right."""
+    symbol: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, flat."""
+        about = {"kind": self.kind, "table": self.table, "symbol": self.symbol}
+        return {**about, **self.details, "text": self.text, "repair": self.repair}
+
+
+@dataclass(frozen=True)
+class AuditCheck:
+    """How much of one thing was looked at."""
+
+    name: str
+    count: int
+    """How many were compared."""
+    skipped: int = 0
+    """How many could not be judged: the pipeline was working on them, or what they rest on is missing."""
+
+
+@dataclass(frozen=True)
+class LedgerHole:
+    """Ids that are missing, between two trades that are held."""
+
+    first_trade_id: int
+    last_trade_id: int
+    witness: str
+    """`trade`: a later trade is held; `heartbeat`: the exchange named a later id; `table`: a table of the lake did."""
+    after_time: datetime | None
+    """Time (UTC) of the nearest trade held before it."""
+    before_time: datetime | None
+    """Time (UTC) of the nearest trade held after it."""
+
+    @property
+    def missing_ids(self) -> int:
+        """How many."""
+        return self.last_trade_id - self.first_trade_id + 1
+
+
+@dataclass(frozen=True)
+class HealedRange:
+    """Trades in a row that came over REST."""
+
+    first_trade_id: int
+    last_trade_id: int
+    first_time: datetime | None
+    last_time: datetime | None
+    source: str = "rest"
+
+
+@dataclass(frozen=True)
+class Absence:
+    """Ids that the exchange itself leaves out, by the page that shows it."""
+
+    first_trade_id: int
+    last_trade_id: int
+    partition: int
+    offset: int
+
+
+@dataclass
+class ProductLedger:
+    """One product: what there should be, and what became of it."""
+
+    symbol: str
+    first_trade_id: int
+    last_trade_id: int
+    held_ids: int
+    healed_ids: int
+    absent_ids: int
+    missing_ids: int
+    on_their_way_ids: int
+    """In bronze, but not in silver yet."""
+    witness: str
+    """What says that nothing came after the last id: `heartbeat`, or only the last `trade` itself."""
+    heartbeat_trade_id: int | None
+    """The last trade id that the newest heartbeat in bronze names."""
+    heartbeat_time: datetime | None
+    """When that heartbeat came (UTC)."""
+    holes: list[LedgerHole] = field(default_factory=list)
+    healed: list[HealedRange] = field(default_factory=list)
+    absent: list[Absence] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Of holes, healed and absent: how many intervals are not listed."""
+
+    @property
+    def expected_ids(self) -> int:
+        """From the first to the last."""
+        return self.last_trade_id - self.first_trade_id + 1
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, plain."""
+        holes = [{**vars(hole), "missing_ids": hole.missing_ids} for hole in self.holes]
+        parts = {"holes": holes, "healed": list(map(vars, self.healed)), "absent": list(map(vars, self.absent))}
+        return {**vars(self), "expected_ids": self.expected_ids, **parts}
+
+
+class Findings:
+    """Collects what is wrong; bounded, whatever state the lake is in."""
+
+    def __init__(self) -> None:
+        """Nothing so far."""
+        self.listed: list[Finding] = []
+        self.counts: Counter[str] = Counter()
+        """How many there are of each kind, listed or not."""
+
+    def add(self, finding: Finding) -> None:
+        """Takes one in; from KIND_FINDINGS_MAX on only its kind is counted."""
+        self.counts[finding.kind] += 1
+        if self.counts[finding.kind] <= KIND_FINDINGS_MAX:
+            self.listed.append(finding)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many of each kind are not listed."""
+        return {kind: n - KIND_FINDINGS_MAX for kind, n in self.counts.items() if n > KIND_FINDINGS_MAX}
+
+
+@dataclass
+class Report:
+    """Everything that an audit has to say."""
+
+    lake: str
+    audited_at: datetime
+    from_time: datetime | None
+    to_time: datetime | None
+    ledgers: list[ProductLedger]
+    checks: list[AuditCheck]
+    refused_ids: int
+    """Ids that came in refused messages alone, and are before the first or after the last of their product's ledger."""
+    findings: Findings
+    tables: dict[str, dict[str, Any]]
+    """By name: the version that was read, its files and rows."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is missing and everything agrees."""
+        return not self.findings.counts
+
+    def as_json(self) -> dict[str, Any]:
+        """One object with everything."""
+        return {
+            "lake": self.lake,
+            "audited_at": self.audited_at,
+            "from": self.from_time,
+            "to": self.to_time,
+            "complete": self.is_complete,
+            "products": [ledger.as_json() for ledger in self.ledgers],
+            "refused_ids": self.refused_ids,
+            "checks": [vars(check) for check in self.checks],
+            "findings": [finding.as_json() for finding in self.findings.listed],
+            "findings_left_out": self.findings.left_out,
+            "tables": self.tables,
+        }
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """The commands that put things right, ready to be typed."""
+
+    options: str = ""
+    """What each needs to find the lake, as in ` --lake demo-lake`."""
+
+    @property
+    def rebuild(self) -> str:
+        """Silver and gold again from bronze."""
+        return f"cryptopulse rebuild{self.options}"
+
+    @property
+    def process(self) -> str:
+        """Works off what is waiting."""
+        return f"cryptopulse process --once{self.options}"
+
+    def backfill(self, symbol: str, after: datetime | None, before: datetime | None) -> str:
+        """Fetches what was traded from `after` to `before`, whole seconds around them; one of them must be known."""
+        if after and before and before < after:  # ids are in order, times nearly
+            after, before = before, after
+        if after is None and before is not None:
+            after = before - timedelta(days=1)  # how long before is not known: some time, and the audit tells the rest
+        since = f" --from {_second(after)}" if after else ""
+        until = f" --to {_second(before + timedelta(seconds=1))}" if before else ""
+        return f"cryptopulse backfill {symbol}{since}{until}{self.options}"
+
+    def table(self, name: str, place: str) -> str:
+        """For a table at `place` whose files are damaged."""
+        if name.startswith("bronze."):
+            return (
+                f"restore {place} from a copy; do not run `cryptopulse rebuild` before, it would lose the trades that "
+                "only this file held"
+            )
+        if "://" in place:
+            return f"stop the pipeline, delete {place}, and run `{self.rebuild}`"
+        return f"stop the pipeline and run `{self.rebuild}`"
+
+
+def utc(us: int) -> datetime:
+    """A time from µs UTC since 1970."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def micros(when: datetime) -> int:
+    """µs UTC since 1970, exactly."""
+    return (when - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment(when: datetime | None) -> str:
+    """A time (UTC) as text, as short as it can be exactly."""
+    if when is None:
+        return "?"
+    precision = "microseconds" if when.microsecond else "seconds" if when.second else "minutes"
+    return f"{when.astimezone(UTC).replace(tzinfo=None).isoformat(timespec=precision)}Z"
+
+
+def _second(when: datetime) -> str:
+    return f"{when:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def span(first: int, last: int) -> str:
+    """`id 7` or `ids 7 to 9 (3)`."""
+    return f"id {first}" if first == last else f"ids {first} to {last} ({last - first + 1:,})"
+
+
+def id_range(first: int, last: int) -> dict[str, Any]:
+    """The same for the details of a finding."""
+    return {"first_trade_id": first, "last_trade_id": last, "ids": last - first + 1}

@@ -1,0 +1,131 @@
+"""The command `cryptopulse`: assembles the commands, and is the one place that shows errors.
+
+An error is one line on standard error: what happened, to what, what to do. A traceback is never for the
+user's mistake; for a fault of the program it goes to a file, and to standard error only with `--debug`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cryptopulse.cli import alerts, audit, backfill, config, ddl, demo, processes, replay, serve, simulate, sql, status
+from cryptopulse.errors import ERROR_PREFIX, ConfigurationError, CryptoPulseError
+
+_EPILOG = (
+    "Example: cryptopulse demo --for 60s\n\n"
+    "Exit codes: 0 done; 1 a fault of the program, a demo that lost or doubled a trade, or a test message that was not "
+    "taken; 2 a setting, an option or a file is wrong; 3 the log or the lake's disk is full (`status`: not all is "
+    "well); 4 the log or a table is damaged; 5 another pipeline works on this lake; 6 a supervised process died again "
+    "and again; 7 the storage of the lake does not answer; 8 the audit found something missing or wrong; 9 the "
+    "exchange gave nothing of use about a product of `backfill`; 130 ended by Ctrl-C."
+)
+
+# Nothing here multiplies matrices; numpy's library for it would start a thread for each core, which costs 40 ms.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# What our own words have beyond ASCII, for terminals and files that are not UTF-8.
+_PLAIN = {
+    "…": "...",
+    "→": "->",
+    "≤": "<=",
+    "±": "+-",
+    **dict(zip("—–−·µ×“”▲▼●▁▂▃▄▅▆▇█", '---.ux""^vo__..::##', strict=True)),
+}
+
+app = typer.Typer(
+    help="Every trade of Coinbase in Delta tables, a fraction of a second behind the exchange.",
+    epilog=_EPILOG,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (demo, processes, serve, simulate, status, sql, audit, alerts, replay, backfill, config, ddl):
+    module.register(app)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,  # noqa: ARG001 -- see `run`
+) -> None:
+    if version:
+        from cryptopulse import __version__
+
+        typer.echo(f"cryptopulse {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The installed command."""
+
+    def in_plain_letters(error: UnicodeError) -> tuple[str, int]:
+        """For letters that the output can't show: a plain word, else their numbers (`\\u65e5`)."""
+        assert isinstance(error, UnicodeEncodeError)
+        text = error.object[error.start : error.end]
+        return "".join(_PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text), error.end
+
+    codecs.register_error("plain", in_plain_letters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+    if code := run(sys.argv[1:]):  # Databricks takes every SystemExit for a failure, even that with code 0
+        sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one for each kind of end
+    """Carries out one command line and returns its exit code; says errors on standard error."""
+    debug = "--debug" in arguments
+    try:
+        command = typer.main.get_command(app)
+        given = [text for text in arguments if text != "--debug"] or ["--help"]
+        code = command.main(given, prog_name="cryptopulse", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:  # the reader of our output had enough: `cryptopulse sql ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except CryptoPulseError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        program = context.command_path if context else "cryptopulse"
+        return _fail(f"{error.format_message().rstrip('.')}. See `{program} --help`.", error.exit_code, debug)
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except Exception as error:  # noqa: BLE001 -- the top: everything else is a fault of ours
+        package = (getattr(error, "name", None) or "cryptopulse").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and package != "cryptopulse":  # the core alone, as on Databricks
+            text = f"This command needs the package {package}: pip install 'cryptopulse[all]'."
+            return _fail(text, ConfigurationError.exit_code, debug)
+        details = "" if debug else f"; {_save_details()}"
+        return _fail(f"unexpected error: {type(error).__name__}: {error}{details}", 1, debug)
+
+
+def _fail(message: str, exit_code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    line = " ".join(message.split())
+    sys.stderr.write(f"{ERROR_PREFIX}{line}\n")
+    return exit_code
+
+
+def _save_details() -> str:
+    """Puts the traceback of the current exception into a file; says where, for the end of the error's line."""
+    path = Path(tempfile.gettempdir()) / f"cryptopulse-error-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.txt"
+    text = f"cryptopulse {' '.join(sys.argv[1:])}\n{traceback.format_exc()}"
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return "run it again with --debug for details"
+    return f"details are in {path}"

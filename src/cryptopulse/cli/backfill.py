@@ -1,0 +1,125 @@
+"""`backfill`: history, on request."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cryptopulse.cli.options import Config, Json, Lake, RestUrl, settings_from
+from cryptopulse.cli.output import print_conflicts, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from cryptopulse.healing.backfill import Filled, Plan
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to `app`."""
+    app.command(epilog="Example: cryptopulse backfill BTC-USD --from 2026-11-01 --lake lake")(backfill)
+
+
+def backfill(
+    products: Annotated[list[str], typer.Argument(metavar="PRODUCT…", help="As in BTC-USD ETH-USD.")],
+    start: Annotated[
+        str, typer.Option("--from", metavar="TIME", help="Start (inclusive), as in 2026-11-01T12:00 (UTC).")
+    ],
+    end: Annotated[str | None, typer.Option("--to", metavar="TIME", help="End (exclusive). [default: now]")] = None,
+    lake: Lake = None,
+    config: Config = None,
+    rest_url: RestUrl = None,
+    json: Json = False,
+) -> None:
+    """Fetch the trades of the past that the lake does not hold. Resumable: rerun the same command.
+
+    A product that the exchange refuses (exit code 2) or says nothing of use about (9) is told, and the others go on.
+    """
+    import asyncio
+
+    from cryptopulse.errors import ERROR_PREFIX, ConfigurationError, NotFetched, UnknownProduct
+    from cryptopulse.lake.products import invalid_product_id, is_product_id
+    from cryptopulse.text import parse_trade_time
+
+    settings = settings_from(lake, config, rest_url=rest_url)
+    from_time, to_time = parse_trade_time(start), parse_trade_time(end) if end else None
+    if to_time is not None and to_time <= from_time:
+        raise ConfigurationError(f"--to {end} is not after --from {start}.")
+    for product in products:
+        if not is_product_id(product):
+            raise ConfigurationError(invalid_product_id(product))
+
+    from cryptopulse import logging_setup
+    from cryptopulse.healing.backfill import Backfill
+    from cryptopulse.log.opening import open_log
+
+    logging_setup.configure_quiet(settings.logging)
+    log = open_log(settings)
+    found: list[dict[str, object]] = []
+    exit_code = 0
+    try:
+        for product in dict.fromkeys(products):
+            work = Backfill(settings, log)
+            try:
+                with progress_bar(product) as progress:
+                    show = (lambda _plan: None) if json else _print_plan
+                    wanted, filled = asyncio.run(work.run(product, from_time, to_time, show, progress))
+            except (UnknownProduct, NotFetched) as error:  # the product's matter; it may be hours until the end
+                typer.echo(f"{ERROR_PREFIX}{' '.join(str(error).split())}", err=True)
+                found.append({"product": product, "error": str(error), "stored": work.stored})
+                exit_code = max(exit_code, error.exit_code)
+                continue
+            in_tables = work.in_tables if work.stored else None
+            found.append(
+                {
+                    "product": wanted.product,
+                    "first_trade_id": wanted.first_trade_id,
+                    "last_trade_id": wanted.last_trade_id,
+                    "trades": wanted.trades,
+                    "held_before": wanted.trades - wanted.to_fetch,
+                    "fetched": filled.fetched,
+                    "absent": filled.absent,
+                    "in_tables": in_tables,
+                    "stored": in_tables is not None,
+                    "conflicts": work.conflicts,
+                }
+            )
+            if not json:
+                _print_result(wanted, filled, in_tables)
+                print_conflicts(work.conflicts)
+    finally:
+        log.close()
+    if json:
+        print_json(found)
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
+def _print_plan(wanted: Plan) -> None:
+    from cryptopulse.healing.backfill import REQUESTS_PER_SECOND, SPAN
+
+    if not wanted.trades:
+        typer.echo(f"{wanted.product}: the exchange has no trades of that time.")
+        return
+    if not wanted.to_fetch:
+        typer.echo(f"{wanted.product}: all {wanted.trades:,} trades of that time are held already.")
+        return
+    seconds = wanted.to_fetch / SPAN / REQUESTS_PER_SECOND
+    about = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{math.ceil(seconds / 60)} min"
+    typer.echo(
+        f"{wanted.product}: trades {wanted.first_trade_id} to {wanted.last_trade_id}, of which "
+        f"{wanted.to_fetch:,} of {wanted.trades:,} are to be fetched: about {about}. Ctrl-C stops; the same command "
+        "goes on."
+    )
+
+
+def _print_result(wanted: Plan, filled: Filled, in_tables: int | None) -> None:
+    if not wanted.to_fetch:
+        return
+    absent = f", {filled.absent:,} the exchange itself does not have" if filled.absent else ""
+    if in_tables is None:
+        where = "they are in the log; the pipeline of this lake brings them into the tables"
+    elif in_tables >= filled.fetched:
+        where = "they are in the tables"
+    else:
+        where = f"the tables hold {in_tables:,} of them, `cryptopulse audit` shows why not the others"
+    typer.echo(f"{wanted.product}: {filled.fetched:,} trades fetched{absent}; {where}.")

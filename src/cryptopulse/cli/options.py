@@ -1,0 +1,56 @@
+"""Options that several commands have, and the settings that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cryptopulse.settings import Settings
+
+Lake = Annotated[
+    str | None,
+    typer.Option("--lake", metavar="PLACE", help="Where the tables are: folder, s3://… or abfss://… [default: ./lake]"),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration file. [default: ./cryptopulse.toml]"),
+]
+Products = Annotated[
+    str | None,
+    typer.Option("--products", metavar="IDS", help='Products, as in BTC-USD,ETH-USD; "" for all of a currency.'),
+]
+Feed = Annotated[
+    str | None, typer.Option("--feed", metavar="exchange|advanced|both", help="Which of Coinbase's public feeds.")
+]
+WebsocketUrl = Annotated[
+    str | None,
+    typer.Option("--websocket-url", metavar="URL", help="Another WebSocket address: a simulator's."),
+]
+RestUrl = Annotated[str | None, typer.Option("--rest-url", metavar="URL", help="Another REST address: a simulator's.")]
+Dashboard = Annotated[bool, typer.Option("--dashboard/--no-dashboard", help="Show it in browsers as well.")]
+Json = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
+Supervised = Annotated[int | None, typer.Option("--supervised", hidden=True)]
+LogFile = Annotated[Path | None, typer.Option("--log-file", hidden=True)]
+
+
+def settings_from(
+    lake: str | None,
+    config: Path | None,
+    products: str | None = None,
+    feed: str | None = None,
+    engine: str | None = None,
+    serve: Mapping[str, object] | None = None,
+    **urls: str | None,
+) -> Settings:
+    """All settings, with the options that were given on top.
+
+    `serve`: those of the section of that name. `urls`: `websocket_url` and `rest_url`. Raises ConfigurationError.
+    """
+    from cryptopulse.settings import load_settings
+
+    feed_options = {"products": products, "dialect": feed, **urls}
+    return load_settings(config, lake=lake, feed=feed_options, processing={"engine": engine}, serve=serve)

@@ -1,0 +1,75 @@
+"""What commands print: JSON, tables, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal
+
+import typer
+
+
+def print_json(value: object) -> None:
+    """`value` on standard output as JSON, indented; times, decimals and bytes as text."""
+
+    def as_text(value: object) -> str:
+        return value.isoformat() if isinstance(value, datetime) else cell_text(value)
+
+    sys.stdout.write(json.dumps(value, indent=2, default=as_text) + "\n")
+
+
+def cell_text(value: object) -> str:
+    """One value of a table for people: decimals without trailing zeros, bytes as the text that they are."""
+    if isinstance(value, Decimal):
+        return f"{value.normalize():f}"
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return "" if value is None else str(value)
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: frozenset[str] = frozenset()
+) -> None:
+    """A table on standard output. `numbers`: the columns to align right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # Into a file or pipe: nothing is folded, however wide.
+    console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell_text(value)) for value in row))
+    with console.capture() as capture:
+        console.print(table)
+    sys.stdout.writelines(line.rstrip() + "\n" for line in capture.get().strip("\n").splitlines())
+
+
+def print_conflicts(trades: int) -> None:
+    """A line about trades that came again with other content; none when there are none."""
+    if trades:
+        came = "trade" if trades == 1 else "trades"
+        typer.echo(
+            f"{trades:,} {came} came again with other content (first copies kept; see silver.quarantined_messages)"
+        )
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function to be called with (done, total); draws only on a terminal, on standard error."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,142 @@
+"""`simulate`: an exchange of one's own."""
+
+from __future__ import annotations
+
+import json as json_text
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cryptopulse.cli.options import Json, LogFile, Supervised
+from cryptopulse.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from cryptopulse.simulator.options import SimulatorOptions, Start
+
+STARTS: tuple[Start, ...] = ("at_once", "first_subscription", "all_subscribed")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to `app`."""
+    app.command(epilog="Example: cryptopulse simulate --products 20 --rate 500 --episode crash:BTC-USD@20s:3%")(
+        simulate
+    )
+
+
+def simulate(
+    products: Annotated[
+        str, typer.Option(metavar="N|IDS", help="How many products, or which: BTC-USD,ETH-USD.")
+    ] = "20",
+    rate: Annotated[float, typer.Option(metavar="N", help="Trades a second, all products together.")] = 100.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same trades.")] = 1,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: for other containers as well.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free one.")] = 8765,
+    speed: Annotated[float, typer.Option(help="Market seconds in a second; 0: as fast as it is read.")] = 1.0,
+    episode: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND:ID@TIME:DEPTH", help="As in crash:BTC-USD@20s:3%; may be repeated."),
+    ] = None,
+    faults: Annotated[
+        str, typer.Option(metavar="NAME=VALUE,…", help="As in drop=0.01,disconnect=30s,rest-429=0.2.")
+    ] = "",
+    recording: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Serve this recording instead of a market.")
+    ] = None,
+    start: Annotated[
+        str,
+        typer.Option(metavar="WHEN", help="Trading starts: at_once, first_subscription or all_subscribed."),
+    ] = "at_once",
+    crash_day: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Serve nothing: write a recording of a crash day, for replay.")
+    ] = None,
+    trades: Annotated[int, typer.Option(metavar="N", help="Trades of the crash day.")] = 1_600_000,
+    json: Json = False,
+    supervised: Supervised = None,
+    log_file: LogFile = None,
+) -> None:
+    """Serve a simulated exchange: both WebSocket feeds and REST."""
+    if crash_day is not None:
+        _write_crash_day(crash_day, trades, seed, json)
+        return
+
+    from cryptopulse import logging_setup
+    from cryptopulse.errors import ConfigurationError
+    from cryptopulse.settings import LoggingSettings
+    from cryptopulse.simulator.episodes import parse_episode
+    from cryptopulse.simulator.faults import Faults
+    from cryptopulse.simulator.options import SimulatorOptions
+    from cryptopulse.simulator.server import run
+    from cryptopulse.supervisor import stop_with_parent
+
+    if start not in STARTS:
+        raise ConfigurationError(f"--start {start}: write {', '.join(STARTS)}.")
+    ids = [part.strip().upper() for part in products.split(",") if part.strip()]
+    options = SimulatorOptions(
+        products=int(products) if products.isdecimal() else ids,
+        rate=rate,
+        seed=seed,
+        host=host,
+        port=port,
+        speed=speed,
+        episodes=[parse_episode(text) for text in episode or ()],
+        faults=Faults.parse(faults),
+        recording=recording,
+        start=start,
+    )
+    file = logging_setup.BoundedFile(log_file, descriptor=2) if log_file else None
+    logging_setup.configure(LoggingSettings(), "simulator", file)
+    if supervised is not None:
+        stop_with_parent()
+    run(options, on_ready=lambda bound: _announce(options, bound, json))
+
+
+def _write_crash_day(path: Path, trades: int, seed: int, as_json: bool) -> None:
+    """Writes the recording and tells what it holds."""
+    from cryptopulse.errors import ConfigurationError
+    from cryptopulse.simulator.crash_day import CrashDay
+
+    try:
+        summary = CrashDay(trades, seed).write(path)
+    except OSError as error:
+        raise ConfigurationError(f"Recording {path} can't be written: {error.strerror}.") from error
+    if as_json:
+        print_json(asdict(summary))
+        return
+    rows = [
+        (name, f"{held.trades:,}", f"{held.missing_ids:,}", f"{held.holes:,}")
+        for name, held in summary.products.items()
+    ]
+    print_table(("product", "trades", "missing ids", "holes"), rows, frozenset({"trades", "missing ids", "holes"}))
+    typer.echo(
+        f"{path} holds {summary.messages:,} messages of {summary.connections} connections: {summary.trades:,} trades, "
+        f"{summary.repeated:,} repeated, {summary.missing_ids:,} ids missing in {summary.holes:,} holes"
+    )
+
+
+def _announce(options: SimulatorOptions, port: int, as_json: bool) -> None:
+    """Says where the exchange is and how to point a pipeline at it."""
+    addresses = {
+        "exchange_url": f"ws://{options.host}:{port}/exchange",
+        "advanced_url": f"ws://{options.host}:{port}/advanced",
+        "rest_url": f"http://{options.host}:{port}",
+    }
+    products = [product.product_id for product in options.catalogue()]
+    if as_json:
+        sys.stdout.write(json_text.dumps({**addresses, "port": port, "products": products}) + "\n")
+    else:
+        shown = ",".join(products[:3])
+        sys.stdout.write(
+            f"Exchange feed        {addresses['exchange_url']}\n"
+            f"Advanced Trade feed  {addresses['advanced_url']}\n"
+            f"REST                 {addresses['rest_url']}\n"
+            f"To record it:\n"
+            f"  export CRYPTOPULSE_FEED__WEBSOCKET_URL={addresses['exchange_url']}\n"
+            f"  export CRYPTOPULSE_FEED__REST_URL={addresses['rest_url']}\n"
+            f"  cryptopulse run --products {shown}\n"
+        )
+    sys.stdout.flush()

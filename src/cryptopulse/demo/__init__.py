@@ -1,0 +1,249 @@
+"""The demo: a simulated exchange, the whole pipeline on it in separate processes, and a check of every trade.
+
+Nothing is left out for the show: a real WebSocket on the loopback interface, the real log, real Delta
+tables, the same supervisor as `run`. The processes see no settings of the user, so that every demo is
+alike; only who is to be notified is taken from there, when the user asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import structlog
+
+from cryptopulse import logging_setup
+from cryptopulse.demo.check import check, stored_up_to
+from cryptopulse.demo.summary import write_summary
+from cryptopulse.deployment import STEP_S, Deployment, guarded, on_signals, wait_until_free
+from cryptopulse.errors import ConfigurationError, ProcessFailed
+from cryptopulse.lake.location import LakeLocation
+from cryptopulse.settings import LoggingSettings
+from cryptopulse.settings.notify import NotifySettings
+from cryptopulse.status import ALL_PROCESSES, DASHBOARD, NOTIFIER, PROCESSES, read_status
+from cryptopulse.supervisor import last_words
+from cryptopulse.terminal.view import LiveView, PlainView
+
+_MARKER = ".cryptopulse-demo"
+_READY_WITHIN_S = 20.0
+_CAUGHT_UP_WITHIN_S = 30.0
+_CRASH_AT_S = 12.0
+_SURGE_AT_S = 30.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What can be asked of a demo."""
+
+    lake: Path
+    duration_s: float | None
+    """None: until Ctrl-C."""
+    rate: float
+    products: int
+    seed: int
+    feed: str
+    notify: NotifySettings | None = None
+    """Who is to be told of the demo's alerts; None: nobody."""
+    dashboard: bool = True
+    """Whether it is shown in browsers as well."""
+
+    @property
+    def processes(self) -> tuple[str, ...]:
+        """The processes of the pipeline."""
+        return (*PROCESSES, *((NOTIFIER,) if self.notify else ()), *((DASHBOARD,) if self.dashboard else ()))
+
+    @property
+    def episodes(self) -> list[str]:
+        """What the simulated market does on cue."""
+        return [f"crash:BTC-USD@{_CRASH_AT_S:g}s:3%/4s", f"surge:ETH-USD@{_SURGE_AT_S:g}s:2.5%/6s"]
+
+
+def run_demo(options: DemoOptions) -> bool:
+    """Runs the demo and prints its summary; returns whether every trade is stored exactly once.
+
+    Raises ConfigurationError when the folder can't be used, ProcessFailed when a part can't be kept running.
+    """
+    if options.feed not in ("exchange", "advanced"):
+        raise ConfigurationError(f"--feed {options.feed}: write exchange or advanced.")
+    if options.notify and not options.notify.targets:
+        raise ConfigurationError("--notify: your settings name nobody to notify (notify.targets).")
+    _prepare_lake(options.lake)
+    state_dir = options.lake / "_cryptopulse"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CRYPTOPULSE_")}
+    logging_setup.configure(
+        LoggingSettings(), "supervisor", logging_setup.BoundedFile(state_dir / "logs" / "supervisor.log")
+    )
+    with SimulatorProcess(options, state_dir, environment) as simulator:
+        deployment = Deployment(
+            state_dir,
+            {
+                "--lake": options.lake,
+                "--products": ",".join(simulator.products),
+                "--feed": options.feed,
+                "--websocket-url": simulator.addresses[f"{options.feed}_url"],
+                "--rest-url": simulator.addresses["rest_url"],
+            },
+            environment | ({"CRYPTOPULSE_NOTIFY": options.notify.in_clear_text()} if options.notify else {}),
+            folder=options.lake,
+            processes=options.processes,
+        )
+        ledger = _play(options, deployment, simulator)
+    report = read_status(state_dir, "processing").report
+    result = check(options.lake, ledger)
+    write_summary(options.lake, result, report)
+    return result.complete and result.crashes_right
+
+
+class SimulatorProcess:
+    """The exchange of the demo, in a process of its own."""
+
+    def __init__(self, options: DemoOptions, state_dir: Path, environment: Mapping[str, str]) -> None:
+        """Starts it and waits for its addresses. Raises ProcessFailed when it doesn't come up."""
+        self._log_file = state_dir / "logs" / "simulator.log"
+        episodes = [text for episode in options.episodes for text in ("--episode", episode)]
+        with self._log_file.open("ab") as log_file:
+            self._popen = subprocess.Popen(  # noqa: S603 -- the command is ours
+                [
+                    *(sys.executable, "-m", "cryptopulse", "simulate", "--json", "--port", "0"),
+                    *(
+                        "--products",
+                        str(options.products),
+                        "--rate",
+                        str(options.rate),
+                        "--seed",
+                        str(options.seed),
+                    ),
+                    *("--start", "all_subscribed", "--supervised", "0", "--log-file", str(self._log_file)),
+                    *episodes,
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                start_new_session=True,
+                env=dict(environment),
+                cwd=options.lake,
+            )
+        try:
+            assert self._popen.stdout is not None
+            readable, _, _ = select.select([self._popen.stdout], [], [], _READY_WITHIN_S)
+            line = self._popen.stdout.readline() if readable else b""
+            self.addresses: dict[str, Any] = json.loads(line)
+        except BaseException as error:
+            self._popen.kill()
+            self._popen.wait()
+            if isinstance(error, ValueError):  # it ended, or its time is over
+                raise self.failure() from error
+            raise
+        self.products: list[str] = self.addresses["products"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._popen.terminate()
+        try:
+            self._popen.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+
+    @property
+    def dead(self) -> bool:
+        """Whether it ended by itself."""
+        return self._popen.poll() is not None
+
+    def failure(self) -> ProcessFailed:
+        """What to say when it is dead."""
+        return ProcessFailed(f"The simulator ended: {last_words(self._log_file) or f'see {self._log_file}'}")
+
+    def stop_trading(self) -> dict[str, Any]:
+        """Ends the market; connections stay open. Returns the ledger."""
+        try:
+            # Not through a proxy that the environment may name: it is this machine.
+            with httpx.Client(trust_env=False, timeout=10) as client:
+                answer = client.post(self.addresses["rest_url"] + "/simulator/stop_trading")
+                answer.raise_for_status()
+                content: dict[str, Any] = answer.json()
+                return content
+        except (httpx.HTTPError, ValueError) as error:
+            raise ProcessFailed(f"The simulator does not answer ({error}); see {self._log_file}") from error
+
+
+def _prepare_lake(lake: Path) -> None:
+    """Makes `lake` an empty folder with a marker; only an earlier demo's is emptied."""
+    marker = lake / _MARKER
+    try:
+        LakeLocation.of(lake)
+        if lake.exists() and not lake.is_dir():
+            raise ConfigurationError(f"{lake} is not a folder; choose another with --lake.")
+        if marker.is_file():
+            wait_until_free(lake / "_cryptopulse", str(lake), ALL_PROCESSES)
+            shutil.rmtree(lake)
+        elif lake.is_dir() and any(lake.iterdir()):
+            raise ConfigurationError(
+                f"{lake} holds files that no demo made, so it stays as it is; choose another with --lake."
+            )
+        (lake / "_cryptopulse" / "logs").mkdir(parents=True)
+        marker.write_text("Made by `cryptopulse demo`, which empties this folder when it is run again.\n")
+    except ValueError as error:
+        raise ConfigurationError(f"--lake: {error}.") from error
+    except OSError as error:
+        raise ConfigurationError(f"Can't use {lake}: {error.strerror}; choose another folder with --lake.") from error
+
+
+def _play(options: DemoOptions, deployment: Deployment, simulator: SimulatorProcess) -> dict[str, Any]:
+    """Runs the pipeline until its time is over or a signal comes, ends it in order, returns the ledger."""
+    supervisor = deployment.supervisor(logs_to_files=True)
+    stop_requested = threading.Event()
+    signals = 0
+
+    def on_signal() -> None:
+        nonlocal signals
+        signals += 1
+        stop_requested.set()
+        if signals > 1:
+            supervisor.stop()
+
+    kind = LiveView if sys.stdout.isatty() else PlainView
+    shown = kind(deployment.state_dir, "CryptoPulse demo, simulated market", deployment.processes)
+    with on_signals(on_signal), guarded(supervisor), shown as view:
+        if options.duration_s is not None:
+            view.note = f"ends after {options.duration_s:g} s, or with Ctrl-C"
+
+        def step() -> None:
+            supervisor.step()
+            view.refresh()
+            if simulator.dead:
+                raise simulator.failure()
+            time.sleep(STEP_S)
+
+        until = time.monotonic() + (options.duration_s or float("inf"))
+        while not (stop_requested.is_set() or supervisor.stopping or time.monotonic() > until):
+            step()
+        view.note = "stopping: the market is closed, the last trades are being stored"
+        ledger = simulator.stop_trading()
+        last_ids = {product: figures["last_trade_id"] for product, figures in ledger["products"].items()}
+        deadline = time.monotonic() + _CAUGHT_UP_WITHIN_S
+        while not supervisor.stopping and not stored_up_to(options.lake, last_ids):
+            if time.monotonic() > deadline:
+                _log.warning("not_caught_up", after_s=_CAUGHT_UP_WITHIN_S)
+                break
+            step()
+        supervisor.stop()
+        while not supervisor.done:
+            step()
+    supervisor.check()
+    return ledger

@@ -1,0 +1,169 @@
+"""What became of the demo's trades: the simulator's own count against the tables, read with deltalake alone.
+
+Shares no code with the pipeline. The demo's market opens when every product has a subscriber, so each id
+from the first to the last that the simulator published must be stored exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from deltalake import DeltaTable, QueryBuilder
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+
+@dataclass(frozen=True)
+class CrashFound:
+    """A staged crash and its rows in the alerts table."""
+
+    product: str
+    depth_pct: float
+    rows: int
+    change_pct: float | None
+    start_price: Decimal | None
+    end_price: Decimal | None
+    latency_ms: float | None
+    """From the receipt of the trade that opened the episode until the row was committed."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The comparison."""
+
+    products: int
+    sent: int
+    stored: int
+    """Rows with ids that were sent."""
+    lost: int
+    duplicated: int
+    strange: int
+    """Rows with ids that were never sent."""
+    crashes: list[CrashFound]
+    alerts: int
+    """All rows of the alerts table."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trade is stored exactly once and nothing else is."""
+        return not (self.lost or self.duplicated or self.strange)
+
+    @property
+    def crashes_right(self) -> bool:
+        """Whether each staged crash is exactly one row."""
+        return all(crash.rows == 1 for crash in self.crashes)
+
+
+def check(lake: Path, ledger: Mapping[str, Any]) -> CheckResult:
+    """Compares the simulator's ledger, taken after trading stopped, with the tables of `lake`."""
+    trades = _read(lake / "silver" / "fact_crypto_trades", ["symbol", "trade_id", "ingestion_time"])
+    trade_ids = np.empty(0, dtype=np.int64) if trades is None else trades["trade_id"].to_numpy()
+    symbols = np.empty(0, dtype=object) if trades is None else trades["symbol"].to_numpy()
+    sent = lost = duplicated = stored = 0
+    for product, figures in ledger["products"].items():
+        first, last = figures["first_trade_id"], figures["last_trade_id"]
+        ids = trade_ids[symbols == product]
+        inside = ids[(ids >= first) & (ids <= last)]
+        distinct = np.unique(inside)
+        sent += last - first + 1
+        stored += len(inside)
+        lost += last - first + 1 - len(distinct)
+        duplicated += len(inside) - len(distinct)
+    alerts_path = lake / "gold" / "dm_market_alerts"
+    table = _open(alerts_path)
+    alerts = [] if table is None else _rows(table, "*").to_pylist()
+    crashes = []
+    for episode in ledger["episodes"]:
+        if episode["kind"] != "crash" or not episode["ended"]:
+            continue  # an episode that was cut off may not have reached the threshold
+        found = [row for row in alerts if (row["symbol"], row["alert_type"]) == (episode["product"], "FLASH_CRASH")]
+        row = found[0] if found else None
+        crashes.append(
+            CrashFound(
+                product=episode["product"],
+                depth_pct=episode["depth_pct"],
+                rows=len(found),
+                change_pct=row and row["price_change_pct"],
+                start_price=row and row["start_price"],
+                end_price=row and row["end_price"],
+                latency_ms=row and _latency_ms(alerts_path, row, trades),
+            )
+        )
+    return CheckResult(
+        products=len(ledger["products"]),
+        sent=sent,
+        stored=stored,
+        lost=lost,
+        duplicated=duplicated,
+        strange=(0 if trades is None else trades.num_rows) - stored,
+        crashes=crashes,
+        alerts=len(alerts),
+    )
+
+
+def stored_up_to(lake: Path, last_ids: Mapping[str, int]) -> bool:
+    """Whether the intervals of stored ids reach each product's `last_ids`; a cheap look."""
+    coverage = _read(lake / "silver" / "trade_id_coverage", ["symbol", "last_trade_id"])
+    if coverage is None:
+        return not last_ids
+    pairs = zip(coverage["symbol"].to_pylist(), coverage["last_trade_id"].to_pylist(), strict=True)
+    newest: dict[str, int] = {}
+    for symbol, last in pairs:
+        newest[symbol] = max(last, newest.get(symbol, 0))
+    return all(newest.get(product, -1) >= last for product, last in last_ids.items())
+
+
+def _latency_ms(path: Path, alert: Mapping[str, Any], trades: pa.Table | None) -> float | None:
+    """From the receipt of the trade that opened the episode to the commit that first holds its row."""
+    if trades is None:
+        return None
+    is_trigger = (trades["symbol"].to_numpy() == alert["symbol"]) & (
+        trades["trade_id"].to_numpy() == alert["trigger_trade_id"]
+    )
+    received = trades.filter(pa.array(is_trigger))["ingestion_time"].to_pylist()
+    if not received:
+        return None
+    committed = _first_commit(path, str(alert["alert_id"])) or alert["detected_at"]
+    return float((committed - received[0]).total_seconds() * 1000)
+
+
+def _first_commit(path: Path, alert_id: str) -> datetime | None:
+    """When the first commit with the row was made visible (its file's time); None when that file is gone."""
+    logs = sorted((path / "_delta_log").glob("*.json"))
+    low, high = 0, len(logs) - 1
+    while low <= high:  # once there, a row stays
+        middle = (low + high) // 2
+        table = _open(path, version=int(logs[middle].stem))
+        if table is None:
+            return None
+        if alert_id in _rows(table, "alert_id")["alert_id"].to_pylist():
+            high = middle - 1
+        else:
+            low = middle + 1
+    return None if low >= len(logs) or low == 0 else datetime.fromtimestamp(logs[low].stat().st_mtime, UTC)
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table | None:
+    table = _open(path)
+    return None if table is None else _rows(table, ", ".join(columns))
+
+
+def _rows(table: DeltaTable, columns: str) -> pa.Table:
+    # Not `to_pyarrow_table`: its threads abort one short-lived process in four at its end (deltalake 1.6.6).
+    reader = QueryBuilder().register("rows", table).execute(f"SELECT {columns} FROM rows")  # noqa: S608 -- our names
+    rows = pa.table(reader.read_all())
+    text = [pa.field(f.name, pa.string() if pa.types.is_string_view(f.type) else f.type) for f in rows.schema]
+    return rows.cast(pa.schema(text))
+
+
+def _open(path: Path, version: int | None = None) -> DeltaTable | None:
+    try:
+        return DeltaTable(str(path), version=version)
+    except (TableNotFoundError, DeltaError):
+        return None

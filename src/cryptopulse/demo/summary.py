@@ -1,0 +1,89 @@
+"""The end of a demo, for people: what was sent, what is stored, how fast, and what to try next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from cryptopulse.demo.check import CheckResult, CrashFound
+from cryptopulse.terminal.snapshot import hop_words, ms_text
+from cryptopulse.text import price_text
+
+_QUERIES = (
+    "SELECT symbol, count(*) AS n, min(price), max(price) FROM silver.fact_crypto_trades GROUP BY symbol",
+    "SELECT * FROM gold.dm_trade_bars WHERE symbol = 'BTC-USD' ORDER BY window_start",
+    "SELECT symbol, alert_type, price_change_pct, start_price, end_price FROM gold.dm_market_alerts",
+)
+
+
+def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any]) -> None:
+    """Prints the summary on standard output. `report`: the processing's last status report."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    verdict = Text(
+        f"{result.lost:,} lost, {result.duplicated:,} duplicated", style="bold green" if result.complete else "bold red"
+    )
+    if result.strange:
+        verdict.append(f", {result.strange:,} that were never sent")
+    sent = f"{result.sent:,} trades of {result.products} products (the simulator's own count)"
+    console.print(_row("Sent", Text(sent)))
+    console.print(_row("Stored", Text.assemble(f"{result.stored:,} trades in silver: ", verdict)))
+    for crash in result.crashes:
+        console.print(_crash(crash))
+    if not result.crashes:
+        console.print(
+            _row("Staged crash", Text("the demo ended before it was over; it takes the first 20 s", style="yellow"))
+        )
+    console.print(_row("Alerts", Text(f"{result.alerts} in gold.dm_market_alerts")))
+    console.print()
+    console.print(Text(f"{'Latency, ms':24}{'p50':>8}{'p99':>8}{'max':>8}", style="dim"))
+    for hop, figures in (report.get("latency_total_ms") or {}).items():
+        values = "".join(f"{ms_text(figures.get(name)):>8}" for name in ("p50", "p99", "max"))
+        console.print(Text(f"  {hop_words(hop):22}{values}"))
+
+    # How the user can call us: by name if the shell finds it, else by the path to it.
+    python, program = _short(Path(sys.executable)), "cryptopulse"
+    if shutil.which("cryptopulse"):
+        python = "python"
+    else:
+        started = Path(sys.argv[0]).absolute()
+        program = f"{python} -m cryptopulse" if started.name == "__main__.py" else _short(started)
+    folder = _short(lake)
+    size_mb = sum(path.stat().st_size for path in lake.rglob("*") if path.is_file()) / 1e6
+    console.print()
+    console.print(Text(f"The tables are in {folder} ({size_mb:.0f} MB). Three questions to try:"))
+    for query in _QUERIES:
+        console.print(Text(f'  {program} sql --lake {shlex.quote(folder)} "{query}"'))
+    console.print(Text("They are plain Delta tables; without any of our code:"))
+    code = f"import polars; print(polars.read_delta({folder + '/silver/fact_crypto_trades'!r}))"
+    console.print(Text(f"  {python} -c {shlex.quote(code)}"))
+
+
+def _crash(crash: CrashFound) -> Text:
+    staged = f"{crash.product} -{crash.depth_pct:g} %: "
+    if crash.rows != 1 or crash.change_pct is None:
+        return _row(
+            "Staged crash",
+            Text.assemble(staged, (f"{crash.rows} FLASH_CRASH rows instead of one", "bold red")),
+        )
+    prices = f"{price_text(crash.start_price)} → {price_text(crash.end_price)} ({crash.change_pct:+.2f} %)"
+    line = Text.assemble(staged, ("exactly one FLASH_CRASH row", "bold green"), f", {prices},")
+    late = f"committed {ms_text(crash.latency_ms)} ms after the trade that caused it was received"
+    return _row("Staged crash", line.append(f"\n{'':14}{late}"))
+
+
+def _row(name: str, text: Text) -> Text:
+    return Text.assemble((f"{name:14}", "bold"), text)
+
+
+def _short(path: Path) -> str:
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

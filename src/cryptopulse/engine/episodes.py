@@ -1,0 +1,150 @@
+"""Episodes: trades over a threshold that follow each other within a cool-down are one row of gold.dm_market_alerts.
+
+What an episode says is made of minima and maxima over its trades (`EpisodePart.joined`), so judging a trade twice, or
+on a part of its look-back first, changes nothing in the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from decimal import Decimal
+from fractions import Fraction
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptopulse.lake.alerts import severity_of
+from cryptopulse.lake.tables import ALERTS
+from cryptopulse.settings import AlertType
+from cryptopulse.text import MICROS
+
+SCHEMA: pa.Schema = pa.schema([field for field in ALERTS.arrow_schema if field.name != "load_timestamp"])
+"""gold.dm_market_alerts without the time of its commit."""
+
+
+@dataclass(frozen=True)
+class EpisodePart:
+    """A part of an episode, or all of it; times are µs UTC."""
+
+    symbol: str
+    alert_type: AlertType
+    rule: str
+    threshold_pct: Decimal
+    lookback_s: int
+    cool_down_s: int
+    start_price: Decimal
+    end_price: Decimal
+    window_start: int
+    window_end: int
+    opened_at: int
+    last_trigger_at: int
+    start_trade_id: int
+    trigger_trade_id: int
+    end_trade_id: int
+    last_trigger_trade_id: int
+    detected_at: int | None = None
+    """None: just now; the table does not have it."""
+
+    @property
+    def alert_id(self) -> str:
+        """The same for the same trades and rule."""
+        return f"{self.rule}:{self.alert_type}:{self.symbol}:{self.trigger_trade_id}"
+
+    @property
+    def series(self) -> tuple[str, str, str]:
+        """Episodes of different series have nothing to do with each other."""
+        return self.symbol, self.rule, self.alert_type
+
+    @property
+    def quiet_until(self) -> int:
+        """It is closed when the newest event time is later."""
+        return self.last_trigger_at + self.cool_down_s * MICROS
+
+    @property
+    def remaining(self) -> Fraction:
+        """What the deepest change left: the lower price as a share of the higher one."""
+        low, high = sorted((self.start_price, self.end_price))
+        return Fraction(low) / Fraction(high)
+
+    def joined(self, other: EpisodePart) -> EpisodePart:
+        """The episode of which both are parts."""
+        both = (self, other)
+        known = [part.detected_at for part in both if part.detected_at is not None]
+        # The rule is the one that opened the episode; of two that began alike the known one's: past ones stay.
+        first = min(both, key=lambda part: (part.opened_at, part.trigger_trade_id, part.detected_at is None))
+        last = max(both, key=lambda part: (part.last_trigger_at, part.last_trigger_trade_id))
+        # Of two alike the one judged just now: a late trade can be a later one at the start price.
+        deepest = min(
+            both, key=lambda part: (part.remaining, part.window_end, part.end_trade_id, part.detected_at is not None)
+        )
+        return replace(
+            first,
+            last_trigger_at=last.last_trigger_at,
+            last_trigger_trade_id=last.last_trigger_trade_id,
+            start_price=deepest.start_price,
+            start_trade_id=deepest.start_trade_id,
+            window_start=deepest.window_start,
+            end_price=deepest.end_price,
+            end_trade_id=deepest.end_trade_id,
+            window_end=deepest.window_end,
+            detected_at=min(known, default=None),
+        )
+
+    def row(self, watermark_us: int, now_us: int) -> dict[str, object]:
+        """The row (SCHEMA) when `watermark_us` is the newest event time and `now_us` the time."""
+        change = abs(Fraction(self.end_price) / Fraction(self.start_price) - 1) * 100
+        return {name: getattr(self, name) for name in _FIELDS} | {
+            "alert_id": self.alert_id,
+            "severity": severity_of(change / Fraction(self.threshold_pct)),
+            "state": "CLOSED" if watermark_us > self.quiet_until else "OPEN",
+            "price_change_pct": (float(self.end_price) / float(self.start_price) - 1) * 100,
+            "detected_at": now_us if self.detected_at is None else self.detected_at,
+        }
+
+
+_FIELDS = tuple(field.name for field in fields(EpisodePart))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What judging changed: `episodes` (SCHEMA) take the place of those named in `replaced`."""
+
+    episodes: pa.Table
+    replaced: list[str]
+    """`alert_id` of the known episodes that changed or became part of another."""
+
+
+def judgement(found: Iterable[EpisodePart], known: pa.Table, watermark_us: int) -> Judgement | None:
+    """What the parts `found` change of the episodes `known` (rows of the table), which may also have become quiet.
+
+    `watermark_us` is the newest event time: episodes that were quiet since close. None: nothing changes.
+    """
+    now_us = time.time_ns() // 1000
+    times_as_us = [pc.cast(c, pa.int64()) if pa.types.is_timestamp(c.type) else c for c in known.select(SCHEMA.names)]
+    before = {str(row["alert_id"]): row for row in pa.table(times_as_us, names=SCHEMA.names).to_pylist()}
+    parts: dict[tuple[str, str, str], list[EpisodePart]] = defaultdict(list)
+    for part in found:
+        parts[part.series].append(part)
+    series_found = parts.keys()
+    after: list[EpisodePart] = []
+    for row in before.values():
+        episode = EpisodePart(**{name: row[name] for name in _FIELDS})
+        (parts[episode.series] if episode.series in series_found else after).append(episode)
+    for series in parts.values():
+        # The episodes of one series, the earliest first.
+        episodes: list[EpisodePart] = []
+        for part in sorted(series, key=lambda part: (part.opened_at, part.trigger_trade_id, part.last_trigger_at)):
+            if episodes and part.opened_at <= episodes[-1].last_trigger_at + part.cool_down_s * MICROS:
+                episodes[-1] = episodes[-1].joined(part)
+            else:
+                episodes.append(part)
+        after += episodes
+    rows = {episode.alert_id: episode.row(watermark_us, now_us) for episode in after}
+    changed = [row for alert_id, row in rows.items() if before.get(alert_id) != row]
+    replaced = sorted(alert_id for alert_id, row in before.items() if rows.get(alert_id) != row)
+    if not changed and not replaced:
+        return None
+    return Judgement(pa.Table.from_pylist(changed, schema=SCHEMA), replaced)

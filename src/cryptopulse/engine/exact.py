@@ -1,0 +1,256 @@
+"""One message → its trades or its refusals, by the letter: the reference that the fast way of `parse` must equal.
+
+A message is one JSON value in UTF-8 and nothing else. Three kinds carry trades: the Exchange feed's match and
+last_match, the Advanced Trade feed's market_trades, and a page of the REST interface (an array of one product's
+trades; the product is the message's key). All give the maker's side; the taker's is the opposite.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple, get_args
+
+import msgspec
+import numpy as np
+
+from cryptopulse.lake.products import is_product_id
+from cryptopulse.lake.tables import SILVER, TRADE_VALUE_END
+
+ControlType = Literal[
+    "subscriptions", "heartbeat", "error", "ticker", "status", "snapshot", "l2update",
+    "received", "open", "done", "change", "activate", "auction",
+]  # fmt: skip
+ControlChannel = Literal[
+    "subscriptions", "heartbeats", "ticker", "ticker_batch", "status", "candles", "l2_data", "user"
+]  # fmt: skip
+TAKER_SIDES = {"sell": "BUY", "SELL": "BUY", "buy": "SELL", "BUY": "SELL"}
+"""The maker's side as the exchange writes it → the taker's."""
+
+TRADE_MEMBERS = ("product_id", "trade_id", "price", "size", "side", "time")
+"""What is read of a trade."""
+
+NOT_A_MESSAGE = "not a JSON object with a type or a channel"
+NOT_A_PAGE = "not a JSON array of trades"
+NO_TRADES = "market_trades without events or their trades"
+TWICE = "a member is there twice"
+
+_NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
+_TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?Z")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FRACTION_DIGITS_MAX = 9  # what the Advanced Trade feed writes at most; the tables keep six
+_EXPONENT_DIGITS_MAX = 6  # a longer one leads out of every domain, whatever stands before it
+
+NESTING_MAX = 64
+"""How deep a message may be nested; the exchange's are by five. JSON readers give up at a depth that varies."""
+
+SCALE = 12
+"""Decimals of prices and sizes, which are counted in units of 1e-12 here."""
+
+
+def units(number: Decimal) -> int:
+    """A number of the contract in units of 1e-12."""
+    return int(number.scaleb(SCALE))
+
+
+def micros(when: datetime) -> int:
+    """µs UTC since 1970."""
+    return (when - _EPOCH) // timedelta(microseconds=1)
+
+
+_ID, _PRICE, _SIZE, _EVENT = (SILVER.domain(name) for name in ("trade_id", "price", "trade_size", "event_time"))
+TRADE_ID_MIN, TRADE_ID_MAX = _ID.lowest, _ID.highest
+PRICE_MAX, SIZE_MAX = units(_PRICE.highest), units(_SIZE.highest)
+TIME_MIN, TIME_MAX = micros(_EVENT.lowest), micros(_EVENT.highest)
+VALUE_END = units(TRADE_VALUE_END) * 10**SCALE  # of a price times a size, both in units
+
+
+class Row(NamedTuple):
+    """A trade, or what is known of one that is refused."""
+
+    reason: str | None
+    symbol: str | None = None
+    trade_id: int | None = None
+    price: int | None = None
+    """In units of 1e-12."""
+    size: int | None = None
+    """In units of 1e-12."""
+    side: str | None = None
+    time_us: int | None = None
+
+
+class _Number(str):
+    """A JSON number as it is written."""
+
+    __slots__ = ()
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers which members stand in it more than once."""
+
+    __slots__ = ("twice",)
+    twice: frozenset[str]
+
+
+def message_rows(body: bytes) -> list[Row]:
+    """The rows of a message of the WebSocket; a control message has none. Never raises."""
+    value = _value(body)
+    if not isinstance(value, _Object):
+        return [Row(NOT_A_MESSAGE)]
+    kind, channel = value.get("type"), value.get("channel")
+    if "type" in value.twice or (kind is None and "channel" in value.twice):
+        return [Row(TWICE)]
+    if kind in ("match", "last_match"):
+        return [_trade_row(value)]
+    if kind is not None:
+        return [] if kind in get_args(ControlType) else [Row("unknown message type")]
+    if channel == "market_trades":
+        return list(_batch_rows(value))
+    is_control = channel in get_args(ControlChannel)
+    return [] if is_control else [Row(NOT_A_MESSAGE if channel is None else "unknown channel")]
+
+
+def page_rows(body: bytes, product: str | None) -> list[Row]:
+    """The rows of a page of the REST interface with the trades of `product`. Never raises."""
+    value = _value(body)
+    if not isinstance(value, list):
+        return [Row(NOT_A_PAGE)]
+    return [
+        _trade_row(trade, product or "")
+        if isinstance(trade, _Object) and any(trade.get(name) is not None for name in ("trade_id", "price", "size"))
+        else Row(NOT_A_PAGE)
+        for trade in value
+    ]
+
+
+def _batch_rows(message: _Object) -> Iterator[Row]:
+    events = message.get("events")
+    if "events" in message.twice:
+        yield Row(TWICE)
+    elif not isinstance(events, list):
+        yield Row(NO_TRADES)
+    else:
+        for event in events:
+            trades = event.get("trades") if isinstance(event, _Object) else None
+            if isinstance(event, _Object) and "trades" in event.twice:
+                yield Row(TWICE)
+            elif isinstance(trades, list):
+                yield from map(_trade_row, trades)
+            else:
+                yield Row(NO_TRADES)
+
+
+def _trade_row(trade: Any, product: str | None = None) -> Row:
+    """One trade; `product`: of the page that it stands on."""
+    if not isinstance(trade, _Object):
+        return Row("product_id is missing or malformed")
+    if trade.twice.intersection(TRADE_MEMBERS if product is None else TRADE_MEMBERS[1:]):
+        return Row(TWICE)
+    symbol = trade.get("product_id") if product is None else product
+    return judged(symbol, *(trade.get(name) for name in TRADE_MEMBERS[1:]))
+
+
+def judged(symbol: Any, trade_id: Any, price: Any, size: Any, side: Any, time: Any) -> Row:
+    """A row of the members of a trade: texts, or anything else, which is refused."""
+    is_symbol = type(symbol) is str and is_product_id(symbol)
+    wrong, number = _id(trade_id)
+    if not is_symbol:
+        return Row("product_id is missing or malformed", None, number)
+    if wrong is None:
+        wrong, price_units = decimal_units("price", price, PRICE_MAX)
+    if wrong is None:
+        wrong, size_units = decimal_units("size", size, SIZE_MAX)
+    if wrong is None and price_units * size_units >= VALUE_END:
+        wrong = "price times size is out of range"
+    if wrong is None and (type(side) is not str or side not in TAKER_SIDES):
+        wrong = "side is neither buy nor sell"
+    if wrong is None:
+        wrong, time_us = time_micros(time)
+    if wrong is not None:
+        return Row(wrong, symbol, number)
+    return Row(None, symbol, number, price_units, size_units, TAKER_SIDES[side], time_us)
+
+
+def _id(value: Any) -> tuple[str | None, int | None]:
+    if not isinstance(value, str) or not value.isascii() or not value.isdigit():
+        return "trade_id is missing or not a whole number", None
+    digits = value.lstrip("0") or "0"
+    if len(digits) > len(str(TRADE_ID_MAX)) or not TRADE_ID_MIN <= int(digits) <= TRADE_ID_MAX:
+        return "trade_id is out of range", None
+    return None, int(digits)
+
+
+def decimal_units(name: str, value: Any, highest: int) -> tuple[str | None, int]:
+    """What is wrong with `value`, and its number of units: exact, however it is written."""
+    found = _NUMBER.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return f"{name} is missing, malformed or out of range", 0
+    sign, whole, fraction, exponent_sign, exponent = (part or "" for part in found.groups())
+    written = whole + fraction
+    digits = written.strip("0")
+    if sign or not digits:
+        return f"{name} is not positive", 0
+    # The number is `digits` times ten to the power of `place`; neither end of the digits is a zero.
+    power = int(exponent_sign + (exponent.lstrip("0")[: _EXPONENT_DIGITS_MAX + 1] or "0"))
+    place = power - len(fraction) + len(written) - len(written.rstrip("0"))
+    if len(digits) + place > len(str(highest)) - SCALE:
+        return f"{name} is missing, malformed or out of range", 0
+    if place < -SCALE:
+        return f"{name} has more than {SCALE} decimals", 0
+    found_units = int(digits) * 10 ** (place + SCALE)
+    return (f"{name} is missing, malformed or out of range" if found_units > highest else None), found_units
+
+
+def time_micros(value: Any) -> tuple[str | None, int]:
+    """What is wrong with `value`, and its µs UTC since 1970; a seventh to ninth decimal is cut off."""
+    found = _TIME.fullmatch(value) if type(value) is str else None
+    if found is None:
+        return "time is missing or malformed", 0
+    fraction = found[7] or ""
+    if len(fraction) > _FRACTION_DIGITS_MAX:
+        return f"time has more than {_FRACTION_DIGITS_MAX} decimals", 0
+    year, month, day, hour, minute, second = map(int, found.groups()[:6])
+    try:
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    except ValueError:
+        return "time is missing or malformed", 0
+    time_us = micros(moment) + int(fraction[:6].ljust(6, "0"))
+    return (None if TIME_MIN <= time_us <= TIME_MAX else "time is out of range"), time_us
+
+
+def is_deep(body: bytes) -> bool:
+    """Whether a JSON text is nested deeper than a message may be."""
+    if body.count(b"[") + body.count(b"{") <= NESTING_MAX:
+        return False
+    brackets = np.frombuffer(_STRING.sub(b"", body), np.uint8) | 32  # [ and { differ by that bit, and so do ] and }
+    opens, closes = (brackets == ord("{")).astype(np.int32), (brackets == ord("}")).astype(np.int32)
+    return bool((opens - closes).cumsum().max() > NESTING_MAX)
+
+
+_skip = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def _value(body: bytes) -> Any:
+    """The JSON value; None, which is no message either, for anything else."""
+    try:
+        text = body.decode()
+        _skip(body)  # Python's own reader takes NaN and half a surrogate pair, msgspec's bytes that are not UTF-8
+        if is_deep(body):
+            return None
+        return json.loads(text, object_pairs_hook=_members, parse_int=_Number, parse_float=_Number)
+    except (ValueError, RecursionError):  # msgspec's errors and bad UTF-8 are ValueErrors
+        return None
+
+
+def _members(pairs: list[tuple[str, Any]]) -> _Object:
+    found = _Object(pairs)
+    is_plain = len(found) == len(pairs)
+    found.twice = (
+        frozenset() if is_plain else frozenset(name for name, n in Counter(p[0] for p in pairs).items() if n > 1)
+    )
+    return found

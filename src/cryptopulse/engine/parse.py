@@ -1,0 +1,250 @@
+"""Messages → trades, refusals, and what pages of the REST interface prove absent. The one parser, for both engines.
+
+What a message means is defined once, in `exact`, one message at a time. This is the fast path for many: `decode` takes
+what is written as the exchange writes it, columns are made of that at once, and whatever differs goes through `exact`.
+Both ways give the same, as a test with hostile messages shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from decimal import Context, Decimal
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptopulse.engine.decode import Found
+from cryptopulse.engine.exact import (
+    PRICE_MAX,
+    SCALE,
+    SIZE_MAX,
+    TAKER_SIDES,
+    TIME_MAX,
+    TIME_MIN,
+    VALUE_END,
+    time_micros,
+)
+from cryptopulse.lake.products import is_product_id
+from cryptopulse.lake.tables import ABSENT, PRICE, QUARANTINE, SIZE, Table, arrow_type
+
+_TIME_TYPE = pa.timestamp("us", "UTC")
+_PRICE_TYPE, _SIZE_TYPE = arrow_type(PRICE), arrow_type(SIZE)
+PARSED_SCHEMA = pa.schema(
+    [
+        pa.field("partition", pa.int32(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("received_time", _TIME_TYPE, nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("symbol", pa.string()),
+        pa.field("trade_id", pa.int64()),
+        pa.field("price", _PRICE_TYPE),
+        pa.field("trade_size", _SIZE_TYPE),
+        pa.field("side", pa.string()),
+        pa.field("event_time", _TIME_TYPE),
+    ]
+)
+"""A row is a trade (`reason` is null) or one refusal, with the place of its message."""
+
+_NS = pa.timestamp("ns", "UTC")
+# What is less as floats is surely less as exact numbers.
+_PRICE_SURELY, _SIZE_SURELY, _VALUE_SURELY = (end * (1 - 2.0**-40) for end in (PRICE_MAX, SIZE_MAX, VALUE_END))
+_PLAIN = f"^[0-9]{{1,{_SIZE_TYPE.precision - SCALE}}}([.][0-9]{{1,{SCALE}}})?$"
+_DIGITS_MAX = 30  # more would overflow the reader's 128 bits, which it does not notice
+_DIGITS, _POINT = b"0123456789.", ord(".")
+_EXACT = Context(prec=_SIZE_TYPE.precision)
+_REFUSAL = ("partition", "offset", "reason")
+_OF_MESSAGE = ("partition", "offset", "received_time", "source")
+_STEP_BYTES = 350_000  # of bodies at a time: what is made of them stays in the caches, and in the bounds of memory
+_STEP_MESSAGES_MAX = 4_096
+
+
+def parse(messages: pa.Table) -> pa.Table:
+    """Rows of bronze → a row of PARSED_SCHEMA for each trade and for each refusal; none for control messages.
+
+    A refused trade keeps its symbol and its trade_id if those can be read, and nothing else. Order: that of the
+    messages, and in a message as written. Never raises for anything that a message may hold.
+    """
+    rows = messages.num_rows
+    step = max(1, min(_STEP_MESSAGES_MAX, _STEP_BYTES * rows // (messages["body"].nbytes + 1)))
+    parsed = [PARSED_SCHEMA.empty_table()] if rows == 0 else []
+    for start in range(0, rows, step):
+        part = messages.slice(start, step)
+        found, bodies = Found(), part["body"].to_pylist()
+        if pc.index(part["source"], "rest").as_py() < 0:
+            found.add_messages(bodies, range(len(bodies)))
+        else:
+            is_page = pc.equal(part["source"], "rest").to_numpy()
+            products = part["partition_key"].to_pylist()
+            for place in np.flatnonzero(is_page).tolist():
+                found.add_page(bodies[place], products[place] or "", place)
+            others = np.flatnonzero(~is_page).tolist()
+            found.add_messages([bodies[place] for place in others], others)
+        parsed.append(_table(found, part))
+    return pa.concat_tables(parsed).combine_chunks()
+
+
+def parse_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same for Spark's `mapInArrow`."""
+    for batch in batches:
+        yield from parse(pa.Table.from_batches([batch])).to_batches()
+
+
+def _table(found: Found, messages: pa.Table) -> pa.Table:
+    """The rows that were found in `messages`, in their order."""
+    columns, is_right = _columns(found)
+    places, order = np.array(found.places, np.int64), None
+    if found.exact or not is_right.all():
+        doubtful = np.flatnonzero(~is_right).tolist()
+        exact = [(found.places[n], n, found.judged(n)) for n in doubtful] + found.exact
+        reasons, symbols, ids, prices, sizes, sides, times = zip(*(row for _, _, row in exact), strict=True)
+        decimals = [[n if n is None else Decimal(n).scaleb(-SCALE, _EXACT) for n in units] for units in (prices, sizes)]
+        added = [
+            pa.array(column, kind)
+            for column, kind in zip(
+                (reasons, symbols, ids, *decimals, sides, times),
+                PARSED_SCHEMA.types[len(_OF_MESSAGE) :],
+                strict=True,
+            )
+        ]
+        right = [column.filter(pa.array(is_right)) for column in columns]
+        columns = [pa.concat_arrays([*both]) for both in zip(right, added, strict=True)]
+        places = np.concatenate([places[is_right], np.array([place for place, _, _ in exact], np.int64)])
+        numbers = np.concatenate([np.flatnonzero(is_right), np.array([number for _, number, _ in exact], np.int64)])
+        order = np.lexsort((numbers, places))
+    elif (places[1:] < places[:-1]).any():
+        order = np.argsort(places, kind="stable")
+    if order is not None:
+        columns, places = [column.take(pa.array(order)) for column in columns], places[order]
+    of_message = [messages[name] for name in _OF_MESSAGE]
+    if len(places) != messages.num_rows or (places[1:] == places[:-1]).any():
+        of_message = [column.take(pa.array(places)) for column in of_message]
+    return pa.Table.from_arrays([*of_message, *columns], schema=PARSED_SCHEMA)
+
+
+def _columns(found: Found) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
+    """The columns of the trades that are written as usual, and which rows of them are surely right."""
+    n = len(found.ids)
+    numbers = _decimals(found.prices + found.sizes)
+    halves = np.frombuffer(numbers, np.uint64).reshape(2, n, 2)
+    prices, sizes = halves @ np.array([1.0, 2.0**64])  # in units, nearly
+    us = _times(found.times)
+    is_right = (prices > 0) & (prices < _PRICE_SURELY) & (sizes > 0) & (sizes < _SIZE_SURELY)
+    is_right &= (prices * sizes < _VALUE_SURELY) & (us >= TIME_MIN) & (us <= TIME_MAX)
+    if wrong := {symbol for symbol in set(found.symbols) if not is_product_id(symbol)}:
+        is_right &= np.array([symbol not in wrong for symbol in found.symbols])
+    columns = [
+        pa.nulls(n, pa.string()),
+        pa.array(found.symbols, pa.string()),
+        pa.array(found.ids, pa.int64()),
+        pa.Array.from_buffers(_PRICE_TYPE, n, [None, numbers]),
+        pa.Array.from_buffers(_SIZE_TYPE, n, [None, numbers.slice(n * 16)]),
+        pa.array([TAKER_SIDES[side] for side in found.sides], pa.string()),
+        pa.Array.from_buffers(_TIME_TYPE, n, [None, pa.py_buffer(us)]),
+    ]
+    return columns, is_right
+
+
+def _decimals(texts: list[str]) -> pa.Buffer:
+    """`texts` as decimals in units, 128 bits each; 0 for what is not surely right."""
+    column = pa.array(texts, pa.string())
+    letters, ends = _letters(column)
+    starts, ends = ends[:-1], ends[1:]
+    lengths = ends - starts
+    # All of them at once if they are digits with at most a point among them.
+    is_plain = ((lengths > 0) & (lengths <= _DIGITS_MAX)).all() and not letters.tobytes().translate(None, _DIGITS)
+    if is_plain and not ((letters[starts] == _POINT) | (letters[ends - 1] == _POINT)).any():
+        with suppress(pa.ArrowInvalid):
+            return column.cast(_SIZE_TYPE).buffers()[1] or pa.py_buffer(b"")
+    numbers = pc.if_else(pc.match_substring_regex(column, _PLAIN), column, "0").cast(_SIZE_TYPE)
+    return numbers.buffers()[1] or pa.py_buffer(b"")
+
+
+def _times(texts: list[str]) -> npt.NDArray[np.int64]:
+    """`texts` as µs UTC since 1970; -1 for what is no time."""
+    column = pa.array(texts, pa.string())
+    letters, ends = _letters(column)
+    starts, ends = ends[:-1], ends[1:]
+    # All of them at once if they have a T and a Z where they belong.
+    is_plain = (ends - starts >= len("2026-07-07T12:00:00Z")).all()
+    if is_plain and ((letters[starts + len("2026-07-07")] == ord("T")) & (letters[ends - 1] == ord("Z"))).all():
+        with suppress(pa.ArrowInvalid):
+            times = column.cast(_NS)
+            return np.frombuffer(times.buffers()[1] or b"", np.int64)[: len(times)] // 1000
+    return np.array([-1 if wrong else found for wrong, found in map(time_micros, texts)], np.int64)
+
+
+def _letters(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """The bytes of texts, and where each ends, after a 0."""
+    _, ends, letters = column.buffers()
+    return np.frombuffer(letters or b"", np.uint8), np.frombuffer(ends or bytes(4), np.int32)[: len(column) + 1]
+
+
+def refused_messages(parsed: pa.Table, messages: pa.Table) -> pa.Table:
+    """The rows of silver.quarantined_messages, without load_timestamp, for what `parse` made of `messages`.
+
+    One row a message with a refusal, in the order of `messages`, with its first reason.
+    """
+    refused = parsed.filter(pc.is_valid(parsed["reason"]))
+    reasons: dict[tuple[int, int], str] = {}
+    for partition, offset, reason in zip(*(refused[name].to_pylist() for name in _REFUSAL), strict=True):
+        reasons.setdefault((partition, offset), reason)
+    if reasons:
+        messages = messages.filter(
+            pc.is_in(messages["offset"], pa.array({offset for _, offset in reasons}, pa.int64()))
+        )
+    else:
+        messages = messages.slice(0, 0)
+    places = zip(messages["partition"].to_pylist(), messages["offset"].to_pylist(), strict=True)
+    rows = messages.append_column("reason", pa.array([reasons.get(place) for place in places], pa.string()))
+    return _shaped(rows.filter(pc.is_valid(rows["reason"])), QUARANTINE)
+
+
+def absent_ids(parsed: pa.Table) -> pa.Table:
+    """The rows of silver.absent_trade_ids, without load_timestamp, that pages of REST among the rows `parsed` prove.
+
+    A page is a run of a product's trades without a gap, so an id between two of its own that it does not hold is
+    absent. A refused row still shows that its id is there. A page with a row whose id or product can't be read proves
+    nothing: that row may be the very trade that seems to be absent.
+    """
+    rows = parsed.filter(pc.equal(parsed["source"], "rest"))
+    rows = rows.sort_by([(name, "ascending") for name in ("partition", "offset", "trade_id")])
+    is_next = np.ones(max(rows.num_rows - 1, 0), bool)  # of the same page as the row before it
+    for name in ("partition", "offset"):
+        is_next &= np.diff(rows[name].to_numpy()) == 0
+    page = np.concatenate([[0], np.cumsum(~is_next)])[: rows.num_rows]
+    is_unreadable = pc.or_(pc.is_null(rows["trade_id"]), pc.is_null(rows["symbol"])).to_numpy()
+    is_proof = ~np.isin(page, page[is_unreadable])
+    ids = rows["trade_id"].fill_null(0).to_numpy()
+    below = np.flatnonzero(is_next & is_proof[1:] & (np.diff(ids) > 1))
+    found = rows.take(pa.array(below))
+    found = found.append_column("first_trade_id", pa.array(ids[below] + 1))
+    return _shaped(found.append_column("last_trade_id", pa.array(ids[below + 1] - 1)), ABSENT)
+
+
+def with_other_content(repeated: pa.Table, stored: pa.Table) -> pa.Table:
+    """Those of the parsed trades `repeated` that differ from the trade in `stored` with their id.
+
+    `stored`: the first copies (rows of silver, or parsed ones), each id once; an id that is not there proves nothing.
+    Compared are price, trade_size, side and event_time, as values.
+    """
+    row_of = {key: row for row, key in enumerate(_keys(stored))}
+    first = stored.take(pa.array([row_of.get(key) for key in _keys(repeated)], pa.int64()))
+    same = [pc.equal(repeated[name], first[name]) for name in ("price", "trade_size", "side", "event_time")]
+    return repeated.filter(pc.invert(reduce(pc.and_, same)))
+
+
+def _keys(trades: pa.Table) -> Iterator[tuple[str, int]]:
+    return zip(trades["symbol"].to_pylist(), trades["trade_id"].to_pylist(), strict=True)
+
+
+def _shaped(rows: pa.Table, table: Table) -> pa.Table:
+    """The columns of `table` but for load_timestamp; received_date is made of received_time."""
+    names = [name for name in rows.column_names if name != "received_date"]
+    rows = rows.select(names).append_column("received_date", pc.cast(rows["received_time"], pa.date32()))
+    schema = pa.schema([field for field in table.arrow_schema if field.name != "load_timestamp"])
+    return rows.select(schema.names).cast(schema)

@@ -1,0 +1,154 @@
+"""Which new trades can be over a threshold: known at once, from little memory.
+
+Live steps come many times a second and nearly all of them change no episode. So for each product the highest and the
+lowest price since any time of the longest look-back are kept in monotonic queues (a trade leaves when a later one is
+higher, or lower): a look-up costs the same however many trades a look-back holds. Prices are floats and thresholds a
+hair wider than exact ones: every trade that is over one is found, with very few that are not. The judge decides.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptopulse.engine.judge import (
+    MARGIN,
+    SCALE,
+    Floats,
+    Ints,
+    OrderedTrades,
+    lookback_max_s,
+    rules_for,
+    threshold_left,
+)
+from cryptopulse.settings import AlertRule, AlertType
+from cryptopulse.text import MICROS
+
+
+class Suspect(NamedTuple):
+    """A trade that a rule must judge."""
+
+    symbol: str
+    rule: AlertRule
+    alert_type: AlertType
+    at_us: int
+
+
+class _Bound(NamedTuple):
+    rule: AlertRule
+    lookback_us: int
+    crash: float
+    """Highest price → the price at which a crash may begin."""
+    surge: float
+    """Price → the lowest price from which it may be a surge."""
+
+
+class _Highest:
+    """The highest level since any time, of levels that come in the order of their times or later."""
+
+    __slots__ = ("_keep_us", "_levels", "_times")
+
+    def __init__(self, times: Ints, levels: Floats, keep_us: int) -> None:
+        latest_first = levels[::-1]
+        highest = np.maximum.accumulate(latest_first)
+        is_higher = np.append(len(levels) > 0, latest_first[1:] > highest[:-1])[: len(levels)][::-1]
+        self._times: list[int] = times[is_higher].tolist()
+        self._levels: list[float] = levels[is_higher].tolist()
+        self._keep_us = keep_us
+
+    def add(self, at_us: int, level: float) -> None:
+        times, levels = self._times, self._levels
+        end = bisect_right(times, at_us)
+        if end < len(times) and levels[end] >= level:
+            return
+        start = end
+        while start and levels[start - 1] <= level:
+            start -= 1
+        times[start:end] = (at_us,)
+        levels[start:end] = (level,)
+        if at_us - times[0] > 2 * self._keep_us:
+            old = bisect_left(times, at_us - self._keep_us)
+            del times[:old], levels[:old]
+
+    def since(self, at_us: int) -> float:
+        return self._levels[bisect_left(self._times, at_us)]
+
+
+@dataclass
+class _Product:
+    bounds: list[_Bound]
+    newest: tuple[int, int]
+    """Time and id of the newest trade."""
+    complete_from_us: int
+    highest: _Highest
+    lowest: _Highest
+    """Of prices below zero."""
+
+
+class PriceWatch:
+    """The products' highest and lowest prices, and the rules."""
+
+    def __init__(self, rules: Sequence[AlertRule]) -> None:
+        """Knows no product."""
+        self._rules = rules
+        self.lookback_us = lookback_max_s(rules) * MICROS
+        self._products: dict[str, _Product] = {}
+
+    def unknown(self, symbols: Iterable[str]) -> list[str]:
+        """Those of `symbols` that were not loaded."""
+        return [symbol for symbol in symbols if symbol not in self._products]
+
+    def load(self, symbols: Iterable[str], trades: pa.Table, from_us: int) -> None:
+        """Knows products from now on, by all their `trades` (silver's columns) since `from_us`."""
+        ordered = OrderedTrades(trades)
+        prices = ordered.price.rough()
+        for symbol in symbols:
+            rows = ordered.rows_of(symbol)
+            at, ids, levels = ordered.at[rows], ordered.ids[rows], prices[rows]
+            self._products[symbol] = _Product(
+                [_bound(rule) for rule in rules_for(symbol, self._rules)],
+                (int(at[-1]), int(ids[-1])) if len(at) else (from_us, 0),
+                from_us,
+                _Highest(at, levels, self.lookback_us),
+                _Highest(at, -levels, self.lookback_us),
+            )
+
+    def forget(self) -> None:
+        """Knows no product any more: trades were judged that it did not see."""
+        self._products.clear()
+
+    def take_in(self, news: pa.Table) -> Iterator[Suspect]:
+        """Those of silver's new trades that can be over a threshold; all are of products that are known.
+
+        A trade that comes late counts as one: later ones look back at it, and what it looks back at may be forgotten.
+        """
+        prices = pc.multiply(pc.cast(news["price"], pa.float64()), 10.0**SCALE)
+        columns = (news["symbol"], pc.cast(news["event_time"], pa.int64()), news["trade_id"], prices)
+        for symbol, at, trade_id, price in zip(*(column.to_numpy().tolist() for column in columns), strict=True):
+            product = self._products[symbol]
+            product.highest.add(at, price)
+            product.lowest.add(at, -price)
+            is_late = (at, trade_id) < product.newest
+            if not is_late:
+                product.newest = (at, trade_id)
+            for rule, lookback_us, crash, surge in product.bounds:
+                since = at - lookback_us
+                is_unsure = is_late or since < product.complete_from_us
+                if crash and (is_unsure or price <= product.highest.since(since) * crash):
+                    yield Suspect(symbol, rule, "FLASH_CRASH", at)
+                if surge and (is_unsure or -product.lowest.since(since) <= price * surge):
+                    yield Suspect(symbol, rule, "PRICE_SURGE", at)
+
+
+def _bound(rule: AlertRule) -> _Bound:
+    crash, surge = (
+        threshold_left(kind, rule) * (1 + MARGIN) if kind in rule.types else 0.0
+        for kind in ("FLASH_CRASH", "PRICE_SURGE")
+    )
+    return _Bound(rule, rule.lookback_s * MICROS, crash, surge)

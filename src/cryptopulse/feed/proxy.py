@@ -1,0 +1,67 @@
+"""Which proxy the environment names for an address: one answer for the feed's sockets and for REST requests.
+
+The rules are those of curl: `https_proxy`, else `all_proxy`, in small or large letters, unless `no_proxy` names the
+host. Libraries differ in what they take, so an address is put into a form that all of them read.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from cryptopulse.errors import ConfigurationError
+
+_SCHEMES = {"http": "http", "https": "https", "socks5": "socks5", "socks5h": "socks5", "socks": "socks5"}
+"""As people write them → as libraries read them. Names are looked up by the SOCKS proxy in any case."""
+
+_SOCKS_PORT = 1080
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy on the way to `url`, as `http://…`, `https://…` or `socks5://…`; None: there is none.
+
+    Unencrypted addresses are local, and have none. Raises ConfigurationError for a proxy's address that can't be used.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme not in {"wss", "https"} or _is_excepted(host, parts.port or 443):
+        return None
+    named = getproxies()
+    given = named.get("https") or named.get("all") or ""
+    return _usable(given.strip()) if given.strip() else None
+
+
+def _is_excepted(host: str, port: int) -> bool:
+    """Whether `no_proxy` names the host: by its name, a domain, a network, or with its port; `*` names all."""
+    names = [name.strip() for name in getproxies().get("no", "").split(",")]
+    if "*" in names or proxy_bypass(host) or proxy_bypass(f"{host}:{port}"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:  # the host is a name
+        return False
+    for name in names:
+        with suppress(ValueError):
+            if address in ip_network(name.strip("[]"), strict=False):
+                return True
+    return False
+
+
+def _usable(given: str) -> str:
+    text = given if "://" in given else f"http://{given}"
+    try:
+        parts = urlsplit(text)
+        scheme = _SCHEMES.get(parts.scheme)
+        is_address = bool(parts.hostname) and parts.port != 0 and text.isprintable() and " " not in text
+    except ValueError:  # a port that is no number, an IPv6 address without its end
+        scheme, is_address = None, False
+    if scheme is None or not is_address:
+        shown = text.rpartition("@")[2]  # what stands before may be a password
+        raise ConfigurationError(
+            f"Environment variable HTTPS_PROXY or ALL_PROXY: {shown!r} is no proxy; write http://host:port or "
+            "socks5h://host:port."
+        )
+    port = f":{_SOCKS_PORT}" if scheme == "socks5" and parts.port is None else ""
+    return f"{scheme}://{parts.netloc.rstrip(':')}{port}"

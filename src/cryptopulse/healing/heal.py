@@ -1,0 +1,298 @@
+"""Fetches what is missing: sockets, clocks and retries around the work list.
+
+A few workers ask the exchange for pages and put them into the same buffer as the feed's messages, from which they
+take the same way into the log and the tables. Live data comes first: nothing is asked for while the buffer is not
+nearly empty, and at most one page for each worker is on its way. A page counts when the log has acknowledged it.
+
+The tables are read at the start, and now and then: see `reconcile`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import structlog
+
+from cryptopulse.errors import CryptoPulseError, TerminalError, TransientError
+from cryptopulse.feed.buffer import REST, MessageBuffer
+from cryptopulse.feed.event_log import EventLines
+from cryptopulse.feed.recovery import Resumed
+from cryptopulse.feed.rest import RestClient, TradePage
+from cryptopulse.feed.sequence_gaps import UNKNOWN, IdWatch
+from cryptopulse.healing.reconcile import KnownIds, LiveIds, Reconciler
+from cryptopulse.healing.work_list import SECOND_NS, HoleClosed, IdsAbsent, NoRoom, PageRequest, WorkList
+from cryptopulse.intervals import Intervals
+from cryptopulse.retry import Backoff
+from cryptopulse.settings import Settings
+
+REQUESTS_AT_ONCE = 4
+"""An answer takes some 100 ms: enough to use the ten requests a second that the exchange allows, and a bound of what
+is on its way, 1 MB."""
+
+SECOND_COMPARISON_S = 5.0
+"""The first two comparisons follow each other soon: a gap of before the start is not to wait for a minute."""
+
+PUT_OFF_NS = 600 * SECOND_NS
+"""Pause of a product that the exchange does not know, or does not tell about."""
+
+AGAIN_S = 600.0
+"""Pause of ids that the tables lack although they were fetched: a trade that they refuse is fetched in vain."""
+
+FAILED_S = 1.0
+"""Pause of a worker whose request failed: one product's trouble is not to keep it from the others for longer, and when
+nothing answers four requests a second are enough."""
+
+PROGRESS_S = 10.0
+CLOSE_S = 2.0
+_ROOM_S = 0.1  # between two checks of a buffer without room
+_ACKNOWLEDGED_S = 0.02  # between two checks whether the log has a page
+
+_log = structlog.get_logger()
+
+
+class Healer:
+    """Keeps the work list of the producer, and works it off."""
+
+    def __init__(
+        self, settings: Settings, rest: RestClient, buffer: MessageBuffer, watch: IdWatch, lines: EventLines
+    ) -> None:
+        self.work = WorkList()
+        self._lines = lines
+        self._settings = settings.healing
+        self._longest_pause_s = settings.feed.backoff_max_s
+        self._lake = settings.location
+        self._rest = rest
+        self._buffer = buffer
+        self._watch = watch
+        self._reconciler = Reconciler(log_is_known=False)
+        self._tables = KnownIds({}, {})
+        self._news = asyncio.Event()
+        self._planning = asyncio.Lock()
+        self._reader = threading.Thread()
+        self._is_working = self._is_full = False
+        self._can_read = True
+        self._backoffs: dict[str, Backoff] = {}
+        """Of products whose last request failed."""
+        self._refused: set[str] = set()
+        """Products of which it has been said that the exchange refuses them."""
+
+    def resume(self, resumed: Resumed) -> None:
+        """What the end of the log says; to be called before `run`."""
+        self._reconciler = Reconciler(log_is_known=resumed.is_all)
+        for product, held in resumed.held.items():
+            for first, last in held:
+                self._reconciler.logged(product, first, last)
+        for product, holes in resumed.holes.items():
+            for first, last in holes:
+                self._add(product, first, last)
+
+    def found(self, product: str, first: int, last: int) -> None:
+        """The feed has found that ids are missing. What the tables hold or know to be absent is not."""
+        known = [known.get(product, Intervals()).within(first, last) for known in self._tables]
+        for part in Intervals(known[0] + known[1]).gaps(first, last):
+            self._add(product, *part)
+
+    def arrived(self, product: str, trade_id: int) -> None:
+        """A trade came that may have been missing."""
+        self.work.arrived(product, trade_id, trade_id, time.monotonic_ns())
+        self._changed(product)
+
+    async def run(self) -> None:
+        """Reconciles and fetches until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._reconcile_repeatedly())
+            group.create_task(self._log_progress())
+            for _ in range(REQUESTS_AT_ONCE):
+                group.create_task(self._fetch())
+
+    async def close(self) -> None:
+        """After `run`: waits a little for a read of the tables that is under way. A thread that comes back from it
+        while the interpreter ends would take the process down."""
+        if self._reader.is_alive():
+            await asyncio.to_thread(self._reader.join, CLOSE_S)
+
+    def state(self) -> dict[str, int]:
+        """The state in figures."""
+        return {
+            "holes_open": self.work.holes_open,
+            "ids_missing": self.work.ids_missing,
+            "ids_healed": self.work.ids_fetched + self.work.ids_late,
+            "ids_absent": self.work.ids_absent,
+            "rest_requests": self._rest.requests,
+            "rest_failures": self._rest.failures,
+        }
+
+    def _add(self, product: str, first: int, last: int, wait_s: float | None = None) -> bool:
+        """Puts missing ids on the list, to be asked for after `healing.wait_s`; whether any are new there."""
+        now_ns = time.monotonic_ns()
+        wait_ns = int((self._settings.wait_s if wait_s is None else wait_s) * SECOND_NS)
+        is_news = bool(self.work.add(product, first, last, now_ns, now_ns + wait_ns))
+        self._changed(product)
+        return is_news
+
+    def _changed(self, product: str) -> None:
+        """After every change of the work list: wakes those who wait, and logs what became of it."""
+        ids = self._watch.ids.get(product)
+        if ids is not None:
+            highest = self.work.highest(product)
+            ids.wanted_to = UNKNOWN if highest is None else highest
+        self._news.set()
+        for event in self.work.take_events():
+            values: dict[str, Any] = {"product": event.product, "first": event.first, "last": event.last}
+            match event:
+                case HoleClosed() if event.fetched or event.late:
+                    counts = {"fetched": event.fetched, "late": event.late, "absent": event.absent}
+                    self._lines.log("hole_closed", "info", **values, **counts, took_s=round(event.took_ns / 1e9, 1))
+                case IdsAbsent():
+                    self._lines.log("ids_absent", "warning", **values, ids=event.last - event.first + 1)
+                case NoRoom() if not self._is_full:
+                    self._lines.log("healing_list_full", "warning", **values)
+                    self._is_full = True
+        is_working = self.work.ids_missing > 0
+        if is_working and not self._is_working and self._settings.enabled:
+            self._lines.log("healing_started", "info", holes=self.work.holes_open, ids_missing=self.work.ids_missing)
+        self._is_working = is_working
+        self._is_full = self._is_full and is_working
+
+    # Fetching
+
+    async def _fetch(self) -> None:
+        """One worker: one request at a time."""
+        while True:
+            request = await self._next_request()
+            try:
+                page = await self._rest.trades(request.product, after=request.after, limit=request.limit)
+            except TransientError as error:
+                backoff = self._backoffs.setdefault(request.product, Backoff(longest_s=self._longest_pause_s))
+                pause_s = backoff.next_pause(error.retry_after_s)
+                self._put_off(request, int(pause_s * SECOND_NS))
+                self._lines.log("waiting_for_rest", "warning", error=str(error), retry_in_s=round(pause_s, 2))
+                await asyncio.sleep(min(pause_s, FAILED_S))
+            except TerminalError as error:
+                # Recording goes on: what is missing can wait until somebody has read this.
+                self._put_off(request, PUT_OFF_NS)
+                if request.product not in self._refused:
+                    self._refused.add(request.product)
+                    values = {"product": request.product, "error": str(error), "retry_in_s": PUT_OFF_NS // SECOND_NS}
+                    self._lines.log("healing_refused", "error", **values)
+            else:
+                self._backoffs.pop(request.product, None)
+                self._refused.discard(request.product)
+                await self._keep(request, page)
+
+    def _put_off(self, request: PageRequest, pause_ns: int) -> None:
+        """There was no answer to `request`; nothing of its product is asked for during the pause."""
+        now_ns = time.monotonic_ns()
+        self.work.failed(request, now_ns, 0)
+        self.work.put_off(request.product, now_ns + pause_ns)
+        self._changed(request.product)
+
+    async def _next_request(self) -> PageRequest:
+        """What to ask for, as soon as there is something and live data leaves room."""
+        async with self._planning:
+            while True:
+                await _until(lambda: self._buffer.has_room_to_spare(0), _ROOM_S)
+                self._news.clear()
+                now_ns = time.monotonic_ns()
+                request = self.work.next_request(now_ns)
+                if request is not None:
+                    return request
+                due_ns = self.work.due_ns
+                try:
+                    async with asyncio.timeout(None if due_ns is None else (due_ns - now_ns) / 1e9 + 0.001):
+                        await self._news.wait()
+                except TimeoutError:
+                    continue
+
+    async def _keep(self, request: PageRequest, page: TradePage) -> None:
+        """Puts a page that is of use into the log."""
+        is_useful = self.work.answered(request, page.ids, time.monotonic_ns())
+        self._changed(request.product)
+        if not is_useful:
+            return
+        await _until(lambda: self._buffer.has_room_to_spare(len(page.body)), _ROOM_S)
+        self._buffer.put(request.product, page.received_ns, page.body, REST)
+        position = self._buffer.position
+        await _until(lambda: self._buffer.is_done(position), _ACKNOWLEDGED_S)
+        for first, last in self.work.kept(request, time.monotonic_ns()):
+            self._reconciler.logged(request.product, first, last)
+        self._changed(request.product)
+
+    async def _log_progress(self) -> None:
+        fetched = 0
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            done, before = self.work.ids_fetched, fetched
+            fetched = done
+            if self.work.ids_missing and done > before:
+                left = {"holes": self.work.holes_open, "ids_missing": self.work.ids_missing}
+                _log.info("healing_progress", **left, ids_healed=done, ids_per_s=round((done - before) / PROGRESS_S))
+
+    # Comparing with the tables
+
+    async def _reconcile_repeatedly(self) -> None:
+        interval_s = self._settings.look_interval_s
+        pause_s = min(SECOND_COMPARISON_S, interval_s)
+        while True:
+            # In a thread that nobody waits for at the end: storage may keep it for minutes.
+            outcome: Future[KnownIds] = Future()
+            outcome.set_running_or_notify_cancel()
+            self._reader = threading.Thread(target=self._read, args=(outcome,), name="tables-reader", daemon=True)
+            self._reader.start()
+            try:
+                self._reconcile(await asyncio.wrap_future(outcome))
+                self._can_read = True
+            except CryptoPulseError as error:
+                if self._can_read:
+                    _log.warning("tables_unreadable", error=str(error), retry_in_s=round(interval_s))
+                self._can_read = False
+            await asyncio.sleep(pause_s)
+            pause_s = interval_s
+
+    def _read(self, outcome: Future[KnownIds]) -> None:
+        try:
+            # delta-rs costs 40 ms and 20 MB, which a producer that only records need not pay.
+            from cryptopulse.healing.known_ids import known_ids  # noqa: PLC0415
+
+            outcome.set_result(known_ids(self._lake))
+        except BaseException as error:  # noqa: BLE001 - handed to the task that waits for it
+            outcome.set_exception(error)
+
+    def _reconcile(self, tables: KnownIds) -> None:
+        """Takes what the tables hold off the list, and puts on it what they lack."""
+        self._tables = tables
+        now_ns = time.monotonic_ns()
+        live: dict[str, LiveIds] = {}
+        dealt_with: dict[str, Intervals] = {}
+        for product, ids in self._watch.ids.items():
+            held = tables.held.get(product)
+            if held is None:
+                continue
+            absent = tables.absent.get(product, Intervals())
+            ids.held_to(held.highest)
+            for first, last in held:
+                self.work.arrived(product, first, last, now_ns)
+            for first, last in absent:
+                # Once this producer has asked, the tables may know no more than the first page of its own proof.
+                known = self.work.known(product, first, last) if self.work.requests else Intervals()
+                for part in known.gaps(first, last):
+                    self.work.proved_absent(product, *part, now_ns)
+            self._changed(product)
+            live[product] = LiveIds(ids.first, ids.highest)
+            dealt_with[product] = Intervals([*held, *absent])
+        for product, holes in self._reconciler.compare(dealt_with, live, self.work.known).items():
+            for first, last in holes.new:
+                if self._add(product, first, last, wait_s=0):
+                    self._lines.hole(product, first, last, "tables")
+            for first, last in holes.again:
+                self._add(product, first, last, wait_s=AGAIN_S)
+
+
+async def _until(reached: Callable[[], bool], every_s: float) -> None:
+    while not reached():  # noqa: ASYNC110 - the buffer's other end is a thread, which has more to do than to tell
+        await asyncio.sleep(every_s)

@@ -1,0 +1,431 @@
+"""What is to be fetched, in which order, and what a page of the exchange says about it.
+
+Everything that decides lives here, and nothing that waits: no socket, no clock, no logging. Missing ids go in
+(`add`), so does whatever else brings them (`arrived`); out come requests (`next_request`), the time at which to
+ask again (`due_ns`) and events (`take_events`). Each request is answered by `answered` or `failed`; a page that
+is of use is `kept` when it is safe. All times are integer nanoseconds of one clock that never goes back.
+
+The exchange is asked for the ids below X and answers newest first, at most `PAGE_MAX` of them. A request asks for
+a range of ids with one neighbour on either side, so that the page also proves what the exchange does not have:
+an id that is not on the page, between two that are. Once is not enough, for the exchange's newest pages may be
+some seconds old; an id counts as absent when two pages, fetched `PROOF_NS` apart, lack it.
+
+Holes are walked downwards, page by page, several pages at once, but no id is asked for twice at a time. What one
+page can bring goes first, and of that the newest: a page costs the same whether it heals a second or a year, and
+it is the last minutes that people look at. Every tenth request goes to the oldest hole, so that none waits for
+ever.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from cryptopulse.intervals import Interval, Intervals, runs
+
+PAGE_MAX = 1000
+"""Rows of a page, as the exchange limits them."""
+
+SECOND_NS = 1_000_000_000
+
+PROOF_NS = 5 * SECOND_NS
+"""Between the two pages that prove an absence: more than the age of a cached page (some seconds were seen)."""
+
+FIRST_PAUSE_NS = 2 * SECOND_NS
+LONGEST_PAUSE_NS = 300 * SECOND_NS
+"""Pauses of ids about which a page says nothing: it was older than they are, or the exchange's record ends above
+them. They double from the first to the longest."""
+
+RANGES_MAX = 10_000
+"""Ranges of missing ids on the list: 3 MB, and 4 ms for choosing, in which no message is received. Further ones are
+not taken; the tables show them again when there is room."""
+
+OLDEST_EVERY = 10
+
+
+class PageRequest(NamedTuple):
+    """Ids `first` … `last` of `product` are to be fetched. To be asked: `limit` ids below `after`."""
+
+    number: int
+    product: str
+    first: int
+    last: int
+    after: int
+
+    @property
+    def limit(self) -> int:
+        """With one neighbour on either side."""
+        return self.last - self.first + 3
+
+
+class HoleClosed(NamedTuple):
+    """All ids of a hole have been dealt with. `first` … `last` is how it was found; of its ids so many were
+    `fetched`, came by another way (`late`), or are not there at all (`absent`)."""
+
+    product: str
+    first: int
+    last: int
+    fetched: int
+    late: int
+    absent: int
+    took_ns: int
+
+
+class IdsAbsent(NamedTuple):
+    """The exchange has no trades `first` … `last`: two pages prove it."""
+
+    product: str
+    first: int
+    last: int
+
+
+class NoRoom(NamedTuple):
+    """The list is full; ids `first` … `last` were not taken."""
+
+    product: str
+    first: int
+    last: int
+
+
+Event = HoleClosed | IdsAbsent | NoRoom
+
+
+class Hole:
+    """What was found missing at one moment, and what became of it."""
+
+    __slots__ = ("absent", "fetched", "first", "found_ns", "last", "late", "left", "product")
+
+    def __init__(self, product: str, parts: Sequence[Interval], now_ns: int) -> None:
+        self.product = product
+        self.first = parts[0][0]
+        self.last = parts[-1][1]
+        self.found_ns = now_ns
+        self.left = sum(last - first + 1 for first, last in parts)
+        """Ids that are neither safe nor known to be absent."""
+        self.fetched = self.late = self.absent = 0
+
+
+class MissingRange:
+    """Ids `first` … `last` of one hole."""
+
+    __slots__ = ("due_ns", "first", "hole", "lacked_ns", "last", "pause_ns", "request")
+
+    def __init__(self, hole: Hole, first: int, last: int, due_ns: int, pause_ns: int) -> None:
+        self.hole = hole
+        self.first = first
+        self.last = last
+        self.due_ns = due_ns
+        """When it may be asked for."""
+        self.pause_ns = pause_ns
+        """How long to wait after an answer that says nothing about it."""
+        self.request = 0
+        """Number of the request that is out for it, 0: none."""
+        self.lacked_ns: int | None = None
+        """When a page first lacked it."""
+
+    def part(self, first: int, last: int) -> MissingRange:
+        """A range like this with other ends."""
+        made = MissingRange(self.hole, first, last, self.due_ns, self.pause_ns)
+        made.request, made.lacked_ns = self.request, self.lacked_ns
+        return made
+
+    def less(self, taken: Sequence[Interval]) -> list[MissingRange]:
+        """What is left without `taken`."""
+        return [self.part(*gap) for gap in Intervals(taken).gaps(self.first, self.last)]
+
+
+class MissingIds:
+    """All missing ranges of one product: disjoint, in the order of ids."""
+
+    __slots__ = ("absent", "put_off_ns", "ranges", "underway")
+
+    def __init__(self) -> None:
+        self.ranges: list[MissingRange] = []
+        self.underway = Intervals()
+        """Ids on pages that are not safe yet."""
+        self.absent = Intervals()
+        """Ids that the exchange does not have."""
+        self.put_off_ns = 0
+        """Nothing is asked for before."""
+
+    def between(self, first: int, last: int) -> tuple[int, int]:
+        """The ranges (from, to) that have an id of `first` … `last`."""
+        return (
+            bisect_left(self.ranges, first, key=lambda missing: missing.last),
+            bisect_right(self.ranges, last, key=lambda missing: missing.first),
+        )
+
+    def above(self, missing: MissingRange) -> int:
+        """The next id above `missing` that the exchange may have."""
+        return self.absent.end_of(missing.last + 1) + 1
+
+    def waiting(self) -> Iterator[MissingRange]:
+        """The ranges that may be asked for when they are due.
+
+        A page proves an absence by what lies above and below. So of ids in a row that were lacking once only the
+        topmost are asked for; their page shows what is below as well.
+        """
+        above: MissingRange | None = None
+        for missing in reversed(self.ranges):
+            lacks_on = above is not None and above.lacked_ns is not None and self.above(missing) == above.first
+            if not missing.request and not lacks_on:
+                yield missing
+            above = missing
+
+    def requested_by(self, number: int, first: int, last: int) -> list[MissingRange]:
+        """The ranges that request `number` for `first` … `last` is out for."""
+        start, end = self.between(first, last)
+        return [missing for missing in self.ranges[start:end] if missing.request == number]
+
+    def known(self, first: int, last: int) -> Intervals:
+        """What of `first` … `last` nobody needs to add: it is missing, underway, or absent."""
+        start, end = self.between(first, last)
+        listed = [(missing.first, missing.last) for missing in self.ranges[start:end]]
+        return Intervals([*listed, *self.underway.within(first, last), *self.absent.within(first, last)])
+
+    def due_ns(self, missing: MissingRange) -> int:
+        """When `missing` may be asked for."""
+        return max(missing.due_ns, self.put_off_ns)
+
+
+class _OpenRequest:
+    """A request that is out, and then what its page brought."""
+
+    __slots__ = ("at_ns", "found", "lacking", "request")
+
+    def __init__(self, request: PageRequest, at_ns: int) -> None:
+        self.request: PageRequest | None = request
+        """None once it is answered."""
+        self.at_ns = at_ns
+        self.found: list[tuple[Hole, int, int]] = []
+        self.lacking: list[tuple[Hole, int, int]] = []
+
+
+class WorkList:
+    """The missing ids of all products."""
+
+    def __init__(self, page_max: int = PAGE_MAX) -> None:
+        """`page_max`: rows of a page, at least 3."""
+        self.holes_open = 0
+        self.ids_missing = 0
+        """Ids that are neither safe nor known to be absent."""
+        self.ids_fetched = 0
+        self.ids_late = 0
+        """Ids that came by another way."""
+        self.ids_absent = 0
+        self.requests = 0
+        """How many have been handed out."""
+        self._span_max = page_max - 2  # two neighbours are on the page as well
+        self._products: dict[str, MissingIds] = {}
+        self._open: dict[int, _OpenRequest] = {}
+        self._ranges = 0
+        self._events: list[Event] = []
+
+    def take_events(self) -> list[Event]:
+        """What has happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def highest(self, product: str) -> int | None:
+        """The highest id of `product` that is still waited for, None when there is none."""
+        state = self._products.get(product)
+        return state.ranges[-1].last if state and state.ranges else None
+
+    def known(self, product: str, first: int, last: int) -> Intervals:
+        """What of `first` … `last` nobody needs to add: it is on the list, underway on a page, or absent."""
+        state = self._products.get(product)
+        return state.known(first, last) if state else Intervals()
+
+    @property
+    def due_ns(self) -> int | None:
+        """When there is something to ask if nothing happens until then; None: never."""
+        return min((state.due_ns(missing) for state, missing in self._waiting()), default=None)
+
+    def add(self, product: str, first: int, last: int, now_ns: int, due_ns: int) -> list[Interval]:
+        """Ids `first` … `last` are missing, to be asked for from `due_ns` on. Returns those that are new here."""
+        state = self._products.setdefault(product, MissingIds())
+        parts = state.known(first, last).gaps(first, last)
+        if not parts:
+            return []
+        if self._ranges + len(parts) > RANGES_MAX:
+            self._events.append(NoRoom(product, first, last))
+            return []
+        hole = Hole(product, parts, now_ns)
+        self.holes_open += 1
+        self.ids_missing += hole.left
+        for part in parts:
+            missing = MissingRange(hole, *part, due_ns, FIRST_PAUSE_NS)
+            index = state.between(*part)[0]
+            self._replace(state, index, index, self._as_requested(missing))
+        return parts
+
+    def _as_requested(self, missing: MissingRange) -> list[MissingRange]:
+        """`missing`, whose ids may lie among those that a request is already out for."""
+        for request in (pending.request for pending in self._open.values()):
+            if request is None or request.product != missing.hole.product:
+                continue
+            inside = Intervals([(request.first, request.last)]).within(missing.first, missing.last)
+            if inside:
+                mine = missing.part(*inside[0])
+                mine.request = request.number
+                others = [part for rest in missing.less(inside) for part in self._as_requested(rest)]
+                return sorted([mine, *others], key=lambda part: part.first)
+        return [missing]
+
+    def arrived(self, product: str, first: int, last: int, now_ns: int) -> None:
+        """Trades `first` … `last` came by another way: those that are on the list leave it."""
+        for hole, count in self._taken_off(product, first, last):
+            hole.late += count
+            self.ids_late += count
+            self._settle(hole, count, now_ns)
+
+    def proved_absent(self, product: str, first: int, last: int, now_ns: int) -> None:
+        """Somebody has proved before that there are no trades `first` … `last`: nobody needs to ask for them."""
+        for hole, count in self._taken_off(product, first, last):
+            hole.absent += count
+            self._settle(hole, count, now_ns)
+        self._products.setdefault(product, MissingIds()).absent.add(first, last)
+
+    def _taken_off(self, product: str, first: int, last: int) -> list[tuple[Hole, int]]:
+        """Takes ids off the list; to which holes they belonged, and how many."""
+        state = self._products.setdefault(product, MissingIds())
+        start, end = state.between(first, last)
+        left: list[MissingRange] = []
+        taken: list[tuple[Hole, int]] = []
+        for missing in state.ranges[start:end]:
+            part = (max(first, missing.first), min(last, missing.last))
+            left += missing.less([part])
+            taken.append((missing.hole, part[1] - part[0] + 1))
+        self._replace(state, start, end, left)
+        return taken
+
+    def next_request(self, now_ns: int) -> PageRequest | None:
+        """What to ask for now; None when nothing is due."""
+        ready = [(state, missing) for state, missing in self._waiting() if state.due_ns(missing) <= now_ns]
+        if not ready:
+            return None
+        self.requests += 1
+        by_age = self.requests % OLDEST_EVERY == 0
+
+        def urgency(item: tuple[MissingIds, MissingRange]) -> tuple[int, int, int]:
+            missing = item[1]
+            pages = -(-(missing.last - missing.first + 1) // self._span_max)
+            found_ns = missing.hole.found_ns
+            return (0, found_ns, -missing.last) if by_age else (pages, -found_ns, -missing.last)
+
+        state, chosen = min(ready, key=urgency)
+        return self._make_request(state, chosen, now_ns)
+
+    def _make_request(self, state: MissingIds, chosen: MissingRange, now_ns: int) -> PageRequest:
+        """A request for the top of `chosen`, and for whatever else lies within the same page."""
+        ranges = state.ranges
+        top = state.between(chosen.last, chosen.last)[0]
+        lowest = chosen.last - self._span_max + 1
+        first, start = max(chosen.first, lowest), top
+        for index in range(top - 1, -1, -1):
+            missing = ranges[index]
+            if missing.last < lowest or missing.request:
+                break
+            if state.due_ns(missing) <= now_ns:
+                first, start = max(missing.first, lowest), index
+        request = PageRequest(self.requests, chosen.hole.product, first, chosen.last, state.above(chosen) + 1)
+        parts: list[MissingRange] = []
+        for missing in ranges[start : top + 1]:
+            if missing.first < first:
+                parts.append(missing.part(missing.first, first - 1))
+            mine = missing.part(max(missing.first, first), missing.last)
+            mine.request = request.number
+            parts.append(mine)
+        self._replace(state, start, top + 1, parts)
+        self._open[request.number] = _OpenRequest(request, now_ns)
+        return request
+
+    def answered(self, request: PageRequest, ids: Sequence[int], now_ns: int) -> bool:
+        """The exchange answered with `ids`, newest first: all that it has from the first to the last of them.
+
+        Returns whether the page is of use: then it is to be put where it is safe, and `kept` to be called. Other
+        holes that the page happens to cover are healed by it as well.
+        """
+        pending, state = self._open[request.number], self._products[request.product]
+        pending.request = None
+        held = Intervals(runs(ids[::-1]))
+        low, high = (ids[-1], ids[0]) if ids else (request.last, request.first)
+        start, end = state.between(min(low, request.first), max(high, request.last))
+        useful = False
+        left: list[MissingRange] = []
+        for missing in state.ranges[start:end]:
+            found = held.within(missing.first, missing.last)
+            pending.found += [(missing.hole, *part) for part in found]
+            for part in missing.less(found):
+                if not low < part.first <= part.last < high:
+                    left.append(part)
+                elif part.lacked_ns is not None and pending.at_ns >= part.lacked_ns + PROOF_NS:
+                    pending.lacking.append((part.hole, part.first, part.last))
+                    state.absent.add(part.first, part.last)
+                else:
+                    # To be asked for once more when that would be a proof.
+                    useful = useful or part.lacked_ns is None
+                    part.lacked_ns = now_ns if part.lacked_ns is None else part.lacked_ns
+                    part.request = 0 if part.request == request.number else part.request
+                    part.due_ns = max(part.lacked_ns + PROOF_NS, now_ns + FIRST_PAUSE_NS)
+                    left.append(part)
+        self._replace(state, start, end, left)
+        useful = useful or bool(pending.found or pending.lacking)
+        # The page says nothing about what is left of the request: to be asked for again, at once if the page brought
+        # anything at all, else after a pause.
+        for missing in state.requested_by(request.number, request.first, request.last):
+            missing.request = 0
+            missing.due_ns = now_ns if useful else now_ns + missing.pause_ns
+            missing.pause_ns = FIRST_PAUSE_NS if useful else min(2 * missing.pause_ns, LONGEST_PAUSE_NS)
+        for _, first, last in pending.found:
+            state.underway.add(first, last)
+        if not useful:
+            del self._open[request.number]
+        return useful
+
+    def kept(self, request: PageRequest, now_ns: int) -> list[Interval]:
+        """The page of `request` is safe. Returns the ids that it brought."""
+        pending, state = self._open.pop(request.number), self._products[request.product]
+        for hole, first, last in pending.found:
+            state.underway.remove(first, last)
+            hole.fetched += last - first + 1
+            self.ids_fetched += last - first + 1
+        for hole, first, last in pending.lacking:
+            hole.absent += last - first + 1
+            self.ids_absent += last - first + 1
+        absent = Intervals((first, last) for _, first, last in pending.lacking)
+        self._events += [IdsAbsent(request.product, first, last) for first, last in absent]
+        for hole, first, last in (*pending.found, *pending.lacking):
+            self._settle(hole, last - first + 1, now_ns)
+        return list(Intervals((first, last) for _, first, last in pending.found))
+
+    def failed(self, request: PageRequest, now_ns: int, pause_ns: int) -> None:
+        """There was no answer: its ids may be asked for again after `pause_ns`."""
+        del self._open[request.number]
+        for missing in self._products[request.product].requested_by(request.number, request.first, request.last):
+            missing.request = 0
+            missing.due_ns = now_ns + pause_ns
+
+    def put_off(self, product: str, until_ns: int) -> None:
+        """Nothing of `product` is asked for before `until_ns`: the exchange says that it is of no use."""
+        self._products.setdefault(product, MissingIds()).put_off_ns = until_ns
+
+    def _settle(self, hole: Hole, count: int, now_ns: int) -> None:
+        """`count` ids of `hole` have been dealt with."""
+        self.ids_missing -= count
+        hole.left -= count
+        if not hole.left:
+            self.holes_open -= 1
+            took_ns = now_ns - hole.found_ns
+            closed = HoleClosed(hole.product, hole.first, hole.last, hole.fetched, hole.late, hole.absent, took_ns)
+            self._events.append(closed)
+
+    def _replace(self, state: MissingIds, start: int, end: int, ranges: list[MissingRange]) -> None:
+        self._ranges += len(ranges) - (end - start)
+        state.ranges[start:end] = ranges
+
+    def _waiting(self) -> Iterator[tuple[MissingIds, MissingRange]]:
+        for state in self._products.values():
+            for missing in state.waiting():
+                yield state, missing

@@ -1,0 +1,336 @@
+"""Noticing commits: the newest version of every table, and one table followed commit by commit.
+
+A commit to a local table is a new file in `_delta_log`, so noticing one is two questions to the file system, some
+twenty microseconds. Elsewhere the storage is asked for the next version, through delta-rs.
+
+`NewestVersions` gives a reader the files of the moment. `Follower` reads only what a commit brought: its entry names
+the files that it added. A commit of bars takes 1.6 ms of a core so, one of trades 0.7 ms; to open the table and ask
+delta-rs for the rows takes 12 and 15 ms (measured on tables of 100 and 900 commits).
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable, QueryBuilder
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from cryptopulse.errors import CryptoPulseError, LakeUnreachable
+from cryptopulse.lake.dialect import delta_time
+from cryptopulse.lake.files import Files
+from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.reading import quoted
+from cryptopulse.lake.storage import opened, storage
+from cryptopulse.lake.tables import LOAD_TIMESTAMP, TABLES, Table
+
+_ELSEWHERE_POLL_S = 2.0
+_BEHIND_COMMITS_MAX = 500  # more than that, and one query is quicker than as many small files
+
+
+class CommitWatch:
+    """The `_delta_log` of one local table, as far as it shows new commits."""
+
+    def __init__(self, table_folder: Path) -> None:
+        """The folder need not be there."""
+        self.table_folder = table_folder
+        self._folder = table_folder / "_delta_log"
+        self._seen: tuple[int, int] | None = None
+
+    def state(self) -> tuple[int, int] | None:
+        """The folder's number, and a time that changes whenever a file comes or goes; None when it is not there."""
+        try:
+            found = self._folder.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def note(self, seen: tuple[int, int] | None) -> None:
+        """Remembers what `state` was before the log was read; None: nothing was read."""
+        self._seen = seen
+
+    def is_same_folder(self, seen: tuple[int, int] | None) -> bool:
+        """Whether the log was not made anew since what is remembered."""
+        return seen is not None and self._seen is not None and seen[0] == self._seen[0]
+
+    def has_changed(self, seen: tuple[int, int] | None, version: int) -> bool:
+        """Whether there may be commits after `version`: the log differs from what is remembered, or has the next entry.
+
+        The folder's own time tells of a log that was cut or made anew; the entry, of a commit within one tick of the
+        clock.
+        """
+        return seen != self._seen or self.entry(version + 1).exists()
+
+    def entry(self, version: int) -> Path:
+        """The file of a commit."""
+        return self._folder / f"{version:020d}.json"
+
+
+def updated(lake: LakeLocation, delta: DeltaTable) -> bool:
+    """Brings an open table to its newest version. False when that can't be done: open it again.
+
+    Raises what `storage` raises.
+    """
+    try:
+        with storage(lake):
+            delta.update_incremental()
+    except DeltaError:  # its log was cut meanwhile, or it was made anew
+        return False
+    return True
+
+
+class Versions(ABC):
+    """Which files a table has."""
+
+    @abstractmethod
+    def files(self, table: Table) -> Files:
+        """Those of `table`; none of a table that is not there yet. Raises what `lake.storage.opened` raises, and
+        LakeUnreachable when it or another table of the lake was there before and is gone: the end of a lake must not
+        look like the end of its rows.
+        """
+
+    def files_of(self, tables: Iterable[Table]) -> dict[Table, Files]:
+        """Those of several tables, which fit each other.
+
+        Downstream tables come first: what they were made of is then in the others.
+        """
+        wanted = {table.qualified for table in tables}
+        return {table: self.files(table) for table in reversed(TABLES) if table.qualified in wanted}
+
+    @abstractmethod
+    def forget(self, table: Table) -> None:
+        """Opens `table` anew the next time: one of its files was not there."""
+
+
+class NewestVersions(Versions):
+    """Files by the newest version at each call. Safe from several threads."""
+
+    def __init__(self, lake: LakeLocation) -> None:
+        """Opens nothing yet; the tables need not be there."""
+        self._tables = {table.qualified: _NewestTable(lake, table) for table in TABLES}
+
+    def files(self, table: Table) -> Files:
+        """See `Versions`."""
+        found = self._tables[table.qualified].files()
+        if found.version < 0:  # nobody may have asked for this one before: the others tell whether the lake is gone
+            for other in self._tables.values():
+                if other.was_there:
+                    other.files()
+        return found
+
+    def forget(self, table: Table) -> None:
+        """See `Versions`."""
+        self._tables[table.qualified].forget()
+
+
+class PinnedVersions(Versions):
+    """Files as they were at one moment."""
+
+    def __init__(self, found: Mapping[Table, Files]) -> None:
+        """`found`: all tables."""
+        self._found = {table.qualified: files for table, files in found.items()}
+
+    def files(self, table: Table) -> Files:
+        """See `Versions`."""
+        return self._found[table.qualified]
+
+    def forget(self, table: Table) -> None:
+        """Nothing: the moment stays the same."""
+
+
+class _NewestTable:
+    """The files of one table."""
+
+    def __init__(self, lake: LakeLocation, table: Table) -> None:
+        self._lake = lake
+        self._table = table
+        folder = lake.table_folder(table)
+        self._log = folder and CommitWatch(folder)
+        self._lock = Lock()
+        self._delta: DeltaTable | None = None
+        self._files = Files.none(lake, table)
+        self.was_there = False
+
+    def files(self) -> Files:
+        with self._lock:
+            seen, delta = None, self._delta
+            if self._log:
+                seen = self._log.state()
+                if delta is not None and not self._log.has_changed(seen, self._files.version):
+                    return self._files
+                delta = delta if self._log.is_same_folder(seen) else None
+            if delta is None or not updated(self._lake, delta):
+                try:
+                    delta = opened(self._lake, self._table)
+                except TableNotFoundError:
+                    delta = None
+            if delta is None and self.was_there:
+                raise LakeUnreachable(
+                    f"Table {self._table.qualified} is gone: was the lake {self._lake} moved, or its disk taken away?"
+                )
+            if delta is None:
+                self._files = Files.none(self._lake, self._table)
+            elif delta is not self._delta or delta.version() != self._files.version:
+                self._files = Files.of(self._lake, self._table, delta)
+            self._delta, self.was_there = delta, delta is not None
+            if self._log:
+                self._log.note(seen)
+            return self._files
+
+    def forget(self) -> None:
+        with self._lock:
+            self._delta = None
+            if self._log:
+                self._log.note(None)
+            self._files = Files.none(self._lake, self._table)
+
+
+Where = Callable[[DeltaTable], str]
+"""What is wanted of a whole table, as SQL of delta-rs; by its files' statistics it may say what is newest."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What `Follower.read` found."""
+
+    rows: pa.Table
+    """The rows that are new or have changed, in the order of their commits: a later one replaces an earlier one."""
+    is_whole: bool
+    """Whether these are all rows of the table, so that what was known before no longer counts."""
+
+
+class Follower:
+    """Follows one table that has a load_timestamp. From one thread."""
+
+    def __init__(self, lake: LakeLocation, table: Table, columns: Sequence[str]) -> None:
+        """`columns`: what is read. Nothing is opened yet; the table need not be there."""
+        self._lake = lake
+        self._table = table
+        self._columns = list(dict.fromkeys((*columns, LOAD_TIMESTAMP)))
+        fields = [table.arrow_schema.field(name) for name in self._columns]
+        self._schema = pa.schema([field.with_nullable(True) for field in fields])
+        folder = lake.table_folder(table)
+        self._log = folder and CommitWatch(folder)
+        self._delta: DeltaTable | None = None
+        """Of a table elsewhere."""
+        self._version = -1
+        self.loaded_us: int | None = None
+        """The load_timestamp up to which everything is read, µs UTC; None when nothing was read yet."""
+
+    def poll_s(self, wanted_s: float) -> float:
+        """How often to ask `has_news`: every `wanted_s` seconds, more seldom where asking costs money."""
+        return wanted_s if self._log else max(wanted_s, _ELSEWHERE_POLL_S)
+
+    def has_news(self) -> bool:
+        """Whether there are commits that `read` has not seen. False while there is no table.
+
+        Raises LakeUnreachable when it can't be read now, ConfigurationError when that will stay so.
+        """
+        if self._log:
+            seen = self._log.state()
+            return seen is not None and self._log.has_changed(seen, self._version)
+        if self._delta is None:
+            return True
+        if not updated(self._lake, self._delta):
+            self._delta = None
+            return True
+        return self._delta.version() != self._version
+
+    def read(self, where: Where = lambda _table: "true") -> News:
+        """What has changed since the last call; at first, and of a table that was made anew, all of it.
+
+        `where` limits what is read of the whole table; changes come unfiltered. Raises as `has_news`; then nothing
+        counts as seen.
+        """
+        try:
+            with storage(self._lake):
+                news = self._changes(self._log) if self._log and self._version >= 0 else None
+                return news or self._whole_or_newer(where)
+        except CryptoPulseError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the query engine raises nothing more special
+            # It may pass by itself: a file that was just cleaned up, a table under repair.
+            text = f": {str(error).splitlines()[0]}" if self._lake.folder else ""  # an address may carry a token
+            raise LakeUnreachable(f"Table {self._table.qualified} can't be read{text}") from None
+
+    def forget(self) -> None:
+        """Reads all of the table the next time."""
+        self._delta, self._version, self.loaded_us = None, -1, None
+        if self._log:
+            self._log.note(None)
+
+    def _changes(self, log: CommitWatch) -> News | None:
+        """What the entries after the last one seen name; None when they are not all there, or can't tell."""
+        seen = log.state()
+        if not log.is_same_folder(seen):
+            return None
+        version, tables = self._version, []
+        while (entry := log.entry(version + 1)).exists():
+            if version - self._version >= _BEHIND_COMMITS_MAX:
+                return None
+            added: list[str] = []
+            is_removing = False
+            for line in entry.read_bytes().splitlines():
+                action: dict[str, Any] = json.loads(line)
+                if (add := action.get("add")) and add["dataChange"]:
+                    added.append(unquote(add["path"]))
+                elif (remove := action.get("remove")) and remove["dataChange"]:
+                    is_removing = True
+            if is_removing and not added:
+                return None
+            for path in added:
+                # Not `pq.read_table`, which looks for a data set around the file: three times as slow.
+                with pq.ParquetFile(log.table_folder / path) as file:
+                    tables.append(file.read(self._columns, use_threads=False).cast(self._schema))
+            version += 1
+        if version == self._version and not log.entry(version).exists():
+            return None  # its log was cut, or it was made anew: only the table itself can tell
+        log.note(seen)
+        self._version = version
+        return self._news(pa.concat_tables([self._schema.empty_table(), *tables]), is_whole=False)
+
+    def _whole_or_newer(self, where: Where) -> News:
+        log = self._log
+        seen = log.state() if log else None
+        try:
+            delta = opened(self._lake, self._table)
+        except TableNotFoundError:
+            is_gone = self._version >= 0
+            self.forget()
+            return News(self._schema.empty_table(), is_gone)
+        if log and self._version == delta.version() and log.is_same_folder(seen):
+            log.note(seen)  # its log was cut behind a checkpoint, nothing else
+            return self._news(self._schema.empty_table(), is_whole=False)
+        is_whole = self._version < 0 or log is not None or delta.version() < self._version
+        if is_whole:
+            self.loaded_us = None
+        is_newer = "true" if self.loaded_us is None else f"{LOAD_TIMESTAMP} > {delta_time(self.loaded_us)}"
+        wanted = where(delta) if is_whole else is_newer
+        sql = f"SELECT {quoted(self._columns)} FROM t WHERE {wanted}"  # noqa: S608 - all ours
+        rows = pa.table(QueryBuilder().register("t", delta).execute(sql).read_all()).cast(self._schema)
+        if log:
+            log.note(seen)
+        else:
+            self._delta = delta
+        self._version = delta.version()
+        return self._news(rows, is_whole)
+
+    def _news(self, rows: pa.Table, is_whole: bool) -> News:
+        """Rows that a commit only wrote again, because others of their file changed, are left out."""
+        loads = pc.cast(rows[LOAD_TIMESTAMP], pa.int64())
+        if not is_whole and self.loaded_us is not None:
+            is_new = pc.greater(loads, pa.scalar(self.loaded_us, pa.int64()))
+            rows = rows.filter(is_new)
+        newest = pc.max(loads).as_py()
+        if newest is not None:
+            self.loaded_us = max(newest, self.loaded_us or newest)
+        return News(rows, is_whole)

@@ -1,0 +1,136 @@
+"""One episode of an alert, what a target knows of it, and the notification that follows from the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Self
+
+from cryptopulse.lake.alerts import SEVERITIES, Severity
+from cryptopulse.settings.notify import Event, NotifyTarget
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class AlertEpisode:
+    """A row of `gold.dm_market_alerts`, as far as notifications show it. Times are UTC."""
+
+    alert_id: str
+    symbol: str
+    alert_type: str
+    rule: str
+    threshold_pct: Decimal
+    lookback_s: int
+    severity: Severity
+    state: str
+    price_change_pct: float
+    start_price: Decimal
+    end_price: Decimal
+    window_start: datetime
+    window_end: datetime
+    opened_at: datetime
+    last_trigger_at: datetime
+    start_trade_id: int
+    trigger_trade_id: int
+    end_trade_id: int
+    last_trigger_trade_id: int
+    detected_at: datetime
+    continued_as: str | None = None
+    """The alert_id of the episode that this one has become a part of, when late trades have shown that; no column."""
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Self:
+        """The episode of one row, which has COLUMNS."""
+        return cls(**row)
+
+    @property
+    def rank(self) -> int:
+        """Its severity's place in SEVERITIES, by which it is recorded."""
+        return SEVERITIES.index(self.severity)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is over."""
+        return self.state == "CLOSED"
+
+    @property
+    def last_trigger_us(self) -> int:
+        """When it was last over the threshold, µs UTC."""
+        return (self.last_trigger_at - _EPOCH) // timedelta(microseconds=1)
+
+    def absorbed(self, alert_id: str, known: Known) -> AlertEpisode:
+        """What became of the episode `alert_id`, whose row is gone because this one covers it now: it is closed."""
+        severity = SEVERITIES[min(known.rank, self.rank)]
+        return replace(self, alert_id=alert_id, state="CLOSED", severity=severity, continued_as=self.alert_id)
+
+
+COLUMNS = tuple(field.name for field in fields(AlertEpisode) if field.name != "continued_as")
+"""The columns that `Episode.of` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a target knows of an episode."""
+
+    rank: int
+    """The severity that it was notified of (or that was too low for it)."""
+    is_closed: bool
+    last_trigger_us: int
+    """When the episode was last over the threshold, as known then; by it old entries are deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One episode in a notification."""
+
+    episode: AlertEpisode
+    events: tuple[Event, ...]
+    """What has happened, in order; more than one only in a notification of several episodes."""
+    after: Known
+    """What the target knows of it when it has accepted the notification."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """What is to be sent as one message: one event of one episode, or several episodes together."""
+
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationStep:
+    """The next thing that a target must learn of an episode."""
+
+    event: Event | None
+    """None: it is only recorded, the target has not subscribed to it."""
+    after: Known
+    """What the target knows then."""
+
+
+def next_step(episode: AlertEpisode, known: Known | None, target: NotifyTarget) -> NotificationStep | None:
+    """What `target`, of which it is `known` what it knows, must learn of `episode` next; None when it knows all.
+
+    An episode opens once, escalates once for each severity that it is seen to reach, and closes once; only an
+    escalation after its close, which late trades can bring, closes a second time.
+    """
+    least = SEVERITIES.index(target.severity)
+    seen_us = episode.last_trigger_us
+    if known is None:
+        opened: Event | None = "opened" if episode.rank >= least and "opened" in target.on else None
+        return NotificationStep(opened, Known(episode.rank, is_closed=False, last_trigger_us=seen_us))
+    if episode.rank > known.rank:
+        event: Event | None = None
+        if episode.rank >= least:  # for one that wants only severe episodes a rise is the opening
+            wanted: Event = "opened" if known.rank < least and "opened" in target.on else "escalated"
+            event = wanted if wanted in target.on else None
+        return NotificationStep(
+            event, Known(episode.rank, is_closed=known.is_closed and event is None, last_trigger_us=seen_us)
+        )
+    if episode.is_closed and not known.is_closed:
+        closed: Event | None = "closed" if known.rank >= least and "closed" in target.on else None
+        return NotificationStep(closed, Known(known.rank, is_closed=True, last_trigger_us=seen_us))
+    if known.is_closed and seen_us > known.last_trigger_us:
+        return NotificationStep(None, replace(known, last_trigger_us=seen_us))
+    return None

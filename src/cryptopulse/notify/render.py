@@ -1,0 +1,167 @@
+"""Notifications as text for people and fields for webhooks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from cryptopulse.notify.episodes import AlertEpisode, Item, Notification
+from cryptopulse.settings.notify import Event
+from cryptopulse.text import price_text
+
+Kind = Literal["info", "success", "warning", "failure"]
+
+LINES_MAX = 10
+"""Episodes that a message of several shows in words: 1,500 letters, of which Discord takes 2,000."""
+
+_KINDS: dict[str, Kind] = {"WARNING": "warning", "HIGH": "warning", "CRITICAL": "failure"}
+_PREFIXES: dict[Event, str] = {"opened": "", "escalated": "Escalated: ", "closed": "Closed: "}
+
+
+@dataclass(frozen=True)
+class AlertMessage:
+    """What goes out."""
+
+    title: str
+    body: str
+    kind: Kind
+    """What apprise chooses colours and symbols by."""
+    key: str
+    """The same whenever the same is sent: by it a receiver knows a repeated message."""
+    alerts: tuple[dict[str, Any], ...] = ()
+    """The episodes as plain data, ready for JSON."""
+
+
+def message_of(notification: Notification) -> AlertMessage:
+    """The message of `notification`."""
+    items = notification.items
+    if len(items) > 1:
+        worst = max(items, key=_badness).episode
+        counts = Counter(item.episode.alert_type for item in items)
+        kinds = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        shown = sorted(items, key=_badness, reverse=True)[:LINES_MAX]
+        lines = [
+            f"{' and '.join(item.events).capitalize()}: {_move(item.episode)}, {item.episode.severity}"
+            for item in shown
+        ]
+        if len(items) > len(shown):
+            lines.append(f"and {len(items) - len(shown)} more: cryptopulse alerts list")
+        change = change_text(worst.price_change_pct)
+        return AlertMessage(
+            title=f"{len(items)} more episodes: {kinds}; the worst: {worst.symbol} {change}",
+            body="\n".join(lines),
+            kind=_KINDS[max(items, key=lambda item: item.episode.rank).episode.severity],
+            key=hashlib.sha256("\n".join(map(_key, items)).encode()).hexdigest()[:32],
+            alerts=tuple(fields_of(item) for item in items),
+        )
+    item = items[0]
+    episode, event = item.episode, item.events[-1]
+    rule = f"{episode.threshold_pct.normalize():f} % within {episode.lookback_s} s"
+    start = _trade_text(episode.window_start, episode.start_trade_id)
+    end = _trade_text(episode.window_end, episode.end_trade_id)
+    first = _trade_text(episode.opened_at, episode.trigger_trade_id)
+    last = _trade_text(episode.last_trigger_at, episode.last_trigger_trade_id)
+    late_s = (episode.detected_at - episode.opened_at).total_seconds()
+    lines = [
+        f"{price_text(episode.start_price)} at {start} → {price_text(episode.end_price)} at {end}",
+        f"Over the threshold ({rule}) from {first} to {last}",
+        f"Detected {late_s:,.3f} s after the first of these trades",
+    ]
+    if episode.continued_as:
+        lines.append(f"Late trades made it a part of {episode.continued_as}")
+    return AlertMessage(
+        title=_PREFIXES[event] + headline(episode),
+        body="\n".join([*lines, f"alert_id: {episode.alert_id}"]),
+        kind="success" if event == "closed" else _KINDS[episode.severity],
+        key=_key(item),
+        alerts=(fields_of(item),),
+    )
+
+
+def test_message(name: str, lake: str) -> AlertMessage:
+    """A message that only shows that it arrives. `name`: of the target."""
+    body = f"Target {name} of notify.targets accepts messages about the lake {lake}. Nothing happened: this is a test."
+    return AlertMessage("CryptoPulse: a test message", body, "info", "test")
+
+
+def headline(episode: AlertEpisode) -> str:
+    """`FLASH_CRASH BTC-USD −3.2 % in 41 s (100,234.50 → 97,012.10), HIGH, rule price-move`."""
+    return f"{_move(episode)}, {episode.severity}, rule {episode.rule}"
+
+
+def _move(episode: AlertEpisode) -> str:
+    took = duration_text((episode.window_end - episode.window_start).total_seconds())
+    prices = f"{price_text(episode.start_price)} → {price_text(episode.end_price)}"
+    return f"{episode.alert_type} {episode.symbol} {change_text(episode.price_change_pct)} in {took} ({prices})"
+
+
+def _trade_text(moment: datetime, trade_id: int) -> str:
+    return f"{time_text(moment)} (trade {trade_id})"
+
+
+def _badness(item: Item) -> tuple[int, float]:
+    return item.episode.rank, abs(item.episode.price_change_pct)
+
+
+def _key(item: Item) -> str:
+    """The alert_id, and what has happened to it."""
+    return ":".join((item.episode.alert_id, *item.events, item.episode.severity))
+
+
+def fields_of(item: Item) -> dict[str, Any]:
+    """One episode as plain data: the columns of the table, times as ISO 8601 (UTC), exact numbers as texts."""
+    episode = item.episode
+    return {
+        "alert_id": episode.alert_id,
+        "event": item.events[-1],
+        "events": list(item.events),
+        "state": episode.state,
+        "severity": episode.severity,
+        "alert_type": episode.alert_type,
+        "symbol": episode.symbol,
+        "rule": episode.rule,
+        "price_change_pct": round(episode.price_change_pct, 6),
+        "start_price": f"{episode.start_price.normalize():f}",
+        "end_price": f"{episode.end_price.normalize():f}",
+        "threshold_pct": f"{episode.threshold_pct.normalize():f}",
+        "lookback_s": episode.lookback_s,
+        "window_start": _iso(episode.window_start),
+        "window_end": _iso(episode.window_end),
+        "opened_at": _iso(episode.opened_at),
+        "last_trigger_at": _iso(episode.last_trigger_at),
+        "detected_at": _iso(episode.detected_at),
+        "start_trade_id": episode.start_trade_id,
+        "trigger_trade_id": episode.trigger_trade_id,
+        "end_trade_id": episode.end_trade_id,
+        "last_trigger_trade_id": episode.last_trigger_trade_id,
+        "continued_as": episode.continued_as,
+    }
+
+
+def change_text(percent: float) -> str:
+    """A change with its sign: `−3.2 %`, `+0.75 %`."""
+    digits = f"{abs(percent):,.2f}".rstrip("0").rstrip(".")
+    return f"{'−' if percent < 0 else '+'}{digits} %"
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time: `0.4 s`, `41 s`, `3 min 5 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes:,} min {rest} s" if rest else f"{minutes:,} min"
+
+
+def time_text(moment: datetime) -> str:
+    """A moment to the millisecond, UTC."""
+    return f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03} UTC"
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

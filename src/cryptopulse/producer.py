@@ -1,0 +1,304 @@
+"""The producer: everything of the feed put together.
+
+Products are known or asked for; their sessions are spread over connections; messages flow through one
+buffer into the log, and so do the pages that heal holes; what happens is said in the structured log and in a status
+report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import structlog
+
+from cryptopulse.errors import ConfigurationError, TransientError
+from cryptopulse.feed.buffer import LogWriter, MessageBuffer
+from cryptopulse.feed.client import FeedConnection, Shared, check_url
+from cryptopulse.feed.event_log import EventLines
+from cryptopulse.feed.protocol import CameLate, Event, FeedSession, HoleFound, State
+from cryptopulse.feed.recovery import LogEnd, log_end, resume
+from cryptopulse.feed.rest import RestClient, online_products
+from cryptopulse.feed.sequence_gaps import IdWatch
+from cryptopulse.healing.heal import Healer
+from cryptopulse.log import Log
+from cryptopulse.retry import Backoff, retrying
+from cryptopulse.settings import FeedSettings, Settings
+from cryptopulse.token_bucket import RateLimiter
+from cryptopulse.venues import Dialect
+from cryptopulse.venues.coinbase_advanced import AdvancedDialect
+from cryptopulse.venues.coinbase_exchange import ExchangeDialect
+
+REPORT_INTERVAL_S = 0.5
+UNCHANGED_S = 4.0
+"""A report that says nothing new is made so seldom. Readers call a process silent that says nothing for 10 s."""
+
+RATE_WINDOW_S = 2.0
+
+CONNECTS_PER_SECOND = 4
+"""Half of Coinbase's limit for one address (8 a second, bursts of 20)."""
+
+CONNECTS_BURST = 8
+
+_AGES = frozenset({"time", "last_message_age_s", "last_logged_age_s"})
+"""What grows by itself: a reader adds the age of the report."""
+
+_log = structlog.get_logger()
+
+
+async def produce(settings: Settings, log: Log, stop: asyncio.Event, report: Callable[[dict[str, Any]], None]) -> None:
+    """Records the feed into `log` until `stop` is set; then closes the connections, writes what is held,
+    returns.
+
+    `report` is called when the state changes, at most twice a second, every few seconds otherwise, and at the end,
+    with the state, ready for JSON. Times in it are seconds since 1970 (UTC).
+
+    Raises ConfigurationError for settings that can't work, and what `log.append` raises when the log
+    refuses for good (LogFull and others): what was held in memory is lost then, and the structured log says
+    how much.
+    """
+    async with RestClient(settings.feed.rest_url, allowance=settings.rest_allowance) as rest:
+        feed = _Feed(settings, log, rest, report)
+        feed.log_end = await asyncio.to_thread(log_end, log)
+        tasks = {
+            asyncio.create_task(stop.wait()),
+            asyncio.create_task(feed.log_failed.wait()),
+            asyncio.create_task(feed.record()),
+            asyncio.create_task(feed.keep_reporting()),
+        }
+        feed.writer.start()
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await asyncio.to_thread(feed.writer.close)
+            feed.finish()
+    if feed.writer.error is not None:
+        raise feed.writer.error
+    for task in done:
+        task.result()
+
+
+class _FeedSource(NamedTuple):
+    """One of the exchange's feeds, and where it is."""
+
+    dialect: Dialect
+    url: str
+
+
+class _Feed:
+    """The parts of a running feed, and its state as a report."""
+
+    def __init__(
+        self, settings: Settings, log: Log, rest: RestClient, report: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._all_settings = settings
+        self._settings = settings.feed
+        self._report = report
+        self._rest = rest
+        self._sources = _sources(settings.feed)
+        self._check(settings.feed.products)
+        self._loop = asyncio.get_running_loop()
+        self.log_failed = asyncio.Event()
+        self._buffer = MessageBuffer(settings.feed.buffer_max_mb * 1024 * 1024)
+        self.writer = LogWriter(
+            self._buffer,
+            log,
+            group_commit_ms=settings.log.group_commit_ms,
+            failed=self._fail,
+        )
+        self._lines = EventLines()
+        self._watch = IdWatch()
+        self._healer = Healer(settings, rest, self._buffer, self._watch, self._lines)
+        self._connections: list[FeedConnection] = []
+        self.log_end = LogEnd([], {}, is_all=True)
+        """What the producer before this one recorded last."""
+        self._state = "waiting for products"
+        self._lost_logged = 0
+        self._totals: deque[tuple[float, int]] = deque()
+
+    def _fail(self) -> None:
+        """Called by the writer's thread when the log has refused for good."""
+        self._loop.call_soon_threadsafe(self.log_failed.set)
+
+    def _check(self, products: list[str]) -> None:
+        """One feed must take every product; of two, one takes what the other does not."""
+        if len(self._sources) == 1:
+            self._sources[0].dialect.check_products(products)
+
+    async def record(self) -> None:
+        """Connects and keeps connected until cancelled; fetches what is missing."""
+        products = self._settings.products or await self._fetch_products()
+        self._check(products)
+        self._watch.follow(products)
+        self._healer.resume(resume(self._watch, self.log_end))
+        self.log_end = LogEnd([], {}, is_all=False)  # it was some megabytes
+        self._connections = self._make_connections(products)
+        self._state = "recording"
+        urls = " ".join(source.url for source in self._sources)
+        _log.info("feed_started", url=urls, products=len(products), connections=len(self._connections))
+        async with asyncio.TaskGroup() as group:
+            for connection in self._connections:
+                group.create_task(connection.run())
+            if self._all_settings.healing.enabled:
+                group.create_task(self._heal())
+
+    async def _heal(self) -> None:
+        """Heals until cancelled. A fault in it is said, and does not end the recording."""
+        try:
+            await self._healer.run()
+        except Exception as error:  # noqa: BLE001 - trades that are not recorded now are lost for longer
+            _log.exception("unexpected_error", error=str(error))
+        finally:
+            await self._healer.close()
+
+    def _make_connections(self, products: list[str]) -> list[FeedConnection]:
+        """The connections, each with a part of the products; all of them share what is known of the ids."""
+        connects = RateLimiter(per_second=CONNECTS_PER_SECOND, burst=CONNECTS_BURST)
+        size, missed_max = self._settings.products_per_connection_max, self._settings.heartbeats_missed_max
+        made: list[FeedConnection] = []
+        for dialect, url in self._sources * self._settings.connections:
+            shared = Shared(url, self._settings, self._buffer, connects, self._on_event)
+            taken = [product for product in products if dialect.takes(product)]
+            for start in range(0, len(taken), size):
+                part = taken[start : start + size]
+                session = FeedSession(dialect, part, heartbeats_missed_max=missed_max, watch=self._watch)
+                made.append(FeedConnection(str(len(made) + 1), session, shared))
+        return made
+
+    def _on_event(self, connection: FeedConnection, event: Event) -> None:
+        match event:
+            case HoleFound(product, first, last, witness):
+                self._lines.hole(product, first, last, witness)
+                self._healer.found(product, first, last)
+            case CameLate(product, trade_id):
+                self._healer.arrived(product, trade_id)
+            case _:
+                self._lines.event(connection.name, event)
+
+    async def _fetch_products(self) -> list[str]:
+        """All online products of the quote currency; keeps asking until there is an answer."""
+        currency = self._settings.quote_currency
+
+        def waiting(error: TransientError, pause_s: float) -> None:
+            _log.warning("waiting_for_products", error=str(error), retry_in_s=round(pause_s, 2))
+
+        backoff = Backoff(longest_s=self._settings.backoff_max_s)
+        products = online_products(await retrying(self._rest.products, backoff, waiting), currency)
+        if not products:
+            raise ConfigurationError(
+                f"Setting feed.quote_currency: no product is traded against {currency!r} at "
+                f"{self._settings.rest_url}; name products in feed.products."
+            )
+        return products
+
+    async def keep_reporting(self) -> None:
+        """Calls `report` until cancelled."""
+        reported: dict[str, Any] = {}
+        due_s = 0.0
+        while True:
+            self._log_losses()
+            state = self.state()
+            news = {name: value for name, value in state.items() if name not in _AGES}
+            if news != reported or time.monotonic() >= due_s:
+                self._report(state)
+                reported, due_s = news, time.monotonic() + UNCHANGED_S
+            await asyncio.sleep(REPORT_INTERVAL_S)
+
+    def finish(self) -> None:
+        """Says what became of the messages; after everything has ended."""
+        self._state = "stopped"
+        self._log_losses()
+        held = len(self._buffer) + self.writer.in_flight
+        if held:
+            _log.error("messages_lost", because="the log failed", count=held, bytes=self._buffer.bytes_held)
+        self._report(self.state(held))
+        _log.info("feed_stopped", messages_logged=self.writer.messages_logged)
+
+    def _log_losses(self) -> None:
+        self._lines.new_interval()
+        lost = sum(connection.traffic.lost_messages for connection in self._connections)
+        if lost > self._lost_logged:
+            _log.error(
+                "messages_lost",
+                because="the log is slower than the feed and feed.buffer_max_mb is reached",
+                count=lost - self._lost_logged,
+                total=lost,
+            )
+            self._lost_logged = lost
+
+    def state(self, lost_in_memory: int = 0) -> dict[str, Any]:
+        """The state of everything, ready for JSON."""
+        now_ns = time.time_ns()
+        traffic = [connection.traffic for connection in self._connections]
+        sessions = [connection.session for connection in self._connections]
+        messages = sum(part.messages for part in traffic)
+        last_ns = max((part.last_received_ns for part in traffic), default=0)
+        latency = self.writer.latency.lately()
+        return {
+            "state": self._state,
+            "time": now_ns / 1e9,
+            "url": " ".join(source.url for source in self._sources),
+            "connections": sum(session.state is State.LIVE for session in sessions),
+            "connection_states": [
+                {
+                    "name": connection.name,
+                    "state": "waiting" if session.state is State.DISCONNECTED else session.state.value,
+                    "products": len(session.products),
+                    "silent": session.silent,
+                    "refused": list(session.refused_products),
+                    "since": connection.since,
+                }
+                for connection, session in zip(self._connections, sessions, strict=True)
+            ],
+            "products": len(self._watch.ids),
+            "products_silent": sum(len(session.silent) for session in sessions),
+            "products_refused": sum(len(session.refused_products) for session in sessions),
+            "messages_total": messages,
+            "messages_per_s": self._rate(messages),
+            "bytes_total": sum(part.bytes for part in traffic),
+            "messages_logged": self.writer.messages_logged,
+            "last_logged_age_s": (now_ns - self.writer.last_logged_ns) / 1e9 if self.writer.last_logged_ns else None,
+            "buffer_messages": len(self._buffer),
+            "buffer_bytes": self._buffer.bytes_held,
+            "trades_total": sum(session.trades for session in sessions),
+            "trades_repeated": self._watch.repeated,
+            "holes": self._watch.holes,
+            "ids_open": self._watch.ids_open,
+            **self._healer.state(),
+            "malformed": sum(session.malformed for session in sessions),
+            "messages_skipped": sum(session.messages_skipped for session in sessions),
+            "lost_messages": sum(part.lost_messages for part in traffic)
+            + lost_in_memory
+            + self.writer.messages_refused,
+            "reconnects": sum(max(0, connection.sockets_opened - 1) for connection in self._connections),
+            "last_message_age_s": (now_ns - last_ns) / 1e9 if last_ns else None,
+            "logged_latency_p50_ms": latency["p50"],
+            "logged_latency_p99_ms": latency["p99"],
+        }
+
+    def _rate(self, messages: int) -> float:
+        """Messages a second over the last two seconds."""
+        now_s = time.monotonic()
+        self._totals.append((now_s, messages))
+        while len(self._totals) > 2 and self._totals[0][0] < now_s - RATE_WINDOW_S:
+            self._totals.popleft()
+        first_s, first = self._totals[0]
+        return (messages - first) / (now_s - first_s) if now_s > first_s else 0.0
+
+
+def _sources(settings: FeedSettings) -> list[_FeedSource]:
+    """The feeds to record. Raises ConfigurationError for an address that is none."""
+    exchange, advanced = ExchangeDialect(), AdvancedDialect()
+    first: Dialect = advanced if settings.dialect == "advanced" else exchange
+    made = [_FeedSource(first, settings.websocket_url or first.default_url)]
+    check_url(made[0].url, "feed.websocket_url")
+    if settings.dialect == "both":
+        made.append(_FeedSource(advanced, settings.advanced_url or advanced.default_url))
+        check_url(made[1].url, "feed.advanced_url")
+    return made

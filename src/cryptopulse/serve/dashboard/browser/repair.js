@@ -1,0 +1,44 @@
+// The commands that check what is missing and fetch it, as they are pasted into a shell.
+
+import { h } from "./dom.js";
+import { isoOf } from "./links.js";
+
+const MINUTE_MS = 60_000;
+
+function quoted(text) {
+  return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+// Whole minutes around a time.
+function range(fromMs, toMs) {
+  const from = Math.floor(fromMs / MINUTE_MS) * MINUTE_MS;
+  return `--from ${isoOf(from)} --to ${isoOf(Math.max(Math.ceil(toMs / MINUTE_MS) * MINUTE_MS, from + MINUTE_MS))}`;
+}
+
+// Fetches what `symbols` lack between two times (ms).
+export function backfillCommand(symbols, fromMs, toMs, lake) {
+  return `cryptopulse backfill ${symbols.join(" ")} ${range(fromMs, toMs)} --lake ${quoted(lake)}`;
+}
+
+// Checks products (none: all of them), between two times or always.
+export function auditCommand(symbols, lake, fromMs = null, toMs = null) {
+  const products = symbols.map((symbol) => ` --product ${symbol}`).join("");
+  return `cryptopulse audit --lake ${quoted(lake)}${products}${fromMs === null ? "" : ` ${range(fromMs, toMs)}`}`;
+}
+
+// A line with a command and a button that copies it.
+export function commandLine(text) {
+  const code = h("code", { textContent: text, tabIndex: 0 });
+  const copy = h("button", { className: "cp-button", type: "button", textContent: "Copy", "aria-label": `Copy: ${text}` });
+  copy.onclick = async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      copy.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(code); // no clipboard over plain HTTP: at least it is selected
+      copy.textContent = "Selected";
+    }
+    setTimeout(() => (copy.textContent = "Copy"), 1500);
+  };
+  return h("div", { className: "cp-command" }, code, copy);
+}

@@ -1,0 +1,49 @@
+"""Candles of the past, by pages, for a chart that goes back further than the live candles (`live/charts.py`)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from cryptopulse.lake.dataset import Lake
+from cryptopulse.serve.live.candles import CANDLES, COLUMNS, averages_1h
+from cryptopulse.serve.live.market import decimals_of, float64, int64
+from cryptopulse.serve.live.ring import Floats
+from cryptopulse.text import MICROS
+
+_BAR = ("window_start", "open", "high", "low", "close", "volume", "notional", "buy_volume", "trade_count")
+_MINUTE = 60
+_LATEST = datetime.max.replace(tzinfo=UTC) - timedelta(days=1)
+
+
+def candles_page(
+    lake: Lake, symbol: str, seconds: int, before: datetime | None = None, start: datetime | None = None
+) -> dict[str, Any]:
+    """The last CANDLES candles of `seconds` that begin before `before`; with `start` the first ones from there on.
+
+    `columns` and `rows` as in the live topic, the oldest first; `decimals`: as many as these prices have; `is_end`:
+    whether there are no more in that direction. Raises what `Lake.bars` raises.
+    """
+    bars = lake.bars(symbol, start, before, grain=seconds, columns=_BAR)
+    found = (bars if start is not None else bars.reversed()).limit(CANDLES + 1).arrow()
+    page = found.slice(0, CANDLES).sort_by("window_start")
+    times = int64(page["window_start"]) // MICROS
+    averages: Floats = np.zeros(0)
+    if page.num_rows:  # of the hour up to and with the last minute of each candle in which there was a trade
+        first, last = page["window_start"][0].as_py(), page["window_start"][-1].as_py()
+        span = first - timedelta(hours=1), min(last, _LATEST) + timedelta(seconds=seconds)
+        hour = lake.bars(symbol, *span, columns=("window_start", "price_sum", "trade_count")).arrow()
+        minutes = int64(hour["window_start"]) // (_MINUTE * MICROS)
+        of_minutes = averages_1h(minutes, float64(hour["price_sum"]), float64(hour["trade_count"]))
+        places = np.searchsorted(minutes, (times + seconds - 1) // _MINUTE, side="right") - 1
+        averages = np.where(places >= 0, np.append(of_minutes, np.nan)[places], np.nan)
+    candles = np.column_stack([times, *(float64(page[name]) for name in _BAR[1:]), averages])
+    decimals = decimals_of(np.concatenate([float64(page["high"]), float64(page["low"])]))
+    return {
+        "columns": COLUMNS[: candles.shape[1]],
+        "rows": candles.tolist(),
+        "decimals": int(decimals.max(initial=0)),
+        "is_end": found.num_rows <= CANDLES,
+    }

@@ -1,0 +1,1 @@
+"""What stands before everything that is served: connections, token, names, origins, limits, errors."""

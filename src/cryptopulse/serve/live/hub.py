@@ -1,0 +1,281 @@
+"""The lake, read once for all viewers: one thread follows the tables, and subscribers get what it makes of them.
+
+While nobody watches nothing is read. A subscriber gets a snapshot of each of its topics and then the changes, in order.
+Each message is made and encoded once, snapshots once a version. One that is too slow loses what waits for it and gets a
+snapshot again, and of one that changes its topics quickly only the newest request counts: so nobody costs memory or
+delays others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+
+from cryptopulse.errors import CryptoPulseError, LakeUnreachable, TransientError
+from cryptopulse.lake.location import LakeLocation
+from cryptopulse.retry import Backoff
+from cryptopulse.serve.live.channels import LAKE, Topics
+from cryptopulse.serve.live.message import LiveMessage
+
+_log = structlog.get_logger()
+
+POLL_S: Final = 0.05
+"""How often the tables are polled: some 20 µs each time, and at most so much is added to what is shown."""
+_LINGER_S = 30.0  # a page that is reloaded, or the next viewer, finds all in memory
+_TOPIC_LINGER_S = 10.0  # as long for a topic: who goes to and fro between two charts has their past read once
+_TOPICS_LEFT_MAX = 32
+_BACKOFF_MAX_S = 5.0
+_END_WITHIN_S = 1.0
+_STUCK_S, _ELSEWHERE_STUCK_S = 20.0, 300.0  # elsewhere delta-rs tries for three minutes to reach the storage
+_WAITING_MAX = 64  # messages of some seconds; who is slower is better served by a snapshot
+
+
+class Live:
+    """Follows a lake for any number of subscribers. Start it once in a process, close it at the end."""
+
+    def __init__(self, lake: LakeLocation, poll_s: float = POLL_S, state_dir: Path | None = None) -> None:
+        """Opens nothing yet; the lake need not be there. `state_dir`: where processes of this machine report."""
+        self._topics = Topics(lake, self._ready, state_dir)
+        self._poll_s = self._topics.poll_s(poll_s)
+        self._stuck_s = _STUCK_S if lake.folder else _ELSEWHERE_STUCK_S
+        self._wake = threading.Event()
+        self._stop = False
+        self._requests: deque[Subscription] = deque()
+        """Who has changed its topics, each once."""
+        self._loaded: deque[str] = deque()
+        self._watchers: dict[str, set[Subscription]] = {}
+        self._left_at_s: dict[str, float] = {}
+        """Topics that nobody watches any more, in the order in which they were left."""
+        self._snapshots: dict[str, LiveMessage] = {}
+        """Of the newest version."""
+        self._busy_since_s: float | None = None
+        self._thread = threading.Thread(target=self._run, name="live", daemon=True)
+        self._backoff = Backoff(longest_s=_BACKOFF_MAX_S)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the thread that follows lives and gets on."""
+        return self._thread.is_alive() and self.busy_s <= self._stuck_s
+
+    @property
+    def busy_s(self) -> float:
+        """For how long the thread that follows has been at what it does now: who subscribes waits for that."""
+        since_s = self._busy_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
+
+    def start(self) -> None:
+        """Begins to serve subscriptions."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends; subscriptions end as well. What is being read just now is not waited for longer than a second."""
+        self._stop = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(_END_WITHIN_S)
+        self._topics.close()
+
+    def subscribe(self, topics: Iterable[str] = ()) -> Subscription:
+        """A subscription to be used in the running event loop, as an asynchronous context manager."""
+        return Subscription(self, asyncio.get_running_loop(), topics)
+
+    def request(self, subscription: Subscription) -> None:
+        """Has the thread that follows apply the topics of `subscription`, those that it has by then."""
+        if not subscription.is_queued:
+            subscription.is_queued = True
+            self._requests.append(subscription)
+            self._wake.set()
+
+    def _ready(self, topic: str) -> None:
+        """A topic whose history had to be read first has its snapshot now; from any thread."""
+        self._loaded.append(topic)
+        self._wake.set()
+
+    def _run(self) -> None:
+        left_at_s = time.monotonic()
+        while not self._stop:
+            self._busy_since_s = time.monotonic()
+            self._wake.clear()
+            while self._requests and not self._stop:
+                self._apply(self._requests.popleft())
+            while self._loaded and not self._stop:
+                topic = self._loaded.popleft()
+                try:
+                    loaded = self._topics.loaded(topic)
+                except Exception as error:  # noqa: BLE001 - one topic must not end the thread that all others live on
+                    _log.exception("unexpected_error", topic=topic, error=str(error))
+                    continue
+                if loaded is not None:
+                    self._publish([loaded])
+            # Topics that were left a while ago are dropped, or when there are many.
+            oldest_s = time.monotonic() - _TOPIC_LINGER_S
+            while self._left_at_s:
+                topic, topic_left_at_s = next(iter(self._left_at_s.items()))
+                if topic_left_at_s > oldest_s and len(self._left_at_s) <= _TOPICS_LEFT_MAX:
+                    break
+                del self._left_at_s[topic]
+                self._snapshots.pop(topic, None)
+                self._topics.drop(topic)
+            pause_s: float | None = None
+            if self._watchers:
+                left_at_s = time.monotonic()
+                pause_s = self._poll()
+            elif time.monotonic() - left_at_s < _LINGER_S:
+                pause_s = _LINGER_S
+            else:
+                self._topics.forget()
+            self._busy_since_s = None
+            self._wake.wait(pause_s)
+        for subscription in {*self._requests, *(one for watchers in self._watchers.values() for one in watchers)}:
+            _call(subscription.loop, subscription.over)
+
+    def _apply(self, subscription: Subscription) -> None:
+        """Brings what is watched for `subscription` to its topics now, and sends it snapshots of those that are new."""
+        subscription.is_queued = False  # before its topics are read: a request that comes meanwhile is not missed
+        watched, wanted = subscription.watched, dict.fromkeys(subscription.topics)
+        is_behind, subscription.is_behind = subscription.is_behind, False
+        for topic in watched.keys() - wanted.keys():
+            self._watchers[topic].discard(subscription)
+            if not self._watchers[topic]:
+                del self._watchers[topic]
+                self._left_at_s[topic] = time.monotonic()
+        for topic in wanted:
+            self._watchers.setdefault(topic, set()).add(subscription)
+            self._left_at_s.pop(topic, None)
+        subscription.watched = wanted
+        snapshots = []
+        for topic in wanted:
+            if topic in watched and not is_behind:
+                continue
+            if (made := self._snapshots.get(topic)) is None:
+                try:
+                    made = self._topics.snapshot(topic)
+                except Exception as error:  # noqa: BLE001 - see `_run`
+                    _log.exception("unexpected_error", topic=topic, error=str(error))
+                    continue
+                if made is not None and topic != LAKE:  # that one has the time
+                    self._snapshots[topic] = made
+            if made is not None:  # else it is not known yet
+                snapshots.append(made)
+        if snapshots:
+            _call(subscription.loop, subscription.take, snapshots)
+
+    def _poll(self) -> float:
+        """Publishes what has changed; returns for how long nothing need be done."""
+        try:
+            messages = self._topics.poll(self._watchers)
+        except CryptoPulseError as error:
+            self._publish(self._topics.failed(error))
+            pause_s = self._backoff.next_pause() if isinstance(error, TransientError) else _BACKOFF_MAX_S
+            _log.warning("waiting_for_lake", error=str(error), retry_in_s=round(pause_s, 2))
+            return pause_s
+        except Exception as error:  # noqa: BLE001 - pages must not stand still for ever because of one poll
+            _log.exception("unexpected_error", error=str(error))
+            self._publish(self._topics.failed(LakeUnreachable(f"The tables can't be followed now: {error}")))
+            return _BACKOFF_MAX_S
+        self._backoff.reset()
+        self._publish(messages)
+        return self._poll_s
+
+    def _publish(self, messages: list[LiveMessage]) -> None:
+        if not messages:
+            return
+        self._snapshots.clear()
+        due: dict[Subscription, list[LiveMessage]] = {}
+        for message in messages:
+            for subscription in self._watchers.get(message.topic, ()):
+                due.setdefault(subscription, []).append(message)
+        loops: dict[asyncio.AbstractEventLoop, dict[Subscription, list[LiveMessage]]] = {}
+        for subscription, its in due.items():
+            loops.setdefault(subscription.loop, {})[subscription] = its
+        for loop, subscriptions in loops.items():  # one call for all of an event loop
+            _call(loop, _deliver, subscriptions)
+
+
+class Subscription:
+    """One subscriber's topics: `async with`, then `async for` its messages. Topics may be changed in between."""
+
+    def __init__(self, live: Live, loop: asyncio.AbstractEventLoop, topics: Iterable[str]) -> None:
+        """Made by `Live.subscribe`."""
+        self.loop = loop
+        self.topics = tuple(topics)
+        """What is wanted: set by the subscriber, read by the thread that follows."""
+        self.watched: dict[str, None] = {}
+        """What of it is followed: of the thread that follows alone."""
+        self.is_queued = False
+        self.is_behind = False
+        """Whether it has lost messages, and needs snapshots of all."""
+        self._live = live
+        self._waiting: deque[LiveMessage] = deque()
+        self._news = asyncio.Event()
+        self._is_over = False
+
+    async def __aenter__(self) -> Self:
+        """Subscribes."""
+        self._live.request(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the subscription."""
+        self.set(())
+
+    def set(self, topics: Iterable[str]) -> None:
+        """Subscribes to `topics` and leaves all others; what was made of those before may still come."""
+        self.topics = tuple(topics)
+        self._live.request(self)
+
+    async def __aiter__(self) -> AsyncIterator[LiveMessage]:
+        """The messages, until the live state is closed."""
+        while True:
+            while self._waiting:
+                yield self._waiting.popleft()
+            if self._is_over:
+                return
+            await self._next()
+
+    async def batch(self) -> list[LiveMessage]:
+        """All messages that wait, at least one; none when the live state is closed."""
+        while not (self._waiting or self._is_over):
+            await self._next()
+        found = list(self._waiting)
+        self._waiting.clear()
+        return found
+
+    async def _next(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    def over(self) -> None:
+        """Ends the iteration, after what waits; in the event loop."""
+        self._is_over = True
+        self._news.set()
+
+    def take(self, messages: list[LiveMessage]) -> None:
+        """Takes messages; in the event loop."""
+        self._waiting.extend(message for message in messages if message.topic in self.topics)
+        if len(self._waiting) > _WAITING_MAX:
+            self._waiting.clear()
+            self.is_behind = True
+            self._live.request(self)
+        self._news.set()
+
+
+def _deliver(due: Mapping[Subscription, list[LiveMessage]]) -> None:
+    for subscription, messages in due.items():
+        subscription.take(messages)
+
+
+def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *arguments: object) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody is there any more
+        loop.call_soon_threadsafe(what, *arguments)

@@ -1,0 +1,213 @@
+"""The settings of a deployment, and where they come from. What there is to set is in `settings_sections`.
+
+Sources, the later one wins: `cryptopulse.toml`, environment variables `CRYPTOPULSE_*` (nested names joined
+by two underscores: `CRYPTOPULSE_FEED__PRODUCTS='["BTC-USD"]'`), the file `.env`, command-line options.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BeforeValidator, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.location import LakeLocation
+from cryptopulse.settings.notify import NotifySettings
+from cryptopulse.settings.sections import (
+    AlertRule,
+    AlertSettings,
+    AlertType,
+    FeedSettings,
+    HealingSettings,
+    LoggingSettings,
+    LogSettings,
+    MaintenanceSettings,
+    ProcessingSettings,
+    SparkSettings,
+    StorageSettings,
+)
+from cryptopulse.settings.serve import ServeSettings
+
+__all__ = [
+    "CONFIG_FILE",
+    "ENVIRONMENT_PREFIX",
+    "STEPS",
+    "AlertRule",
+    "AlertSettings",
+    "AlertType",
+    "FeedSettings",
+    "HealingSettings",
+    "LogSettings",
+    "LoggingSettings",
+    "MaintenanceSettings",
+    "NotifySettings",
+    "ProcessingSettings",
+    "ServeSettings",
+    "Settings",
+    "SparkSettings",
+    "StorageSettings",
+    "load_settings",
+]
+
+CONFIG_FILE = "cryptopulse.toml"
+ENVIRONMENT_PREFIX = "CRYPTOPULSE_"
+_EVENT_HUB_NAMES = {"EVENT_HUB_CONNECTION_STRING": "eventhub_connection_string", "EVENT_HUB_NAME": "eventhub_name"}
+
+STEPS = ("bronze", "silver", "alerts", "prices")
+"""The Spark engine's steps, upstream first: each is a streaming query of its own."""
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - Path's own raises for ~name of no user
+
+
+class _DotEnv(DotEnvSettingsSource):
+    """The file `.env`, of which other programs' variables are none of our business."""
+
+    def __call__(self) -> dict[str, Any]:
+        known = self.settings_cls.model_fields
+        return {
+            name: value
+            for name, value in super().__call__().items()
+            if name in known or name.startswith(ENVIRONMENT_PREFIX.lower())
+        }
+
+
+class Settings(BaseSettings):
+    """All settings of one deployment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        env_file=".env",
+        env_file_encoding="utf-8",
+        toml_file=CONFIG_FILE,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # it may be a secret
+    )
+
+    lake: Annotated[str, BeforeValidator(str), AfterValidator(lambda text: LakeLocation.of(text).url)] = "lake"
+    """Where the tables are, `<lake>/<schema>/<table>`: a local folder, `s3://bucket/prefix` or
+    `abfss://container@account.dfs.core.windows.net/prefix`."""
+    state: Path | None = None
+    """Local folder of what a lake elsewhere has beside its tables: the embedded log, locks, the processes' status.
+    Unset: a folder of the lake's own in `$XDG_STATE_HOME/cryptopulse` (`~/.local/state/cryptopulse`). A lake in a local
+    folder keeps all that inside, in `_cryptopulse`."""
+    feed: FeedSettings = FeedSettings()
+    healing: HealingSettings = HealingSettings()
+    log: LogSettings = LogSettings()
+    processing: ProcessingSettings = ProcessingSettings()
+    spark: SparkSettings = SparkSettings()
+    alerts: AlertSettings = AlertSettings()
+    notify: NotifySettings = NotifySettings()
+    serve: ServeSettings = ServeSettings()
+    maintenance: MaintenanceSettings = MaintenanceSettings()
+    storage: StorageSettings = StorageSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+    @property
+    def location(self) -> LakeLocation:
+        """Where the tables are, with what is needed to get there."""
+        return LakeLocation.of(self.lake, self.storage.options)
+
+    @property
+    def state_dir(self) -> Path:
+        """Local folder of everything beside the tables: the log, locks and the processes' status."""
+        location = self.location
+        if location.folder:
+            return location.folder / "_cryptopulse"
+        if self.state:
+            return _absolute(self.state)
+        home = os.environ.get("XDG_STATE_HOME", "")  # must be absolute, says the XDG base directory specification
+        state_home = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
+        return state_home / "cryptopulse" / location.slug
+
+    @property
+    def rest_allowance(self) -> Path:
+        """File by which the processes of this lake share the exchange's limit of requests."""
+        return self.state_dir / "rest.allowance"
+
+    @property
+    def log_path(self) -> Path:
+        """File of the embedded log. Raises ConfigurationError when `log.url` names no file, as a broker's does."""
+        url = self.log.url
+        if not url:
+            return self.state_dir / "log.db"
+        if "://" in url:
+            scheme = url.partition("://")[0]
+            raise ConfigurationError(
+                f"Setting log.url: {scheme}:// is no file; write sqlite:PATH or kafka://host:port/topic."
+            )
+        return _absolute(Path(url.removeprefix("sqlite:")))
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- the base class's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Highest first: options, `.env`, environment, the environment by Azure's names, `cryptopulse.toml`."""
+        given = {**os.environ, **dotenv_values(".env", encoding="utf-8")}
+        hub = {setting: given[name] for name, setting in _EVENT_HUB_NAMES.items() if given.get(name)}
+        azure = InitSettingsSource(settings_cls, {"log": hub} if hub else {})
+        return init_settings, _DotEnv(settings_cls), env_settings, azure, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(config: Path | None = None, **options: Any) -> Settings:
+    """Reads and checks all sources.
+
+    `config` is read instead of `cryptopulse.toml` in the working directory, and must exist. `options` are
+    command-line options by section: `lake="x", feed={"products": "BTC-USD"}`; None values are left out,
+    here and inside sections.
+
+    Raises ConfigurationError with one line that names the setting and what is wrong with it.
+    """
+    given: dict[str, Any] = {}
+    for name, value in options.items():
+        part = {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        if part not in (None, {}):
+            given[name] = part
+    if config is not None and not config.is_file():
+        raise ConfigurationError(f"There is no configuration file {config}; `cryptopulse init` writes one.")
+    for (
+        variable
+    ) in os.environ:  # pydantic-settings looks only for the names it knows, so it would not see a mistyped one
+        section = variable.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
+        if variable.startswith(ENVIRONMENT_PREFIX) and section not in Settings.model_fields:
+            raise ConfigurationError(f"Environment variable {variable}: no such setting (see `cryptopulse config`).")
+    kind = Settings
+    if config is not None:
+
+        class SettingsFromFile(Settings):
+            model_config = SettingsConfigDict(toml_file=config)
+
+        kind = SettingsFromFile
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        unknown = first["type"] == "extra_forbidden"
+        what = "there is no such setting" if unknown else first["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"Setting {where}: {what} (see `cryptopulse config`).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{config or CONFIG_FILE} is not valid TOML: {error}.") from error
+    except ValueError as error:
+        raise ConfigurationError(f"Configuration can't be read: {error} (see `cryptopulse config`).") from error

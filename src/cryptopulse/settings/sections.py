@@ -1,0 +1,266 @@
+"""The sections of the settings: every setting of a section, its default and its meaning; nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
+
+from cryptopulse.lake.location import OPTION_NAME
+from cryptopulse.lake.products import invalid_product_id, is_product_id
+
+AlertType = Literal["FLASH_CRASH", "PRICE_SURGE"]
+
+
+def _split_products(value: str | list[str]) -> list[str]:
+    """`"btc-usd, ETH-USD"`, a list, or a list as JSON → unique upper-case product ids in the given order."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = json.loads(value)
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise ValueError("write products as a list of texts, or as one text separated by commas")
+    return list(dict.fromkeys(item.strip().upper() for item in items if item.strip()))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class FeedSettings(_Section):
+    """Where raw messages come from."""
+
+    dialect: Literal["exchange", "advanced", "both"] = "exchange"
+    """Which of Coinbase's public feeds: `exchange` (matches and heartbeats), `advanced` (Advanced Trade), or
+    `both` at once."""
+    products: Annotated[list[str], NoDecode] = ["BTC-USD", "ETH-USD"]
+    """Products to record, as a list or separated by commas. Empty: all online products of
+    `quote_currency`."""
+    quote_currency: str = "USD"
+    """With an empty `products`: record every online product quoted in this currency."""
+    connections: int = Field(default=1, ge=1, le=4)
+    """Connections that record each product at the same time, on each feed. With two, the loss of either loses no
+    trade; each trade is recorded as often, and counts once."""
+    websocket_url: str | None = None
+    """WebSocket address; with `both` that of the Exchange feed. Unset: the dialect's public address."""
+    advanced_url: str | None = None
+    """With `both`: WebSocket address of the Advanced Trade feed. Unset: its public address."""
+    rest_url: str = "https://api.exchange.coinbase.com"
+    """Address of the REST interface (products, trades, candles)."""
+    products_per_connection_max: int = Field(default=100, ge=1, le=1000)
+    """More products than this are spread over several connections."""
+    heartbeats_missed_max: int = Field(default=5, ge=2)
+    """A connection is stale after this many seconds without a trade or heartbeat, and is replaced; a product of it that
+    is silent for as long is subscribed again."""
+    connect_timeout_s: float = Field(default=10.0, gt=0)
+    """Give up a connection attempt after this time and try again."""
+    backoff_max_s: float = Field(default=30.0, gt=0)
+    """Longest pause between two connection attempts; pauses double from 0.25 s, with jitter."""
+    buffer_max_mb: int = Field(default=64, ge=1)
+    """Bound of messages held in memory while the log is slow. Beyond it messages are counted as a loss and
+    the hole is recorded; the feed never blocks."""
+
+    @field_validator("products", mode="before")
+    @classmethod
+    def _products(cls, value: str | list[str]) -> list[str]:
+        return _split_products(value)
+
+    @field_validator("products")
+    @classmethod
+    def _are_product_ids(cls, products: list[str]) -> list[str]:
+        for product in products:
+            if not is_product_id(product):
+                raise ValueError(invalid_product_id(product).removesuffix("."))
+        return products
+
+
+class HealingSettings(_Section):
+    """Missing trades are fetched over REST, within the exchange's limit of 10 requests a second."""
+
+    enabled: bool = True
+    """Off: holes are only reported."""
+    wait_s: float = Field(default=3.0, ge=0)
+    """A new hole is not fetched before this time: trades may come late, and the exchange's newest pages are some
+    seconds old."""
+    look_interval_s: float = Field(default=60.0, ge=1)
+    """How often the producer checks the tables for holes that it does not know of."""
+
+
+class LogSettings(_Section):
+    """The durable buffer between feed and lake."""
+
+    url: str | None = None
+    """`sqlite:PATH`, or `kafka://host:port,…/topic?security_protocol=…&sasl_mechanism=…`. Unset: the Event Hub when
+    there is a connection string, else `_cryptopulse/log.db` inside the lake."""
+    size_max_mb: int = Field(default=8192, ge=1)
+    """Largest size of the log. When it is reached appending fails with a clear error: nothing is
+    overwritten."""
+    group_commit_ms: int = Field(default=10, ge=1, le=50)
+    """Synced writes begin at least so long after each other; what arrives in between shares one. A message that comes
+    after a pause waits only 2 ms."""
+    epoch: int = Field(default=0, ge=0, le=200_000)
+    """Raise by one when the log's offsets begin anew: a topic made again, a failover to another region, a lake that
+    moves from one log to another. Bronze's `partition` is `epoch` · 10,000 + Kafka's partition."""
+    kafka_username: str | None = None
+    """User for SASL, with `kafka_password`."""
+    kafka_password: SecretStr | None = None
+    """Password for SASL; better set as `CRYPTOPULSE_LOG__KAFKA_PASSWORD` than written into a file."""
+    kafka_options: dict[str, SecretStr] = {}
+    """More options of the Kafka client (librdkafka's names), as `{ "client.id" = "eu-1" }`; shown to nobody."""
+    kafka_partitions: int = Field(default=1, ge=1, le=10_000)
+    """Partitions of a topic that does not exist yet and is made here; an Event Hub is not made here."""
+    eventhub_connection_string: SecretStr | None = None
+    """Connection string of an Azure Event Hubs namespace; also the environment variable
+    `EVENT_HUB_CONNECTION_STRING`."""
+    eventhub_name: str = "coinbase-raw-trades"
+    """The hub, unless the connection string names it (`EntityPath`); also `EVENT_HUB_NAME`."""
+
+    @field_validator("kafka_options", mode="before")
+    @classmethod
+    def _as_texts(cls, value: Any) -> Any:
+        """`true` and numbers as librdkafka reads them."""
+        if not isinstance(value, dict):
+            return value
+        return {name: str(v).lower() if isinstance(v, bool | int | float) else v for name, v in value.items()}
+
+
+class ProcessingSettings(_Section):
+    """How the lake is kept up to date."""
+
+    engine: Literal["embedded", "spark"] = "embedded"
+    """What runs the steps: `embedded` (this process) or `spark` (needs the extra `spark`)."""
+    batch_messages_max: int = Field(default=200_000, ge=1)
+    """Largest micro-batch, used when behind. When idle a batch is whatever has arrived."""
+    gold_interval_ms: int = Field(default=1000, ge=0)
+    """Bars and statistics are brought up to date at most this often while keeping up. Alerts do not wait."""
+    step_interval_ms: int = Field(default=20, ge=0)
+    """New messages are taken in at most this often. On S3 and Azure a step makes four requests or more, which are paid
+    for."""
+    step_interval_max_ms: int = Field(default=200, ge=1)
+    """When few messages come, they wait at most this long for others: a step costs a few milliseconds, whatever it
+    brings."""
+    memory_max_mb: int = Field(default=1024, ge=128)
+    """Memory that the SQL engine, which makes bars, statistics and completeness, may use before it spills to disk."""
+    threads: int = Field(default_factory=lambda: min(max((os.cpu_count() or 1) // 2, 1), 8), ge=1)
+    """Threads of the SQL engine for one statement. Half the cores by default: it works beside the live steps, and small
+    statements are slower with more."""
+
+
+class SparkSettings(_Section):
+    """The Spark engine; see docs/scale-out.md."""
+
+    catalog: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]+$")
+    """Catalog of the tables, `<catalog>.<schema>.<table>`. Unset: they are where `lake` says, without a catalog."""
+    checkpoints: str | None = None
+    """URL of the folder of all checkpoints. Unset: `_cryptopulse/checkpoints` inside the lake."""
+    messages_per_batch_max: int = Field(default=1_000_000, ge=1)
+    """Largest micro-batch from Kafka to bronze. When keeping up a batch is whatever has arrived."""
+    files_per_batch_max: int = Field(default=1_000, ge=1)
+    """Largest micro-batch of the other steps, in files of the table that they read."""
+    trigger_interval_s: float = Field(default=0, ge=0)
+    """Shortest time from the start of a batch to the next. 0: at once. Each batch costs commits, and these cost money
+    on object storage."""
+    conf: dict[str, str] = {}
+    """Spark's own settings for a session that is not there yet, as in `{"spark.master" = "local[4]"}`. When they name
+    no jars or packages, Delta Lake and the Kafka source come from Maven Central."""
+
+
+class AlertRule(_Section):
+    """One rule, for the products that it names.
+
+    Rules of different names are judged independently. Among rules of one name the first that matches a
+    product is the product's rule: put special products before `*`.
+    """
+
+    name: str = Field(default="price-move", pattern=r"^[A-Za-z0-9._-]+$")
+    """Part of an episode's identity: letters, digits, `.`, `_` and `-`."""
+    products: Annotated[list[str], NoDecode] = ["*"]
+    """Product ids or shell patterns (`*-USD`)."""
+    types: list[AlertType] = ["FLASH_CRASH", "PRICE_SURGE"]
+    """What to look for: a fall, a rise, or both."""
+    threshold_pct: Decimal = Field(default=Decimal("1.0"), gt=0, lt=100, max_digits=8, decimal_places=4)
+    """Fall (rise) in percent from the highest (lowest) price of the look-back that opens an episode."""
+    lookback_s: int = Field(default=120, ge=1, le=3600)
+    """How far a trade looks back for that price, in seconds of exchange time."""
+    cool_down_s: int = Field(default=120, ge=0, le=86_400)
+    """An episode closes when no trade was over the threshold for this long."""
+    min_volume: Decimal = Field(default=Decimal(0), ge=0)
+    """Base-currency volume that the look-back must have for its trades to count."""
+    min_trades: int = Field(default=2, ge=2)
+    """Number of trades that the look-back must have (a change needs two)."""
+
+    @field_validator("products", mode="before")
+    @classmethod
+    def _products(cls, value: str | list[str]) -> list[str]:
+        return _split_products(value)
+
+    def applies_to(self, symbol: str) -> bool:
+        """Whether `symbol` matches one of the rule's patterns."""
+        return any(fnmatchcase(symbol, pattern) for pattern in self.products)
+
+
+class AlertSettings(_Section):
+    """What counts as a crash or a surge."""
+
+    rules: list[AlertRule] = [AlertRule()]
+    """The rules, tables `[[alerts.rules]]` in the configuration file."""
+
+
+class MaintenanceSettings(_Section):
+    """Keeps tables fast to write and to read; one owner, the processing."""
+
+    compact_commits: int = Field(default=100, ge=8)
+    """Small files of a table are merged after this many commits."""
+    checkpoint_commits: int = Field(default=50, ge=5)
+    """Delta log checkpoints are written after this many commits, or later when they have grown large: one keeps a note
+    on each file that was replaced and is not deleted yet."""
+    log_retention_s: int = Field(default=30, ge=10)
+    """Delta log entries older than this and covered by a checkpoint are removed. Each entry kept makes opening the
+    table about 1 µs slower (measured on a local disk)."""
+    vacuum_retention_hours: int = Field(default=1, ge=1)
+    """Files that compaction replaced are deleted after this time: readers may work on an old snapshot so
+    long."""
+
+
+class StorageSettings(_Section):
+    """How to get to a lake that is not a local folder. The usual environment variables (AWS_*, AZURE_STORAGE_*) do as
+    well; what stands here is stronger."""
+
+    options: dict[str, SecretStr] = {}
+    """Options by delta-rs' names, as in `aws_endpoint_url` or `azure_storage_account_key`. Their values are secret:
+    no log, no error and no command shows them."""
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _are_texts(cls, options: Any) -> Any:
+        if not isinstance(options, dict):
+            return options
+        for name, value in options.items():
+            if isinstance(value, float):  # its digits may not be those that were written
+                raise ValueError(f"write {name} as a text, in quotes")  # noqa: TRY004 - what pydantic reports
+        # As delta-rs takes them: TOML and the environment make numbers and truth values of texts.
+        return {
+            str(name).lower(): str(value).lower() if isinstance(value, bool | int) else value
+            for name, value in options.items()
+        }
+
+    @field_validator("options")
+    @classmethod
+    def _are_known(cls, options: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name in options:
+            if not OPTION_NAME.fullmatch(name):
+                raise ValueError(f"{name} is no storage option; they are called aws_… or azure_…")
+        return options
+
+
+class LoggingSettings(_Section):
+    """Log events of the processes."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severity that is written."""
+    format: Literal["auto", "human", "json"] = "auto"
+    """`auto`: for people on a terminal, JSON lines otherwise."""

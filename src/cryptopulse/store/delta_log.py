@@ -1,0 +1,248 @@
+"""What a commit to a Delta table says, line by line: the format of its actions, and nothing about when to commit.
+
+A commit of ours is `commitInfo`, then the files that go (`remove`) and come (`add`), and last the positions (`txn`).
+Statistics of a file let readers pass it over. They hold for the columns that the contract names, never for decimals
+(readers keep those as float64, and lose rows).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptopulse.lake.tables import Table
+
+POSITIONS = "cryptopulse.positions"
+"""In the first line of each commit of ours: how many positions (`txn`, its last lines) it ends with."""
+
+COMMIT = "cryptopulse.commit"
+"""In the first line of each commit of ours: its own name."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS_US = 1_000
+_YEAR_1_US, _YEAR_9999_US = -62_135_596_800_000_000, 253_402_300_799_999_000  # what the text of a time can say
+
+Bounds = Mapping[str, tuple[Any, Any]]
+"""By column the lowest and the highest value, both included; times as µs UTC, dates as ISO text."""
+
+
+@dataclass(frozen=True, eq=False)
+class DataFile:
+    """One Parquet file of a table."""
+
+    path: str
+    """Relative to the table's folder."""
+    size: int
+    rows: int
+    partition: Mapping[str, str]
+    """By partition column its value as the Delta log writes it."""
+    bounds: Bounds
+    """Of columns with statistics, which have no NULLs: no row lies outside. Another column may hold anything."""
+
+    def may_hold(self, within: Bounds) -> bool:
+        """Whether a row of this file can lie within `within` in every column that it names."""
+        for column, (lowest, highest) in within.items():
+            if column in self.partition:
+                if not lowest <= self.partition[column] <= highest:
+                    return False
+            elif column in self.bounds:
+                low, high = self.bounds[column]
+                if high < lowest or low > highest:
+                    return False
+        return True
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit as it was found in the log."""
+
+    actions: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, body: bytes) -> Commit:
+        """The actions in a commit file. Raises ValueError for what is no commit."""
+        return cls([json.loads(line) for line in body.splitlines()])
+
+    @property
+    def name(self) -> str | None:
+        """The name that this module's writer gave it."""
+        return next((action["commitInfo"].get(COMMIT) for action in self.actions if "commitInfo" in action), None)
+
+    @property
+    def transactions(self) -> dict[str, int]:
+        """The `txn` actions, by application id."""
+        return {a["txn"]["appId"]: int(a["txn"]["version"]) for a in self.actions if "txn" in a}
+
+    @cached_property
+    def removed(self) -> set[str]:
+        """Paths of the files that it took away."""
+        return {action["remove"]["path"] for action in self.actions if "remove" in action}
+
+    def added(self, table: Table) -> list[DataFile]:
+        """The files that it added."""
+        return [_data_file(table, action["add"]) for action in self.actions if "add" in action]
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether a row came or went by it; not so for a compaction, a vacuum, a changed property."""
+        files = [action.get("add") or action.get("remove") for action in self.actions]
+        return any(file["dataChange"] for file in files if file)
+
+
+def commit_body(
+    table: Table,
+    name: str,
+    files: tuple[Sequence[DataFile], Sequence[DataFile]],
+    transactions: Mapping[str, int],
+    *,
+    changes_rows: bool = True,
+) -> bytes:
+    """The text of a commit that takes away the first of `files` and adds the second.
+
+    `changes_rows`: False when they hold the same rows, as after a compaction.
+    """
+    now_ms = time.time_ns() // 1_000_000
+    removes, adds = files
+    info: dict[str, Any] = {"timestamp": now_ms, COMMIT: name, POSITIONS: str(len(transactions))}
+    if changes_rows:
+        info |= {"operation": "WRITE", "operationParameters": {"mode": "Overwrite" if removes else "Append"}}
+    else:
+        metrics = {"numFilesAdded": str(len(adds)), "numFilesRemoved": str(len(removes))}
+        info |= {"operation": "OPTIMIZE", "operationParameters": {}, "operationMetrics": metrics}
+    lines: list[dict[str, Any]] = [{"commitInfo": info}]
+    lines += [{"remove": _remove(file, now_ms) | {"dataChange": changes_rows}} for file in removes]
+    lines += [{"add": _add(table, file, now_ms) | {"dataChange": changes_rows}} for file in adds]
+    lines += [{"txn": {"appId": app, "version": version}} for app, version in transactions.items()]
+    return b"\n".join(msgspec.json.encode(line) for line in lines)
+
+
+def _remove(file: DataFile, now_ms: int) -> dict[str, Any]:
+    return {
+        "path": file.path,
+        "deletionTimestamp": now_ms,
+        "extendedFileMetadata": True,
+        "partitionValues": file.partition,
+        "size": file.size,
+    }
+
+
+def _add(table: Table, file: DataFile, now_ms: int) -> dict[str, Any]:
+    times = _times(table)
+    low, high = (
+        {name: _text(pair[edge]) if name in times else pair[edge] for name, pair in file.bounds.items()}
+        for edge in (0, 1)
+    )
+    stats = {"numRecords": file.rows, "minValues": low, "maxValues": high, "nullCount": dict.fromkeys(low, 0)}
+    return {
+        "path": file.path,
+        "partitionValues": file.partition,
+        "size": file.size,
+        "modificationTime": now_ms,
+        "stats": msgspec.json.encode(stats).decode(),
+    }
+
+
+def bounds_of(table: Table, rows: pa.Table) -> Bounds:
+    """The bounds of all the contract's columns with statistics in `rows`, which is not empty.
+
+    Times are widened to whole milliseconds, as Delta's protocol has them: some readers cut them to these. No column is
+    left out: of a file that has no bounds where others have them, deltalake loses the rows.
+    """
+    bounds: dict[str, tuple[Any, Any]] = {}
+    for name in table.stats:
+        column = rows[name]
+        is_time = pa.types.is_timestamp(column.type)
+        found = pc.min_max(column.cast(pa.int64()) if is_time else column)
+        low, high = found["min"].as_py(), found["max"].as_py()
+        if is_time:
+            low, high = max(low // _MS_US * _MS_US, _YEAR_1_US), min(-(-high // _MS_US) * _MS_US, _YEAR_9999_US)
+        bounds[name] = (low, high)
+    return bounds
+
+
+def merged_bounds(files: Sequence[DataFile]) -> Bounds:
+    """Those of all rows of `files`; only of columns whose bounds all of them have."""
+    names = set.intersection(*(set(file.bounds) for file in files))
+    return {
+        name: (min(file.bounds[name][0] for file in files), max(file.bounds[name][1] for file in files))
+        for name in names
+    }
+
+
+def comparable(table: Table, within: Mapping[str, tuple[Any, Any]]) -> Bounds:
+    """`within` with values as `Bounds` has them: a time may come as a datetime, a date as a date."""
+    types = {column.name: column.arrow_field.type for column in table.columns}
+    return {name: (_plain(low, types[name]), _plain(high, types[name])) for name, (low, high) in within.items()}
+
+
+def known_files(table: Table, actions: pa.Table) -> list[DataFile]:
+    """The files of a table by deltalake's `get_add_actions(flatten=True)`."""
+    found = []
+    times = _times(table)
+    plain = actions.cast(pa.schema([(field.name, _python_type(field.type)) for field in actions.schema]))
+    for row in plain.to_pylist():
+        edges = {name: (row.get(f"min.{name}"), row.get(f"max.{name}")) for name in table.stats}
+        found.append(
+            DataFile(
+                row["path"],
+                row["size_bytes"],
+                row["num_records"] or 0,
+                {name: str(row[f"partition.{name}"]) for name in table.partition_by},
+                {n: _widened(low, high, n in times) for n, (low, high) in edges.items() if None not in (low, high)},
+            )
+        )
+    return found
+
+
+def _python_type(kind: pa.DataType) -> pa.DataType:
+    """As which type values are read in Python: its datetime and date have no year 0, where a trade may be."""
+    if pa.types.is_timestamp(kind):
+        return pa.int64()
+    return pa.string() if pa.types.is_date(kind) else kind
+
+
+def _data_file(table: Table, add: Mapping[str, Any]) -> DataFile:
+    """The file of an `add` action, whoever wrote it."""
+    stats = json.loads(add.get("stats") or "{}")
+    lows, highs = stats.get("minValues", {}), stats.get("maxValues", {})
+    times = _times(table)
+    bounds = {}
+    for name in set(table.stats) & set(lows) & set(highs):
+        edges = (lows[name], highs[name])
+        if name in times:
+            edges = (_micros(datetime.fromisoformat(edges[0])), _micros(datetime.fromisoformat(edges[1])))
+        bounds[name] = _widened(*edges, name in times)
+    return DataFile(add["path"], add["size"], stats.get("numRecords", 0), add["partitionValues"], bounds)
+
+
+def _widened(low: Any, high: Any, is_time: bool) -> tuple[Any, Any]:
+    """Bounds that another writer may have cut to milliseconds."""
+    return (low, high + _MS_US) if is_time else (low, high)
+
+
+def _times(table: Table) -> set[str]:
+    return {column.name for column in table.columns if column.type == "TIMESTAMP"}
+
+
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    if pa.types.is_timestamp(kind):
+        return _micros(value) if isinstance(value, datetime) else value
+    return str(value) if pa.types.is_date(kind) else value
+
+
+def _micros(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def _text(us: int) -> str:
+    """A time as statistics write it."""
+    return f"{(_EPOCH + timedelta(microseconds=us)).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"

@@ -1,0 +1,143 @@
+"""What of a local lake is on disk: tables are written without fsync, so their files are synced here.
+
+After a power cut the newest commits can be torn in every way: a commit that is missing, empty, zero-filled or cut
+short, a Parquet file that is, an empty checkpoint. Nothing is lost by that, because the log is trimmed only below what
+was synced here, and silver and gold are derived. `cryptopulse.store.repair` then makes the tables open again.
+
+Bronze is synced commit by commit, for the log's sake. A table that is derived is synced where a checkpoint is made:
+most files of its commits were merged by then, and need not be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.folders import is_full, sync
+from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.storage import full
+from cryptopulse.lake.tables import Table
+
+
+class Synced:
+    """Syncs what a table's commits wrote, each once."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing of the table at `path` counts as synced yet, but all of it is when first asked."""
+        self._path = path
+        self._log = path / "_delta_log"
+        self._version = -1
+        self._files: set[str] = set()
+        """Data files that were synced for the last checkpoint, by their paths in the table."""
+        self._named: set[Path] = set()
+        """Folders whose own names are on disk, with those of the folders that they are in."""
+
+    def up_to(self, version: int) -> None:
+        """Returns when every file of the commits up to `version` is on disk, with its name."""
+        commits = [self._log / f"{at:020d}.json" for at in range(self._oldest_unsynced(version), version + 1)]
+        self._sync([*(self._path / name for commit in commits for name in _added(commit)), *commits])
+        self._version = max(self._version, version)
+
+    def snapshot(self, version: int, files: Iterable[str]) -> None:
+        """Returns when `version` is on disk as a checkpoint of it will name it: the commit, and its data `files`."""
+        names = {unquote(file) for file in files}
+        self._sync([*(self._path / name for name in names - self._files), self._log / f"{version:020d}.json"])
+        self._files = names
+        self._version = max(self._version, version)
+
+    def _sync(self, files: Iterable[Path]) -> None:
+        folders = {self._log}
+        for file in files:
+            folders.add(file.parent)
+            _sync_if_there(file)
+        for folder in folders | self._above(folders - self._named):
+            _sync_if_there(folder)
+        self._named |= folders
+
+    def checkpoint(self) -> None:
+        """Returns when the newest checkpoint and the pointer to it are on disk."""
+        pointer = self._log / "_last_checkpoint"
+        version = json.loads(pointer.read_bytes())["version"]
+        for file in (self._log / f"{version:020d}.checkpoint.parquet", pointer, self._log):
+            _sync_if_there(file)
+
+    def _above(self, folders: set[Path]) -> set[Path]:
+        """The folders that hold the names of `folders`, and of those above them in the lake."""
+        lake = self._path.parent.parent
+        return {above for folder in folders for above in folder.parents if above.is_relative_to(lake)}
+
+    def _oldest_unsynced(self, version: int) -> int:
+        if self._version >= 0:
+            return self._version + 1
+        numbers = (int(file.stem) for file in self._log.glob("*.json") if file.stem.isdigit())
+        return min((number for number in numbers if number <= version), default=version + 1)
+
+
+class Stored:
+    """Stands in for `Synced` where a commit is durable once the storage has answered: S3 and Azure."""
+
+    def up_to(self, version: int) -> None:
+        """Nothing to do."""
+
+    def snapshot(self, version: int, files: Iterable[str]) -> None:
+        """Nothing to do."""
+
+    def checkpoint(self) -> None:
+        """Nothing to do."""
+
+
+def syncing(lake: LakeLocation, table: Table) -> Synced | Stored:
+    """What makes the commits to `table` durable."""
+    folder = lake.table_folder(table)
+    return Synced(folder) if folder else Stored()
+
+
+def check_file_system(lake: LakeLocation) -> None:
+    """Raises ConfigurationError where two writers could both believe that their commit won; LakeFull.
+
+    A commit to a local folder is a hard link, which fails when the name is taken. FUSE and blobfuse mounts
+    have none, and the rename used in its place overwrites. S3 and Azure refuse to write an object that is there.
+    """
+    folder = lake.folder
+    if not folder:
+        if lake.kind == "s3" and lake.option("aws_s3_allow_unsafe_rename"):
+            raise ConfigurationError(
+                "AWS_S3_ALLOW_UNSAFE_RENAME lets a commit overwrite another's: unset it. S3 does not need it any more."
+            )
+        return
+    probe, link = folder / f".probe-{os.getpid()}", folder / f".probe-{os.getpid()}-link"
+    try:
+        probe.touch()
+        os.link(probe, link)
+    except OSError as error:
+        if is_full(error):
+            raise full(lake) from error
+        raise ConfigurationError(
+            f"The file system of {folder} can't make hard links ({error.strerror}), so commits would not be safe there "
+            "(a FUSE or blobfuse mount?). Use a folder on a local disk, or the storage's own address: abfss://… or s3://…"
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
+
+
+def _added(commit: Path) -> Iterator[str]:
+    try:
+        lines = commit.read_bytes().splitlines()
+    except FileNotFoundError:  # cut off behind a checkpoint, which was synced before
+        return
+    for line in lines:
+        action = json.loads(line)
+        if "add" in action:
+            yield unquote(action["add"]["path"])
+
+
+def _sync_if_there(file: Path) -> None:
+    try:
+        sync(file)
+    except FileNotFoundError:  # replaced by a compaction meanwhile, whose own files are synced in their turn
+        return

@@ -1,0 +1,176 @@
+"""Keeps tables fast and the log short. One owner: the processing, in one thread.
+
+Every commit leaves small files, an entry in the Delta log, and a message stretch in the durable log. Here small files
+are merged (by the writer itself, which knows them), the Delta log gets checkpoints and is cut, replaced files are
+deleted after a while, and the durable log is trimmed below what bronze has committed and synced (nothing else syncs).
+Everything goes by the number of commits, so a table to which nobody writes costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote
+
+import structlog
+from deltalake.exceptions import DeltaError
+
+from cryptopulse.errors import CryptoPulseError, Fenced, LogFull, TransientError
+from cryptopulse.lake.storage import opened, storage
+from cryptopulse.lake.tables import BRONZE, TABLES
+from cryptopulse.log import Log
+from cryptopulse.settings import MaintenanceSettings
+from cryptopulse.store.compaction import merges
+from cryptopulse.store.durability import syncing
+from cryptopulse.store.replaced_files import ReplacedFiles
+from cryptopulse.store.table_writer import TableWriter
+
+_TRIM_INTERVAL_S = 2.0
+_SWEEP_AGE_HOURS = 24  # of a file that no version names: another writer may be about to commit a younger one
+# A checkpoint is written anew as a whole: a commit pays for so many of its actions, some 2 µs each.
+_ACTIONS_A_COMMIT = 50
+
+logger = structlog.get_logger()
+
+
+class Engine(Protocol):
+    """Whose tables are kept."""
+
+    @property
+    def tables(self) -> Mapping[str, TableWriter]:
+        """All, by their qualified names."""
+
+    def stored_to(self, partition: int) -> int:
+        """Last offset of a log partition that bronze holds."""
+
+
+class Maintenance:
+    """Runs what is due. From one thread."""
+
+    def __init__(self, settings: MaintenanceSettings, state_dir: Path, engine: Engine, log: Log) -> None:
+        """Reads nothing yet; each table is looked at when enough commits have gone by. In `state_dir` it notes which
+        files were replaced.
+        """
+        self._engine = engine
+        self._log = log
+        self._tables = [
+            _TableCare(settings, state_dir / "replaced" / table.qualified, engine.tables[table.qualified])
+            for table in TABLES
+        ]
+        self._trimmed_at = time.monotonic()
+
+    def run_due(self) -> None:
+        """Syncs what the tables' commits wrote, does what they ask for, and trims the log below what is safe."""
+        stored = {partition: self._engine.stored_to(partition) for partition in self._log.partitions()}
+        for care in self._tables:
+            care.run_due()
+        if time.monotonic() - self._trimmed_at >= _TRIM_INTERVAL_S:
+            self._trimmed_at = time.monotonic()
+            self._trim_log(stored)
+
+    def trim(self) -> None:
+        """Syncs bronze now, and trims the log below what it holds."""
+        stored = {partition: self._engine.stored_to(partition) for partition in self._log.partitions()}
+        bronze = next(care for care in self._tables if care.table is BRONZE)
+        bronze.sync()
+        self._trim_log(stored)
+
+    def close(self) -> None:
+        """Notes what the last commits replaced."""
+        for care in self._tables:
+            care.note_replaced()
+
+    def _trim_log(self, stored: dict[int, int]) -> None:
+        """Lets the log forget what bronze had `stored` before it was synced."""
+        try:
+            for partition, offset in stored.items():
+                self._log.trim(partition, offset + 1)
+        except (TransientError, LogFull) as error:  # the log is longer until the next time; a full disk needs that
+            logger.warning("log_trim_deferred", error=str(error))
+
+
+class _TableCare:
+    """The maintenance of one table, by the number of its commits."""
+
+    def __init__(self, settings: MaintenanceSettings, notes: Path, writer: TableWriter) -> None:
+        self.table = writer.table
+        self._settings = settings
+        self._writer = writer
+        self._lake = writer.lake
+        self._synced = syncing(writer.lake, writer.table)
+        self._checkpointed = self._compacted = writer.version
+        self._checkpoint_commits = settings.checkpoint_commits
+        self._replaced = ReplacedFiles(notes, settings.vacuum_retention_hours * 3_600)
+        self._unnoted: list[str] = []
+
+    def sync(self) -> None:
+        """Brings all commits of this process onto the disk."""
+        self._synced.up_to(self._writer.version)
+
+    def run_due(self) -> None:
+        """Does what the commits so far ask for. What fails is said, and tried again after as many commits.
+
+        Raises Fenced when another pipeline has taken over.
+        """
+        if self.table is BRONZE:  # the log is trimmed below it; a few files each second, as the log's own syncs wait
+            self.sync()
+        self.note_replaced()
+        version = self._writer.version
+        try:
+            with storage(self._lake):
+                if version - self._compacted >= self._settings.compact_commits:
+                    self._compacted = version
+                    self._compact()
+                if version - self._checkpointed >= self._checkpoint_commits:
+                    self._checkpointed = version
+                    self._checkpoint()
+        except DeltaError as error:
+            logger.warning("maintenance_failed", table=self.table.qualified, error=str(error).splitlines()[0])
+        except Fenced:
+            raise
+        except CryptoPulseError as error:  # the storage's, which the writers will say too if it stays so
+            logger.warning("maintenance_failed", table=self.table.qualified, error=str(error))
+
+    def note_replaced(self) -> None:
+        """Notes the files that commits have replaced since the last call."""
+        self._unnoted += self._writer.replaced()
+        try:
+            self._replaced.note(self._unnoted)
+            self._unnoted = []
+        except OSError as error:  # a full disk, which the writers will tell of; else the daily sweep finds the files
+            logger.warning("replaced_files_not_noted", table=self.table.qualified, error=str(error))
+
+    def _compact(self) -> None:
+        # Files of another writer may lack bounds; a file made of them would, too (`bounds_of`).
+        files = [file for file in self._writer.files() if file.bounds.keys() >= set(self.table.stats)]
+        for group in merges(files, self._settings.compact_commits, self._writer.grown()):
+            self._writer.merge(group)
+
+    def _checkpoint(self) -> None:
+        """Writes a checkpoint, then deletes what it makes superfluous: replaced files and entries of the Delta log.
+
+        What it covers is synced before, and it itself is before anything is deleted: so a checkpoint that is whole
+        covers only what is on disk, and before one that is torn a power cut finds every commit with all its files.
+        """
+        delta = opened(self._lake, self.table)
+        self._writer.check_owner(delta)
+        live = {unquote(path) for path in delta.get_add_actions(flatten=True)["path"].to_pylist()}
+        self._synced.snapshot(delta.version(), live)
+        delta.create_checkpoint()
+        self._synced.checkpoint()
+        self._checkpoint_commits = max(
+            self._settings.checkpoint_commits, self._writer.checkpoint_size() // _ACTIONS_A_COMMIT
+        )
+        due = self._replaced.due()
+        # A power cut, or somebody who restored an older version, may have made one live again.
+        self._writer.delete(sorted(set().union(*due.values()) - live))
+        self._replaced.forget(due)
+        if self._replaced.is_sweep_due():
+            # Only said by delta-rs, and deleted here: it would make two commits of it.
+            hours = max(self._settings.vacuum_retention_hours, _SWEEP_AGE_HOURS)
+            found = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=True)
+            self._writer.delete(sorted(set(found) - live - self._replaced.all()))
+            self._replaced.swept()
+        delta.cleanup_metadata()

@@ -1,0 +1,72 @@
+"""Names of data files that no version of a table needs any more, until their readers are done with them.
+
+Delta keeps such names as notes in its log (tombstones), and every checkpoint writes all of them again: with ten commits
+a second an hour of them took 1.6 kB of memory each in delta-rs. So the notes leave the log after minutes, and the names
+are kept here, a line each in files of some minutes, which are read once, when all that they name is old enough.
+
+What is lost of them, by a kill or with the disk, is found by listing the table's folder, once a day.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from cryptopulse.folders import make_folder
+
+_FILES_A_RETENTION = 10
+_SWEEP_EVERY_S = 86_400
+
+
+class ReplacedFiles:
+    """Those of one table, in a folder of its own."""
+
+    def __init__(self, folder: Path, retention_s: float) -> None:
+        """`folder` is made; `retention_s`: how long after the last line of a file its data files are kept."""
+        make_folder(folder)
+        self._folder = folder
+        self._retention_s = retention_s
+        self._swept = folder / "swept"
+        if not self._swept.exists():
+            self._swept.touch()
+
+    def note(self, paths: Iterable[str]) -> None:
+        """Notes files, by their paths in the table, that a commit has just replaced. Raises OSError."""
+        lines = "".join(f"{path}\n" for path in paths)
+        if not lines:
+            return
+        period_s = self._retention_s / _FILES_A_RETENTION
+        with (self._folder / f"{int(time.time() // period_s * period_s)}.txt").open("a", encoding="utf-8") as file:
+            file.write(lines)
+
+    def due(self) -> dict[Path, set[str]]:
+        """What may be deleted now, by the file that names it; the clock counts from the end of that file's time."""
+        oldest_s = time.time() - self._retention_s * (1 + 1 / _FILES_A_RETENTION)
+        return {file: self._read(file) for file in self._files() if int(file.stem) <= oldest_s}
+
+    def all(self) -> set[str]:
+        """Every name that is noted."""
+        return set().union(*map(self._read, self._files()))
+
+    def forget(self, files: Iterable[Path]) -> None:
+        """Drops files of `due`, when what they name is deleted."""
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    def is_sweep_due(self) -> bool:
+        """Whether a day has passed since `swept`, or since this folder was made."""
+        return abs(time.time() - self._swept.stat().st_mtime) >= _SWEEP_EVERY_S
+
+    def swept(self) -> None:
+        """Notes that the table's folder was listed now, and what nobody needs deleted."""
+        self._swept.touch()
+
+    def _files(self) -> list[Path]:
+        return sorted(file for file in self._folder.glob("*.txt") if file.stem.isdigit())
+
+    @staticmethod
+    def _read(file: Path) -> set[str]:
+        """Whole names only: a power cut may have cut the last line, or left zeros in its place."""
+        lines = file.read_bytes().decode("utf-8", errors="replace").splitlines()
+        return {line for line in lines if line.endswith(".parquet") and line.isprintable()}

@@ -1,0 +1,1 @@
+"""The running pipeline as a terminal shows it."""

@@ -1,0 +1,58 @@
+"""Times, lengths of time and prices as people write and read them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+
+from cryptopulse.errors import ConfigurationError
+
+MICROS = 1_000_000
+"""Microseconds in a second: times are µs UTC since 1970."""
+
+_FIRST_YEAR, _LAST_YEAR = 1970, 2200
+_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90`, `60s`, `1.5m`, `2h`. Raises ConfigurationError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|)", text.strip().lower())
+    if match is None or float(match[1]) == 0:
+        raise ConfigurationError(f"'{text}' is no length of time; write it like 60s or 5m.")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def parse_time(text: str) -> datetime:
+    """The moment, in UTC, of `2026-11-01`, `2026-11-01T12:30` or `2026-11-01T12:30+02:00`; without an offset it is UTC.
+
+    Raises ConfigurationError for anything else.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # OverflowError: UTC is in another year, which there is not
+        raise ConfigurationError(f"'{text}' is no time; write it like 2026-07-07 or 2026-07-07T22:00.") from error
+
+
+def parse_trade_time(text: str) -> datetime:
+    """The same of a time at which something may have been traded, with room for arithmetic on both sides."""
+    moment = parse_time(text)
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        raise ConfigurationError(f"'{text}' is no time of a trade; years go from {_FIRST_YEAR} to {_LAST_YEAR}.")
+    return moment
+
+
+def price_text(text: object) -> str:
+    """A price with all its digits, in groups of three."""
+    price = to_decimal(text).normalize()
+    decimals = max(-int(price.as_tuple().exponent), 2)
+    return f"{price:,.{decimals}f}"
+
+
+def to_decimal(text: object) -> Decimal:
+    """A decimal, 0 for what is none."""
+    try:
+        return Decimal(str(text))
+    except InvalidOperation:
+        return Decimal(0)

@@ -1,0 +1,109 @@
+"""The Advanced Trade feed: trades in batches over 250 ms, newest first; heartbeats that name no product; a
+number on every message of a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.venues import FeedMessage, Heartbeat, Other, Refusal, Subscriptions, TradesMessage, Unreadable
+
+TRADE_ID_MAX = 2**63 - 1
+
+
+class _AdvancedTrade(msgspec.Struct, gc=False):
+    product_id: str
+    trade_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,19}$")]
+
+
+class _AdvancedEvent(msgspec.Struct):
+    trades: list[_AdvancedTrade] = []
+    subscriptions: dict[str, list[str]] = {}
+
+
+class _AdvancedEnvelope(msgspec.Struct):
+    """What the session needs whatever the channel is; `events` are decoded only for channels that matter."""
+
+    channel: str = ""
+    type: str = ""
+    message: str = ""
+    sequence_num: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    events: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+_envelope = msgspec.json.Decoder(_AdvancedEnvelope)
+_events = msgspec.json.Decoder(list[_AdvancedEvent])
+
+
+class AdvancedDialect:
+    """Dialect of the Advanced Trade feed."""
+
+    default_url = "wss://advanced-trade-ws.coinbase.com"
+    trades_channel = "market_trades"
+    heartbeat_channel = "heartbeats"
+    heartbeats_name_products = False
+
+    def takes(self, product: str) -> bool:
+        """No `-USDC` products: this feed answers for them with the `-USD` trades."""
+        return not product.endswith("-USDC")
+
+    def check_products(self, products: Sequence[str]) -> None:
+        """Refuses products that this feed does not take."""
+        for product in products:
+            if not self.takes(product):
+                right = product.removesuffix("C")
+                raise ConfigurationError(
+                    f"Product {product}: the Advanced Trade feed answers with the trades of {right}. "
+                    f"Ask for {right}, or use the Exchange feed."
+                )
+
+    def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
+        """A frame for each channel; heartbeats need no products."""
+        trades = {"type": "subscribe", "channel": self.trades_channel, "product_ids": list(products)}
+        heartbeats = {"type": "subscribe", "channel": self.heartbeat_channel}
+        return [msgspec.json.encode(trades), msgspec.json.encode(heartbeats)]
+
+    def resubscribe_frames(self, products: Sequence[str]) -> list[bytes]:
+        """The trades are unsubscribed before; heartbeats are the connection's, and only asked for again."""
+        trades = {"type": "unsubscribe", "channel": self.trades_channel, "product_ids": list(products)}
+        return [msgspec.json.encode(trades), *self.subscribe_frames(products)]
+
+    def read(self, raw: bytes) -> FeedMessage:
+        """What `raw` says. Never raises."""
+        try:
+            return _message(_envelope.decode(raw))
+        except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
+            return Unreadable(str(error))
+
+
+def _message(envelope: _AdvancedEnvelope) -> FeedMessage:
+    number = envelope.sequence_num
+    if envelope.channel == "market_trades":
+        return _trades(envelope)
+    if envelope.channel == "heartbeats":
+        return Heartbeat(sequence_num=number)
+    if envelope.channel == "subscriptions":
+        channels: dict[str, frozenset[str]] = {}
+        for event in _events.decode(envelope.events):
+            channels |= {name: frozenset(products) for name, products in event.subscriptions.items()}
+        return Subscriptions(channels, sequence_num=number)
+    if envelope.type == "error":
+        return Refusal(envelope.message, sequence_num=number)
+    if not envelope.channel:
+        return Unreadable("no channel", sequence_num=number)
+    return Other(sequence_num=number)
+
+
+def _trades(envelope: _AdvancedEnvelope) -> FeedMessage:
+    """The trades oldest first: the feed sends them newest first."""
+    number = envelope.sequence_num
+    trades = [trade for event in _events.decode(envelope.events) for trade in event.trades]
+    ids = tuple((trade.product_id, int(trade.trade_id)) for trade in reversed(trades))
+    if any(trade_id > TRADE_ID_MAX for _, trade_id in ids):
+        return Unreadable("trade_id is beyond 64 bits", sequence_num=number)
+    products = {product for product, _ in ids}
+    return TradesMessage(ids, product=products.pop() if len(products) == 1 else "", sequence_num=number)

@@ -1,0 +1,196 @@
+"""The parser's way for many messages equals its way by the letter, whatever the messages hold."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Context, Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cryptopulse.engine.exact import Row, message_rows, page_rows
+from cryptopulse.engine.parse import PARSED_SCHEMA, parse
+
+PRODUCT = "BTC-USD"
+_RECEIVED = datetime(2026, 7, 7, tzinfo=UTC)
+_EXACT = Context(prec=40)
+
+Member = tuple[str, str]  # of a JSON object: both as they are written
+
+
+def by_the_letter(bodies: list[tuple[bytes, str]]) -> list[Any]:
+    """What `exact` makes of bodies and their sources, as rows of PARSED_SCHEMA."""
+    rows = []
+    for place, (body, source) in enumerate(bodies):
+        found = page_rows(body, PRODUCT) if source == "rest" else message_rows(body)
+        rows += [(0, place, _RECEIVED, source, *_values(row)) for row in found]
+    return [dict(zip(PARSED_SCHEMA.names, row, strict=True)) for row in rows]
+
+
+def _values(row: Row) -> tuple[Any, ...]:
+    numbers = [None if n is None else Decimal(n).scaleb(-12, _EXACT) for n in (row.price, row.size)]
+    time = None if row.time_us is None else pa.scalar(row.time_us, pa.timestamp("us", "UTC")).as_py()
+    return (*row[:3], *numbers, row.side, time)
+
+
+def as_table(bodies: list[tuple[bytes, str]]) -> pa.Table:
+    n = len(bodies)
+    columns = {
+        "body": pa.array([body for body, _ in bodies], pa.binary()),
+        "partition": pa.array([0] * n, pa.int32()),
+        "offset": pa.array(range(n), pa.int64()),
+        "partition_key": pa.array([PRODUCT] * n, pa.string()),
+        "received_time": pa.array([_RECEIVED] * n, pa.timestamp("us", "UTC")),
+        "source": pa.array([source for _, source in bodies], pa.string()),
+    }
+    return pa.table(columns)
+
+
+def quoted(texts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return texts.map('"{}"'.format)
+
+
+def times(first: str, last: str) -> st.SearchStrategy[datetime]:
+    return st.datetimes(datetime.fromisoformat(first), datetime.fromisoformat(last))
+
+
+DIGITS = st.text("0123456789", min_size=1, max_size=30)
+NUMBERS = st.one_of(
+    st.sampled_from(["100.5", "0.25", "1", "0", "0.000000000001", "999999999999.999999999999", "1e-8", "1E+3"]),
+    st.decimals("1e-12", "1e16", places=12).map("{:f}".format),
+    st.decimals(allow_nan=True, allow_infinity=True).map(str),
+    st.tuples(DIGITS, DIGITS).map(".".join),
+    st.tuples(DIGITS, st.sampled_from(["e", "E", "e-", "e+", ".", "-", ""]), DIGITS).map("".join),
+    st.text("0123456789.eE+-", max_size=12),
+)
+TIMES = st.one_of(
+    times("0001-01-01", "9999-12-31").map("{:%Y-%m-%dT%H:%M:%S.%fZ}".format),
+    times("1969-12-31", "1970-01-02").map("{:%Y-%m-%dT%H:%M:%S.%fZ}".format),
+    times("2199-12-31", "2200-01-02").map("{:%Y-%m-%dT%H:%M:%SZ}".format),
+    st.from_regex(
+        r"(19|2[0-2])[0-9]{2}(-[0-3][0-9]){2}[T ][0-2][0-9](:[0-6][0-9]){2}(\.[0-9]{0,10})?Z?", fullmatch=True
+    ),
+    st.text("0123456789-:TZ.+ ", min_size=18, max_size=32),
+)
+ODD = st.sampled_from(
+    [
+        *("null", "true", "[]", "{}", "5", "-0", "1e400", "NaN", "", '""', '"\\u0000"', '"\\ud800"', '"é"', '"\\n"'),
+        *('{"price":"7"}', "[" * 70 + "]" * 70, '"' + "[" * 70 + '"', '":"', '"12:30"', '"\\u003a"'),
+    ]
+)
+IDS = st.one_of(
+    st.integers(-1, 2**63).map(str),
+    st.sampled_from([str(2**62), str(2**62 + 1), "0", "7", "1.0", "1e3", "1" * 30]),
+)
+
+
+def usually(value: st.SearchStrategy[str], usual: str) -> st.SearchStrategy[str]:
+    """Most often what makes a trade right, so that other members are looked at."""
+    return st.one_of(st.just(usual), st.just(usual), st.just(usual), value, ODD)
+
+
+TRADE = {
+    "trade_id": usually(st.one_of(IDS, quoted(IDS)), "7"),
+    "price": usually(st.one_of(quoted(NUMBERS), NUMBERS), '"100.5"'),
+    "size": usually(st.one_of(quoted(NUMBERS), NUMBERS), '"0.25"'),
+    "side": usually(quoted(st.sampled_from(["buy", "sell", "BUY", "SELL", "Buy", "hold"])), '"sell"'),
+    "time": usually(quoted(TIMES), '"2026-07-07T12:00:01.123456Z"'),
+}
+PRODUCTS = usually(
+    quoted(st.sampled_from(["BTC-USD", "BIP-20DEC30-CDE", "btc-usd", "A-B-C-D", "A-", "B-SIZE"])), '"ETH-USD"'
+)
+UNREAD = {
+    "sequence": usually(IDS, "100329275918"),
+    "maker_order_id": usually(
+        quoted(st.text("0123456789abcdef-", max_size=40)), '"6b380eba-fd1d-43a8-91a0-fdb06e6ce87f"'
+    ),
+    "taker_order_id": usually(
+        quoted(st.text("0123456789abcdef-", max_size=40)), '"b3639a38-ae66-493c-96ba-d2319e503590"'
+    ),
+}
+TYPES = quoted(st.sampled_from(["match", "match", "match", "last_match", "heartbeat", "ticker", "surprise", ""]))
+EXTRA: st.SearchStrategy[Member] = st.sampled_from(
+    [
+        *(("price", '"7"'), ("type", '"heartbeat"'), ("type", "null"), ("channel", '"heartbeats"'), ("events", "[]")),
+        *(("pr\\u0069ce", '"7"'), ("time", '"12"'), ("time", '"2026-07-07T12:00:01Z"'), ("x", '"price"'), ("é", "1")),
+        *(
+            ("x", '{"time":1,"time":2}'),
+            ("x", '"é"'),
+            ("sequence", "5"),
+            ("product_id", '"BTC-USD"'),
+            ("trade_id", "7"),
+        ),
+        *(("side", '"buy"'), ("trades", "[]"), ("x", "[" * 70 + "]" * 70)),
+    ]
+)
+WHITE = st.sampled_from(["", "", "", "", " ", "\n", "\t", "\r\n", "\f"])
+
+
+@st.composite
+def written(draw: st.DrawFn, members: dict[str, st.SearchStrategy[str]]) -> str:
+    """A JSON object of `members`, sometimes with others, with one left out, or in another order."""
+    found = [(name, draw(value)) for name, value in members.items()]
+    change = draw(st.integers(0, 11))
+    if change == 0:
+        found.insert(draw(st.integers(0, len(found))), draw(EXTRA))
+    if change == 1:
+        found.pop(draw(st.integers(0, len(found) - 1)))
+    if change == 2:
+        found = draw(st.permutations(found))
+    white = draw(WHITE)
+    return "{" + f",{white}".join(f'"{name}":{white}{value}' for name, value in found) + "}" + white
+
+
+MATCH = written({"type": TYPES, **UNREAD, "product_id": PRODUCTS, **TRADE})
+BATCH_TRADE = written({"product_id": PRODUCTS, **TRADE, "trade_id": usually(quoted(IDS), '"7"')})
+LISTS = lambda one: st.one_of(st.lists(one, max_size=3).map(lambda found: f"[{','.join(found)}]"), ODD)  # noqa: E731
+EVENT = written({"type": usually(ODD, '"update"'), "trades": LISTS(BATCH_TRADE)})
+CHANNELS = quoted(st.sampled_from(["market_trades", "market_trades", "market_trades", "heartbeats", "surprise"]))
+BATCH = written({"channel": CHANNELS, "timestamp": usually(ODD, '"now"'), "events": LISTS(EVENT)})
+HEARTBEAT = written(
+    {"type": usually(TYPES, '"heartbeat"'), "last_trade_id": usually(IDS, "7"), "time": usually(ODD, '"now"')}
+)
+PAGE = st.tuples(LISTS(written(TRADE)), WHITE).map("".join)
+TEXTS = st.one_of(MATCH, MATCH, MATCH, BATCH, HEARTBEAT, PAGE, PAGE)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> tuple[bytes, str]:
+    text = draw(TEXTS)
+    is_page = text.startswith("[") != (draw(st.integers(0, 19)) == 0)
+    body = text.encode()
+    if body and draw(st.integers(0, 9)) == 0:  # a byte that is another, one too many, or one too few
+        place, width = draw(st.integers(0, len(body) - 1)), draw(st.integers(0, 1))
+        body = body[:place] + draw(st.binary(max_size=2)) + body[place + width :]
+    return body, "rest" if is_page else "websocket"
+
+
+def assert_equal(bodies: list[tuple[bytes, str]]) -> None:
+    found = parse(as_table(bodies))
+    found.validate(full=True)
+    assert found.to_pylist() == by_the_letter(bodies)
+
+
+def assert_numbers_equal(trades: list[tuple[str, str, str]]) -> None:
+    rest = '"type":"match","trade_id":7,"side":"buy","product_id":"BTC-USD"'
+    texts = [f'{{{rest},"price":"{price}","size":"{size}","time":"{time}"}}' for price, size, time in trades]
+    assert_equal([(text.encode(), "websocket") for text in texts])
+
+
+SOURCES = st.sampled_from(["websocket", "rest"])
+BROTHERS = {
+    "messages": (assert_equal, st.lists(messages(), max_size=6)),
+    "numbers and times": (assert_numbers_equal, st.lists(st.tuples(NUMBERS, NUMBERS, TIMES), max_size=6)),
+    "bytes": (assert_equal, st.lists(st.tuples(st.binary(max_size=60), SOURCES), max_size=3)),
+}
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(20_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", BROTHERS)
+def test_many_at_once_are_what_each_is_by_the_letter(kind: str, examples: int) -> None:
+    check, cases = BROTHERS[kind]
+    run = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    run(given(cases)(check))()

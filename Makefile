@@ -16,6 +16,8 @@ IN_MEMORY := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000
 FEW_THREADS := TOKIO_WORKER_THREADS=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 # Four at a time on two cores, for a good part of the time a test waits for processes; who is done takes over from others.
 PYTEST := $(IN_MEMORY) $(FEW_THREADS) $(BIN)/pytest -n 4 --dist worksteal
+# Property tests try the same examples in each run; with this they look for others, as the long ones always do.
+RANDOM_INPUT := --hypothesis-profile=random
 # Their files by name, so that the others need not be imported.
 TEXTS = $(shell grep -rl --include='test_*.py' 'pytest\.mark\.texts' tests)
 
@@ -34,10 +36,10 @@ test: install ## all tests but those of `make lint`
 	$(PYTEST) $(ARGS)
 
 test-long: install ## tests too long for every change, the long ones of `make faults` among them
-	$(PYTEST) -m long $(ARGS)
+	$(PYTEST) -m long $(RANDOM_INPUT) $(ARGS)
 
 faults: install ## a stop at every change to a file, 100 rounds of kills, every table torn in every way; some 45 minutes
-	$(PYTEST) -m "not cluster" tests/faults $(ARGS)
+	$(PYTEST) -m "not cluster" $(RANDOM_INPUT) tests/faults $(ARGS)
 
 CLUSTER := CLUSTER_TESTS_REQUIRED=1
 CLUSTER_ARGS := -m pytest -m cluster -n 2 --dist loadfile --no-loadscope-reorder

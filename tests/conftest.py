@@ -6,12 +6,19 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import structlog
 
 from support import Lake
 from support_notify import Market, Webhook
 from support_processes import Processes
+
+# The same examples each time, so that a change is judged by what it changes; `--hypothesis-profile=random` looks for
+# others. A busy machine is no defect, so nothing has a deadline.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("random", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("repeatable")
 
 _FAULTS = {
     "kill_rounds": "rounds of kills",

@@ -264,7 +264,7 @@ def test_in_no_minute_more_is_sent_than_allowed(per_minute: int, pauses: list[fl
             allowance.take(now_s)
             sent_at.append(now_s)
         else:
-            assert 0 < allowance.wait_s(now_s) <= 60
+            assert 0 < allowance.wait_s(now_s) < 60.01  # as below: sums of pauses are rounded
             assert copy(allowance).left(now_s + allowance.wait_s(now_s)) >= 1
     for first in sent_at:
         assert sum(first <= at < first + 59.99 for at in sent_at) <= per_minute

@@ -167,15 +167,15 @@ class Pipeline:
 
     def _store(self, records: pa.Table) -> None:
         if records.num_rows:
-            self.telemetry.committed(self.engine.store(records))
+            self.telemetry.add(self.engine.store(records))
             self._on_stored(records.num_rows)
 
     def _finish(self) -> None:
         """Brings every table up to what bronze holds."""
-        self.engine.flush()
+        self.engine.wait_for_news(False)
         while self._round((*_FAST, *_SLOW)):
             pass
-        self.engine.hold()
+        self.engine.wait_for_news(True)
 
     def _round(self, tables: Sequence[Table]) -> bool:
         """One step of each of `tables`, upstream first; whether any had news."""
@@ -185,7 +185,7 @@ class Pipeline:
     def _advance(self, table: Table) -> StepResult | None:
         result = self.engine.advance(table)
         if result is not None:
-            self.telemetry.committed(result)
+            self.telemetry.add(result)
             if table is SILVER:
                 self._trades_without_gold += result.rows.num_rows
         return result

@@ -47,34 +47,34 @@ class Telemetry:
         self._lock = threading.Lock()
         self._started = time.monotonic()
 
-    def committed(self, commit: StepResult) -> None:
+    def add(self, result: StepResult) -> None:
         """Takes note of a step that has just ended."""
         now_ns = time.time_ns()
         with self._lock:
-            self._totals["commits"] += commit.rows.num_rows > 0
-            match commit.table:
+            self._totals["commits"] += result.rows.num_rows > 0
+            match result.table:
                 case t if t is BRONZE:
-                    received = commit.rows["received_time"]
-                    self._latency["receive_to_log"].add(elapsed_ms(received, commit.rows["enqueued_time"]))
+                    received = result.rows["received_time"]
+                    self._latency["receive_to_log"].add(elapsed_ms(received, result.rows["enqueued_time"]))
                     self._latency["receive_to_bronze"].add(elapsed_ms(received, now_ns))
                 case t if t is SILVER:
-                    self._totals["messages"] += commit.consumed
-                    self._totals["trades"] += commit.rows.num_rows
-                    self._totals["duplicates"] += commit.skipped
-                    received = commit.rows["ingestion_time"]
-                    self._latency["exchange_to_receive"].add(elapsed_ms(commit.rows["event_time"], received))
+                    self._totals["messages"] += result.consumed
+                    self._totals["trades"] += result.rows.num_rows
+                    self._totals["duplicates"] += result.skipped
+                    received = result.rows["ingestion_time"]
+                    self._latency["exchange_to_receive"].add(elapsed_ms(result.rows["event_time"], received))
                     self._latency["receive_to_silver"].add(elapsed_ms(received, now_ns))
                 case t if t is QUARANTINE:
-                    self._totals["quarantined"] += commit.rows.num_rows
+                    self._totals["quarantined"] += result.rows.num_rows
                 case t if t is ALERTS:
-                    self._alerts(commit, now_ns)
+                    self._alerts(result, now_ns)
                 case t if t is BARS:
-                    self._bars(commit, now_ns)
+                    self._bars(result, now_ns)
 
-    def _alerts(self, commit: StepResult, now_ns: int) -> None:
-        if commit.received is not None:
-            self._latency["receive_to_alert"].add(elapsed_ms(commit.received, now_ns))
-        for alert in commit.rows.select(["alert_id", "symbol", "trigger_trade_id", "opened_at"]).to_pylist():
+    def _alerts(self, result: StepResult, now_ns: int) -> None:
+        if result.received is not None:
+            self._latency["receive_to_alert"].add(elapsed_ms(result.received, now_ns))
+        for alert in result.rows.select(["alert_id", "symbol", "trigger_trade_id", "opened_at"]).to_pylist():
             if alert["alert_id"] not in self._detection_ms:
                 # From when the trade that opened the episode came off the socket, if that is known.
                 opened_us = round(alert["opened_at"].timestamp() * 1e6)
@@ -120,11 +120,11 @@ class Telemetry:
             "seconds": round(time.monotonic() - self._started, 3),
         }
 
-    def _bars(self, commit: StepResult, now_ns: int) -> None:
-        if commit.received is not None:
-            self._latency["receive_to_gold"].add(elapsed_ms(commit.received, now_ns))
+    def _bars(self, result: StepResult, now_ns: int) -> None:
+        if result.received is not None:
+            self._latency["receive_to_gold"].add(elapsed_ms(result.received, now_ns))
         columns = ["symbol", "window_start", "open", "close", "volume", "trade_count"]
-        for bar in commit.rows.select(columns).sort_by("window_start").to_pylist():
+        for bar in result.rows.select(columns).sort_by("window_start").to_pylist():
             bars = self._newest_bars.setdefault(bar["symbol"], {})
             bars[bar["window_start"]] = bar
             if len(bars) > _BARS_KEPT:

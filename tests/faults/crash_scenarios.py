@@ -60,7 +60,7 @@ def live(folder: Path) -> None:
     with closing(lake_in(folder)) as lake, closing(SqliteLog(lake.settings.log_path, _LOG_BYTES)) as producers:
         for numbers in (range(3), range(3, len(BATCHES))):
             with Pipeline(lake.settings, lake.log) as pipeline:
-                pipeline.engine.flush()
+                pipeline.engine.wait_for_news(False)
                 for number in numbers:
                     producers.append(pa.Table.from_pylist(BATCHES[number], schema=MESSAGE_SCHEMA))
                     _acknowledged(number + 1)

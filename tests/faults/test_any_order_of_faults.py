@@ -221,7 +221,7 @@ class LakeMachine(RuleBasedStateMachine):
     def _opened(self) -> Pipeline:
         if self.pipeline is None:
             self.pipeline = Pipeline(self.lake.settings, self.lake.log)
-            self.pipeline.engine.flush()
+            self.pipeline.engine.wait_for_news(False)
         return self.pipeline
 
     def _note_synced(self, pipeline: Pipeline) -> None:

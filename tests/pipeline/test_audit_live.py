@@ -74,7 +74,7 @@ def batches() -> list[list[Message]]:
 def test_after_no_step_of_the_pipeline_anything_seems_broken(lake: Lake) -> None:
     """Each table is a step behind another at some moment. Holes are told while they are there, nothing else ever."""
     with Pipeline(lake.settings, lake.log) as working:
-        working.engine.flush()
+        working.engine.wait_for_news(False)
         for number, messages in enumerate(batches()):
             stored(lake, working, messages)
             assert set(audit(lake.path).kinds) <= {"hole"}
@@ -107,7 +107,7 @@ def test_a_refused_message_on_its_way_to_quarantine_is_not_taken_for_a_lost_trad
     """Silver has passed over it, and quarantine does not hold it yet."""
     bad = Trade("BTC-USD", 110, at(20)).match(price="cheap")
     with Pipeline(lake.settings, lake.log) as working:
-        working.engine.flush()
+        working.engine.wait_for_news(False)
         stored(lake, working, [*matches(market(range(100, 110))), bad, *matches(market(range(111, 115)))])
         working.engine.advance(SILVER)
 
@@ -172,7 +172,7 @@ def test_a_pipeline_that_stopped_half_way_an_hour_ago_is_told_to_go_on(
     monkeypatch.setattr(time, "time_ns", lambda: clock() - 3_600 * 10**9)
     lake.take_in(matches(market(range(100, 110))))
     with Pipeline(lake.settings, lake.log) as working:
-        working.engine.flush()
+        working.engine.wait_for_news(False)
         stored(lake, working, matches(market(range(110, 120))))
         for table in done:
             working.engine.advance(table)

@@ -207,7 +207,7 @@ def test_a_pipeline_that_wakes_up_after_another_took_over_stops_and_writes_nothi
 
     sent |= appended(log, range(1001, 1501))
     engine.store(log.read(0, engine.stored_to(0) + 1, 10_000))
-    engine.flush()
+    engine.wait_for_news(False)
     for table in DERIVED:
         while engine.advance(table) is not None:
             pass

@@ -1,6 +1,6 @@
 """The embedded engine: the steps in this process, over Arrow in memory, committed by the store's own writer.
 
-The tables are worked on in lanes, each by one thread at a time: bronze; silver, quarantine, absent ids, coverage and
+One thread at a time works on each of three groups of tables: bronze; silver, quarantine, absent ids, coverage and
 alerts; bars, statistics and completeness. They meet in the tails of silver and of bars and in `Coverage`, the ids that
 silver holds.
 """
@@ -105,7 +105,8 @@ class EmbeddedEngine:
         self._alerts = AlertStep(tables[ALERTS.qualified], self.trades, rules)
         windows = WindowSteps(tables, self._session, self.trades, bars, self.coverage)
         self._completeness = CompletenessStep(tables, self._session, bars, self.coverage, lambda: self._messages.absent)
-        self._max_delays_s = self._alerts.max_delay_s, self._messages.max_delay_s, self._completeness.max_delay_s
+        steps = self._alerts, self._messages, self._completeness
+        self._delays_s = {step: step.max_delay_s for step in steps}
         self._steps: dict[str, Callable[[], StepResult | None]] = {
             SILVER.qualified: self._messages.advance_silver,
             QUARANTINE.qualified: self._messages.advance_quarantine,
@@ -156,21 +157,18 @@ class EmbeddedEngine:
 
     def advance(self, table: Table) -> StepResult | None:
         """One step of `table` over what is new upstream; None when there is nothing new."""
-        commit = self._steps[table.qualified]()
-        if commit is not None and table in (BARS, STATS, COMPLETENESS):
+        result = self._steps[table.qualified]()
+        if result is not None and table in (BARS, STATS, COMPLETENESS):
             # Else a catch-up would keep every trade of it in memory.
             positions = {other: self.tables[other.qualified].position for other in (ALERTS, BARS, STATS, COMPLETENESS)}
             self.trades.taken_in(min(positions[ALERTS]("silver"), positions[BARS]("silver")))
             self._bars.taken_in(min(positions[STATS]("bars"), positions[COMPLETENESS]("bars")))
-        return commit
+        return result
 
-    def flush(self) -> None:
-        """From now on steps don't wait for more news, until `hold`."""
-        self._alerts.max_delay_s = self._messages.max_delay_s = self._completeness.max_delay_s = 0
-
-    def hold(self) -> None:
-        """From now on steps may wait for more news again."""
-        self._alerts.max_delay_s, self._messages.max_delay_s, self._completeness.max_delay_s = self._max_delays_s
+    def wait_for_news(self, is_wanted: bool) -> None:
+        """Whether a step may wait for more news before it runs, as it does at first."""
+        for step, delay_s in self._delays_s.items():
+            step.max_delay_s = delay_s if is_wanted else 0
 
     def reset(self, tables: Sequence[Table]) -> None:
         """Empties derived `tables` in this order and forgets their positions: they are derived again from the start."""

@@ -154,7 +154,7 @@ class MessageSteps:
     def _append(
         self, table: Table, partition: int, news: pa.Table, found: pa.Table, skipped: int = 0
     ) -> tuple[StepResult, int]:
-        """Commits the rows `found` in the messages `news`; returns the commit and its load_timestamp."""
+        """Commits the rows `found` in the messages `news`; returns the step's result and the rows' load_timestamp."""
         writer, source, last = self._tables[table.qualified], f"bronze/{partition}", news["offset"][-1].as_py()
         if found.num_rows == 0:
             empty = table.empty

@@ -1,6 +1,6 @@
 """Sockets, clocks and retries around the session core.
 
-A `Connection` keeps one session connected: it opens a socket, hands every message to the session and to the
+A `FeedConnection` keeps one session connected: it opens a socket, hands every message to the session and to the
 buffer, replaces the socket when the session says that it is stale or when it breaks, and waits between
 attempts by the retry policy. It runs on the event loop and never waits for the log.
 

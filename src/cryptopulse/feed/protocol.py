@@ -20,7 +20,7 @@ product that is refused stands alone.
 A connection can be half alive: one product, or one channel of it, falls silent while others go on. Then that product
 is subscribed again, at growing intervals; the connection stays, for the sake of the others.
 
-What differs between the two feeds is in a `Dialect`, which turns a raw message into one of the `Message`
+What differs between the two feeds is in a `Dialect`, which turns a raw message into one of the `FeedMessage`
 types.
 """
 
@@ -206,7 +206,7 @@ class FeedSession:
         self._confirmed_ns = 0
         self._connection = _ProductState(TradeIds())  # for heartbeats that name no product
         self._check_due_ns = NEVER_NS
-        self._watch_due_ns = NEVER_NS
+        self._silence_due_ns = NEVER_NS
         self._next_sequence: int | None = None
         self._channels: dict[str, frozenset[str]] = {}
         self._requested: Sequence[str] = ()
@@ -243,7 +243,7 @@ class FeedSession:
         self._frames = []
         self._confirmed = self.refused_products = ()
         self._check_due_ns = NEVER_NS
-        self._watch(NEVER_NS)
+        self._expect_by(NEVER_NS)
 
     @property
     def silent(self) -> list[str]:
@@ -295,9 +295,9 @@ class FeedSession:
         """Time has passed: reports holes whose grace is over, and a connection that is silent too long."""
         if now_ns >= self.watch.due_ns:
             self._report_holes(now_ns)
-        if now_ns >= self._watch_due_ns:
-            if now_ns >= self._watch_due_ns + OVERSLEPT_NS:
-                self._watch(now_ns + OVERSLEPT_NS)
+        if now_ns >= self._silence_due_ns:
+            if now_ns >= self._silence_due_ns + OVERSLEPT_NS:
+                self._expect_by(now_ns + OVERSLEPT_NS)
             else:
                 reason = f"subscription not confirmed within {CONFIRM_NS // SECOND_NS} s"
                 if self.state is State.LIVE:
@@ -305,7 +305,7 @@ class FeedSession:
                 self.state = State.STALE
                 self.events.append(Stale(reason))
                 self._check_due_ns = NEVER_NS
-                self._watch(NEVER_NS)
+                self._expect_by(NEVER_NS)
         if now_ns >= self._check_due_ns:
             if now_ns < self._check_due_ns + OVERSLEPT_NS:
                 self._check_products(now_ns)
@@ -318,7 +318,7 @@ class FeedSession:
             self._check_sequence(message.sequence_num)
         if isinstance(message, TradesMessage):  # nearly always
             if self.state is State.LIVE:
-                self._watch_due_ns = now_ns + self._silence_ns  # the deadline stays early, which does no harm
+                self._silence_due_ns = now_ns + self._silence_ns  # the deadline stays early, which does no harm
         elif isinstance(message, Heartbeat):
             self._heartbeat(message, now_ns)
         elif isinstance(message, Subscriptions):
@@ -334,7 +334,7 @@ class FeedSession:
 
     def _heartbeat(self, message: Heartbeat, now_ns: int) -> None:
         if self.state is State.LIVE:
-            self._watch_due_ns = now_ns + self._silence_ns
+            self._silence_due_ns = now_ns + self._silence_ns
         self._connection.heartbeat_ns = now_ns
         state = self._states.get(message.product)
         if state is not None:
@@ -364,7 +364,7 @@ class FeedSession:
     def _request(self, products: Sequence[str], now_ns: int) -> None:
         self._requested = products
         self._frames += self._dialect.subscribe_frames(products)
-        self._watch(now_ns + CONFIRM_NS)
+        self._expect_by(now_ns + CONFIRM_NS)
 
     def _request_others(self, refusal: str, now_ns: int) -> None:
         """Requests again without the products that a refusal names. With each there are fewer, so it comes to an end.
@@ -403,7 +403,7 @@ class FeedSession:
         for state in (self._connection, *(self._states[product] for product in products)):
             state.restart(now_ns)
         self._check_due_ns = now_ns + HEARTBEAT_NS
-        self._watch(now_ns + self._silence_ns)
+        self._expect_by(now_ns + self._silence_ns)
         self.events.append(Subscribed(products, self.refused_products))
 
     def _answered(self) -> frozenset[str]:
@@ -478,9 +478,9 @@ class FeedSession:
         self.malformed += 1
         self.events.append(Malformed(reason[:TEXT_MAX], size))
 
-    def _watch(self, due_ns: int) -> None:
-        self._watch_due_ns = due_ns
+    def _expect_by(self, due_ns: int) -> None:
+        self._silence_due_ns = due_ns
         self._set_deadline()
 
     def _set_deadline(self) -> None:
-        self.deadline_ns = min(self.watch.due_ns, self._watch_due_ns, self._check_due_ns)
+        self.deadline_ns = min(self.watch.due_ns, self._silence_due_ns, self._check_due_ns)

@@ -1,4 +1,4 @@
-"""The settings of a deployment, and where they come from. What there is to set is in `settings_sections`.
+"""The settings of a deployment, and where they come from. What there is to set is in `settings.sections`.
 
 Sources, the later one wins: `cryptopulse.toml`, environment variables `CRYPTOPULSE_*` (nested names joined
 by two underscores: `CRYPTOPULSE_FEED__PRODUCTS='["BTC-USD"]'`), the file `.env`, command-line options.

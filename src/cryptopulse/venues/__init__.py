@@ -1,6 +1,6 @@
 """What is particular to one exchange's feed, without I/O: how to subscribe, and what its messages say.
 
-A feed is a `Dialect`: it makes the frames that subscribe, and turns a raw message into one of the `Message` types.
+A feed is a `Dialect`: it makes the frames that subscribe, and turns a raw message into one of the `FeedMessage` types.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from cryptopulse.errors import ConfigurationError, TransientError
+from cryptopulse.errors import ConfigurationError, CryptoPulseError, TransientError
 from cryptopulse.feed.buffer import LogWriter, MessageBuffer
 from cryptopulse.feed.client import FeedConnection, Shared, check_url
 from cryptopulse.feed.event_log import EventLines
@@ -115,6 +115,7 @@ class _Feed:
         self._lines = EventLines()
         self._watch = IdWatch()
         self._healer = Healer(settings, rest, self._buffer, self._watch, self._lines)
+        self._connects = RateLimiter(per_second=CONNECTS_PER_SECOND, burst=CONNECTS_BURST)
         self._connections: list[FeedConnection] = []
         self.log_end = LogEnd([], {}, is_all=True)
         """What the producer before this one recorded last."""
@@ -138,15 +139,15 @@ class _Feed:
         self._watch.follow(products)
         self._healer.resume(resume(self._watch, self.log_end))
         self.log_end = LogEnd([], {}, is_all=False)  # it was some megabytes
-        self._connections = self._make_connections(products)
-        self._state = "recording"
-        urls = " ".join(source.url for source in self._sources)
-        _log.info("feed_started", url=urls, products=len(products), connections=len(self._connections))
         async with asyncio.TaskGroup() as group:
-            for connection in self._connections:
-                group.create_task(connection.run())
+            self._connect(group, products)
+            self._state = "recording"
+            urls = " ".join(source.url for source in self._sources)
+            _log.info("feed_started", url=urls, products=len(products), connections=len(self._connections))
             if self._all_settings.healing.enabled:
                 group.create_task(self._heal())
+            if not self._settings.products:
+                group.create_task(self._record_new_products(group))
 
     async def _heal(self) -> None:
         """Heals until cancelled. A fault in it is said, and does not end the recording."""
@@ -157,19 +158,37 @@ class _Feed:
         finally:
             await self._healer.close()
 
-    def _make_connections(self, products: list[str]) -> list[FeedConnection]:
-        """The connections, each with a part of the products; all of them share what is known of the ids."""
-        connects = RateLimiter(per_second=CONNECTS_PER_SECOND, burst=CONNECTS_BURST)
+    async def _record_new_products(self, group: asyncio.TaskGroup) -> None:
+        """Asks now and then which products there are, and records new ones on connections of their own."""
+        while True:
+            await asyncio.sleep(self._settings.products_refresh_s)
+            try:
+                listed = online_products(await self._rest.products(), self._settings.quote_currency)
+            except CryptoPulseError as error:
+                _log.warning("products_not_refreshed", error=str(error))
+                continue
+            products = [
+                product
+                for product in listed
+                if product not in self._watch.ids and any(source.dialect.takes(product) for source in self._sources)
+            ]
+            if products:
+                _log.info("products_added", products=products)
+                self._watch.follow(products)
+                self._connect(group, products)
+
+    def _connect(self, group: asyncio.TaskGroup, products: list[str]) -> None:
+        """Makes connections, each with a part of `products`; all share what is known of the ids."""
         size, missed_max = self._settings.products_per_connection_max, self._settings.heartbeats_missed_max
-        made: list[FeedConnection] = []
         for dialect, url in self._sources * self._settings.connections:
-            shared = Shared(url, self._settings, self._buffer, connects, self._on_event)
+            shared = Shared(url, self._settings, self._buffer, self._connects, self._on_event)
             taken = [product for product in products if dialect.takes(product)]
             for start in range(0, len(taken), size):
                 part = taken[start : start + size]
                 session = FeedSession(dialect, part, heartbeats_missed_max=missed_max, watch=self._watch)
-                made.append(FeedConnection(str(len(made) + 1), session, shared))
-        return made
+                connection = FeedConnection(str(len(self._connections) + 1), session, shared)
+                self._connections.append(connection)
+                group.create_task(connection.run())
 
     def _on_event(self, connection: FeedConnection, event: Event) -> None:
         match event:

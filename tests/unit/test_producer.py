@@ -145,6 +145,24 @@ def test_without_products_all_online_ones_of_the_currency_are_recorded(log: Sqli
     assert ["503" in waiting[0], "429" in waiting[1]] == [True, True]
 
 
+def test_products_that_are_listed_later_are_recorded_too(log: SqliteLog) -> None:
+    exchange = ScriptedExchange(stays_from_fourteen)
+
+    async def scenario() -> None:
+        answers = [(200, _listed("A-USD")), (404, []), (200, []), (200, _listed("A-EUR", "C-USD", "B-USD", "A-USD"))]
+        http = await _http([*answers, *answers[-1:] * 100])
+        feed = {"products": [], "rest_url": _address(http), "products_refresh_s": 0.05}
+        async with http, exchange.listening() as url, producing(settings_for(url, **feed), log) as run:
+            state = await run.until(lambda state: state["trades_total"] == 2)
+            assert (state["products"], state["connections"], state["reconnects"]) == (3, 2, 0)
+
+    with capture_logs() as lines:
+        uvloop.run(scenario())
+    assert [peer.products for peer in exchange.peers] == [["A-USD"], ["B-USD", "C-USD"]]
+    assert [line["products"] for line in lines if line["event"] == "products_added"] == [["B-USD", "C-USD"]]
+    assert len([line for line in lines if line["event"] == "products_not_refreshed"]) == 2
+
+
 def test_stopping_while_waiting_for_products_is_prompt(log: SqliteLog) -> None:
     async def scenario() -> None:
         settings = settings_for("ws://127.0.0.1:1", products=[], rest_url="http://127.0.0.1:1", backoff_max_s=30)

@@ -42,6 +42,8 @@ class FeedSettings(_Section):
     `quote_currency`."""
     quote_currency: str = "USD"
     """With an empty `products`: record every online product quoted in this currency."""
+    products_refresh_s: float = Field(default=3600.0, gt=0)
+    """With an empty `products`: ask so often which there are, and record those that are new as well."""
     connections: int = Field(default=1, ge=1, le=4)
     """Connections that record each product at the same time, on each feed. With two, the loss of either loses no
     trade; each trade is recorded as often, and counts once."""

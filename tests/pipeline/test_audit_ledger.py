@@ -324,6 +324,17 @@ def test_a_lake_of_nothing_but_what_can_not_be_read_is_not_complete(make: Make) 
     assert audit(lake, "--from", "2026-07-09").code == 0  # they came before
 
 
+def test_a_proof_of_absence_does_not_excuse_the_loss_of_a_trade_that_was_received(make: Make) -> None:
+    proof = page(btc(109, 112))
+    lake = make(matches(btc(*range(100, 110), *range(112, 120))), [proof], matches(btc(110)))
+    proofs(lake, proof["body"], (110, 111))
+    delete(lake, SILVER, "trade_id = 110")
+    found = audit(lake)
+    assert (found.code, found.one("ids_lost")["first_trade_id"]) == (8, 110)
+    ledger = found.product("BTC-USD")
+    assert (ledger["held_ids"], ledger["absent_ids"], ledger["missing_ids"]) == (18, 1, 1)
+
+
 def test_a_refused_trade_that_came_right_as_well_is_held(make: Make) -> None:
     bad = [trade.match(price="cheap") for trade in btc(103, 104)]
     lake = make([*matches(btc(100, 101, 102)), *bad, *matches(btc(105))], [page(btc(102, 103, 104, 105))])

@@ -109,7 +109,7 @@ class Setup:
         knows it. The ids of a product count from the first that is in the log. Returns the ledger."""
         ledger = await self.exchange.stop_trading()
         async with asyncio.timeout(PATIENCE_S):
-            while self.missing(ledger, held) or run.last["ids_missing"]:
+            while self.missing(ledger, held) or run.last["ids_missing"] + run.last["ids_open"]:
                 await run.next_report()
         return ledger
 

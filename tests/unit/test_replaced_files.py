@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cryptopulse.errors import ConfigurationError
 from cryptopulse.store.replaced_files import ReplacedFiles
 
 HOUR_S = 3_600
@@ -53,3 +54,9 @@ def test_a_sweep_is_due_once_a_day(tmp_path: Path) -> None:
     assert ReplacedFiles(tmp_path, HOUR_S).is_sweep_due()
     replaced.swept()
     assert not replaced.is_sweep_due()
+
+
+def test_a_folder_that_can_not_be_made_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "replaced").write_text("somebody's file")
+    with pytest.raises(ConfigurationError, match=r"Can't use the folder .*/replaced/bars: Not a directory"):
+        ReplacedFiles(tmp_path / "replaced" / "bars", HOUR_S)

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import structlog
 from deltalake.exceptions import DeltaError
+from obstore.exceptions import BaseError
 
 from cryptopulse.errors import CryptoPulseError, Fenced, LogFull, TransientError
 from cryptopulse.lake.storage import opened, storage
@@ -122,12 +123,15 @@ class _TableCare:
             with storage(self._lake):
                 if version - self._compacted >= self._settings.compact_commits:
                     self._compacted = version
-                    self._compact()
+                    # Files of another writer may lack bounds; a file made of them would, too (`bounds_of`).
+                    files = [file for file in self._writer.files() if file.bounds.keys() >= set(self.table.stats)]
+                    for group in merges(files, self._settings.compact_commits, self._writer.grown()):
+                        self._writer.merge(group)
                 if version - self._checkpointed >= self._checkpoint_commits:
                     self._checkpointed = version
                     self._checkpoint()
-        except DeltaError as error:
-            logger.warning("maintenance_failed", table=self.table.qualified, error=str(error).splitlines()[0])
+        except (DeltaError, BaseError, OSError) as error:
+            logger.warning("maintenance_failed", table=self.table.qualified, error=str(error).partition("\n")[0])
         except Fenced:
             raise
         except CryptoPulseError as error:  # the storage's, which the writers will say too if it stays so
@@ -141,12 +145,6 @@ class _TableCare:
             self._unnoted = []
         except OSError as error:  # a full disk, which the writers will tell of; else the daily sweep finds the files
             logger.warning("replaced_files_not_noted", table=self.table.qualified, error=str(error))
-
-    def _compact(self) -> None:
-        # Files of another writer may lack bounds; a file made of them would, too (`bounds_of`).
-        files = [file for file in self._writer.files() if file.bounds.keys() >= set(self.table.stats)]
-        for group in merges(files, self._settings.compact_commits, self._writer.grown()):
-            self._writer.merge(group)
 
     def _checkpoint(self) -> None:
         """Writes a checkpoint, then deletes what it makes superfluous: replaced files and entries of the Delta log.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from cryptopulse.folders import make_folder
+from cryptopulse.folders import cannot_use, make_folder
 
 _FILES_A_RETENTION = 10
 _SWEEP_EVERY_S = 86_400
@@ -23,13 +23,19 @@ class ReplacedFiles:
     """Those of one table, in a folder of its own."""
 
     def __init__(self, folder: Path, retention_s: float) -> None:
-        """`folder` is made; `retention_s`: how long after the last line of a file its data files are kept."""
-        make_folder(folder)
+        """`folder` is made; `retention_s`: how long after the last line of a file its data files are kept.
+
+        Raises LakeFull on a full disk, ConfigurationError when the folder can't be made.
+        """
         self._folder = folder
         self._retention_s = retention_s
         self._swept = folder / "swept"
-        if not self._swept.exists():
-            self._swept.touch()
+        try:
+            make_folder(folder)
+            if not self._swept.exists():
+                self._swept.touch()
+        except OSError as error:
+            raise cannot_use(folder, error) from error
 
     def note(self, paths: Iterable[str]) -> None:
         """Notes files, by their paths in the table, that a commit has just replaced. Raises OSError."""

@@ -111,7 +111,8 @@ def accounts_of(
 
         rest = IdSet.of([(account.first, account.last)]) - account.held.all
         absent = IdSet.of((absence.first_trade_id, absence.last_trade_id) for absence in account.absences)
-        account.absent = rest & absent
+        # A message of it in bronze says more than a page without it: silver must have it.
+        account.absent = (rest & absent) - account.claimed - account.received.settled
         rest -= account.absent
         account.on_the_way = (rest & account.received.beyond) - account.claimed - account.received.settled
         account.missing = rest - account.on_the_way

@@ -119,20 +119,19 @@ def commit_body(
         metrics = {"numFilesAdded": str(len(adds)), "numFilesRemoved": str(len(removes))}
         info |= {"operation": "OPTIMIZE", "operationParameters": {}, "operationMetrics": metrics}
     lines: list[dict[str, Any]] = [{"commitInfo": info}]
-    lines += [{"remove": _remove(file, now_ms) | {"dataChange": changes_rows}} for file in removes]
+    for file in removes:
+        remove = {
+            "path": file.path,
+            "deletionTimestamp": now_ms,
+            "extendedFileMetadata": True,
+            "partitionValues": file.partition,
+            "size": file.size,
+            "dataChange": changes_rows,
+        }
+        lines.append({"remove": remove})
     lines += [{"add": _add(table, file, now_ms) | {"dataChange": changes_rows}} for file in adds]
     lines += [{"txn": {"appId": app, "version": version}} for app, version in transactions.items()]
     return b"\n".join(msgspec.json.encode(line) for line in lines)
-
-
-def _remove(file: DataFile, now_ms: int) -> dict[str, Any]:
-    return {
-        "path": file.path,
-        "deletionTimestamp": now_ms,
-        "extendedFileMetadata": True,
-        "partitionValues": file.partition,
-        "size": file.size,
-    }
 
 
 def _add(table: Table, file: DataFile, now_ms: int) -> dict[str, Any]:
@@ -188,8 +187,12 @@ def known_files(table: Table, actions: pa.Table) -> list[DataFile]:
     """The files of a table by deltalake's `get_add_actions(flatten=True)`."""
     found = []
     times = _times(table)
-    plain = actions.cast(pa.schema([(field.name, _python_type(field.type)) for field in actions.schema]))
-    for row in plain.to_pylist():
+    # Times as numbers, dates as texts: Python's own have no year 0, where a trade may be.
+    kinds = [
+        (f.name, pa.int64() if pa.types.is_timestamp(f.type) else pa.string() if pa.types.is_date(f.type) else f.type)
+        for f in actions.schema
+    ]
+    for row in actions.cast(pa.schema(kinds)).to_pylist():
         edges = {name: (row.get(f"min.{name}"), row.get(f"max.{name}")) for name in table.stats}
         found.append(
             DataFile(
@@ -201,13 +204,6 @@ def known_files(table: Table, actions: pa.Table) -> list[DataFile]:
             )
         )
     return found
-
-
-def _python_type(kind: pa.DataType) -> pa.DataType:
-    """As which type values are read in Python: its datetime and date have no year 0, where a trade may be."""
-    if pa.types.is_timestamp(kind):
-        return pa.int64()
-    return pa.string() if pa.types.is_date(kind) else kind
 
 
 def _data_file(table: Table, add: Mapping[str, Any]) -> DataFile:

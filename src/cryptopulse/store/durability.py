@@ -38,7 +38,11 @@ class Synced:
 
     def up_to(self, version: int) -> None:
         """Returns when every file of the commits up to `version` is on disk, with its name."""
-        commits = [self._log / f"{at:020d}.json" for at in range(self._oldest_unsynced(version), version + 1)]
+        first = self._version + 1
+        if self._version < 0:
+            numbers = (int(file.stem) for file in self._log.glob("*.json") if file.stem.isdigit())
+            first = min((number for number in numbers if number <= version), default=version + 1)
+        commits = [self._log / f"{at:020d}.json" for at in range(first, version + 1)]
         self._sync([*(self._path / name for commit in commits for name in _added(commit)), *commits])
         self._version = max(self._version, version)
 
@@ -54,7 +58,10 @@ class Synced:
         for file in files:
             folders.add(file.parent)
             _sync_if_there(file)
-        for folder in folders | self._above(folders - self._named):
+        # A folder that is new has its name in the one above, and so has that one, up to the lake.
+        lake, unnamed = self._path.parent.parent, folders - self._named
+        above = {parent for folder in unnamed for parent in folder.parents if parent.is_relative_to(lake)}
+        for folder in folders | above:
             _sync_if_there(folder)
         self._named |= folders
 
@@ -64,17 +71,6 @@ class Synced:
         version = json.loads(pointer.read_bytes())["version"]
         for file in (self._log / f"{version:020d}.checkpoint.parquet", pointer, self._log):
             _sync_if_there(file)
-
-    def _above(self, folders: set[Path]) -> set[Path]:
-        """The folders that hold the names of `folders`, and of those above them in the lake."""
-        lake = self._path.parent.parent
-        return {above for folder in folders for above in folder.parents if above.is_relative_to(lake)}
-
-    def _oldest_unsynced(self, version: int) -> int:
-        if self._version >= 0:
-            return self._version + 1
-        numbers = (int(file.stem) for file in self._log.glob("*.json") if file.stem.isdigit())
-        return min((number for number in numbers if number <= version), default=version + 1)
 
 
 class Stored:

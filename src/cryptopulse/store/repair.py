@@ -169,18 +169,12 @@ class _Examined:
         removed = {action["remove"]["path"] for action in kept if "remove" in action}
         for number in numbers:
             actions = self.commits.get(number)
-            if not actions or _lacks_lines(actions) or not self._has_files(actions, removed):
+            if not actions or _lacks_lines(actions):
+                return number
+            adds = [action["add"] for action in actions if "add" in action and action["add"]["path"] not in removed]
+            if not all(_is_whole_parquet(self.path / unquote(add["path"]), add["size"]) for add in adds):
                 return number
         return None
-
-    def _has_files(self, actions: list[dict[str, Any]], removed: set[str]) -> bool:
-        """Whether every file that a commit added, and no later one `removed`, is there, whole."""
-        adds = [action["add"] for action in actions if "add" in action]
-        return all(
-            _is_whole_parquet(self.path / unquote(add["path"]), add["size"])
-            for add in adds
-            if add["path"] not in removed
-        )
 
     def _commit(self, number: int) -> Path:
         return self.log / f"{number:020d}.json"

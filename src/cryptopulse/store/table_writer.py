@@ -104,24 +104,21 @@ class TableWriter:
         self._grown: set[Partition] = set()
         self._replaced: list[str] = []
         if not is_there(lake, table):
-            self._create(properties)
+            with storage(lake):
+                DeltaTable.create(
+                    lake.table_url(table),
+                    self._schema,
+                    name=table.name,
+                    description=table.comment,
+                    partition_by=list(table.partition_by),
+                    configuration={**table.properties, **properties},
+                    storage_options=lake.storage_options,
+                )
         with storage(lake):
             self._store = table_store(lake, table)
         self._parquet = ParquetFiles(self._store, table)
         self._open()
         self._keep_tombstones(properties.get(TOMBSTONES))
-
-    def _create(self, properties: Mapping[str, str]) -> None:
-        with storage(self.lake):
-            DeltaTable.create(
-                self.lake.table_url(self.table),
-                self._schema,
-                name=self.table.name,
-                description=self.table.comment,
-                partition_by=list(self.table.partition_by),
-                configuration={**self.table.properties, **properties},
-                storage_options=self.lake.storage_options,
-            )
 
     def _open(self) -> None:
         """Looks at the table anew."""

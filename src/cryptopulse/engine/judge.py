@@ -271,7 +271,9 @@ class _LookBacks:
         top = len(self._price) - 1
         is_crash = alert_type == "FLASH_CRASH"
         best = self._highest(self._rank) if is_crash else top - self._highest(top - self._rank)
-        left, bound = self._left(alert_type, best), threshold_left(alert_type, self._rule)
+        # What a move from the best price left: the lower price as a share of the higher one.
+        rough, bound = self._price.rough(), threshold_left(alert_type, self._rule)
+        left = rough[self._rank] / rough[best] if is_crash else rough[best] / rough[self._rank]
         over = np.flatnonzero(is_judged & (left <= bound * (1 + MARGIN)))
         is_over = left[over] <= bound * (1 - MARGIN)
         doubtful = over[~is_over]
@@ -296,12 +298,6 @@ class _LookBacks:
         to_end = np.maximum.accumulate((rank - base)[::-1])[::-1] + base
         starts_before = self._number[self._start] != self._number
         return np.where(starts_before, np.maximum(so_far, to_end[self._start]), so_far)
-
-    def _left(self, alert_type: AlertType, best: Ints) -> Floats:
-        """What a move from the best price left: the lower price as a share of the higher one."""
-        rough = self._price.rough()
-        here, there = rough[self._rank], rough[best]
-        return here / there if alert_type == "FLASH_CRASH" else there / here
 
     def _pairs(self, rows: Ints, best: Ints) -> Ints:
         """The ranks of each trade's price and of the best one in its look-back, as one number."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import structlog
 from pyspark.sql import DataFrame
@@ -53,20 +53,37 @@ class BronzeStep:
             continuity.check_start(lambda partition: self._stored.get(partition, -1))
             self.expired += continuity.expired
         else:
-            self._stored = self._beyond(sql, read_to)
+            # Where bronze has come further than the checkpoint: the other engine has worked on the lake since. Only
+            # files are read that may hold such messages.
+            known = {int(partition) + self._first_partition: offset for partition, offset in read_to.items()}
+            beyond = [f"(`partition` = {partition} AND `offset` >= {offset})" for partition, offset in known.items()]
+            new = f"`partition` >= {self._first_partition} AND `partition` NOT IN ({', '.join(map(str, known))})"
+            rows = self._tables.read(sql.session, BRONZE).where(" OR ".join([*beyond, f"({new})"]))
+            held = rows.groupBy("partition").agg(F.max("offset").alias("last"))
+            self._stored = {row["partition"]: row["last"] for row in held.collect()}
         if (
             read_to is not None and not self._is_checked
         ):  # once: of brokers away later the log tells what they last said
             last = {int(partition) + self._first_partition: offset - 1 for partition, offset in read_to.items()}
             check_follows(self._log, lambda partition: last.get(partition, -1))
         self._is_checked = True
+        # For each partition what follows the last offset held. Spark looks at it for a new checkpoint only.
+        starting = "earliest"
+        if self._stored:
+            starts = {
+                str(partition - self._first_partition): max(
+                    self._stored.get(partition, -1) + 1, self._log.bounds(partition)[0]
+                )
+                for partition in self._log.partitions()
+            }
+            starting = json.dumps({self._address.topic: starts})
         options = {
             **self._address.spark_options(databricks="DATABRICKS_RUNTIME_VERSION" in os.environ),
             "subscribe": self._address.topic,
             "includeHeaders": "true",
             "failOnDataLoss": "false",  # what retention has taken is said by `passed`, and shows in the coverage
             "maxOffsetsPerTrigger": str(self._messages_max),
-            "startingOffsets": self._starting_offsets(),
+            "startingOffsets": starting,
         }
         return sql.session.readStream.format("kafka").options(**options).load()
 
@@ -80,16 +97,6 @@ class BronzeStep:
         self._tables.append(shaped(cut, BRONZE), BRONZE, turn)
         return {}
 
-    def _beyond(self, sql: SparkSql, read_to: Mapping[str, int]) -> dict[int, int]:
-        """The last offset that bronze holds of each partition, where it has come further than the checkpoint: the other
-        engine has worked on the lake since. It reads only files that may hold such messages."""
-        known = {int(partition) + self._first_partition: offset for partition, offset in read_to.items()}
-        beyond = [f"(`partition` = {partition} AND `offset` >= {offset})" for partition, offset in known.items()]
-        new = f"`partition` >= {self._first_partition} AND `partition` NOT IN ({', '.join(map(str, known))})"
-        rows = self._tables.read(sql.session, BRONZE).where(" OR ".join([*beyond, f"({new})"]))
-        held = rows.groupBy("partition").agg(F.max("offset").alias("last")).collect()
-        return {row["partition"]: row["last"] for row in held}
-
     def passed(self, sql: SparkSql, start: Offsets | None, end: Offsets | None, rows: int) -> None:
         """A batch from `start` to `end` is done, of which Spark has read `rows` messages: says what had expired.
 
@@ -99,7 +106,12 @@ class BronzeStep:
         for topic, partition, offset in _offsets(start):
             if (behind := (end or {}).get(topic, {}).get(partition, offset)) < offset:
                 raise began_anew(f" {topic}", int(partition) + self._first_partition, offset - 1, behind)
-        spans = _spans(start, end)
+        # (partition of Kafka, first offset, offset behind the last) of what lies between.
+        spans = [
+            (int(partition), start[topic][partition], offset)
+            for topic, partition, offset in _offsets(end)
+            if start and offset > start.get(topic, {}).get(partition, offset)
+        ]
         lost = sum(behind - first for _, first, behind in spans) - rows
         if lost > 0 and rows == 0:  # a batch that bronze held already, from before a kill, is not read again
             lost -= self._held(sql, spans)
@@ -115,33 +127,9 @@ class BronzeStep:
         )
         return int(self._tables.read(sql.session, BRONZE).where(" OR ".join(parts)).count())
 
-    def _starting_offsets(self) -> str:
-        """For each partition what follows the last offset held. Spark looks at it for a new checkpoint only."""
-        if not self._stored:
-            return "earliest"
-        starts = {
-            str(partition - self._first_partition): max(
-                self._stored.get(partition, -1) + 1, self._log.bounds(partition)[0]
-            )
-            for partition in self._log.partitions()
-        }
-        return json.dumps({self._address.topic: starts})
-
 
 def _offsets(offsets: Offsets | None) -> Iterator[tuple[str, str, int]]:
     """Topic, partition of Kafka and offset, one by one."""
     for topic, partitions in (offsets or {}).items():
         for partition, offset in partitions.items():
             yield topic, partition, offset
-
-
-def _spans(start: Offsets | None, end: Offsets | None) -> list[tuple[int, int, int]]:
-    """(partition of Kafka, first offset, offset behind the last) of what lies between two of Kafka's offsets."""
-    if not start or not end:
-        return []
-    return [
-        (int(partition), start[topic][partition], offset)
-        for topic, offsets in end.items()
-        for partition, offset in offsets.items()
-        if offset > start.get(topic, {}).get(partition, offset)
-    ]

@@ -51,7 +51,12 @@ class PricesStep:
             bars = self._replace(sql, SILVER, BARS, touched, {COVERAGE.qualified: coverage})
             if bars:
                 self._replace(sql, BARS, STATS, _windows(touched, "window_start", STATS), {})
-            self._complete(sql, batch, touched, coverage)
+            hours = self._hours(sql, batch, touched).persist()
+            try:
+                absent = self._tables.read(sql.session, ABSENT)
+                self._replace(sql, BARS, COMPLETENESS, hours, {COVERAGE.qualified: coverage, ABSENT.qualified: absent})
+            finally:
+                hours.unpersist()
             return {"bars": bars}
         finally:
             touched.unpersist()
@@ -69,14 +74,6 @@ class PricesStep:
         neighbours = bars.select("symbol", "window_start", both).join(next_to, ["symbol", "trade_id"])
         minutes = _windows(batch, "event_time", BARS)
         return minutes.unionByName(neighbours.select("symbol", "window_start")).distinct()
-
-    def _complete(self, sql: SparkSql, batch: DataFrame, touched: DataFrame, coverage: DataFrame) -> None:
-        hours = self._hours(sql, batch, touched).persist()
-        try:
-            absent = self._tables.read(sql.session, ABSENT)
-            self._replace(sql, BARS, COMPLETENESS, hours, {COVERAGE.qualified: coverage, ABSENT.qualified: absent})
-        finally:
-            hours.unpersist()
 
     def _hours(self, sql: SparkSql, batch: DataFrame, touched: DataFrame) -> DataFrame:
         """(symbol, window_start) of the hours that `touched` minutes lie in, of those with holes among the batch's ids,

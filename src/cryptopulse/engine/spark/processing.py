@@ -27,7 +27,7 @@ from cryptopulse.lake.tables import (
     STATS,
 )
 from cryptopulse.log import Log
-from cryptopulse.log.kafka_address import KafkaAddress, kafka_address
+from cryptopulse.log.kafka_address import kafka_address
 from cryptopulse.settings import STEPS, Settings
 
 _REPORT_S = 0.5
@@ -78,31 +78,27 @@ def _streams(settings: Settings, log: Log, steps: Sequence[str]) -> Iterator[lis
     if unknown:
         raise ConfigurationError(f"There is no step {unknown[0]}; the steps are {', '.join(STEPS)}.")
     with LakeLock(settings.state_dir, settings.lake, is_shared=True):
-        yield from _own_streams(settings, log, address, steps)
-
-
-def _own_streams(settings: Settings, log: Log, address: KafkaAddress, steps: Sequence[str]) -> Iterator[list[Stream]]:
-    session = spark_session(settings)
-    tables = SparkTables(settings)
-    tables.create(session)
-    files_max = settings.spark.files_per_batch_max
-    made: dict[str, Callable[[], Step]] = {
-        "bronze": lambda: BronzeStep(tables, address, log, settings),
-        "silver": lambda: SilverStep(tables, files_max),
-        "alerts": lambda: AlertsStep(tables, settings.alerts.rules, files_max),
-        "prices": lambda: PricesStep(tables, files_max),
-    }
-    interval_s = settings.spark.trigger_interval_s
-    streams = []
-    for name, make in made.items():
-        if name in steps:
-            guard = tables.take_over(session, _WRITTEN[name])
-            streams.append(Stream(session, make(), _checkpoint(settings, name), guard, interval_s))
-    try:
-        yield streams
-    finally:
-        for stream in streams:
-            stream.stop()
+        session = spark_session(settings)
+        tables = SparkTables(settings)
+        tables.create(session)
+        files_max = settings.spark.files_per_batch_max
+        made: dict[str, Callable[[], Step]] = {
+            "bronze": lambda: BronzeStep(tables, address, log, settings),
+            "silver": lambda: SilverStep(tables, files_max),
+            "alerts": lambda: AlertsStep(tables, settings.alerts.rules, files_max),
+            "prices": lambda: PricesStep(tables, files_max),
+        }
+        interval_s = settings.spark.trigger_interval_s
+        streams = []
+        for name, make in made.items():
+            if name in steps:
+                guard = tables.take_over(session, _WRITTEN[name])
+                streams.append(Stream(session, make(), _checkpoint(settings, name), guard, interval_s))
+        try:
+            yield streams
+        finally:
+            for stream in streams:
+                stream.stop()
 
 
 def _checkpoint(settings: Settings, step: str) -> str:

@@ -119,7 +119,9 @@ class SparkSql:
         columns = [(field.name, _sent(field.type), _received(field.name, field.type)) for field in rows.schema]
         record = ", ".join(f"`{name}`: {sent}" for name, sent, _ in columns)
         selected = ", ".join(expression for *_, expression in columns)
-        text = json.dumps([{k: _plain(v) for k, v in row.items()} for row in _by_micros(rows).to_pylist()])
+        plain = [pc.cast(c, pa.int64()) if pa.types.is_timestamp(c.type) else c for c in rows.columns]  # times as µs
+        found = pa.table(plain, names=rows.schema.names).to_pylist()
+        text = json.dumps([{k: _plain(v) for k, v in row.items()} for row in found])
         return self.session.sql(
             f"SELECT {selected} FROM (SELECT INLINE(FROM_JSON(:rows, 'ARRAY<STRUCT<{record}>>')))",  # noqa: S608
             args={"rows": text},
@@ -132,11 +134,6 @@ def collected(frame: DataFrame) -> pa.Table:
         return frame.toArrow()
     batches = frame._collect_as_arrow()
     return pa.Table.from_batches(batches) if batches else to_arrow_schema(frame.schema).empty_table()
-
-
-def _by_micros(rows: pa.Table) -> pa.Table:
-    columns = [pc.cast(c, pa.int64()) if pa.types.is_timestamp(c.type) else c for c in rows.columns]
-    return pa.table(columns, names=rows.schema.names)
 
 
 def _sent(kind: pa.DataType) -> str:

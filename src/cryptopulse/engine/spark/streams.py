@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from pyspark.sql import DataFrame, SparkSession
@@ -145,7 +145,11 @@ class Stream:
                 f"Another driver works on the step {self.step.name} with the same checkpoint. This one stops and has "
                 "written nothing since. Run each step once."
             )
-        return ProcessFailed(f"Spark's query for the step {self.step.name} failed: {_first_line(error)}")
+        # The cause in one line: Spark puts its own story before it.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        causes = [line for line in lines if line.startswith("Caused by:")]
+        cause = causes[-1] if causes else lines[0] if lines else type(error).__name__
+        return ProcessFailed(f"Spark's query for the step {self.step.name} failed: {cause[:500]}")
 
     def _look_at_progress(self) -> None:
         if self._query is None:
@@ -156,23 +160,14 @@ class Stream:
             # From Spark 4.0 on an object, whose members are texts of Python's; before, plain dictionaries.
             found = json.loads(progress.json) if hasattr(progress, "json") else progress
             # A query that waits for news reports as well, under the number of the batch to come.
-            if any(source["startOffset"] != source["endOffset"] for source in found["sources"]):
-                self._seen_batch = found["batchId"]
-                self._progressed(found)
-
-    def _progressed(self, progress: Any) -> None:
-        self._failures = 0
-        self._backoff.reset()
-        self.totals["rows"] = self.totals.get("rows", 0) + progress["numInputRows"]
-        if isinstance(self.step, BronzeStep):
-            (source,) = progress["sources"]
-            start, end, rows = source["startOffset"], source["endOffset"], progress["numInputRows"]
-            self.step.passed(SparkSql(self._session), start, end, rows)
-            self.totals["messages_expired"] = self.step.expired
-
-
-def _first_line(error: Exception) -> str:
-    """The cause in one line: Spark puts its own story before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    causes = [line for line in lines if line.startswith("Caused by:")]
-    return (causes[-1] if causes else lines[0] if lines else type(error).__name__)[:500]
+            if all(source["startOffset"] == source["endOffset"] for source in found["sources"]):
+                continue
+            self._seen_batch = found["batchId"]
+            self._failures = 0
+            self._backoff.reset()
+            self.totals["rows"] = self.totals.get("rows", 0) + found["numInputRows"]
+            if isinstance(self.step, BronzeStep):
+                (source,) = found["sources"]
+                start, end, rows = source["startOffset"], source["endOffset"], found["numInputRows"]
+                self.step.passed(SparkSql(self._session), start, end, rows)
+                self.totals["messages_expired"] = self.step.expired

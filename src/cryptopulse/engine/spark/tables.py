@@ -25,10 +25,6 @@ Guard = Callable[[], None]
 """Raises Fenced when the tables are another's."""
 
 
-def _nobody_else() -> None:
-    """Guards what nobody else can write."""
-
-
 @dataclass(frozen=True)
 class Turn:
     """Which batch of which streaming query writes."""
@@ -88,7 +84,7 @@ class SparkTables:
         Tables of a catalog are Spark's alone, and on S3 nothing is exclusive that Spark writes.
         """
         if self._catalog:
-            return _nobody_else
+            return lambda: None
         owner = time.time_ns() // 1000  # more than any number before: those of the embedded engine count on from it
         for table in tables:
             nothing = self.read(session, table).limit(0)

@@ -151,7 +151,7 @@ class Contents:
             wanted.setdefault((row["p"], row["o"]), {})[row["symbol"], row["trade_id"]] = row
         if not wanted:
             return
-        offsets = pa.array({offset for _, offset in wanted}, pa.int64())
+        scope, offsets = self._scope, pa.array({offset for _, offset in wanted}, pa.int64())
         for message in messages.filter(pc.is_in(messages["offset"], offsets)).to_pylist():
             partition, offset = message["partition"], message["offset"]
             rows = wanted.get((partition, offset), {})
@@ -162,7 +162,10 @@ class Contents:
                 if row is None or (row["is_refused"] and not has_several):
                     continue
                 held = (row["price"], row["trade_size"], row["side"], row["us"])
-                if held == received or not any(map(self._is_in_time, (held[3], received[3]))):
+                if held == received or not any(
+                    (scope.from_us is None or us >= scope.from_us) and (scope.to_us is None or us < scope.to_us)
+                    for us in (held[3], received[3])
+                ):
                     continue
                 # Right after silver took a message in quarantine may not have it yet.
                 is_known = row["is_kept"] or row["is_beyond"] or self._progress.is_midway
@@ -172,10 +175,6 @@ class Contents:
                 found.ids.append(trade_id)
                 if found.example is None or (offset, partition, trade_id) < found.example[:3]:
                     found.example = (offset, partition, trade_id, held, received)
-
-    def _is_in_time(self, us: int) -> bool:
-        scope = self._scope
-        return (scope.from_us is None or us >= scope.from_us) and (scope.to_us is None or us < scope.to_us)
 
 
 _SUSPECTS = """

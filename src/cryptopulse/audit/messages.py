@@ -195,7 +195,14 @@ class TradeReader:
             SELECT
                 partition_key AS symbol, trade_id, NULL::BIGINT AS named_id, price, size, side, time, {_PLACE}
             FROM ({_messages_sql(progress, "m.trade_id, m.price, m.size, m.side, m.time")})"""
-        self._single, self._batches, self._pages = (statement(_marked_sql(sql)) for sql in (single, batches, pages))
+
+        # The exchange names the maker's side, silver the taker's.
+        is_buy, time = "lower(side) = 'sell'", "try_cast(time AS TIMESTAMP)"
+        mark = MARK.format(price="price", size="size", is_buy=is_buy, time=time)
+        self._single, self._batches, self._pages = (
+            statement(f"SELECT symbol, trade_id, named_id, {mark} AS mark, {_PLACE} FROM ({trades})")
+            for trades in (single, batches, pages)
+        )
 
     def read(self, messages: pa.Table, beside: Mapping[str, pa.Table] | None = None) -> Iterator[pa.Table]:
         """The rows that the statement makes of the trades in `messages`; `beside`: more tables for it."""
@@ -321,13 +328,6 @@ def _messages_sql(progress: Progress, more: str) -> str:
 
 
 _PLACE = "received_us, p, o, is_refused, is_kept, is_beyond, is_waiting"
-
-
-def _marked_sql(trades: str) -> str:
-    """The subquery of `TradeReader`, of `trades` with price, size, side and time as the exchange writes them."""
-    # The exchange names the maker's side, silver the taker's.
-    mark = MARK.format(price="price", size="size", is_buy="lower(side) = 'sell'", time="try_cast(time AS TIMESTAMP)")
-    return f"SELECT symbol, trade_id, named_id, {mark} AS mark, {_PLACE} FROM ({trades})"
 
 
 def _masks_sql(trades: str, scope: AuditScope, progress: Progress) -> str:

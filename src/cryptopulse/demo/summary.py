@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cryptopulse.demo.check import CheckResult, CrashFound
+from cryptopulse.demo.check import CheckResult
 from cryptopulse.terminal.snapshot import hop_words, ms_text
 from cryptopulse.text import price_text
 
@@ -37,7 +37,15 @@ def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any]) ->
     console.print(_row("Sent", Text(sent)))
     console.print(_row("Stored", Text.assemble(f"{result.stored:,} trades in silver: ", verdict)))
     for crash in result.crashes:
-        console.print(_crash(crash))
+        staged = f"{crash.product} -{crash.depth_pct:g} %: "
+        if crash.rows != 1 or crash.change_pct is None:
+            line = Text.assemble(staged, (f"{crash.rows} FLASH_CRASH rows instead of one", "bold red"))
+        else:
+            prices = f"{price_text(crash.start_price)} → {price_text(crash.end_price)} ({crash.change_pct:+.2f} %)"
+            line = Text.assemble(staged, ("exactly one FLASH_CRASH row", "bold green"), f", {prices},")
+            late = f"committed {ms_text(crash.latency_ms)} ms after the trade that caused it was received"
+            line.append(f"\n{'':14}{late}")
+        console.print(_row("Staged crash", line))
     if not result.crashes:
         console.print(
             _row("Staged crash", Text("the demo ended before it was over; it takes the first 20 s", style="yellow"))
@@ -65,19 +73,6 @@ def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any]) ->
     console.print(Text("They are plain Delta tables; without any of our code:"))
     code = f"import polars; print(polars.read_delta({folder + '/silver/fact_crypto_trades'!r}))"
     console.print(Text(f"  {python} -c {shlex.quote(code)}"))
-
-
-def _crash(crash: CrashFound) -> Text:
-    staged = f"{crash.product} -{crash.depth_pct:g} %: "
-    if crash.rows != 1 or crash.change_pct is None:
-        return _row(
-            "Staged crash",
-            Text.assemble(staged, (f"{crash.rows} FLASH_CRASH rows instead of one", "bold red")),
-        )
-    prices = f"{price_text(crash.start_price)} → {price_text(crash.end_price)} ({crash.change_pct:+.2f} %)"
-    line = Text.assemble(staged, ("exactly one FLASH_CRASH row", "bold green"), f", {prices},")
-    late = f"committed {ms_text(crash.latency_ms)} ms after the trade that caused it was received"
-    return _row("Staged crash", line.append(f"\n{'':14}{late}"))
 
 
 def _row(name: str, text: Text) -> Text:

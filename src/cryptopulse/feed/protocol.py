@@ -314,15 +314,25 @@ class FeedSession:
 
     def _follow(self, message: FeedMessage, raw: bytes, now_ns: int) -> None:
         """What a message means for the connection."""
-        if message.sequence_num is not None:
-            self._check_sequence(message.sequence_num)
+        if (number := message.sequence_num) is not None:
+            # A message that comes late was counted as skipped, and stays so.
+            expected = self._next_sequence
+            if expected is not None and number > expected:
+                self.messages_skipped += number - expected
+                self.events.append(MessagesSkipped(number - expected))
+            if expected is None or number >= expected:
+                self._next_sequence = number + 1
         if isinstance(message, TradesMessage):  # nearly always
             if self.state is State.LIVE:
                 self._silence_due_ns = now_ns + self._silence_ns  # the deadline stays early, which does no harm
         elif isinstance(message, Heartbeat):
             self._heartbeat(message, now_ns)
         elif isinstance(message, Subscriptions):
-            self._confirm(message, now_ns)
+            # Counts when both channels have been named; Advanced Trade answers for one after the other.
+            for channel, named in message.channels.items():
+                self._channels[channel] = self._channels.get(channel, frozenset()) | named
+            if self.state is State.SUBSCRIBING and not self._answered().isdisjoint(self._requested):
+                self._request_next(now_ns)
         elif isinstance(message, Refusal):
             self.events.append(ServerError(message.text[:TEXT_MAX]))
             self._request_others(message.text, now_ns)
@@ -344,22 +354,6 @@ class FeedSession:
                     state.ahead_ns = min(state.ahead_ns, now_ns)
                 state.ids.claimed(message.last_trade_id, now_ns)
                 self._ids_changed(message.product)
-
-    def _confirm(self, message: Subscriptions, now_ns: int) -> None:
-        """Counts when both channels have been named; Advanced Trade answers for one after the other."""
-        for channel, named in message.channels.items():
-            self._channels[channel] = self._channels.get(channel, frozenset()) | named
-        if self.state is State.SUBSCRIBING and not self._answered().isdisjoint(self._requested):
-            self._request_next(now_ns)
-
-    def _check_sequence(self, number: int) -> None:
-        """Counts messages that the connection skipped; one that comes late was counted and stays so."""
-        expected = self._next_sequence
-        if expected is not None and number > expected:
-            self.messages_skipped += number - expected
-            self.events.append(MessagesSkipped(number - expected))
-        if expected is None or number >= expected:
-            self._next_sequence = number + 1
 
     def _request(self, products: Sequence[str], now_ns: int) -> None:
         self._requested = products

@@ -29,8 +29,24 @@ def proxy_for(url: str) -> str | None:
     if parts.scheme not in {"wss", "https"} or _is_excepted(host, parts.port or 443):
         return None
     named = getproxies()
-    given = named.get("https") or named.get("all") or ""
-    return _usable(given.strip()) if given.strip() else None
+    given = (named.get("https") or named.get("all") or "").strip()
+    if not given:
+        return None
+    text = given if "://" in given else f"http://{given}"
+    try:
+        parts = urlsplit(text)
+        scheme = _SCHEMES.get(parts.scheme)
+        is_address = bool(parts.hostname) and parts.port != 0 and text.isprintable() and " " not in text
+    except ValueError:  # a port that is no number, an IPv6 address without its end
+        scheme, is_address = None, False
+    if scheme is None or not is_address:
+        shown = text.rpartition("@")[2]  # what stands before may be a password
+        raise ConfigurationError(
+            f"Environment variable HTTPS_PROXY or ALL_PROXY: {shown!r} is no proxy; write http://host:port or "
+            "socks5h://host:port."
+        )
+    port = f":{_SOCKS_PORT}" if scheme == "socks5" and parts.port is None else ""
+    return f"{scheme}://{parts.netloc.rstrip(':')}{port}"
 
 
 def _is_excepted(host: str, port: int) -> bool:
@@ -47,21 +63,3 @@ def _is_excepted(host: str, port: int) -> bool:
             if address in ip_network(name.strip("[]"), strict=False):
                 return True
     return False
-
-
-def _usable(given: str) -> str:
-    text = given if "://" in given else f"http://{given}"
-    try:
-        parts = urlsplit(text)
-        scheme = _SCHEMES.get(parts.scheme)
-        is_address = bool(parts.hostname) and parts.port != 0 and text.isprintable() and " " not in text
-    except ValueError:  # a port that is no number, an IPv6 address without its end
-        scheme, is_address = None, False
-    if scheme is None or not is_address:
-        shown = text.rpartition("@")[2]  # what stands before may be a password
-        raise ConfigurationError(
-            f"Environment variable HTTPS_PROXY or ALL_PROXY: {shown!r} is no proxy; write http://host:port or "
-            "socks5h://host:port."
-        )
-    port = f":{_SOCKS_PORT}" if scheme == "socks5" and parts.port is None else ""
-    return f"{scheme}://{parts.netloc.rstrip(':')}{port}"

@@ -268,7 +268,13 @@ async def fill(
             elif work.answered(request, page.ids, now_ns):
                 useful.append((request, page))
         if useful:
-            await keep(_as_messages(wanted.product, [page for _, page in useful]))
+            columns = [
+                pa.repeat(wanted.product, len(useful)),
+                pa.array([page.received_ns // 1000 for _, page in useful], MESSAGE_SCHEMA.field("received_time").type),
+                pa.repeat("rest", len(useful)),
+                pa.array([page.body for _, page in useful], pa.binary()),
+            ]
+            await keep(pa.table(columns, schema=MESSAGE_SCHEMA))
         for request, _ in useful:
             work.kept(request, now_ns)
         work.take_events()
@@ -293,17 +299,6 @@ async def _next_requests(work: WorkList, product: str) -> list[PageRequest]:
                 f"{work.highest(product)}. What came before is kept; the same command goes on."
             )
         await asyncio.sleep(wait_s)
-
-
-def _as_messages(product: str, pages: list[TradePage]) -> pa.Table:
-    """Pages as messages for the log (MESSAGE_SCHEMA)."""
-    columns = [
-        pa.repeat(product, len(pages)),
-        pa.array([page.received_ns // 1000 for page in pages], MESSAGE_SCHEMA.field("received_time").type),
-        pa.repeat("rest", len(pages)),
-        pa.array([page.body for page in pages], pa.binary()),
-    ]
-    return pa.table(columns, schema=MESSAGE_SCHEMA)
 
 
 async def _first_id_at(rest: TradePages, newest: PageTrade, product: str, moment: datetime) -> int:

@@ -77,28 +77,25 @@ def check_reads(parser: duckdb.DuckDBPyConnection, text: str) -> None:
             query = _EXPLAIN.sub("", query, count=1)
     found = parser.execute(_TREE, [query]).fetchone()
     assert found is not None
-    nodes = list(_nodes(found[0]))
+    # All objects of the tree, the outermost first.
+    nodes: list[dict[str, Any]] = []
+    try:
+        left: list[Any] = [json.loads(found[0])]
+    except RecursionError:
+        raise ConfigurationError("SQL: the statement is nested too deeply.") from None
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            nodes.append(value)
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
     kinds = {str(node["type"]) for node in nodes if "type" in node}
     if nodes[0]["error"] or not {kind for kind in kinds if kind.endswith("_NODE")} <= _NODES:
         raise ConfigurationError("SQL: only statements that read are allowed (SELECT, DESCRIBE, EXPLAIN, …).")
     called = {str(node["function"]["function_name"]).lower() for node in nodes if node.get("type") == "TABLE_FUNCTION"}
     if refused := called - _TABLE_FUNCTIONS:
         raise ConfigurationError(f"SQL: {min(refused)}() is not allowed: only the lake's tables can be read.")
-
-
-def _nodes(tree: str) -> Iterator[dict[str, Any]]:
-    """All objects of a JSON document, the outermost first."""
-    try:
-        left: list[Any] = [json.loads(tree)]
-    except RecursionError:
-        raise ConfigurationError("SQL: the statement is nested too deeply.") from None
-    while left:
-        value = left.pop()
-        if isinstance(value, dict):
-            yield value
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
 
 
 def tables_named(text: str) -> list[Table]:

@@ -117,16 +117,21 @@ class TableRows(Rows):
         return pa.schema([schema.field(name) for name in names])
 
     def _read(self, names: Sequence[str], rows_max: int) -> Iterator[pa.RecordBatch]:
-        schema, limit, left = self._schema(names), TimeLimit(self.timeout_s), self.selection.rows_max
-        behind = _where(self.selection.after_sql())
+        chosen = self.selection
+        schema, limit, left = self._schema(names), TimeLimit(self.timeout_s), chosen.rows_max
+        behind = _where(chosen.after_sql())
         with self._translated_errors(limit), self.database.cursor() as cursor:
-            for start, end in self._slices():
+            parts = iter([(0, TIME_MAX_US)])
+            if chosen.is_by_time:
+                of_time, step_us = self._time_range, self._step_us
+                parts = slices(self._candidates, *of_time, step_us, chosen.rows_max, is_reversed=chosen.is_reversed)
+            for start, end in parts:
                 files = self._in_time(start, end)
                 if not files.actions.num_rows:
                     continue
                 rows = f"SELECT {quoted(names)} FROM ({self._rows_sql(cursor, files, start, end)})"  # noqa: S608
                 limited = "" if left is None else f" LIMIT {left}"
-                sql = f"{rows}{behind} ORDER BY {self.selection.order_sql()}{limited}"
+                sql = f"{rows}{behind} ORDER BY {chosen.order_sql()}{limited}"
                 with limit.watching(cursor):
                     reader = cursor.sql(sql).to_arrow_reader(rows_max)
                 for batch in streamed(cursor, reader, limit):
@@ -155,14 +160,6 @@ class TableRows(Rows):
         """From (included) and to (not included) which time rows are read; bars are made of all that lies in them."""
         start, end = (-(-edge // self._step_us) * self._step_us for edge in self.selection.time_range)
         return start, end
-
-    def _slices(self) -> Iterator[tuple[int, int]]:
-        if not self.selection.is_by_time:
-            return iter([(0, TIME_MAX_US)])
-        chosen = self.selection
-        return slices(
-            self._candidates, *self._time_range, self._step_us, chosen.rows_max, is_reversed=chosen.is_reversed
-        )
 
     def _rows_sql(self, cursor: duckdb.DuckDBPyConnection, files: Files, start: int, end: int) -> str:
         """SQL: all rows of these products and times, in no order; bars, where those are wanted."""

@@ -104,32 +104,27 @@ class PartitionReader:
         assert self._consumer is not None
         found = self._consumer.consume(announced or most, _WAIT_S if announced else 0)
         records = [message for message in found if message.error() is None]
-        if len(records) < len(found):
+        if len(records) < len(found):  # there are events in the place of messages
             for message in found:
-                if message.error() is not None:
-                    self._handle(message)
+                if (error := message.error()) is None:
+                    continue
+                match error.code():
+                    case KafkaError._PARTITION_EOF:
+                        self._caught_up_to = message.offset() or 0
+                    case KafkaError._AUTO_OFFSET_RESET | KafkaError.OFFSET_OUT_OF_RANGE:
+                        self._go_to(self._first_available())
+                    case KafkaError.GROUP_AUTHORIZATION_FAILED:
+                        pass  # the group is not used
+                    case code if code in TERMINAL:
+                        raise self._monitor.as_error("read", error)
+                    case _:
+                        self._monitor.report(error)
         if not records:
             return RECORD_SCHEMA.empty_table()
         self._monitor.works()
         table = as_records(records, self._number)
         self._next = table["offset"][-1].as_py() + 1
         return table
-
-    def _handle(self, message: Message) -> None:
-        """Handles an event that stands in the place of a message."""
-        error = message.error()
-        assert error is not None
-        match error.code():
-            case KafkaError._PARTITION_EOF:
-                self._caught_up_to = message.offset() or 0
-            case KafkaError._AUTO_OFFSET_RESET | KafkaError.OFFSET_OUT_OF_RANGE:
-                self._go_to(self._first_available())
-            case KafkaError.GROUP_AUTHORIZATION_FAILED:
-                pass  # the group is not used
-            case code if code in TERMINAL:
-                raise self._monitor.as_error("read", error)
-            case _:
-                self._monitor.report(error)
 
     def _first_available(self) -> int:
         """Where to go on when the wanted offset is not there: retention has passed it.

@@ -71,7 +71,14 @@ class KafkaWriter:
 
     def append(self, messages: pa.Table) -> None:
         """See `cryptopulse.log.Log.append`."""
-        self._check_sizes(messages)
+        # Before anything is sent.
+        lengths = pc.add(pc.binary_length(messages["body"]), pc.binary_length(messages["partition_key"]))
+        longest = (pc.max(lengths).as_py() or 0) + _FRAME_BYTES
+        if longest > self._message_bytes_max:
+            raise MessageTooLarge(
+                f"A message of {longest:,} bytes is larger than the Kafka log {self._monitor.address} takes "
+                f"({self._message_bytes_max:,}); message.max.bytes in log.kafka_options is the limit."
+            )
         with self._lock:
             delivery = _Delivery(messages.num_rows)
             try:
@@ -90,16 +97,6 @@ class KafkaWriter:
         """Closes the connections."""
         with self._lock:
             self._give_up()
-
-    def _check_sizes(self, messages: pa.Table) -> None:
-        """Before anything is sent. Raises MessageTooLarge."""
-        lengths = pc.add(pc.binary_length(messages["body"]), pc.binary_length(messages["partition_key"]))
-        longest = (pc.max(lengths).as_py() or 0) + _FRAME_BYTES
-        if longest > self._message_bytes_max:
-            raise MessageTooLarge(
-                f"A message of {longest:,} bytes is larger than the Kafka log {self._monitor.address} takes "
-                f"({self._message_bytes_max:,}); message.max.bytes in log.kafka_options is the limit."
-            )
 
     def _connected(self) -> Producer:
         if self._producer is None:

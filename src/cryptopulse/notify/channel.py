@@ -33,7 +33,17 @@ class Channel:
 
         Raises ConfigurationError when the address is none that apprise knows, or apprise is not installed.
         """
-        apprise = _apprise()
+        try:
+            import apprise  # noqa: PLC0415 - takes a quarter of a second, and is not there everywhere
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] != "apprise":
+                raise
+            raise ConfigurationError("Notifications need apprise: pip install 'cryptopulse[notify]'.") from error
+        for name in _LIBRARIES:  # their log is kept to themselves
+            library = logging.getLogger(name)
+            library.propagate = False
+            library.setLevel(logging.WARNING)  # below it whole addresses are written
+            library.addHandler(logging.NullHandler())
         url = target.url.get_secret_value().strip()
         self._secrets = _secrets(url)
         self._type = apprise.NotifyType
@@ -96,22 +106,6 @@ def _service(apprise: Any, number: int, url: str, asset: Any) -> Any:
             "written, as in slack://…, mailtos://… or jsons://…; `cryptopulse alerts test-notify` tries them."
         )
     return service
-
-
-def _apprise() -> Any:
-    """apprise, with its log and that of the HTTP libraries under it kept to themselves."""
-    try:
-        import apprise  # noqa: PLC0415 - takes a quarter of a second, and is not there everywhere
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "apprise":
-            raise
-        raise ConfigurationError("Notifications need apprise: pip install 'cryptopulse[notify]'.") from error
-    for name in _LIBRARIES:
-        library = logging.getLogger(name)
-        library.propagate = False
-        library.setLevel(logging.WARNING)  # below it whole addresses are written
-        library.addHandler(logging.NullHandler())
-    return apprise
 
 
 def _secrets(url: str) -> list[str]:

@@ -99,9 +99,9 @@ class Simulator:
         async with asyncio.TaskGroup() as tasks:
             if self._recording is None:
                 self._market = tasks.create_task(self._trade())
-            tasks.create_task(self._flush())
+            tasks.create_task(self._every(_BATCHING_S, lambda session: session.flush()))
             tasks.create_task(self._heartbeats())
-            tasks.create_task(self._ticks())
+            tasks.create_task(self._every(_TICK_S, lambda session: session.tick(time.monotonic())))
 
     def stop_trading(self) -> None:
         """Ends the market; connections, heartbeats and REST go on. What was waiting is sent."""
@@ -168,11 +168,11 @@ class Simulator:
         for session in list(self._sessions):
             session.publish(batch)
 
-    async def _flush(self) -> None:
+    async def _every(self, pause_s: float, do: Callable[[ClientSession], None]) -> None:
         while True:
-            await asyncio.sleep(_BATCHING_S)
+            await asyncio.sleep(pause_s)
             for session in list(self._sessions):
-                session.flush()
+                do(session)
 
     async def _heartbeats(self) -> None:
         """Once a second; at speed 1 on the full second of market time, as the exchange does."""
@@ -184,13 +184,6 @@ class Simulator:
             for session in list(self._sessions):
                 session.heartbeat(counter)
                 session.release()
-
-    async def _ticks(self) -> None:
-        while True:
-            await asyncio.sleep(_TICK_S)
-            now = time.monotonic()
-            for session in list(self._sessions):
-                session.tick(now)
 
 
 async def serve(options: SimulatorOptions, on_ready: Callable[[int], None], stop: asyncio.Event) -> None:

@@ -84,7 +84,18 @@ class Watcher:
                 data = file.read(1 << 20)
             complete = data.rfind(b"\n") + 1
             self._positions[path] = position + complete
-            self._warnings.extend(filter(None, map(_warning, data[:complete].splitlines())))
+            for line in data[:complete].splitlines():
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                if not isinstance(event, dict) or event.get("level") not in ("warning", "error", "critical"):
+                    continue
+                shown = ("timestamp", "level", "process", "event", "exception")
+                details = " ".join(f"{name}={value}" for name, value in event.items() if name not in shown)
+                words = str(event.get("event", "")).replace("_", " ")
+                told = f"{clock_text(event.get('timestamp', ''))} {event.get('process', '')}: {words} {details}"
+                self._warnings.append(told.rstrip())
         processes = {name: read_status(self._state_dir, name) for name in self._processes}
         for name, status in processes.items():
             if status.started_at is not None and status.started_at < self._started_at:  # of an earlier run
@@ -145,16 +156,3 @@ def clock_text(time_text: object) -> str:
     """Hours, minutes and seconds of an ISO time."""
     text = str(time_text).replace("T", " ")
     return text.split(" ")[1][:8] if " " in text else text
-
-
-def _warning(line: bytes) -> str | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(event, dict) or event.get("level") not in ("warning", "error", "critical"):
-        return None
-    shown = ("timestamp", "level", "process", "event", "exception")
-    details = " ".join(f"{name}={value}" for name, value in event.items() if name not in shown)
-    words = str(event.get("event", "")).replace("_", " ")
-    return f"{clock_text(event.get('timestamp', ''))} {event.get('process', '')}: {words} {details}".rstrip()

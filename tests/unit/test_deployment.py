@@ -1,12 +1,15 @@
-"""The end that a signal asks for comes whatever the main thread is doing at that moment."""
+"""What processes are started with, and that the end a signal asks for comes whatever the main thread is doing."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from cryptopulse import deployment
 
 _WAITING = """
 import os, signal, threading
@@ -33,3 +36,15 @@ def test_a_signal_that_comes_while_its_event_is_looked_at_is_not_waited_for_for_
         for one in several:
             one.send_signal(signal.SIGKILL)
             one.wait()
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "2"), ("7", "7")])
+def test_processes_share_few_arenas_unless_the_user_wants_others(
+    own: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if own:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", own)
+    monkeypatch.setattr(deployment, "Supervisor", list)
+    specs = deployment.Deployment(tmp_path, {}).supervisor(logs_to_files=False)
+    assert {spec.environment["MALLOC_ARENA_MAX"] for spec in specs} == {expected}

@@ -249,6 +249,27 @@ def test_every_trade_that_a_faulty_exchange_published_is_in_the_log_or_reported_
     assert sum(map(len, reported.values())) > 0
 
 
+def test_a_product_that_falls_silent_is_subscribed_again_and_what_it_missed_is_known(log: SqliteLog) -> None:
+    async def scenario() -> dict[str, Any]:
+        async with simulator(products=2, start_time_ns=None) as exchange:
+            first, second = (await exchange.ledger())["products"]
+            feed = {"products": [first, second], "heartbeats_missed_max": 2}
+            async with producing(settings_for(f"ws://127.0.0.1:{exchange.http.base_url.port}", **feed), log) as run:
+                await run.until(lambda state: state["trades_total"] > 300)
+                await exchange.http.post("/simulator/faults", content=f"mute={second}@0s")
+                silent = await run.until(lambda state: state["products_silent"] == 1)
+                assert silent["connection_states"][0]["silent"] == [second]
+                recovered = await run.until(lambda state: state["products_silent"] == 0)
+                assert (recovered["connections"], recovered["reconnects"]) == (1, 0)
+                await run.until(lambda state: state["ids_missing"] > 0)
+        return {"silent": second}
+
+    with capture_logs() as lines:
+        expected = uvloop.run(scenario())["silent"]
+    said = [(line["event"], line["product"]) for line in lines if line["event"] in ("product_silent", "hole_found")]
+    assert said == [("product_silent", expected), ("hole_found", expected)]
+
+
 @pytest.mark.parametrize("dialect", ["exchange", "advanced"])
 def test_products_that_the_exchange_does_not_know_cost_the_others_nothing(dialect: str, log: SqliteLog) -> None:
     async def scenario() -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -246,9 +248,35 @@ def test_faults_can_be_changed_while_running() -> None:
     run(talk)
 
 
+@pytest.mark.parametrize("path", ["/exchange", "/advanced"])
+def test_a_muted_product_comes_again_when_it_is_subscribed_again(path: str) -> None:
+    def asked(*products: str) -> str:
+        if path == "/exchange":
+            return subscribe(*products)
+        return json.dumps({"type": "subscribe", "channel": "market_trades", "product_ids": products})
+
+    def names(product: str) -> Callable[[dict[str, Any]], bool]:
+        return lambda message: message.get("type") != "subscriptions" and product in json.dumps(message)
+
+    async def talk() -> None:
+        async with simulator(products=2, rate=2000) as running, running.connect(path) as client:
+            await client.send(asked("BTC-USD", "ETH-USD"))
+            await receive_until(client, names("BTC-USD"))
+            await running.http.post("/simulator/faults", content="mute=BTC-USD@0s")
+            async with asyncio.timeout(20):
+                while any(map(names("BTC-USD"), [await receive(client) for _ in range(20)])):
+                    pass
+            await client.send(asked("BTC-USD"))
+            await receive_until(client, names("BTC-USD"))
+            refused = await running.http.post("/simulator/faults", content="mute=NO-USD@0s")
+            assert (refused.status_code, refused.json()) == (400, {"message": "Fault mute: NO-USD is not traded here."})
+
+    run(talk)
+
+
 def test_faults_are_read_from_and_written_to_their_short_form() -> None:
     text = "skip=0.001,only=2,drop=0.01,duplicate=0.05,reorder=1,garbage=0.001,disconnect=30s,silence=20s+10s"
-    text += ",oversized=60s,rest-429=0.2,rest-500=0.1,rest-slow=2s,rest-stale=3s,rest-truncated=0.3"
+    text += ",mute=BTC-USD@5s,oversized=60s,rest-429=0.2,rest-500=0.1,rest-slow=2s,rest-stale=3s,rest-truncated=0.3"
     faults = Faults.parse(text)
     assert str(faults) == text
     assert faults.silence == (20.0, 10.0)
@@ -258,7 +286,17 @@ def test_faults_are_read_from_and_written_to_their_short_form() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    ["lightning=1", "drop", "drop=2", "drop=x", "disconnect=30", "disconnect=1.1.1s", "silence=3s", "only=-1"],
+    [
+        "lightning=1",
+        "drop",
+        "drop=2",
+        "drop=x",
+        "disconnect=30",
+        "disconnect=1.1.1s",
+        "silence=3s",
+        "only=-1",
+        "mute=BTC-USD",
+    ],
 )
 def test_faults_that_can_not_be_are_refused_by_name(wrong: str) -> None:
     with pytest.raises(ConfigurationError, match=wrong.partition("=")[0]):

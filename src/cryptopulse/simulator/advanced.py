@@ -30,7 +30,6 @@ class AdvancedSession(ClientSession):
     ) -> None:
         """See ClientSession."""
         super().__init__(socket, venue, number, changed)
-        self._channels: dict[str, dict[str, None]] = {}  # dicts as ordered sets
         self._sequence_num = 0
         self._waiting: dict[int, list[bytes]] = {}
 

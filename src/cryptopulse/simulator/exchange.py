@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import compress
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 
 from cryptopulse.simulator.messages import exchange_error, exchange_heartbeat, exchange_subscriptions
 from cryptopulse.simulator.session import ClientSession
-from cryptopulse.simulator.venue import Batch, Venue
-from cryptopulse.simulator.wire import ServerConnection, frame
+from cryptopulse.simulator.venue import Batch
+from cryptopulse.simulator.wire import frame
 
 _CHANNELS = ("matches", "heartbeat")
 
@@ -23,13 +22,6 @@ class _SubscriptionRefused(Exception):
 
 class ExchangeSession(ClientSession):
     """A connection that speaks the Exchange dialect."""
-
-    def __init__(
-        self, socket: ServerConnection, venue: Venue, number: int, changed: Callable[[ClientSession], None]
-    ) -> None:
-        """See ClientSession."""
-        super().__init__(socket, venue, number, changed)
-        self._channels: dict[str, dict[str, None]] = {}  # dicts as ordered sets
 
     def on_message(self, message: bytes) -> None:
         """Subscribes, unsubscribes, or says why not."""

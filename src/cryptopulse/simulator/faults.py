@@ -46,6 +46,9 @@ class Faults:
     silence: tuple[float, float] = (0.0, 0.0)
     """(start, length): that many seconds after these faults began, connections that are open then stay open
     and say nothing for the length. What they would have said is lost. Later connections work."""
+    mute: tuple[str, float] = ("", 0.0)
+    """(product, start): that many seconds after these faults began, connections that are open then forget that they
+    subscribed to the product: nothing comes of it, with no word, until it is subscribed again."""
     oversized: float = 0.0
     """A message of 6 MB comes every so many seconds of a connection; 0 never."""
     rest_429: float = 0.0
@@ -61,11 +64,11 @@ class Faults:
 
     @classmethod
     def parse(cls, text: str) -> Faults:
-        """Faults from `drop=0.01,disconnect=30s,silence=20s+10s,rest-429=0.2`; empty text means none.
+        """Faults from `drop=0.01,silence=20s+10s,mute=BTC-USD@20s,rest-429=0.2`; empty text means none.
 
         Raises ConfigurationError for unknown names and values that can't be.
         """
-        given: dict[str, int | float | tuple[float, float]] = {}
+        given: dict[str, int | float | tuple[float | str, float]] = {}
         for item in filter(None, (part.strip() for part in text.split(","))):
             name, _, value = item.partition("=")
             if name not in _READERS:
@@ -81,7 +84,13 @@ class Faults:
             if value != item.default:
                 name = item.name.replace("_", "-")
                 unit = "s" if _READERS[name] is _duration else ""
-                text = f"{value[0]:g}s+{value[1]:g}s" if isinstance(value, tuple) else f"{value:g}{unit}"
+                match value:
+                    case (str(product), start):
+                        text = f"{product}@{start:g}s"
+                    case (start, length):
+                        text = f"{start:g}s+{length:g}s"
+                    case _:
+                        text = f"{value:g}{unit}"
                 parts.append(f"{name}={text}")
         return ",".join(parts)
 
@@ -121,7 +130,14 @@ def _window(name: str, text: str) -> tuple[float, float]:
     return _duration(name, start), _duration(name, length)
 
 
-_READERS: dict[str, Callable[[str, str], int | float | tuple[float, float]]] = {
+def _product(name: str, text: str) -> tuple[str, float]:
+    product, at, start = text.partition("@")
+    if not product or not at:
+        raise ConfigurationError(f"Fault {name}={text}: give a product and a time, like {name}=BTC-USD@20s.")
+    return product, _duration(name, start)
+
+
+_READERS: dict[str, Callable[[str, str], int | float | tuple[float | str, float]]] = {
     "skip": _probability,
     "only": _connection,
     "drop": _probability,
@@ -130,6 +146,7 @@ _READERS: dict[str, Callable[[str, str], int | float | tuple[float, float]]] = {
     "garbage": _probability,
     "disconnect": _duration,
     "silence": _window,
+    "mute": _product,
     "oversized": _duration,
     "rest-429": _probability,
     "rest-500": _probability,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from http import HTTPStatus
 
+import structlog
+
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.simulator.faults import Faults
 from cryptopulse.simulator.market import PlayedEpisode
@@ -17,6 +19,8 @@ from cryptopulse.simulator.orders import Orders
 from cryptopulse.simulator.rest import Rest
 from cryptopulse.simulator.venue import Venue
 from cryptopulse.simulator.wire import HttpRequest, HttpResponse
+
+log = structlog.get_logger()
 
 _SKIPPED_MAX = 10_000
 _TRADES_MAX = 100_000
@@ -50,6 +54,7 @@ class Judge:
                 return HttpResponse(encode(self.ledger()))
             case "POST", ["faults"]:
                 self._venue.set_faults(Faults.parse(request.body.decode(errors="replace")))
+                log.info("simulator_faults_set", faults=str(self._venue.faults))
                 return HttpResponse(encode({"faults": str(self._venue.faults)}))
             case "POST", ["rest"]:
                 self._rest.orders = Orders.parse(request.body)

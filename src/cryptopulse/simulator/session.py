@@ -36,6 +36,9 @@ class ClientSession(ABC):
         self.writable.set()
         self.traded: npt.NDArray[np.bool_] = np.zeros(len(venue.products), dtype=bool)
         """Products whose trades this connection wants."""
+        self._channels: dict[str, dict[str, None]] = {}
+        """What is subscribed, by channel; dicts as ordered sets."""
+        self._muted_by: Faults | None = None
         self.subscribed_at: float | None = None
         self._connected_at = time.monotonic()
         self._oversized_at = 0.0
@@ -120,6 +123,13 @@ class ClientSession(ABC):
             return
         silent_from = venue.faults_since + faults.silence[0]
         self.socket.muted = self._connected_at < silent_from <= now < silent_from + faults.silence[1]
+        product, mute_after_s = faults.mute
+        if product and self._muted_by is not faults and self._connected_at < venue.faults_since + mute_after_s <= now:
+            self._muted_by = faults
+            log.info("simulator_fault", fault="mute", connection=self.number, product=product)
+            for subscribed in self._channels.values():
+                subscribed.pop(product, None)
+            self.traded[venue.numbers[product]] = False
         if faults.disconnect and now - max(self.subscribed_at, venue.faults_since) >= faults.disconnect:
             log.info("simulator_fault", fault="disconnect", connection=self.number)
             self.cut()

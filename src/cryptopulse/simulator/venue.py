@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import structlog
 
+from cryptopulse.errors import ConfigurationError
 from cryptopulse.simulator.faults import Faults, oversized_frame
 from cryptopulse.simulator.history import History
 from cryptopulse.simulator.market import Ints, SimulatedMarket, Trades
@@ -61,8 +62,7 @@ class Venue:
         self.history = History(self.products, options.history)
         self.sequences = self.history.published * 120
         """Newest published sequence of each product."""
-        self.faults = options.faults
-        self.faults_since = time.monotonic()
+        self.set_faults(options.faults)
         self.started = asyncio.Event()
         self.stopped = False
         self.started_ns = 0
@@ -84,9 +84,12 @@ class Venue:
         log.info("simulator_trading_started", products=len(self.products), rate=self.options.rate)
 
     def set_faults(self, faults: Faults) -> None:
-        """Changes what goes wrong from now on."""
+        """Changes what goes wrong from now on. Raises ConfigurationError for a product that is not traded here."""
+        product, _ = faults.mute
+        if product and product not in self.numbers:
+            raise ConfigurationError(f"Fault mute: {product} is not traded here.")
         self.faults, self.faults_since = faults, time.monotonic()
-        log.info("simulator_faults_set", faults=str(faults))
+        """What goes wrong, and since when (monotonic seconds)."""
 
     def offset_us(self) -> int:
         """Market time since the start of trading, in microseconds; at speed 0 that of the newest trade."""

@@ -212,6 +212,13 @@ def test_only_the_hours_asked_for_are_audited_and_holes_at_their_edges_belong_to
     assert audit(lake, "--to", "2026-07-07T16:00+03:00").product("BTC-USD")["missing_ids"] == 2
 
 
+def test_one_trade_with_a_wrong_time_hides_no_hole_of_the_audited_hours(make: Make) -> None:
+    trades = [*btc(*range(100, 130)), Trade("BTC-USD", 99, at(86_400 * 365))]
+    lake = make(matches([trade for trade in trades if trade.trade_id != 110]))
+    found = audit(lake, "--to", "2026-07-07T13:00")
+    assert (found.code, found.one("hole")["first_trade_id"], found.product("BTC-USD")["held_ids"]) == (8, 110, 29)
+
+
 def test_what_was_harmed_outside_of_the_audited_time_is_not_told(make: Make) -> None:
     lake = make(hours_of_trades())
     delete(lake, BARS, "window_start = '2026-07-07T12:10:00Z'")

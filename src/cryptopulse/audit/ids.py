@@ -42,10 +42,10 @@ class SilverIds:
     late: IdSet = _NONE
     """Those that the tables made of silver may not have taken in."""
     doubled: IdSet = _NONE
-    before: int | None = None
-    """Highest id of a trade before the audited time."""
-    after: int | None = None
-    """Lowest id of a trade after the audited time."""
+    earlier: IdSet = _NONE
+    """Those of trades before the audited time."""
+    later: IdSet = _NONE
+    """Those of trades after it."""
     days: list[tuple[date | None, int, int]] = field(default_factory=list)
     """By day the lowest and the highest id."""
 
@@ -67,8 +67,8 @@ def held_ids(snapshot: LakeSnapshot, scope: AuditScope, settled_us: int) -> dict
             held.rest |= of_masks(rows, "rest")
             held.late |= of_masks(rows, "late")
             held.days.append((day, ids.first, ids.last))
-            held.before = pc.max(pa.array([held.before, pc.max(rows["before"]).as_py()], pa.int64())).as_py()
-            held.after = pc.min(pa.array([held.after, pc.min(rows["after"]).as_py()], pa.int64())).as_py()
+            held.earlier |= of_masks(rows, "earlier")
+            held.later |= of_masks(rows, "later")
 
         if misplaced := pc.sum(masks["misplaced"]).as_py():
             text = f"{SILVER}: {misplaced:,} trades of the partition {day} were made on another day"
@@ -145,13 +145,13 @@ def _masks_sql(scope: AuditScope, day: date | None, settled_us: int) -> str:
     if day is not None:
         start_us = day_start_us(day)
         misplaced = f"event_us < {start_us} OR event_us >= {start_us + DAY_US}"
-    before = "false" if scope.from_us is None else f"event_us < {scope.from_us}"
-    after = "false" if scope.to_us is None else f"event_us >= {scope.to_us}"
+    earlier = "false" if scope.from_us is None else f"event_us < {scope.from_us}"
+    later = "false" if scope.to_us is None else f"event_us >= {scope.to_us}"
     return f"""
         SELECT
             symbol, trade_id >> 6 AS chunk, count(*) AS copies, bit_or(bit) AS held,
             bit_or(bit) FILTER (source = 'rest') AS rest, bit_or(bit) FILTER (load_us > {settled_us}) AS late,
-            max(trade_id) FILTER ({before}) AS before, min(trade_id) FILTER ({after}) AS after,
+            bit_or(bit) FILTER ({earlier}) AS earlier, bit_or(bit) FILTER ({later}) AS later,
             count(*) FILTER ({misplaced}) AS misplaced
         FROM (
             SELECT

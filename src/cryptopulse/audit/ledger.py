@@ -98,17 +98,13 @@ def accounts_of(
         known = account.held.all | account.claimed | account.received.settled
         if not known:
             continue
-        account.first, account.last = known.first, known.last
+        last = known.last
         if account.received.heartbeat_id is not None and scope.is_open_ended:
-            account.last = max(account.last, account.received.heartbeat_id)
-        # A hole at an edge of the audited time belongs to it: its trades may have been made on either side.
-        if account.held.before is not None:
-            account.first = max(account.first, account.held.before + 1)
-        if account.held.after is not None:
-            account.last = min(account.last, account.held.after - 1)
-        if account.first > account.last:
+            last = max(last, account.received.heartbeat_id)
+        audited = _within_time(account.held, known.first, last)
+        if not audited:
             continue
-
+        account.first, account.last = audited.first, audited.last
         rest = IdSet.of([(account.first, account.last)]) - account.held.all
         absent = IdSet.of((absence.first_trade_id, absence.last_trade_id) for absence in account.absences)
         # A message of it in bronze says more than a page without it: silver must have it.
@@ -118,6 +114,22 @@ def accounts_of(
         account.missing = rest - account.on_the_way
         found.append(account)
     return found
+
+
+def _within_time(held: SilverIds, first: int, last: int) -> IdSet:
+    """Of the ids from `first` to `last` those of trades in the audited time, and the holes that may belong to it.
+
+    Ids are not quite in the order of time. So a hole is left out only if the trades on both sides of it were made
+    before the audited time, or both after it.
+    """
+    inside = held.all - held.earlier - held.later
+    holes = IdSet.of([(first, last)]) - held.all
+    below, above = holes.starts - 1, holes.ends + 1
+    is_lowest, is_highest = below < first, above > last
+    is_earlier = (held.earlier.touch(below, below) | is_lowest) & held.earlier.touch(above, above)
+    is_later = held.later.touch(below, below) & (held.later.touch(above, above) | is_highest)
+    belongs = ~(is_earlier | is_later)
+    return inside | IdSet.of_arrays(holes.starts[belongs], holes.ends[belongs])
 
 
 def find_times(snapshot: LakeSnapshot, accounts: Sequence[Account]) -> None:

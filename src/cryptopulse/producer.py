@@ -315,9 +315,10 @@ def _sources(settings: FeedSettings) -> list[_FeedSource]:
     """The feeds to record. Raises ConfigurationError for an address that is none."""
     exchange, advanced = ExchangeDialect(), AdvancedDialect()
     first: Dialect = advanced if settings.dialect == "advanced" else exchange
-    made = [_FeedSource(first, settings.websocket_url or first.default_url)]
+    made = [_FeedSource(first, first.default_url if settings.websocket_url is None else settings.websocket_url)]
     check_url(made[0].url, "feed.websocket_url")
     if settings.dialect == "both":
-        made.append(_FeedSource(advanced, settings.advanced_url or advanced.default_url))
+        url = advanced.default_url if settings.advanced_url is None else settings.advanced_url
+        made.append(_FeedSource(advanced, url))
         check_url(made[1].url, "feed.advanced_url")
     return made

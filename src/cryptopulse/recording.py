@@ -68,30 +68,42 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
     Raises ConfigurationError when the file can't be read, or naming the line that is not a recorded message.
     """
     name = "from standard input" if path == STANDARD_INPUT else str(path)
-    number, rest = 1, b""
+    number, rest = 1, bytearray()
     with _errors(name), ExitStack() as stack:
         text = _decompressed(sys.stdin.buffer if path == STANDARD_INPUT else stack.enter_context(path.open("rb")))
         while data := text.read(_CHUNK_BYTES):
             if not rest and number == 1:
                 data = data.removeprefix(_BYTE_ORDER_MARK)
-            end = data.rfind(b"\n") + 1
-            whole, rest = (rest + data[:end], data[end:]) if end else (b"", rest + data)
-            if len(rest) > _LINE_BYTES_MAX:
-                raise _BrokenLineError(number + whole.count(b"\n"), "it is too long")
-            if whole:
+            if end := data.rfind(b"\n") + 1:
+                whole, rest = bytes(rest) + data[:end], bytearray(data[end:])
                 lines = whole.count(b"\n")
                 yield _chunk(whole, number, lines)
                 number += lines
-        if not rest or rest.isspace():
+            else:
+                rest += data
+            if len(rest) > _LINE_BYTES_MAX:
+                raise _BrokenLineError(number, "it is too long")
+        last = bytes(rest)
+        if not last or last.isspace():
             return
         try:
-            _decoder.decode(rest)
+            _decoder.decode(last)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if number == 1 or isinstance(error, msgspec.ValidationError):  # it was never one, or it is whole and wrong
+            if number == 1 or not _is_torn(last, error):  # it was never one, or it is whole and wrong
                 raise _BrokenLineError(number, error) from error
-            _log.warning("truncated_line_skipped", recording=name, line=number, bytes=len(rest))
+            _log.warning("truncated_line_skipped", recording=name, line=number, bytes=len(last))
         else:
-            yield _chunk(rest, number, 0)
+            yield _chunk(last, number, 0)
+
+
+def _is_torn(line: bytes, error: Exception) -> bool:
+    """Whether `line`, of whose reading came `error`, is the beginning of a message whose end was never written."""
+    if line.endswith(b"\0"):  # as a power cut leaves it
+        return True
+    if isinstance(error, UnicodeDecodeError):
+        return error.end >= len(line)
+    said = str(error)  # within a number the reader only names the place: the end
+    return "truncated" in said or ("trailing" not in said and f"(byte {len(line)})" in said)
 
 
 def read_recording(path: Path) -> Iterator[tuple[int | None, bytes]]:
@@ -120,7 +132,8 @@ def _errors(name: str) -> Iterator[None]:
         raise ConfigurationError(f"Recording {name}, {error}") from error
     except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or str(error).rstrip(".")
-        remedy = _CUT_OFF if isinstance(error, EOFError) or why.startswith("Truncated") else ""
+        is_cut_off = isinstance(error, EOFError | gzip.BadGzipFile) or why.startswith("Truncated")
+        remedy = _CUT_OFF if is_cut_off else ""
         raise ConfigurationError(f"Recording {name} can't be read: {why}.{remedy}") from error
 
 
@@ -130,7 +143,7 @@ def _chunk(block: bytes, number: int, lines: int) -> Chunk:
     with suppress(msgspec.DecodeError, UnicodeDecodeError):
         rows = _decoder.decode_lines(block)
         raws, received_us = [row.raw for row in rows], _micros([row.recv for row in rows])
-        is_negative = received_us.min(initial=0) < 0 and any(row.recv is not None and row.recv < 0 for row in rows)
+        is_negative = received_us.min(initial=1) <= 0 and any(row.recv is not None and row.recv < 0 for row in rows)
         is_in_range = received_us.max(initial=0) < _RECV_END * 1_000_000 and not is_negative
         if len(rows) == lines and None not in raws and is_in_range:
             return Chunk(received_us, cast("list[str]", raws))

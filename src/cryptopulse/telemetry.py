@@ -15,6 +15,7 @@ from cryptopulse.engine import StepResult
 from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, QUARANTINE, SILVER
 from cryptopulse.latency import Latency, elapsed_ms
+from cryptopulse.text import decimal_text
 
 HOPS = (
     "exchange_to_receive",
@@ -136,10 +137,10 @@ class Telemetry:
         for symbol, bars in self._newest_bars.items():
             first, last = bars[min(bars)], bars[max(bars)]
             products[symbol] = {
-                "price": f"{last['close'].normalize():f}",
-                "open": f"{first['open'].normalize():f}",
+                "price": decimal_text(last["close"]),
+                "open": decimal_text(first["open"]),
                 "time": last["window_start"].isoformat(),
-                "volume": f"{sum(bar['volume'] for bar in bars.values()).normalize():f}",
+                "volume": decimal_text(sum(bar["volume"] for bar in bars.values())),
                 "trades": sum(bar["trade_count"] for bar in bars.values()),
             }
         most_traded = sorted(products.items(), key=lambda item: (-item[1]["trades"], item[0]))
@@ -152,6 +153,6 @@ class Telemetry:
         alerts = []
         for row in newest.to_pylist():
             times = {name: row[name].isoformat() for name in ("opened_at", "detected_at")}
-            prices = {name: f"{row[name].normalize():f}" for name in ("start_price", "end_price")}
+            prices = {name: decimal_text(row[name]) for name in ("start_price", "end_price")}
             alerts.append(row | times | prices | {"latency_ms": self._detection_ms.get(row["alert_id"])})
         return alerts

@@ -43,10 +43,16 @@ def parse_trade_time(text: str) -> datetime:
     return moment
 
 
+def decimal_text(value: Decimal | int) -> str:
+    """A number with all its digits, however many, without an exponent or zeros at its end."""
+    text = f"{value:f}"  # `normalize` would round to 28 digits
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def price_text(text: object) -> str:
     """A price with all its digits, in groups of three."""
-    price = to_decimal(text).normalize()
-    decimals = max(-int(price.as_tuple().exponent), 2)
+    price = to_decimal(text)
+    decimals = max(len(decimal_text(price).partition(".")[2]), 2)
     return f"{price:,.{decimals}f}"
 
 

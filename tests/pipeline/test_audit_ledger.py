@@ -349,6 +349,13 @@ def test_a_refused_trade_that_came_right_as_well_is_held(make: Make) -> None:
     assert (found.code, found.json["refused_ids"]) == (0, 0)
 
 
+@pytest.mark.parametrize("trade_id", [103.5, "103.5", 103.0, " 103", "1_03", "103x"])
+def test_half_an_id_is_none_that_was_received(make: Make, trade_id: object) -> None:
+    found = audit(make([*matches(btc(100, 101, 102)), btc(103)[0].match(trade_id=trade_id), *matches(btc(105))]))
+    assert (found.one("hole")["first_trade_id"], found.one("hole")["last_trade_id"]) == (103, 104)
+    assert not found.of("ids_refused")
+
+
 def test_a_message_that_silver_lost_is_no_refused_one(make: Make) -> None:
     lake = make([*matches(btc(*range(100, 110))), btc(104)[0].match(price="cheap")])
     delete(lake, SILVER, "trade_id = 104")

@@ -223,3 +223,25 @@ def test_a_line_that_is_no_message_is_the_users_error_with_its_number(
     errors = capsys.readouterr().err
     assert "line 2" in errors
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["status", "config", "--version", "--help"])
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_stream_is_as_good_as_dev_null(clean: Path, command: str, closed: str) -> None:
+    shell = f'exec "$@" {closed}'
+    arguments = ["sh", "-c", shell, "sh", *PROGRAM, command]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "error" in done.stderr) == (3 if command == "status" else 0, False)
+
+
+@pytest.mark.parametrize("command", ["config", "--help"])
+def test_a_reader_that_has_had_enough_is_no_fault_and_a_full_disk_is_one_line(clean: Path, command: str) -> None:
+    with subprocess.Popen([*PROGRAM, command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        started.stdout.close()
+        assert (started.stderr.read(), started.wait(60)) == (b"", 0)
+    with Path("/dev/full").open("w") as full:
+        arguments = [*PROGRAM, command]
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n"), "disk is full" in done.stderr) == (3, 1, True)

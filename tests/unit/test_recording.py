@@ -140,7 +140,21 @@ def test_a_torn_last_line_is_left_out_and_said(tmp_path: Path, torn: bytes, is_p
     assert events == [("truncated_line_skipped", 3, len(torn))]
 
 
-@pytest.mark.parametrize("wrong", [b'{"recv":1.0}', b'{"raw":7}', b"[1]", b"12", b'"a"', b"null"])
+def test_a_message_is_torn_wherever_it_was_cut(tmp_path: Path) -> None:
+    whole = (
+        '{"type":"match","ok":true,"no":null,"x":-1.5e-8,"list":[1,{"ü":"\\u20ac\\n€\U0001f600"}], "raw":"a"}'.encode()
+    )
+    for size in range(1, len(whole)):
+        with capture_logs() as lines:
+            assert list(read_recording(written(tmp_path, LINES + whole[:size]))) == FOUND, whole[:size]
+        assert [line["bytes"] for line in lines] == [size]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [b'{"recv":1.0}', b'{"raw":7}', b"[1]", b"12", b'"a"', b"null", b"hello world", PLAIN + PLAIN, WRAPPED + b"x",
+     b'{"recv":-1e-9,"raw":"a"}'],
+)  # fmt: skip
 def test_a_last_line_that_is_whole_and_wrong_is_no_torn_one(tmp_path: Path, wrong: bytes) -> None:
     with pytest.raises(ConfigurationError, match="line 3"):
         list(read_recording(written(tmp_path, LINES + wrong)))

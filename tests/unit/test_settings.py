@@ -103,6 +103,28 @@ def test_a_configuration_file_that_is_not_toml_is_the_users_error(clean: Path) -
         load_settings()
 
 
+def test_a_file_is_blamed_by_its_own_name(clean: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (clean / ".env").write_bytes(b"= what\n???\nCRYPTOPULSE_LAKE=here\n")
+    assert load_settings().lake == str(clean / "here")
+    (clean / ".env").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationError, match=r"^The file \.env can't be read"):
+        load_settings()
+    (clean / ".env").unlink()
+    (clean / "cryptopulse.toml").write_bytes(b'\xef\xbb\xbflake = "here"\n')
+    with pytest.raises(ConfigurationError, match=r"cryptopulse\.toml is not valid TOML: .* byte order mark"):
+        load_settings()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("lake", ["", " ", "/", "file://", "file:///", "//"])
+def test_a_lake_has_a_name(lake: str, clean: Path) -> None:
+    with pytest.raises(ConfigurationError, match="lake: "):
+        load_settings(lake=lake)
+    (clean / "cryptopulse.toml").write_text("lake = 5")
+    with pytest.raises(ConfigurationError, match="lake: "):
+        load_settings()
+
+
 def test_every_setting_says_what_it_means() -> None:
     undocumented = [setting.name for setting in described(Settings()) if len(setting.meaning) < 10]
     assert not undocumented

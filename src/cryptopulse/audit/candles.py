@@ -24,6 +24,7 @@ from cryptopulse.audit.snapshot import BARS, LakeSnapshot
 from cryptopulse.errors import ConfigurationError, TransientError, UnknownProduct
 from cryptopulse.feed.rest import CANDLES_MAX, Candle, RestClient
 from cryptopulse.retry import Backoff, retrying
+from cryptopulse.text import decimal_text
 
 _MINUTE_US = 60_000_000
 _PUBLISHED_US = 120_000_000
@@ -156,7 +157,7 @@ def _compare(snapshot: LakeSnapshot, bars: _Bars, first: int, last: int, candles
 
 
 def _plain(value: Decimal) -> str:
-    return f"{value.normalize():f}"
+    return decimal_text(value)
 
 
 def _report(snapshot: LakeSnapshot, symbol: str, minute: int, said: str, details: dict[str, object]) -> None:

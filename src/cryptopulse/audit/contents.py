@@ -26,6 +26,7 @@ from cryptopulse.audit.progress import Progress
 from cryptopulse.audit.report import micros, moment, utc
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BRONZE, QUARANTINE, SILVER, LakeSnapshot
+from cryptopulse.text import decimal_text
 
 _CHUNKS_AT_ONCE = 10_000  # 640,000 trades, some 60 MB
 _NUMBERS = ("price", "size")
@@ -121,7 +122,7 @@ class Contents:
         assert found.example is not None
         offset, partition, trade_id, *both = found.example
         stored, received = (
-            (f"{price.normalize():f}", f"{size.normalize():f}", side, moment(utc(us))) for price, size, side, us in both
+            (decimal_text(price), decimal_text(size), side, moment(utc(us))) for price, size, side, us in both
         )
         columns = {
             name: {"stored": ours, "received": theirs}
@@ -239,4 +240,4 @@ def _contents(message: Mapping[str, Any]) -> Iterator[tuple[str, int, _Content]]
 
 def _shown(content: _Content) -> tuple[str, str, str, str]:
     price, size, side, us = content
-    return f"{price.normalize():f}", f"{size.normalize():f}", side, moment(utc(us))
+    return decimal_text(price), decimal_text(size), side, moment(utc(us))

@@ -137,6 +137,10 @@ def page_ids(body: bytes) -> list[int] | None:
         return None
 
 
+_ID = "CASE WHEN regexp_full_match({0}, '[0-9]+') THEN try_cast({0} AS BIGINT) END"
+"""SQL: a text as an id. A cast alone would round 1.5 to 2, an id that never came."""
+
+
 class _PageRow(msgspec.Struct):
     trade_id: Any
     price: Any = None
@@ -171,8 +175,8 @@ class TradeReader:
         single = f"""
             SELECT
                 CASE WHEN f[1] IS NOT NULL THEN f[2] END AS symbol,
-                CASE WHEN f[1] <> 'heartbeat' THEN try_cast(f[3] AS BIGINT) END AS trade_id,
-                CASE WHEN f[1] = 'heartbeat' THEN try_cast(f[4] AS BIGINT) END AS named_id,
+                CASE WHEN f[1] <> 'heartbeat' THEN {_ID.format("f[3]")} END AS trade_id,
+                CASE WHEN f[1] = 'heartbeat' THEN {_ID.format("f[4]")} END AS named_id,
                 f[5] AS price, f[6] AS size, f[7] AS side, f[8] AS time, {_PLACE}
             FROM ({_messages_sql(progress, members)})
             WHERE f IS NULL OR f[1] IS NULL OR f[1] IN ('match', 'last_match', 'heartbeat')"""
@@ -181,7 +185,7 @@ class TradeReader:
         batch = f"unnest([try(from_json(try(decode(m.body)), '{_BATCH}'))]) AS b"
         batches = f"""
             SELECT
-                t.product_id AS symbol, try_cast(t.trade_id AS BIGINT) AS trade_id, NULL::BIGINT AS named_id,
+                t.product_id AS symbol, {_ID.format("t.trade_id")} AS trade_id, NULL::BIGINT AS named_id,
                 t.price AS price, t.size AS size, t.side AS side, t.time AS time, {_PLACE}
             FROM (
                 SELECT {_PLACE}, unnest(flatten(list_transform(b.events, lambda e: coalesce(e.trades, [])))) AS t
@@ -301,7 +305,8 @@ def _page_rows(pages: pa.Table) -> pa.Table:
             for row in _rows.decode(body):
                 with suppress(TypeError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
                     trade = _page_trade.decode(row)
-                    if 0 < int(trade.trade_id) < 2**63:
+                    text = str(trade.trade_id)
+                    if text.isascii() and text.isdigit() and 0 < int(text) < 2**63:
                         trades.append(trade)
         found.append(trades)
     of_page = np.repeat(np.arange(len(found)), [len(trades) for trades in found])

@@ -22,6 +22,7 @@ from cryptopulse.audit.progress import Progress
 from cryptopulse.audit.report import AuditCheck, moment, utc
 from cryptopulse.audit.scope import DAY_US, AuditScope, day_start_us
 from cryptopulse.audit.snapshot import BARS, SILVER, STATISTICS, LakeSnapshot
+from cryptopulse.text import decimal_text
 
 _MINUTE_US = 60_000_000
 _SLOT_US = 5 * _MINUTE_US
@@ -304,4 +305,4 @@ def _near(names: Iterable[str]) -> list[str]:
 def _shown(value: object) -> str:
     if isinstance(value, datetime):
         return moment(value)
-    return f"{value.normalize():f}" if isinstance(value, Decimal) else str(value)
+    return decimal_text(value) if isinstance(value, Decimal) else str(value)

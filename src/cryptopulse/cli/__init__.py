@@ -7,6 +7,7 @@ user's mistake; for a fault of the program it goes to a file, and to standard er
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -75,6 +76,14 @@ def main() -> None:
         text = error.object[error.start : error.end]
         return "".join(_PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text), error.end
 
+    # Closed by who started us (`>&-`): as /dev/null, or the next file that is opened would take the place.
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     codecs.register_error("plain", in_plain_letters)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -92,8 +101,10 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one for each kind o
         code = command.main(given, prog_name="cryptopulse", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:  # the reader of our output had enough: `cryptopulse sql ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _drop_output()  # its reader had enough: `cryptopulse sql ... | head`. (Typer makes an exit of the error.)
         return 0
     except CryptoPulseError as error:
         return _fail(str(error), error.exit_code, debug)
@@ -104,12 +115,22 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one for each kind o
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:  # noqa: BLE001 -- the top: everything else is a fault of ours
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            _drop_output()
+            return _fail("The disk is full to which the output, or a temporary file, is written.", 3, debug)
         package = (getattr(error, "name", None) or "cryptopulse").partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and package != "cryptopulse":  # the core alone, as on Databricks
             text = f"This command needs the package {package}: pip install 'cryptopulse[all]'."
             return _fail(text, ConfigurationError.exit_code, debug)
         details = "" if debug else f"; {_save_details()}"
         return _fail(f"unexpected error: {type(error).__name__}: {error}{details}", 1, debug)
+
+
+def _drop_output() -> None:
+    """What is still to be written to standard output goes nowhere: at the end Python would try once more."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.close(descriptor)
 
 
 def _fail(message: str, exit_code: int, debug: bool) -> int:

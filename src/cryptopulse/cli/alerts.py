@@ -44,7 +44,7 @@ def list_alerts(
     lake: Lake = None,
     config: Config = None,
     products: _Products = None,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="How many, the newest first.")] = 50,
+    rows: Annotated[int, typer.Option(min=1, max=10**9, metavar="N", help="How many, the newest first.")] = 50,
     json: Json = False,
 ) -> None:
     """List the episodes found, the newest first."""
@@ -85,17 +85,29 @@ def backtest(
     json: Json = False,
 ) -> None:
     """Judge the stored trades by a rule, without storing anything. Without --rule: by the rules in force."""
+    from cryptopulse.errors import ConfigurationError
     from cryptopulse.text import parse_trade_time
 
     settings = settings_from(lake, config)
     rules = [parse_rule(text) for text in rule or ()] or settings.alerts.rules
     wanted = _ids(products)
     from_time, to_time = (parse_trade_time(text) if text else None for text in (start, end))
+    if from_time and to_time and from_time >= to_time:
+        raise ConfigurationError(f"--start {start} is not before --end {end}.")
 
     from cryptopulse.engine.backtest import backtest as judge_history
 
+    hours = 0
     with progress_bar("hours") as progress:
-        found = judge_history(settings.location, rules, wanted, from_time, to_time, progress)
+
+        def count(done: int, total: int) -> None:
+            nonlocal hours
+            hours = done
+            progress(done, total)
+
+        found = judge_history(settings.location, rules, wanted, from_time, to_time, count)
+    if not hours:
+        raise ConfigurationError("Nothing was judged: the lake has no trades of these products in this time.")
     _print_alerts(found.to_pylist(), json)
 
 
@@ -138,6 +150,8 @@ def parse_rule(text: str) -> AlertRule:
         if not equals or name not in AlertRule.model_fields:
             names = ", ".join(AlertRule.model_fields)
             raise ConfigurationError(f"Rule part '{part}': write NAME=VALUE with one of {names}.")
+        if name in given:
+            raise ConfigurationError(f"Rule part '{part}': {name} is given twice.")
         given[name] = value.split("|") if name in ("products", "types") else value
     try:
         return AlertRule(**given)
@@ -154,12 +168,14 @@ def _print_alerts(alerts: list[dict[str, Any]], json: bool) -> None:
         typer.echo("No alerts.")
         return
 
+    from cryptopulse.text import decimal_text
+
     def cell(value: Any) -> object:
         if isinstance(value, datetime):
             return f"{value:%Y-%m-%d %H:%M:%S}"
         if isinstance(value, float):
             return f"{value:+.2f}"
-        return f"{value.normalize():,f}" if isinstance(value, Decimal) else value
+        return f"{Decimal(decimal_text(value)):,f}" if isinstance(value, Decimal) else value
 
     print_table(_COLUMNS, [[cell(alert[name]) for name in _COLUMNS] for alert in alerts], _NUMBERS)
 

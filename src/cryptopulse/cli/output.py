@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,20 +12,30 @@ from decimal import Decimal
 
 import typer
 
+from cryptopulse.text import decimal_text
+
 
 def print_json(value: object) -> None:
-    """`value` on standard output as JSON, indented; times, decimals and bytes as text."""
+    """`value` on standard output as JSON, indented; times, decimals and bytes as text, and what is no number in JSON
+    (`NaN`, `Infinity`)."""
 
     def as_text(value: object) -> str:
         return value.isoformat() if isinstance(value, datetime) else cell_text(value)
 
-    sys.stdout.write(json.dumps(value, indent=2, default=as_text) + "\n")
+    def finite(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: finite(part) for name, part in value.items()}
+        if isinstance(value, list):
+            return [finite(part) for part in value]
+        return json.dumps(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    sys.stdout.write(json.dumps(finite(value), indent=2, default=as_text) + "\n")
 
 
 def cell_text(value: object) -> str:
     """One value of a table for people: decimals without trailing zeros, bytes as the text that they are."""
     if isinstance(value, Decimal):
-        return f"{value.normalize():f}"
+        return decimal_text(value)
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return "" if value is None else str(value)

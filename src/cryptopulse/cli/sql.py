@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cryptopulse.cli.options import Config, Json, Lake, settings_from
 from cryptopulse.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +22,7 @@ def sql(
     query: Annotated[str, typer.Argument(help="In DuckDB's SQL; tables are bronze.…, silver.…, gold.….")],
     lake: Lake = None,
     config: Config = None,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of the table to print.")] = 100,
+    rows: Annotated[int, typer.Option(min=1, max=10**9, metavar="N", help="Rows of the table to print.")] = 100,
     json: Json = False,
 ) -> None:
     """Ask the tables a question; read-only. With --json all rows are printed, as a list of objects."""
@@ -28,12 +31,32 @@ def sql(
     from cryptopulse.lake.dataset import read
 
     settings = settings_from(lake, config)
+    found = _printable(read(settings.location, query, rows_max=None if json else rows + 1))
     if json:
-        print_json(read(settings.location, query).to_pylist())
+        print_json(found.to_pylist())
         return
-    found = read(settings.location, query, rows_max=rows + 1)
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     numbers = frozenset(field.name for field in found.schema if any(test(field.type) for test in is_number))
     print_table(found.column_names, list(zip(*found.slice(0, rows).to_pydict().values(), strict=True)), numbers)
     if found.num_rows > rows:
         typer.echo(f"Only the first {rows:,} rows are shown; --rows shows more.", err=True)
+
+
+def _printable(found: pa.Table) -> pa.Table:
+    """The same rows, with names that differ (`a`, `a_1`) and times beyond the calendar of Python as text."""
+    import duckdb
+    import pyarrow as pa
+
+    names: list[str] = []
+    columns = []
+    for name, column in zip(found.column_names, found.columns, strict=True):
+        count = 0
+        while (distinct := f"{name}_{count}" if count else name) in names:
+            count += 1
+        names.append(distinct)
+        try:
+            column.to_pylist()
+            columns.append(column)
+        except (OverflowError, ValueError):
+            columns.append(duckdb.from_arrow(pa.table({"c": column})).project("c::VARCHAR AS c").to_arrow_table()["c"])
+    return pa.table(columns, names=names)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cryptopulse.engine.exact import TIME_MAX
 from cryptopulse.engine.judge import COLUMNS, judge, lookback_max_s, scopes_of
 from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.errors import ConfigurationError
@@ -19,7 +20,6 @@ from cryptopulse.settings import AlertRule
 from cryptopulse.text import MICROS
 
 _HOUR_US = 3600 * MICROS  # judged in one go; bounds memory to the trades of an hour and its look-backs
-_FAR_US = 4_102_444_800 * MICROS  # 2100-01-01
 
 
 def backtest(
@@ -40,7 +40,7 @@ def backtest(
         raise ConfigurationError(f"There are no trades at {lake}: name a lake with --lake.")
     only = f" AND symbol IN ({', '.join(repr(symbol) for symbol in symbols)})" if symbols else ""
     first_us = _micros(start) if start else 0
-    last_us = _micros(end) - 1 if end else _FAR_US
+    last_us = _micros(end) - 1 if end else TIME_MAX
     lookback_us = lookback_max_s(rules) * MICROS
     episodes = ALERTS.empty
     trades, held_to_us = SILVER.empty.select(COLUMNS), 0

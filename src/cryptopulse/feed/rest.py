@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
@@ -122,7 +122,18 @@ class RestClient:
     with`."""
 
     def __init__(self, base_url: str, *, allowance: Path | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        """`allowance`: a file by which the processes of a lake share the limit; None: it is this object's own."""
+        """`allowance`: a file by which the processes of a lake share the limit; None: it is this object's own.
+
+        Raises ConfigurationError for a `base_url` that is no address.
+        """
+        try:
+            parts = urlsplit(base_url)
+            httpx.URL(base_url)
+            is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except (ValueError, httpx.InvalidURL):  # a port that is none, an IPv6 address without its end
+            is_address = False
+        if not is_address:
+            raise ConfigurationError(f"Setting feed.rest_url: {base_url!r} is not a web address (https://…).")
         self.base_url = base_url.rstrip("/")
         self.requests = 0
         self.failures = 0
@@ -219,10 +230,7 @@ class RestClient:
         self, client: httpx.AsyncClient, url: str, query: Mapping[str, int | str] | None
     ) -> tuple[httpx.Response, bytes]:
         """Any answer, and its whole body."""
-        try:
-            request = client.build_request("GET", url, params=query)
-        except httpx.InvalidURL as error:
-            raise _no_address(url, error) from error
+        request = client.build_request("GET", url, params=query)
         body = bytearray()
         try:
             async with asyncio.timeout(self._timeout_s * _WHOLE):
@@ -234,8 +242,6 @@ class RestClient:
                             raise TransientError(f"{url} sent more than {ANSWER_MAX_BYTES} bytes")
                 finally:
                     await answer.aclose()
-        except httpx.UnsupportedProtocol as error:
-            raise _no_address(url, error) from error
         except httpx.DecodingError as error:
             raise TransientError(f"{url} sent what can't be unpacked: {str(error)[:_SHOWN_MAX]}") from error
         except TimeoutError as error:
@@ -258,10 +264,6 @@ class RestClient:
         except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
             # An address that is none, or a proxy or certificate file of the environment that is of no use.
             raise ConfigurationError(f"Cannot set up requests to {self.base_url}: {error}.") from error
-
-
-def _no_address(url: str, error: Exception) -> ConfigurationError:
-    return ConfigurationError(f"Setting feed.rest_url: {url} is not a web address: {error}.")
 
 
 def _check(url: str, answer: httpx.Response, body: bytes, product: str) -> None:

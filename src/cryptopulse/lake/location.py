@@ -234,7 +234,11 @@ class LakeLocation:
 
 
 def _local(text: str) -> tuple[str, Path]:
+    if not text.strip():  # an unset variable of a shell: the tables would lie where one happens to be
+        raise ValueError(f"the name is empty; write {_FORMS}")
     folder = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 - Path's own raises for ~name of no user
+    if folder == Path(folder.anchor):
+        raise ValueError("/ is no folder for a lake; name one in it")
     _check_local(str(folder))
     _check_local(os.path.realpath(folder))  # which delta-rs goes to
     if folder.parts[1:2] == ("dbfs",):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cryptopulse.notify.episodes import AlertEpisode, Item, Notification
 from cryptopulse.settings.notify import Event
-from cryptopulse.text import price_text
+from cryptopulse.text import decimal_text, price_text
 
 Kind = Literal["info", "success", "warning", "failure"]
 
@@ -59,7 +59,7 @@ def message_of(notification: Notification) -> AlertMessage:
         )
     item = items[0]
     episode, event = item.episode, item.events[-1]
-    rule = f"{episode.threshold_pct.normalize():f} % within {episode.lookback_s} s"
+    rule = f"{decimal_text(episode.threshold_pct)} % within {episode.lookback_s} s"
     start = _trade_text(episode.window_start, episode.start_trade_id)
     end = _trade_text(episode.window_end, episode.end_trade_id)
     first = _trade_text(episode.opened_at, episode.trigger_trade_id)
@@ -124,9 +124,9 @@ def fields_of(item: Item) -> dict[str, Any]:
         "symbol": episode.symbol,
         "rule": episode.rule,
         "price_change_pct": round(episode.price_change_pct, 6),
-        "start_price": f"{episode.start_price.normalize():f}",
-        "end_price": f"{episode.end_price.normalize():f}",
-        "threshold_pct": f"{episode.threshold_pct.normalize():f}",
+        "start_price": decimal_text(episode.start_price),
+        "end_price": decimal_text(episode.end_price),
+        "threshold_pct": decimal_text(episode.threshold_pct),
         "lookback_s": episode.lookback_s,
         "window_start": _iso(episode.window_start),
         "window_end": _iso(episode.window_end),

@@ -6,6 +6,8 @@ by two underscores: `CRYPTOPULSE_FEED__PRODUCTS='["BTC-USD"]'`), the file `.env`
 
 from __future__ import annotations
 
+import codecs
+import logging
 import os
 import tomllib
 from pathlib import Path
@@ -69,6 +71,10 @@ STEPS = ("bronze", "silver", "alerts", "prices")
 """The Spark engine's steps, upstream first: each is a streaming query of its own."""
 
 
+def _lake_text(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
 def _absolute(path: Path) -> Path:
     return Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - Path's own raises for ~name of no user
 
@@ -100,7 +106,11 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,  # it may be a secret
     )
 
-    lake: Annotated[str, BeforeValidator(str), AfterValidator(lambda text: LakeLocation.of(text).url)] = "lake"
+    lake: Annotated[
+        str,
+        BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value),
+        AfterValidator(lambda text: LakeLocation.of(text).url),
+    ] = "lake"
     """Where the tables are, `<lake>/<schema>/<table>`: a local folder, `s3://bucket/prefix` or
     `abfss://container@account.dfs.core.windows.net/prefix`."""
     state: Path | None = None
@@ -192,6 +202,11 @@ def load_settings(config: Path | None = None, **options: Any) -> Settings:
         section = variable.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
         if variable.startswith(ENVIRONMENT_PREFIX) and section not in Settings.model_fields:
             raise ConfigurationError(f"Environment variable {variable}: no such setting (see `cryptopulse config`).")
+    logging.getLogger("dotenv").setLevel(logging.ERROR)  # it tells of lines that are none of our business
+    try:
+        dotenv_values(".env", encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The file .env can't be read: {error}.") from error
     kind = Settings
     if config is not None:
 
@@ -208,6 +223,9 @@ def load_settings(config: Path | None = None, **options: Any) -> Settings:
         what = "there is no such setting" if unknown else first["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"Setting {where}: {what} (see `cryptopulse config`).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{config or CONFIG_FILE} is not valid TOML: {error}.") from error
+        file = config or Path(CONFIG_FILE)
+        has_mark = file.read_bytes().startswith(codecs.BOM_UTF8)
+        why = "it begins with a byte order mark; save it as UTF-8 without one" if has_mark else error
+        raise ConfigurationError(f"{file} is not valid TOML: {why}.") from error
     except ValueError as error:
         raise ConfigurationError(f"Configuration can't be read: {error} (see `cryptopulse config`).") from error

@@ -180,7 +180,7 @@ class AlertRule(_Section):
 
     name: str = Field(default="price-move", pattern=r"^[A-Za-z0-9._-]+$")
     """Part of an episode's identity: letters, digits, `.`, `_` and `-`."""
-    products: Annotated[list[str], NoDecode] = ["*"]
+    products: Annotated[list[str], NoDecode, Field(min_length=1)] = ["*"]
     """Product ids or shell patterns (`*-USD`)."""
     types: list[AlertType] = ["FLASH_CRASH", "PRICE_SURGE"]
     """What to look for: a fall, a rise, or both."""

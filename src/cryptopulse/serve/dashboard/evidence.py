@@ -9,6 +9,7 @@ from typing import Any, Final
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.dataset import Lake
 from cryptopulse.serve.live.dashboard_queries import plain_rows
+from cryptopulse.text import decimal_text
 
 NEIGHBOURS: Final = 3
 """So many trades before and after a decisive one are shown."""
@@ -51,7 +52,7 @@ def evidence_of(lake: Lake, episode: Mapping[str, Any]) -> dict[str, Any]:
         rows = lake.trades(symbol, start, end, first_id=first_id, last_id=last_id, columns=_TRADE)
         for row in rows.arrow().to_pylist():
             row["event_time"] = row["event_time"].timestamp() * 1000
-            row |= {name: f"{row[name].normalize():f}" for name in ("price", "trade_size")}
+            row |= {name: decimal_text(row[name]) for name in ("price", "trade_size")}
             found[row["trade_id"]] = row
     trades = [found[trade_id] for trade_id in sorted(found)]
     return {"trades": trades, "roles": ids, **prices(lake, symbol, start, end)}

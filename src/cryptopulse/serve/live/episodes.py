@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from cryptopulse.lake.alerts import family_of
 from cryptopulse.lake.tables import ALERTS
+from cryptopulse.text import decimal_text
 
 COLUMNS: Final = tuple(ALERTS.arrow_schema.names)
 """All columns of an episode; load_timestamp says how new it is."""
@@ -111,7 +112,7 @@ def plain_episodes(rows: pa.Table) -> list[Row]:
     for name in COLUMNS:
         column = rows[name]
         if pa.types.is_decimal(column.type):
-            column = pa.array([f"{value.normalize():f}" for value in column.to_pylist()], pa.string())
+            column = pa.array([decimal_text(value) for value in column.to_pylist()], pa.string())
         elif pa.types.is_timestamp(column.type):
             column = pc.cast(column, pa.int64())
         columns.append(column)

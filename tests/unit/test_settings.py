@@ -125,6 +125,19 @@ def test_a_lake_has_a_name(lake: str, clean: Path) -> None:
         load_settings()
 
 
+def test_lakes_share_the_limit_of_the_exchange_and_not_that_of_a_simulator(
+    clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(clean / "state"))
+    allowances = [load_settings(lake=lake).rest_allowance for lake in ("a", "b")]
+    assert set(allowances) == {clean / "state" / "cryptopulse" / "rest-api.exchange.coinbase.com.allowance"}
+    other = load_settings(feed={"rest_url": "https://user:pw@[::1:x/../.."}).rest_allowance
+    assert other.parent == allowances[0].parent
+    assert "pw" not in other.name
+    simulated = [load_settings(lake=lake, feed={"rest_url": "http://127.0.0.1:1"}).rest_allowance for lake in "ab"]
+    assert simulated == [clean / lake / "_cryptopulse" / "rest.allowance" for lake in "ab"]
+
+
 def test_every_setting_says_what_it_means() -> None:
     undocumented = [setting.name for setting in described(Settings()) if len(setting.meaning) < 10]
     assert not undocumented

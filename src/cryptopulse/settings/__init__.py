@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import logging
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,6 +74,11 @@ STEPS = ("bronze", "silver", "alerts", "prices")
 
 def _lake_text(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
+
+
+def _state_home() -> Path:
+    home = os.environ.get("XDG_STATE_HOME", "")  # must be absolute, says the XDG base directory specification
+    return (Path(home) if home.startswith("/") else Path.home() / ".local" / "state") / "cryptopulse"
 
 
 def _absolute(path: Path) -> Path:
@@ -142,14 +148,18 @@ class Settings(BaseSettings):
             return location.folder / "_cryptopulse"
         if self.state:
             return _absolute(self.state)
-        home = os.environ.get("XDG_STATE_HOME", "")  # must be absolute, says the XDG base directory specification
-        state_home = Path(home) if home.startswith("/") else Path.home() / ".local" / "state"
-        return state_home / "cryptopulse" / location.slug
+        return _state_home() / location.slug
 
     @property
     def rest_allowance(self) -> Path:
-        """File by which the processes of this lake share the exchange's limit of requests."""
-        return self.state_dir / "rest.allowance"
+        """File by which processes share the exchange's limit of requests, which is one of the machine's address: all of
+        this user, whatever their lakes. A simulator (`http://`) is the lake's own.
+        """
+        if not self.feed.rest_url.startswith("https:"):
+            return self.state_dir / "rest.allowance"
+        host = self.feed.rest_url.partition("//")[2].partition("/")[0].rpartition("@")[2]
+        host = re.sub(r"[^a-z0-9.-]", "-", host.lower())
+        return _state_home() / f"rest-{host}.allowance"
 
     @property
     def log_path(self) -> Path:

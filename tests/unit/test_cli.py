@@ -36,6 +36,8 @@ COMMANDS = [
     "rebuild",
     "backfill",
     "audit",
+    "certify",
+    "verify",
     "init",
     "config",
     "ddl",

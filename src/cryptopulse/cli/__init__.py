@@ -20,7 +20,21 @@ from typing import Annotated
 
 import typer
 
-from cryptopulse.cli import alerts, audit, backfill, config, ddl, demo, processes, replay, serve, simulate, sql, status
+from cryptopulse.cli import (
+    alerts,
+    audit,
+    backfill,
+    certify,
+    config,
+    ddl,
+    demo,
+    processes,
+    replay,
+    serve,
+    simulate,
+    sql,
+    status,
+)
 from cryptopulse.errors import ERROR_PREFIX, ConfigurationError, CryptoPulseError
 
 _EPILOG = (
@@ -28,8 +42,8 @@ _EPILOG = (
     "Exit codes: 0 done; 1 a fault of the program, a demo that lost or doubled a trade, or a test message that was not "
     "taken; 2 a setting, an option or a file is wrong; 3 the log or the lake's disk is full (`status`: not all is "
     "well); 4 the log or a table is damaged; 5 another pipeline works on this lake; 6 a supervised process died again "
-    "and again; 7 the storage of the lake does not answer; 8 the audit found something missing or wrong; 9 the "
-    "exchange gave nothing of use about a product of `backfill`; 130 ended by Ctrl-C."
+    "and again; 7 the storage of the lake does not answer; 8 `audit` or `verify` found something missing or wrong; 9 "
+    "the exchange gave nothing of use about a product of `backfill`; 130 ended by Ctrl-C."
 )
 
 # Nothing here multiplies matrices; numpy's library for it would start a thread for each core, which costs 40 ms.
@@ -51,7 +65,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, processes, serve, simulate, status, sql, audit, alerts, replay, backfill, config, ddl):
+for module in (demo, processes, serve, simulate, status, sql, audit, certify, alerts, replay, backfill, config, ddl):
     module.register(app)
 
 

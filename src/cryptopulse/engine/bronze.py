@@ -43,6 +43,8 @@ class Bronze:
             last = table.read('max("offset") AS last', where)["last"][0].as_py()
             self._stored[partition] = max(recorded, NOTHING_YET if last is None else int(last))
         self._at_start = dict(self._stored)
+        self._first: dict[int, int] = {}
+        """The first offset of all, of partitions of which nothing was held at the start."""
 
     def held_at_start(self, partition: int) -> int:
         """Last offset of `partition` that was in bronze when this process opened it."""
@@ -63,6 +65,8 @@ class Bronze:
         day = pc.cast(records["received_time"], pa.date32())
         rows = shaped(records.append_column("bronze_ingestion_time", now).append_column("received_date", day), BRONZE)
         self._table.append(rows, {f"log/{partition}": last})
+        if self.stored_to(partition) == NOTHING_YET:
+            self._first[partition] = records["offset"][0].as_py()
         self.partitions |= {partition}
         self._handed.append(rows)
         self._stored[partition] = last
@@ -72,6 +76,7 @@ class Bronze:
         """The messages that follow offset `position`: a batch just stored, or else a part of the table; None: none."""
         if position >= self.stored_to(partition):
             return None
+        position = max(position, self._first.get(partition, 0) - 1)
         handed = {t["offset"][0].as_py(): t for t in tuple(self._handed) if t["partition"][0].as_py() == partition}
         if position + 1 in handed:
             self._read_last = None

@@ -157,11 +157,11 @@ class MessageSteps:
         """Commits the rows `found` in the messages `news`; returns the step's result and the rows' load_timestamp."""
         writer, source, last = self._tables[table.qualified], f"bronze/{partition}", news["offset"][-1].as_py()
         if found.num_rows == 0:
-            empty = table.empty
+            empty, load = table.empty, writer.position(LOAD)
             if last - writer.recorded(source) > _MARKER_MESSAGES:
                 writer.append(empty, {source: last})
             writer.skip_to(source, last)
-            return StepResult(table, empty, news.num_rows, skipped), writer.position(LOAD)
+            return StepResult(table, empty, news.num_rows, skipped), load
         load = writer.next_load()
         rows = shaped(stamped(found, load), table)
         writer.append(rows, {source: last, LOAD: load})

@@ -15,13 +15,15 @@ from cryptopulse.lake.tables import Table
 _PLAIN = {"string_view": pa.string(), "binary_view": pa.binary()}  # by name: pyarrow 15 has no such functions
 
 
-def read_table(lake: LakeLocation, table: Table, columns: str, where: str = "true") -> pa.Table:
-    """`SELECT columns WHERE where` over the table's newest version, which is opened now; file statistics prune.
+def read_table(
+    lake: LakeLocation, table: Table, columns: str, where: str = "true", delta: DeltaTable | None = None
+) -> pa.Table:
+    """`SELECT columns WHERE where` over the table as `delta` has it (None: its newest version); file statistics prune.
 
     Raises what `cryptopulse.lake.storage.opened` and `reading` raise.
     """
     with reading(lake, table):
-        query = QueryBuilder().register("t", opened(lake, table))
+        query = QueryBuilder().register("t", delta or opened(lake, table))
         return plain(pa.table(query.execute(statement(columns, where)).read_all()))
 
 

@@ -103,9 +103,10 @@ class TableWriter:
         self._owner: dict[str, int] = {}
         self._grown: set[Partition] = set()
         self._replaced: list[str] = []
+        made = None
         if not is_there(lake, table):
             with storage(lake):
-                DeltaTable.create(
+                made = DeltaTable.create(
                     lake.table_url(table),
                     self._schema,
                     name=table.name,
@@ -117,14 +118,14 @@ class TableWriter:
         with storage(lake):
             self._store = table_store(lake, table)
         self._parquet = ParquetFiles(self._store, table)
-        self._open()
+        self._open(made)
         self._keep_tombstones(properties.get(TOMBSTONES))
 
-    def _open(self) -> None:
-        """Looks at the table anew."""
-        delta = opened(self.lake, self.table)
+    def _open(self, made: DeltaTable | None = None) -> None:
+        """Looks at the table anew; `made`: it was just made."""
+        delta = made or opened(self.lake, self.table)
         self._opened: DeltaTable | None = delta
-        """Until the first commit: it knows the positions."""
+        """Until the first commit: it knows the positions, and serves the reads of a start."""
         self._log = CommitLog(self.lake, self.table, self._store, delta.version())
         self._files: dict[str, DataFile] | None = None
         """The live ones by their path; None: not asked for yet."""
@@ -276,12 +277,12 @@ class TableWriter:
 
     def read(self, columns: str, where: str = "true") -> pa.Table:
         """`SELECT columns WHERE where` over the table's newest version, see `cryptopulse.lake.reading.read_table`."""
-        return read_table(self.lake, self.table, columns, where)
+        return read_table(self.lake, self.table, columns, where, self._opened)
 
     def read_parts(self, columns: str, where: str, rows_max: int) -> Iterator[pa.Table]:
         """The same in parts of about `rows_max` rows, for what may be more than memory takes."""
         with reading(self.lake, self.table):
-            query = QueryBuilder().register("t", opened(self.lake, self.table))
+            query = QueryBuilder().register("t", self._newest())
             held: list[pa.RecordBatch] = []
             rows = 0
             for batch in query.execute(statement(columns, where)):
@@ -295,7 +296,7 @@ class TableWriter:
 
     def rows(self) -> int:
         """How many rows the table has, by its files' own counts: no file is read."""
-        count = row_count(opened(self.lake, self.table))
+        count = row_count(self._newest())
         return int(self.read("count(*) AS n")["n"][0].as_py()) if count is None else count
 
     def _count(self, rows: pa.Table) -> None:
@@ -368,7 +369,7 @@ class TableWriter:
 
     def _live_files(self) -> dict[str, DataFile]:
         if self._files is None:
-            delta = opened(self.lake, self.table)
+            delta = self._newest()
             try:
                 while self._log.version < delta.version():
                     self._follow(self._log.next())
@@ -435,9 +436,11 @@ class TableWriter:
             self.delete(paths)
 
     def _recorded(self, source: str) -> int:
-        delta = self._opened or opened(self.lake, self.table)
-        position = delta.transaction_version(_app_id(self.table, source))
+        position = self._newest().transaction_version(_app_id(self.table, source))
         return NOTHING_YET if position is None else position
+
+    def _newest(self) -> DeltaTable:
+        return self._opened or opened(self.lake, self.table)
 
 
 def _new_name() -> str:

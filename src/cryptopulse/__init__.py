@@ -1,4 +1,4 @@
-"""CryptoPulse: a real-time lakehouse for crypto trades. `open` gives its tables to Python."""
+"""CryptoPulse: a real-time lakehouse for crypto trades. `open` opens its tables in Python."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def open(  # noqa: A001 - read as cryptopulse.open
 ) -> Lake:
     """Opens the tables of a lake for reading.
 
-    `lake`: a folder, `s3://…` or `abfss://…`; None for the one that the configuration names. `config`: a configuration
-    file, None for `cryptopulse.toml` in the working directory, if there is one; it and the environment also give the
-    credentials for a lake elsewhere. `memory_max_mb`: memory of all queries together, and of each statement of `sql`,
-    before they spill to disk. `threads`: how many DuckDB uses, None for one a core. `timeout_s`: stops each reading
-    after so many seconds of work.
+    `lake`: a folder, `s3://…` or `abfss://…`; None: the one in the configuration. `config`: a configuration file; None:
+    `cryptopulse.toml` in the working directory, if there is one. Credentials for a lake on S3 or Azure come from it or
+    the environment. `memory_max_mb`: memory of all queries together, and of each statement of `sql`, before they spill
+    to disk. `threads`: threads of DuckDB; None: one per core. `timeout_s`: stops a query after this many seconds of
+    work.
 
     Raises ConfigurationError when there is no lake, or a setting is wrong, and LakeUnreachable when its storage does
     not answer.
     """
-    # Here, so that a command which only shows its help need not wait for them.
+    # Imported here, so that a command that only shows its help need not wait for them.
     from cryptopulse.lake.dataset import open_lake  # noqa: PLC0415
     from cryptopulse.settings import load_settings  # noqa: PLC0415
 

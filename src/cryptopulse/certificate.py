@@ -1,13 +1,13 @@
-"""Certificates: a product's trades of one day (UTC) as a small document, against which another lake can be checked.
+"""Certificates: a small document about a product's trades of one day (UTC), with which another lake can be checked.
 
-It says which ids there were, which are missing or proved absent, and holds a chain of hashes over the trades in the
-order of their ids. Nothing in it depends on how they were recorded: two people who recorded the same day get the same
-`sha256`.
+It contains the range of ids, the missing ids, the ids proved absent, and a chain of hashes over the trades in the
+order of their ids. Nothing in it depends on how the trades were recorded: two people who recorded the same day get the
+same `sha256`.
 
-- A block holds the trades with the same `id // 64`. Its hash is SHA-256 over a line for each trade, in the order of
-  ids: `id,price,size,side,time` and a line feed. Decimals have no zeros at their end, the side is the taker's (BUY,
-  SELL), the time is µs UTC since 1970.
-- The chain is SHA-256 over the chain before (32 zero bytes at first) and the hash of the next block.
+- A block holds the trades with the same `id // 64`. Its hash is SHA-256 over one line per trade, in the order of ids:
+  `id,price,size,side,time` and a line feed. Decimals have no trailing zeros, the side is the taker's (BUY, SELL), the
+  time is µs UTC since 1970.
+- The chain is SHA-256 over the previous chain (32 zero bytes at first) and the hash of the next block.
 - `sha256` is that of the document as JSON with sorted names and no spaces, without `sha256` and `made_by`.
 """
 
@@ -40,7 +40,7 @@ _COLUMNS = ("trade_id", "price", "trade_size", "side", "event_time")
 
 @dataclass(frozen=True)
 class Certificate:
-    """The document; make it by `certify` or `read_certificate`."""
+    """The document, made by `certify` or `read_certificate`."""
 
     product: str
     day: str
@@ -49,39 +49,39 @@ class Certificate:
     first_trade_id: int
     last_trade_id: int
     missing: list[Interval]
-    """Ids that are neither held nor proved absent, with those of holes at the day's edges."""
+    """Ids that are neither held nor proved absent, including holes at the day's edges."""
     absent: list[Interval]
-    """Ids that pages of the exchange prove that it does not have."""
+    """Ids that the exchange does not have, as its REST pages prove."""
     blocks: list[tuple[int, int, str]]
-    """Lowest id that the block may have, its number of trades, the first 16 digits of its hash."""
+    """Per block: the lowest id that it may have, its number of trades, the first 16 hex digits of its hash."""
     chain: str
     format: str = _FORMAT
     venue: str = "coinbase"
     grade: str = "ids"
-    """What carries the proof: ids are dense, so a trade that is missing is a number that is."""
+    """What the proof rests on: ids are dense, so a missing trade shows as a missing id."""
     made_by: str = field(default=f"cryptopulse {__version__}")
 
     @property
     def sha256(self) -> str:
-        """Names the day's trades: the same for all who recorded the same."""
+        """Identifies the day's trades: equal certificates have equal hashes (hex)."""
         content = {name: value for name, value in asdict(self).items() if name != "made_by"}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:
-        """The document."""
+        """The document as values for JSON."""
         return {**asdict(self), "sha256": self.sha256}
 
     def as_text(self) -> str:
-        """The document as a file, with a line for each block."""
+        """The document as JSON text, with one line per block."""
         lines = (f'  "{name}": {json.dumps(value)}' for name, value in self.as_json().items() if name != "blocks")
         blocks = ",\n".join(f"    {json.dumps(block)}" for block in self.blocks)
         return "{\n" + ",\n".join(lines) + f',\n  "blocks": [\n{blocks}\n  ]\n}}\n'
 
 
 def certify(lake: Lake, product: str, day: date) -> Certificate:
-    """The certificate of what `lake` holds of `product` and `day` (UTC).
+    """The certificate of the trades of `product` on `day` (UTC) in `lake`.
 
-    Raises ConfigurationError when it holds no trade of them, or one of them twice, and for a day that is not over.
+    Raises ConfigurationError when the lake has no such trade or has one twice, and when the day is not over.
     """
     if datetime.combine(day, datetime.min.time(), UTC) + timedelta(days=1) > datetime.now(UTC):
         raise ConfigurationError(f"{day} is not over: a certificate is about a whole day (UTC).")
@@ -94,16 +94,17 @@ def certify(lake: Lake, product: str, day: date) -> Certificate:
 
 
 def verify_lake(certificate: Certificate, lake: Lake) -> list[str]:
-    """What is different in `lake`: a sentence each, none if all is the same."""
+    """The differences in `lake`, as one text each; empty when there are none."""
     day = date.fromisoformat(certificate.day)
     trades = lake.trades(certificate.product, day, day + timedelta(days=1), columns=_COLUMNS).arrow()
     return _differences(certificate, trades)
 
 
 def verify_parquet(certificate: Certificate, file: Path) -> list[str]:
-    """The same of an export: a Parquet file with the columns of silver.fact_crypto_trades that say what was traded.
+    """The differences in an export: a Parquet file with trade_id, price, trade_size, side and event_time, as in
+    silver.fact_crypto_trades. With a column symbol, only rows of the certificate's product count.
 
-    Raises ConfigurationError for a file that has not.
+    Raises ConfigurationError for a file that can't be read, lacks a column, or whose prices or sizes are no decimals.
     """
     try:
         names = set(pq.read_schema(file).names)
@@ -121,7 +122,7 @@ def verify_parquet(certificate: Certificate, file: Path) -> list[str]:
 
 
 def read_certificate(file: Path) -> Certificate:
-    """The certificate in `file`. Raises ConfigurationError when it is none, or was changed."""
+    """The certificate in `file`. Raises ConfigurationError when `file` is not a certificate, or was changed."""
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
         told = given.pop("sha256")
@@ -150,7 +151,7 @@ def _certificate(product: str, day: date, trades: pa.Table, held: Intervals, abs
     ids = pc.min_max(trades["trade_id"]).as_py()
     first, last = ids["min"], ids["max"]
     known = Intervals([*held, *absent, (first, first), (last, last)])
-    # A hole at an edge of the day belongs to it: its trades may have been made on either side of midnight.
+    # A hole at an edge of the day counts: its trades may have been made on either side of midnight.
     start = 1 + max((end for _, end in known if end < first), default=first - 1)
     end = -1 + min((start for start, _ in known if start > last), default=last + 1)
     return Certificate(
@@ -191,7 +192,7 @@ def _differences(certificate: Certificate, trades: pa.Table) -> list[str]:
         here = {int(i) for i in ids[np.searchsorted(ids, first) : np.searchsorted(ids, last, "right")]}
         bounds = max(first, certificate.first_trade_id), min(last, certificate.last_trade_id)
         there = {i for i in range(bounds[0], bounds[1] + 1) if i not in gone} if count else set()
-        if len(there) != count:  # where ids are not in the order of time some of them are of another day
+        if len(there) != count:  # where ids are not in the order of time, some belong to another day
             found.append(f"{_span(first, last)}: {count} trades in the certificate, {len(here)} here")
         elif here == there:
             found.append(f"{_span(*bounds)}: price, size, side or time of at least one trade is different")

@@ -1,8 +1,8 @@
 """The processes of a deployment: what each one runs, and `run`, which supervises them.
 
-They end in order on SIGTERM or SIGINT: the producer writes what it holds to the log, the processing brings
-all that the log holds through to gold, and the notifier, where there is one, tells of the last alerts. The dashboard
-goes last, so that one can watch.
+They end in order on SIGTERM or SIGINT: the producer writes its buffer to the log, the processing brings the rest of
+the log through to gold, and the notifier, if there is one, sends the last alerts. The dashboard ends last, so that
+this can be watched.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ if TYPE_CHECKING:  # a supervisor does not need it
     from cryptopulse.log import Log
 
 STEP_S = 0.1
-"""Between two pictures of a live view, and two looks at a file: soon enough for a person."""
+"""Pause between two refreshes of a live view, and between two reads of a status file: short enough for a person."""
 
 _HEAD_START_S = 1.0
-"""Recording has the machine for itself until it runs; a dashboard takes a core for seconds to start."""
+"""Delays the first start of notifier and dashboard, so that recording starts first: a dashboard takes a core for
+seconds to start."""
 
 _COMMANDS = {
     PRODUCER: ("produce", 15.0),  # at most 64 MB of buffered messages go to the log: a second, or a few on a slow disk
     PROCESSING: ("process", 120.0),  # the log may be far ahead; at 300,000 trades/s this drains 36 million
-    NOTIFIER: ("notify", 15.0),  # it takes ten seconds for itself (`cryptopulse.notify.notifier`)
-    DASHBOARD: ("serve", 5.0),  # it cuts what is under way after a second
+    NOTIFIER: ("notify", 15.0),  # it allows itself ten seconds (`cryptopulse.notify.notifier`)
+    DASHBOARD: ("serve", 5.0),  # it cuts open requests after a second
 }
-"""What each process runs, and how many seconds its orderly end may take; in the order in which they end."""
+"""The command of each process, and how many seconds its orderly end may take; in the order in which they end."""
 
-_ORPHANS_END_WITHIN_S = 4.0  # they take one second (`cryptopulse.supervisor.stop_with_parent`)
+_ORPHANS_END_WITHIN_S = 4.0  # they end within one second (`cryptopulse.supervisor.stop_with_parent`)
 
 Report = Callable[[Mapping[str, object]], None]
 
@@ -57,20 +58,20 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Deployment:
-    """How to start the processes so that all see the same options."""
+    """How to start the processes, so that all get the same options."""
 
     state_dir: Path
     options: Mapping[str, object]
-    """Command-line options by name; None is left out."""
+    """Command-line options by name; those that are None are left out."""
     environment: Mapping[str, str] | None = None
     folder: Path | None = None
     processes: Sequence[str] = PROCESSES
     """Which processes it has (`cryptopulse.status.processes_of`)."""
 
     def supervisor(self, logs_to_files: bool) -> Supervisor:
-        """A supervisor for all, the producer to end first."""
-        # glibc gives every thread memory of its own, which small, frequent commits scatter and never give back: the
-        # processing's grew by 15 % instead of 29 % between 1,000 and 10,000 commits with two such arenas.
+        """A supervisor for all processes; the producer ends first."""
+        # glibc gives every thread an arena of its own. Small, frequent commits fragment them, and the memory is never
+        # returned: with two arenas the processing grew by 15 % instead of 29 % between 1,000 and 10,000 commits.
         environment = {"MALLOC_ARENA_MAX": "2", **(self.environment or os.environ)}
         specs = []
         for name, (command, stop_timeout_s) in _COMMANDS.items():
@@ -78,7 +79,7 @@ class Deployment:
                 continue
             log_file = self.log_file(name) if logs_to_files else None
             given = {**self.options, "--log-file": log_file}
-            if name != PRODUCER:  # the others know no feed
+            if name != PRODUCER:  # the others have no options of the feed
                 given = {key: given.get(key) for key in ("--lake", "--config", "--log-file")}
             arguments = [text for key, value in given.items() if value is not None for text in (key, str(value))]
             start = (sys.executable, "-m", "cryptopulse", command, *arguments, "--supervised")
@@ -97,12 +98,12 @@ class Deployment:
         return Supervisor(specs)
 
     def log_file(self, name: str) -> Path:
-        """Where process `name` logs when the terminal is taken."""
+        """Where process `name` logs when the live view has the terminal."""
         return self.state_dir / "logs" / f"{name}.log"
 
 
 class _NoPandas:
-    """A finder that says that there is no pandas."""
+    """An import finder that reports pandas as not installed."""
 
     @staticmethod
     def find_spec(name: str, _path: object = None, _target: object = None) -> None:
@@ -111,10 +112,10 @@ class _NoPandas:
 
 
 def without_pandas(settings: Settings) -> None:
-    """Keeps pandas out of this process, unless Spark runs in it, which needs it.
+    """Prevents the import of pandas in this process, unless Spark runs in it, which needs it.
 
-    pyarrow imports it, wherever it is installed, for the first `pa.array` or `pa.table`, only to see whether what it
-    was given is one of its frames: 35 MB and 0.3 s.
+    If it is installed, pyarrow imports it at the first `pa.array` or `pa.table`, only to check whether its argument is
+    a DataFrame. That costs 35 MB and 0.3 s.
     """
     if settings.processing.engine != "spark" and "pandas" not in sys.modules and _NoPandas not in sys.meta_path:
         sys.meta_path.insert(0, _NoPandas)
@@ -126,23 +127,23 @@ def process_context(
 ) -> Iterator[Callable[..., None]]:
     """The frame of a long-running process: its logging, its status file, its end with the supervisor.
 
-    Gives the function that takes the process's reports. An error is logged, noted in the status file, and
-    raised; LakeBusy when the lake has such a process already.
+    Yields the function that takes the process's reports. An error is logged, written to the status file, and raised.
+    Raises LakeBusy when the lake already has such a process.
     """
     without_pandas(settings)
     file = logging_setup.BoundedFile(log_file, descriptor=2) if log_file else None
     logging_setup.configure(settings.logging, name, file)
     if supervised is not None:
         stop_with_parent()
-    # Before our own file takes the place of the one that shows it.
+    # Before our own status file replaces the one that would show the other process.
     wait_until_free(settings.state_dir, settings.lake, [name])
     status = StatusFile(settings.state_dir, name, supervised or 0)
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(0)
 
-    # Whoever sees the status may end the process, also before its work has begun and has handlers of its own.
-    has_signals = threading.current_thread() is threading.main_thread()  # else a job runner has them
+    # Once the status file exists, the process may be told to end before its work has installed handlers of its own.
+    has_signals = threading.current_thread() is threading.main_thread()  # else a job runner handles signals
     before = signal.signal(signal.SIGTERM, end) if has_signals else None
     try:
         status.open()
@@ -158,7 +159,7 @@ def process_context(
         what = f"unexpected error: {type(error).__name__}: {error}"
         status.close(error=what)
         if not log_file and sys.stderr.isatty():
-            raise  # nobody wants a traceback among the events on the terminal
+            raise  # without a log event: a traceback among the events on the terminal would only disturb
         _log.exception("unexpected_error", error=str(error))
         raise CryptoPulseError(f"{what}; details are in the log") from error
     finally:
@@ -173,7 +174,7 @@ def run_producer(settings: Settings, log: Log, report: Report) -> None:
 
     from cryptopulse.producer import produce
 
-    pa.set_memory_pool(pa.system_memory_pool())  # the other keeps 6 MB for columns that are small and soon gone
+    pa.set_memory_pool(pa.system_memory_pool())  # the default pool keeps 6 MB for small, short-lived columns
 
     async def until_signalled() -> None:
         stop = asyncio.Event()
@@ -188,7 +189,7 @@ def run_producer(settings: Settings, log: Log, report: Report) -> None:
 
 
 def run_processing(settings: Settings, log: Log, report: Report, steps: Sequence[str] = STEPS) -> None:
-    """Keeps the tables up to date from `log` until SIGTERM or SIGINT; `steps`: of Spark's, only these.
+    """Keeps the tables up to date from `log` until SIGTERM or SIGINT. `steps`: run only these steps of Spark.
 
     Raises the engine's errors.
     """
@@ -204,7 +205,7 @@ def run_processing(settings: Settings, log: Log, report: Report, steps: Sequence
 
 
 def drain_log(settings: Settings, log: Log, steps: Sequence[str] = STEPS) -> dict[str, object]:
-    """Brings the tables up to what `log` holds now; returns what was counted. `steps`: as in `run_processing`."""
+    """Processes everything that `log` holds now; returns the counts. `steps`: as in `run_processing`."""
     with closing(log):
         if settings.processing.engine == "spark":
             drained: dict[str, object] = _spark().drain(settings, log, steps)
@@ -216,7 +217,7 @@ def drain_log(settings: Settings, log: Log, steps: Sequence[str] = STEPS) -> dic
 
 
 def run_notifier(settings: Settings, report: Report) -> None:
-    """Tells the targets of `notify.targets` of alerts until SIGTERM or SIGINT. Raises as `cryptopulse.notify`."""
+    """Sends alerts to `notify.targets` until SIGTERM or SIGINT. Raises the errors of `cryptopulse.notify`."""
     from cryptopulse.notify.notifier import notify
 
     stop = threading.Event()
@@ -242,10 +243,10 @@ def _refuse_steps(steps: Sequence[str]) -> None:
 
 
 def run_until_stopped(settings: Settings, deployment: Deployment, view: bool | None) -> None:
-    """Supervises the processes until SIGTERM or SIGINT; a second signal shortens the end.
+    """Supervises the processes until SIGTERM or SIGINT; a second signal shortens the time limits of their end.
 
-    `view`: show the live view; unset: when standard output is a terminal.
-    Raises ProcessFailed when a process can't be kept running, LakeBusy when the lake is another deployment's.
+    `view`: whether to show the live view; None: when standard output is a terminal.
+    Raises ProcessFailed when a process can't be kept running, LakeBusy when another deployment uses the lake.
     """
     shown = sys.stdout.isatty() if view is None else view
     try:
@@ -255,7 +256,7 @@ def run_until_stopped(settings: Settings, deployment: Deployment, view: bool | N
     wait_until_free(settings.state_dir, settings.lake, [name for name in deployment.processes if name != DASHBOARD])
     dashboard = read_status(settings.state_dir, DASHBOARD)
     if dashboard.state in ALIVE and not dashboard.orphaned:
-        # `cryptopulse serve` runs on this lake already, and shows it as well as ours would.
+        # `cryptopulse serve` already runs on this lake and shows the same.
         deployment = replace(deployment, processes=[name for name in deployment.processes if name != DASHBOARD])
     log_file = logging_setup.BoundedFile(deployment.log_file("supervisor")) if shown else None
     logging_setup.configure(settings.logging, "supervisor", log_file)
@@ -280,9 +281,9 @@ def run_until_stopped(settings: Settings, deployment: Deployment, view: bool | N
 
 
 def wait_until_free(state_dir: Path, lake: str, names: Sequence[str] = PROCESSES) -> None:
-    """Waits for processes whose supervisor was killed, which end by themselves; refuses a `lake` that is in use.
+    """Waits until orphans, processes whose supervisor was killed, have ended by themselves.
 
-    `names`: which of the processes must not be there. Raises LakeBusy.
+    `names`: the processes that must not run. Raises LakeBusy when one of them is no orphan, or does not end in time.
     """
     deadline = time.monotonic() + _ORPHANS_END_WITHIN_S
     for name in names:
@@ -297,7 +298,7 @@ def wait_until_free(state_dir: Path, lake: str, names: Sequence[str] = PROCESSES
 
 @contextmanager
 def guarded(supervisor: Supervisor) -> Iterator[None]:
-    """No process outlives an error of the code that supervises it."""
+    """Kills the processes when the code that supervises them raises."""
     try:
         yield
     except BaseException:
@@ -308,8 +309,8 @@ def guarded(supervisor: Supervisor) -> Iterator[None]:
 @contextmanager
 def on_signals(action: Callable[[], None]) -> Iterator[None]:
     """Calls `action`, in another thread, for each SIGTERM and SIGINT while the context lasts."""
-    # A handler runs between any two instructions of the main thread, which may hold the very lock that `action` wants:
-    # that of an Event it is about to wait for. A SimpleQueue is made for this, see its documentation.
+    # A signal handler runs between any two instructions of the main thread, which may hold the lock that `action`
+    # needs, such as that of an Event. SimpleQueue.put is reentrant, as its documentation says.
     came: SimpleQueue[bool] = SimpleQueue()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
@@ -319,7 +320,7 @@ def on_signals(action: Callable[[], None]) -> Iterator[None]:
         while came.get():
             action()
 
-    if threading.current_thread() is not threading.main_thread():  # a notebook or a job runner has the signals
+    if threading.current_thread() is not threading.main_thread():  # a notebook or a job runner handles signals
         yield
         return
     thread = threading.Thread(target=act, name="signals", daemon=True)

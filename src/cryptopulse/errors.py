@@ -1,19 +1,19 @@
 """Every error that CryptoPulse raises on purpose.
 
-The tree; the kind of an error is its policy, so nobody has to read a message to decide what to do::
+The class of an error decides how it is handled; nobody has to read a message for that::
 
     CryptoPulseError
     ├── TransientError            try again, by the one retry policy (`cryptopulse.retry`)
     │   ├── Disconnected            the peer closed, went silent, or can't be reached
     │   ├── RateLimited             the peer said "too many requests"
-    │   ├── LogBusy                 another process keeps the durable log to itself
+    │   ├── LogBusy                 another process keeps the durable log locked
     │   ├── LogUnavailable          the disk under the durable log fails to read or write
     │   ├── LakeUnreachable         the storage of the tables does not answer
     │   └── RowsGone                files of the version that a reader holds were cleaned up
-    └── TerminalError             stop: trying again won't help; the text says what will
+    └── TerminalError             stop: trying again won't help; the message says what will
         ├── ConfigurationError      a setting, an option or a file of the user is wrong
         ├── UnknownProduct          the exchange's REST interface does not know a product, or refuses it
-        ├── NotFetched              the exchange answers nothing of use about a product, again and again
+        ├── NotFetched              the exchange repeatedly gives no usable answer about a product
         ├── QueryStopped            a query ran for longer than its reader allows
         ├── MessageTooLarge         the durable log can't take a message of this size
         ├── LogFull                 the durable log reached its size bound, or the disk is full
@@ -24,12 +24,12 @@ The tree; the kind of an error is its policy, so nobody has to read a message to
         ├── Fenced                  another pipeline took over; this one must not commit any more
         └── ProcessFailed           a supervised process dies again and again
 
-Each says what happened, to what, and what to do. They are raised where the cause is known and shown once, in
+Each message says what happened, to what, and what to do. Errors are raised where the cause is known and shown once, in
 `cryptopulse.cli`.
 """
 
 ERROR_PREFIX = "cryptopulse: "
-"""Starts the one line in which a command says why it failed."""
+"""Prefix of the one line in which a command says why it failed."""
 
 
 class CryptoPulseError(Exception):
@@ -42,7 +42,7 @@ class TransientError(CryptoPulseError):
     """May pass by itself: retry."""
 
     def __init__(self, message: str = "", *, retry_after_s: float = 0.0) -> None:
-        """`retry_after_s`: how long the peer asks to be left alone."""
+        """`retry_after_s`: how long the peer asks us to wait."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
@@ -56,7 +56,7 @@ class RateLimited(TransientError):
 
 
 class LogBusy(TransientError):
-    """Another process has held the durable log for a long time: it stands still in the middle of a write."""
+    """Another process has locked the durable log for a long time: it hangs in the middle of a write."""
 
 
 class LogUnavailable(TransientError):
@@ -84,13 +84,13 @@ class ConfigurationError(TerminalError):
 
 
 class UnknownProduct(TerminalError):
-    """The exchange's REST interface does not know a product, or refuses it. Others have nothing to do with that."""
+    """The exchange's REST interface does not know a product, or refuses it. Other products are not affected."""
 
     exit_code = 2
 
 
 class NotFetched(TerminalError):
-    """The exchange answers nothing of use about a product, again and again."""
+    """The exchange repeatedly gives no usable answer about a product."""
 
     exit_code = 9
 
@@ -141,7 +141,7 @@ class LakeBusy(TerminalError):
 
 
 class Fenced(TerminalError):
-    """Another pipeline committed to a table since this one last did."""
+    """Another pipeline has taken over the lake; this one must not commit any more."""
 
     exit_code = 5
 

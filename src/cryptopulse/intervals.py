@@ -1,4 +1,4 @@
-"""Sets of whole numbers as closed intervals: a million trade ids without a gap are two numbers."""
+"""Sets of integers as closed intervals: a million trade ids without a gap take two numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Interval = tuple[int, int]
 
 
 class Intervals:
-    """A set of whole numbers: sorted, disjoint, closed intervals of which no two touch."""
+    """A set of integers: sorted, disjoint, closed intervals that don't touch."""
 
     __slots__ = ("_firsts", "_lasts")
 
@@ -40,41 +40,41 @@ class Intervals:
         return index >= 0 and number <= self._lasts[index]
 
     def end_of(self, number: int) -> int:
-        """The last number of the interval that `number` is in; the number before it when it is in none."""
+        """The last number of the interval with `number`; `number` - 1 when it is not in the set."""
         index = bisect_right(self._firsts, number) - 1
         return self._lasts[index] if index >= 0 and number <= self._lasts[index] else number - 1
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Intervals) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    __hash__ = None  # type: ignore[assignment]  # it is mutable
 
     def __repr__(self) -> str:
         return f"Intervals({list(self)})"
 
     @property
     def lowest(self) -> int:
-        """The lowest number; IndexError when there is none."""
+        """The lowest number. Raises IndexError when the set is empty."""
         return self._firsts[0]
 
     @property
     def highest(self) -> int:
-        """The highest number; IndexError when there is none."""
+        """The highest number. Raises IndexError when the set is empty."""
         return self._lasts[-1]
 
     @property
     def count(self) -> int:
-        """How many numbers there are."""
+        """How many numbers the set has."""
         return sum(self._lasts) - sum(self._firsts) + len(self._firsts)
 
     def arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """First and last numbers of the intervals."""
+        """First and last numbers of the intervals, as two arrays."""
         return np.array(self._firsts, dtype=np.int64), np.array(self._lasts, dtype=np.int64)
 
     def add(self, first: int, last: int) -> None:
-        """Puts `first` … `last` into the set."""
+        """Adds `first` … `last`."""
         lasts = self._lasts
-        if lasts and first == lasts[-1] + 1:  # what comes in order costs no search
+        if lasts and first == lasts[-1] + 1:  # numbers that come in order need no search
             lasts[-1] = last
             return
         start, end = self._touching(first - 1, last + 1)
@@ -84,7 +84,7 @@ class Intervals:
         lasts[start:end] = [last]
 
     def remove(self, first: int, last: int) -> None:
-        """Takes `first` … `last` out of the set."""
+        """Removes `first` … `last`."""
         start, end = self._touching(first, last)
         if start == end:
             return
@@ -94,13 +94,13 @@ class Intervals:
         self._lasts[start:end] = [part[1] for part in kept]
 
     def within(self, first: int, last: int) -> list[Interval]:
-        """What of `first` … `last` is in the set."""
+        """The parts of `first` … `last` that are in the set."""
         start, end = self._touching(first, last)
         parts = zip(self._firsts[start:end], self._lasts[start:end], strict=True)
         return [(max(low, first), min(high, last)) for low, high in parts]
 
     def gaps(self, first: int, last: int) -> list[Interval]:
-        """What of `first` … `last` is not in the set."""
+        """The parts of `first` … `last` that are not in the set."""
         found, position = [], first
         for low, high in self.within(first, last):
             if position < low:
@@ -111,20 +111,20 @@ class Intervals:
         return found
 
     def holes(self) -> list[Interval]:
-        """What lies between the intervals."""
+        """The gaps between the intervals."""
         return [(last + 1, first - 1) for last, first in zip(self._lasts, self._firsts[1:], strict=False)]
 
     def without(self, other: Intervals) -> Intervals:
-        """What is in this set and not in `other`."""
+        """The numbers that are in this set and not in `other`."""
         return Intervals(part for first, last in self for part in other.gaps(first, last))
 
     def _touching(self, first: int, last: int) -> tuple[int, int]:
-        """The intervals (from, to) that have a number of `first` … `last`."""
+        """Range of indexes [start, end) of the intervals that overlap `first` … `last`."""
         return bisect_left(self._lasts, first), bisect_right(self._firsts, last)
 
 
 def runs(numbers: Sequence[int]) -> list[Interval]:
-    """Different numbers in rising order as closed intervals."""
+    """Distinct, ascending numbers as closed intervals."""
     found: list[Interval] = []
     start = 0
     for index in range(1, len(numbers) + 1):

@@ -1,4 +1,4 @@
-"""Latencies as distributions: a window of the last seconds, and the whole run."""
+"""Distributions of latencies: of the last 10 seconds, and of the whole run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 _WINDOW_S = 10.0
-_OLDER_MAX = 100  # batches that wait to be counted
+_OLDER_MAX = 100  # batches that left the window and are not counted yet
 # 100 buckets a decade from 0.01 ms to 1e7 ms: percentiles of the whole run are exact to 2.4 %.
 _BUCKETS_A_DECADE = 100
 _EDGES = np.logspace(-2, 7, 9 * _BUCKETS_A_DECADE + 1)
@@ -20,17 +20,17 @@ Milliseconds = npt.NDArray[np.float64]
 
 
 def elapsed_ms(since: pa.ChunkedArray, until: pa.ChunkedArray | int) -> Milliseconds:
-    """Milliseconds from the times `since` (µs UTC) to `until`: times too, or one moment in ns UTC."""
+    """Milliseconds from each of the times `since` (µs UTC) to `until`: also times (µs UTC), or one time in ns UTC."""
     start = since.cast(pa.int64()).to_numpy()
     end = until / 1000 if isinstance(until, int) else until.cast(pa.int64()).to_numpy()
     return np.asarray((end - start) / 1000, dtype=np.float64)
 
 
 class Latency:
-    """The distribution of one hop. Add from one thread, ask from any.
+    """The distribution of one hop. One thread adds values, any thread may read it.
 
-    Adding only keeps the values; what leaves the window is counted by hundreds, because small batches come a hundred
-    times a second and are asked for twice.
+    Adding only keeps the values. Batches that leave the window are counted a hundred at a time, because small batches
+    come a hundred times a second and are read twice a second.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Latency:
         self._max = float("-inf")
 
     def add(self, values: Milliseconds) -> None:
-        """Takes in a batch of latencies in ms (negative when clocks differ)."""
+        """Adds a batch of latencies in ms (negative when clocks differ)."""
         if values.size == 0:
             return
         now = time.monotonic()
@@ -54,7 +54,7 @@ class Latency:
                 self._count_older()
 
     def lately(self) -> dict[str, float | int | None]:
-        """p50, p99 and max (ms) and the number of values of the last seconds."""
+        """p50, p99 and max (ms) and the number of values (n) of the last 10 seconds."""
         oldest = time.monotonic() - _WINDOW_S
         with self._lock:
             recent = [values for at, values in self._window if at >= oldest]
@@ -65,7 +65,7 @@ class Latency:
         return {"p50": _rounded(p50), "p99": _rounded(p99), "max": _rounded(values.max()), "n": int(values.size)}
 
     def overall(self) -> dict[str, float | int | None]:
-        """The same for everything since the start; percentiles to 2.4 %."""
+        """The same since the start; percentiles are exact to 2.4 %."""
         with self._lock:
             self._count_older()
             counts, most = self._counts.copy(), self._max

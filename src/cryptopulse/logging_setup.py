@@ -1,7 +1,7 @@
-"""How the processes talk: the only place that configures logging.
+"""Configures logging; nothing else does.
 
-Events go to standard error: readable and coloured on a terminal, one JSON object a line otherwise. A
-process that shares the terminal with a live view is sent to a bounded file instead.
+Events go to standard error: readable and coloured on a terminal, otherwise one JSON object per line. A process that
+shares the terminal with a live view logs to a bounded file instead.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.settings import LoggingSettings
 
 FILE_SIZE_MAX = 4 << 20
-"""A log file that has reached this many bytes becomes `<name>.1`, which replaces the one before it."""
+"""A log file of this many bytes is renamed to `<name>.1`, which replaces the previous one."""
 
 
 class BoundedFile:
-    """A text file that is put aside when it has grown to `size_max` bytes; one older file is kept."""
+    """A text file that is rotated when it has grown to `size_max` bytes; one older file is kept."""
 
     def __init__(self, path: Path, descriptor: int | None = None, size_max: int = FILE_SIZE_MAX) -> None:
         """Opens `path` for appending, as file descriptor `descriptor` if one is given.
 
-        With 2, whatever else the process says on standard error (an interpreter's last words, a library in
-        another language) is in the same file. Raises ConfigurationError when the file can't be opened.
+        With 2, everything else that the process writes to standard error (a fatal error of the interpreter, a native
+        library) is in the same file. Raises ConfigurationError when the file can't be opened.
         """
         self._path = path
         self._descriptor = descriptor
@@ -42,7 +42,7 @@ class BoundedFile:
             raise ConfigurationError(f"Can't write the log file {path}: {error.strerror}.") from error
 
     def write(self, text: str) -> int:
-        """Appends `text` at once. On a full disk it is lost: the process goes on, and says with its end why it ends."""
+        """Appends `text` at once. On a full disk the text is lost and the process goes on."""
         data = text.encode("utf-8", "backslashreplace")
         with suppress(OSError):
             if self._size > self._size_max:
@@ -53,7 +53,7 @@ class BoundedFile:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Does nothing: `write` does not buffer."""
 
     def _open(self) -> None:
         opened = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -68,8 +68,8 @@ class BoundedFile:
 def configure(settings: LoggingSettings, process: str, file: BoundedFile | None = None) -> None:
     """Sets up logging for this process, once, at its start.
 
-    `process` names it in every event. `file`: write there instead of to standard error (as JSON unless the
-    settings ask for the human format).
+    `process`: its name, in every event. `file`: write there instead of to standard error (as JSON unless the settings
+    say `human`).
     """
     human = settings.format == "human" or (settings.format == "auto" and not file and _is_terminal(sys.stderr))
     level = logging.getLevelNamesMapping()[settings.level]
@@ -92,14 +92,14 @@ def configure(settings: LoggingSettings, process: str, file: BoundedFile | None 
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", file or sys.stderr)),
-        cache_logger_on_first_use=False,  # a few events a second: not worth loggers that can't be set up again
+        cache_logger_on_first_use=False,  # there are few events, and cached loggers can't be configured again
     )
     logging.captureWarnings(capture=True)
     logging.basicConfig(handlers=[_ToStructlog()], level=max(level, logging.WARNING), force=True)
 
 
 def configure_quiet(settings: LoggingSettings) -> None:
-    """The same with warnings only, but for DEBUG: for commands whose summary is the news."""
+    """`configure` for commands that print a summary: shows only warnings and errors, unless the level is DEBUG."""
     level = "DEBUG" if settings.level == "DEBUG" else "WARNING"
     configure(settings.model_copy(update={"level": level}), "cryptopulse")
 
@@ -109,7 +109,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 class _ToStructlog(logging.Handler):
-    """Hands what libraries log through the standard library to our own log."""
+    """Forwards what libraries log through the standard library to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         structlog.get_logger().log(record.levelno, "library_message", library=record.name, message=record.getMessage())

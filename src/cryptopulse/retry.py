@@ -1,4 +1,4 @@
-"""The one retry policy: pauses that double, with jitter, for whatever may pass by itself.
+"""The one retry policy, for errors that may pass by themselves: pauses that double, with jitter.
 
 `Backoff` says how long to wait before the next attempt; `retrying` applies it to a coroutine that raises
 `TransientError`. A `TerminalError` is never retried: its type says that trying again won't help.
@@ -16,12 +16,12 @@ from cryptopulse.errors import TransientError
 Result = TypeVar("Result")
 
 FIRST_PAUSE_S = 0.25
-"""Short enough that a connection that was merely cut is back before anyone notices."""
+"""So short that a connection that was merely cut is back before anyone notices."""
 
 
 class Backoff:
-    """Pauses between the attempts of one thing: doubling from `first_s` to `longest_s`, each shortened at
-    random by up to a half, so that many clients cut off at one moment don't come back at one moment.
+    """Pauses between attempts: doubling from `first_s` to `longest_s`, each shortened at random by up to a half, so
+    that many clients that were cut off together don't come back together.
 
     `rng` returns floats in [0, 1); tests pass their own.
     """
@@ -39,13 +39,13 @@ class Backoff:
         self._next_s = self._first_s
 
     def next_pause(self, at_least_s: float = 0.0) -> float:
-        """Seconds to wait before the next attempt; `at_least_s` is what the other side asks for."""
+        """Seconds to wait before the next attempt; `at_least_s`: what the peer asks for."""
         pause_s = self._next_s * (1.0 - self._rng() / 2)
         self._next_s = min(self._next_s * 2, self._longest_s)
         return max(pause_s, at_least_s)
 
     def reset(self) -> None:
-        """Starts over with the short pause; to be called when things have been well for a while."""
+        """Starts over with the first pause. Call it after a while without errors."""
         self._next_s = self._first_s
 
 
@@ -57,10 +57,10 @@ async def retrying(
     attempts_max: int | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Result:
-    """Returns what `attempt` returns, calling it again for as long as it raises TransientError.
+    """Returns what `attempt` returns; calls it again as long as it raises TransientError.
 
-    Before each pause `waiting(error, pause in seconds)` is called, so that the user is told. The error of the last
-    attempt, when there are `attempts_max`, and every other exception pass through at once.
+    Calls `waiting(error, pause in seconds)` before each pause, so that the user can be told. Raises the error of the
+    last attempt after `attempts_max` attempts (None: no limit), and every other exception at once.
     """
     attempts = 0
     while True:

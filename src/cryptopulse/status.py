@@ -1,15 +1,14 @@
 """The status of each process: one small file each, `<state_dir>/status/<name>.json`.
 
-A process writes its file when there is news, at most twice a second, and else every few seconds; a reader never sees
-half of one (written beside, then renamed).
-What a reader makes of it::
+A process writes its file when something has changed, at most twice a second, and otherwise every few seconds. It
+writes a temporary file and renames it, so readers never see half of one. The states that a reader derives::
 
-    running   the process lives and wrote lately
+    running   the process lives and wrote recently
     silent    the process lives but has written nothing for a while: stuck, stopped by a signal, or starved
     dead      the file says running, but there is no such process: it was killed or crashed
-              (a process of another machine or container: it has written nothing for a while)
+              (on another machine or in another container: it has written nothing for a while)
     stopped   it ended in order
-    failed    it ended with an error, which the file names
+    failed    it ended with an error, which the file contains
     absent    there is no file: it never ran on this lake
 """
 
@@ -39,23 +38,23 @@ PRODUCER = "producer"
 PROCESSING = "processing"
 
 PROCESSES = (PRODUCER, PROCESSING)
-"""The processes of every deployment; a healthy one has both running."""
+"""The processes of every deployment; both run in a healthy one."""
 
 NOTIFIER = "notifier"
-"""The third, of a deployment that has somebody to notify."""
+"""Runs where `notify.targets` are set."""
 
 DASHBOARD = "dashboard"
-"""One more, of a deployment that shows itself in browsers; it only reads."""
+"""Runs where `serve.enabled` is set; it only reads."""
 
 ALL_PROCESSES = (*PROCESSES, NOTIFIER, DASHBOARD)
 
 ALIVE: tuple[State, ...] = ("running", "silent")
 """States of a process that exists."""
 
-SILENT_AFTER_S = 10.0  # reports come every 4 s at least; merging files or a slow disk may hold them up for seconds
+SILENT_AFTER_S = 10.0  # reports come at least every 4 s; merging files or a slow disk may delay them by seconds
 _UNCONNECTED_MAX_S = 30.0  # the longest pause between two attempts (feed.backoff_max_s)
 
-# Counts on whatever the clock is set to, and for all containers of a machine alike.
+# Not affected by setting the clock, and the same for all containers of a machine.
 _BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -74,13 +73,13 @@ class ProcessStatus:
     """How often the supervisor has started it again."""
     error: str | None = None
     orphaned: bool = False
-    """Whether it lives, but the process that started it does not: it is about to end."""
+    """Whether it lives but its parent process does not: it is about to end."""
     report: Mapping[str, object] = field(default_factory=dict)
     """The process's own figures."""
 
     @property
     def unwritten_s(self) -> float | None:
-        """Seconds since the log took a message of the producer; since its start when it has taken none."""
+        """Seconds since the log last took a message of the producer; since the start if it has taken none."""
         logged_s = self.report.get("last_logged_age_s")
         if isinstance(logged_s, float) and self.age_s is not None:
             return self.age_s + logged_s
@@ -88,7 +87,8 @@ class ProcessStatus:
 
     @property
     def unconnected_s(self) -> float | None:
-        """Seconds since a producer that has no connection received anything; None when it has one, or just started."""
+        """Seconds since a producer without a connection last received something; None when it has one, or for less
+        than 30 s."""
         if self.report.get("connections") != 0 or self.started_at is None or self.age_s is None:
             return None
         received_s = self.report.get("last_message_age_s")
@@ -100,7 +100,7 @@ class ProcessStatus:
 
     @property
     def healthy(self) -> bool:
-        """Whether it does its work."""
+        """Whether it is running."""
         return self.state == "running"
 
 
@@ -112,7 +112,7 @@ def processes_of(settings: Settings) -> tuple[str, ...]:
 
 
 def shown_processes(settings: Settings) -> tuple[str, ...]:
-    """The same by the names of their status files: Spark's steps may run as several jobs (`process --steps`)."""
+    """`processes_of` as names of status files: Spark's steps may run as several jobs (`process --steps`)."""
     from cryptopulse.settings import STEPS
 
     state_dir = settings.state_dir
@@ -123,7 +123,7 @@ def shown_processes(settings: Settings) -> tuple[str, ...]:
         return processes_of(settings)
     steps = list(STEPS)
     jobs: list[str] = []
-    for job in by_age:  # one that stopped is of interest unless others have taken its steps over
+    for job in by_age:  # a stopped job is shown unless others have taken over its steps
         own = [step for step in job.name.removeprefix(f"{PROCESSING}-").split("-") if step in steps]
         if own:
             jobs.append(job.name)
@@ -133,11 +133,11 @@ def shown_processes(settings: Settings) -> tuple[str, ...]:
 
 
 class StatusFile:
-    """Writes the file of this process."""
+    """Writes the status file of this process."""
 
     def __init__(self, state_dir: Path, name: str, restarts: int = 0) -> None:
-        """`state_dir`: see `Settings.state_dir`. Makes the folder, and writes nothing yet: no report makes a lake again
-        that was moved away.
+        """`state_dir`: see `Settings.state_dir`. Creates the folder, but no file yet. Later reports create no folder,
+        so they don't recreate a lake that was moved away.
 
         Raises ConfigurationError when the folder can't be made.
         """
@@ -172,7 +172,7 @@ class StatusFile:
     def report(self, report: Mapping[str, object]) -> None:
         """Replaces the process's figures with `report` (values that JSON can hold).
 
-        A full disk is not worth ending the process for: the file then just grows old.
+        A full disk does not end the process: the file just becomes outdated.
         """
         self._report = report
         try:
@@ -181,7 +181,7 @@ class StatusFile:
             return
 
     def close(self, error: str | None = None) -> None:
-        """Records that the process ended: in order, or with `error`."""
+        """Writes that the process has ended: in order, or with `error`."""
         try:
             self._write("failed" if error else "stopped", error)
         except OSError:
@@ -202,12 +202,12 @@ class StatusFile:
 
 
 def status_path(state_dir: Path, name: str) -> Path:
-    """Where process `name` writes."""
+    """The status file of process `name`."""
     return state_dir / "status" / f"{name}.json"
 
 
 def read_status(state_dir: Path, name: str) -> ProcessStatus:
-    """What is known of process `name`; never fails: an unreadable file counts as absent."""
+    """The status of process `name`. Never raises: an unreadable file counts as absent."""
     try:
         content = json.loads(status_path(state_dir, name).read_text())
         updated_at = datetime.fromisoformat(content["updated_at"])
@@ -215,12 +215,12 @@ def read_status(state_dir: Path, name: str) -> ProcessStatus:
             age_s = time.clock_gettime(_BOOT_CLOCK) - float(content["updated_boot_s"])
         else:
             age_s = (datetime.now(UTC) - updated_at).total_seconds()
-        # Of another machine or container the process table can't be seen.
+        # The process table of another machine or container can't be read.
         is_here = content["host"] == socket.gethostname()
         process = _process(int(content["pid"])) if is_here else None
         state: State = content["state"]
         if state == "running":
-            # A number alone may belong to another process by now; its start tells them apart.
+            # The pid may belong to another process by now; the start time tells them apart.
             if is_here and (process is None or process[0] != content["pid_start"]):
                 state = "dead"
             elif age_s >= SILENT_AFTER_S:
@@ -242,7 +242,7 @@ def read_status(state_dir: Path, name: str) -> ProcessStatus:
 
 
 def _boot() -> str:
-    """Names what `_BOOT_CLOCK` counts from: this start of the machine, the same in all its containers."""
+    """Id of the machine's current boot, from which `_BOOT_CLOCK` counts; the same in all its containers."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -250,9 +250,9 @@ def _boot() -> str:
 
 
 def _process(pid: int) -> tuple[float, int] | None:
-    """When process `pid` started and its parent; None when there is none or it is a zombie.
+    """Start time and parent of process `pid`; None when there is no such process, or it is a zombie.
 
-    The start is of a clock that nobody sets: what psutil says of it on Linux moves when the time of day is set.
+    On Linux the start is in clock ticks since boot: that of psutil changes when the time of day is set.
     """
     if os.uname().sysname == "Linux":
         try:

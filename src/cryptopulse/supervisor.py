@@ -3,24 +3,23 @@
 Each process is in one of these states; only `Supervisor.step` moves it::
 
     WAITING ──pause over──▶ RUNNING ──died──▶ WAITING     started again, after a pause that doubles
-       │                       │  └──────────▶ FAILED      died too often (but of a full disk), or of an error
-       │                       │                           that stays
+       │                       │  └──────────▶ FAILED      died too often (a full disk does not count), or with an
+       │                       │                           error that a restart can't fix
        └──────────────┬────────┘
-                stop asked, its turn
+               stop requested, its turn
                       ▼
                   STOPPING ──ended, or time limit and SIGKILL──▶ STOPPED
 
-The order of ending is the order of the list: the producer first, which writes what it holds to the log,
-then the processing, which brings the log's contents through to gold. A FAILED process ends all others, in
-order. One that the others do without is never given up, unless it refuses its very first start: then somebody has just
-started the deployment, and is there to read why.
+Processes end in the order of the list: first the producer, which writes its buffer to the log, then the processing,
+which brings the rest of the log through to gold. A FAILED process ends all others, in this order. A process that is
+not essential is always restarted, unless its very first start ends with an error that a restart can't fix: then
+somebody has just started the deployment, and is there to read why.
 
-`step` returns at once; `wait` sleeps until there is something to do. The owner calls them in turns until `done`, and
+`step` returns at once; `wait` sleeps until there is something to do. The owner calls both in a loop until `done`, and
 can draw in between.
 
-A child gets its own session, so that Ctrl-C in the terminal reaches the supervisor alone, and the read end
-of a pipe as standard input, whose other end closes with the supervisor however that dies.
-`stop_with_parent` makes the child notice.
+A child has its own session, so that Ctrl-C in the terminal reaches only the supervisor. Its standard input is a pipe
+that closes when the supervisor dies, however that happens; `stop_with_parent` watches it in the child.
 """
 
 from __future__ import annotations
@@ -45,10 +44,10 @@ from cryptopulse.errors import ERROR_PREFIX, ConfigurationError, ProcessFailed
 _log = structlog.get_logger()
 
 _EXIT_CODES_THAT_STAY = frozenset({2, 4, 5})
-"""Of `cryptopulse.errors`: configuration, damage, a lake in other hands. Starting again would not help."""
+"""From `cryptopulse.errors`: configuration, damage, a lake that another pipeline holds. A restart would not help."""
 
 _EXIT_CODE_OF_A_FULL_DISK = 3
-"""Somebody will make room, however long it takes: tried again for ever, while the other process goes on."""
+"""Restarted for ever, while the other process goes on: somebody will free space, however long it takes."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,19 @@ class ProcessSpec:
 
     name: str
     command: Callable[[int], Sequence[str]]
-    """The command line, given how often the process has been started again."""
+    """Returns the command line; its argument is the number of restarts so far."""
     stop_timeout_s: float
-    """SIGKILL follows SIGTERM after this long; nothing is lost by it, but the log is then not drained."""
+    """SIGKILL follows SIGTERM after this long. Nothing is lost then, but the log is not drained."""
     log_file: Path | None = None
-    """Where its standard error goes. Unset: to ours."""
+    """Where its standard error goes. None: to ours."""
     environment: Mapping[str, str] | None = None
-    """Unset: ours."""
+    """None: ours."""
     folder: Path | None = None
-    """Working directory. Unset: ours."""
+    """Working directory. None: ours."""
     is_essential: bool = True
     """Whether the deployment can't go on without it."""
     head_start_s: float = 0.0
-    """How long its first start leaves the machine to the others."""
+    """Delay of its first start, in which the others have the machine to themselves."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +80,16 @@ class RestartPolicy:
     within_s: float = 60.0
     """... within this time."""
     pause_first_s: float = 0.5
-    """Before the second restart within that time; the first comes at once. Each further one waits twice as long ..."""
+    """Pause before the second restart within that time; the first comes at once. Each further pause is twice as long
+    ..."""
     pause_max_s: float = 10.0
     """... up to this."""
     hurried_timeout_s: float = 2.0
-    """Time limit of an orderly end when the user asked twice."""
+    """Time limit of an orderly end after the user's second request."""
 
 
 class ProcessState(Enum):
-    """See the picture above."""
+    """See the diagram above."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -116,7 +116,7 @@ class _Process:
     popen: subprocess.Popen[bytes] | None = None
 
     def step(self, now: float) -> None:
-        """Looks what happened and does what is due. `now`: seconds of the monotonic clock."""
+        """Handles what has happened and does what is due. `now`: seconds of the monotonic clock."""
         if self.state is ProcessState.WAITING and now >= self.start_at:
             self._start(now)
         elif self.state is ProcessState.RUNNING and self._ended():
@@ -133,7 +133,7 @@ class _Process:
 
     @property
     def due(self) -> float:
-        """When there is something to do if it does not end before: seconds of the monotonic clock."""
+        """When the next action is due unless the process ends first: seconds of the monotonic clock."""
         match self.state:
             case ProcessState.WAITING:
                 return self.start_at
@@ -143,10 +143,10 @@ class _Process:
                 return math.inf
 
     def stop(self, now: float, timeout_s: float) -> None:
-        """Asks for an orderly end within `timeout_s`; asked again, only the time limit can change."""
+        """Requests an orderly end within `timeout_s`. A second call can only shorten the time limit."""
         if self.state is ProcessState.WAITING:
             self.state = ProcessState.STOPPED
-            self.exit_code = None  # that of its death was told then
+            self.exit_code = None  # its death was reported when it happened
         elif self.state is ProcessState.RUNNING and self.popen:
             self.state = ProcessState.STOPPING
             self.kill_at = now + timeout_s
@@ -161,7 +161,7 @@ class _Process:
         except OSError as error:
             if self.starts == 0:
                 raise ConfigurationError(f"Can't start {self.spec.name}: {error}.") from error
-            self.exit_code = None  # no memory for it, no more processes: as if it had died
+            self.exit_code = None  # no memory, or too many processes: handled like a death
             _log.warning("process_not_started", name=self.spec.name, error=str(error))
             self._judge_death(now)
             return
@@ -206,7 +206,7 @@ class _Process:
 
     @property
     def has_failed_at_the_end(self) -> bool:
-        """Whether it ended with an error of its own when it was told to end."""
+        """Whether it ended with an error of its own after it was told to end."""
         return bool(self.spec.is_essential and self.exit_code and self.exit_code > 0)
 
     @property
@@ -220,7 +220,7 @@ class _Process:
 
 
 class Supervisor:
-    """Several processes as one thing that runs, fails or ends."""
+    """Several processes that run, fail and end together."""
 
     def __init__(self, specs: Sequence[ProcessSpec], policy: RestartPolicy | None = None) -> None:
         """`specs` in the order in which they are to end. Nothing starts before the first `step`."""
@@ -232,9 +232,9 @@ class Supervisor:
         self._hurry = False
 
     def step(self) -> None:
-        """One look at every process: starts, restarts, and ends what is due. Returns at once.
+        """Checks every process once: starts, restarts and ends what is due. Returns at once.
 
-        Raises ConfigurationError when a process can't even be started.
+        Raises ConfigurationError when the first start of a process is impossible.
         """
         self._news.clear()
         now = time.monotonic()
@@ -260,7 +260,7 @@ class Supervisor:
         self._news.wait(None if left_s == math.inf else max(left_s, 0.0))
 
     def stop(self) -> None:
-        """Asks for the end, in order. Asked a second time: with shorter time limits."""
+        """Requests the end of all processes, in order. A second call shortens the time limits."""
         self._hurry = self._stopping
         self._stopping = True
         self._news.set()
@@ -272,15 +272,15 @@ class Supervisor:
 
     @property
     def stopping(self) -> bool:
-        """Whether the end was asked for or a failure brought it on."""
+        """Whether the processes are ending, by request or after a failure."""
         return self._stopping
 
     def states(self) -> dict[str, ProcessState]:
-        """The state of each process by its name."""
+        """The state of each process, by name."""
         return {process.spec.name: process.state for process in self._processes}
 
     def pids(self) -> dict[str, int]:
-        """Process ids of what runs."""
+        """Process ids of the running processes, by name."""
         return {
             process.spec.name: process.popen.pid
             for process in self._processes
@@ -288,8 +288,8 @@ class Supervisor:
         }
 
     def check(self) -> None:
-        """Raises ProcessFailed when a process was given up or could not end in order, with its own last words if they
-        are known."""
+        """Raises ProcessFailed when a process was given up or could not end in order; with its last error message, if
+        known."""
         for process in self._processes:
             has_failed = process.state is ProcessState.STOPPED and process.has_failed_at_the_end
             if has_failed or process.state is ProcessState.FAILED:
@@ -302,7 +302,7 @@ class Supervisor:
                 raise error
 
     def kill(self) -> None:
-        """Ends whatever still runs at once: the way out after an error of our own."""
+        """Kills all running processes at once: for errors of the supervisor itself."""
         for process in self._processes:
             if process.popen and process.popen.poll() is None:
                 process.popen.kill()
@@ -327,8 +327,7 @@ def _spawn(spec: ProcessSpec, command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def last_words(log_file: Path) -> str:
-    """The error that the program wrote last to its log file (see `cryptopulse.cli`), "" when there is
-    none."""
+    """The last error that the program wrote to its log file (see `cryptopulse.cli`); "" when there is none."""
     try:
         lines = log_file.read_text(errors="replace").splitlines()
     except OSError:
@@ -338,10 +337,10 @@ def last_words(log_file: Path) -> str:
 
 
 def stop_with_parent(grace_s: float = 1.0) -> None:
-    """In a supervised process: end when the supervisor is gone, however it ended.
+    """In a supervised process: ends it when the supervisor is gone, however that ended.
 
-    Asks for the usual orderly end first (SIGTERM to ourselves); after `grace_s` the process ends where it
-    stands, because a new supervisor may already be waiting for the lake.
+    It first requests the usual orderly end (SIGTERM to ourselves). After `grace_s` it kills the process, because a new
+    supervisor may already be waiting for the lake.
     """
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""The state of the processing: rates, latencies per hop, newest prices and alerts."""
+"""Figures of the processing for its status file: rates, latencies per hop, newest prices and alerts."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ HOPS = (
     "receive_to_alert",
     "receive_to_gold",
 )
-"""Hops in the order of the way. Each ends when the commit has returned; `receive_to_log` when the log took the
-message (its sync follows and is part of `receive_to_bronze`)."""
+"""Hops in the order of the data's path. Each ends when the commit has returned; `receive_to_log` when the log took the
+message (the log's sync follows and is part of `receive_to_bronze`)."""
 
 _PRODUCTS_MAX = 50
 _ALERTS_MAX = 20
-_BARS_KEPT = 6  # minutes that a product's price is compared over
+_BARS_KEPT = 6  # minutes over which a price change is shown
 _RATE_WINDOW_S = 5.0
 
 
 class Telemetry:
-    """Collects from the pipeline's commits; the reporting thread reads its state."""
+    """Collects figures of the pipeline's commits; the reporting thread reads them."""
 
     def __init__(self, engine: EmbeddedEngine) -> None:
-        """Starts counting; asks `engine` for what it holds."""
+        """Starts counting; trades, conflicts and coverage are read from `engine`."""
         self._engine = engine
         self._latency = {hop: Latency() for hop in HOPS}
         self._totals = {"messages": 0, "trades": 0, "duplicates": 0, "quarantined": 0, "commits": 0}
@@ -49,7 +49,7 @@ class Telemetry:
         self._started = time.monotonic()
 
     def add(self, result: StepResult) -> None:
-        """Takes note of a step that has just ended."""
+        """Counts a step that has just ended."""
         now_ns = time.time_ns()
         with self._lock:
             self._totals["commits"] += result.rows.num_rows > 0
@@ -77,7 +77,7 @@ class Telemetry:
             self._latency["receive_to_alert"].add(elapsed_ms(result.received, now_ns))
         for alert in result.rows.select(["alert_id", "symbol", "trigger_trade_id", "opened_at"]).to_pylist():
             if alert["alert_id"] not in self._detection_ms:
-                # From when the trade that opened the episode came off the socket, if that is known.
+                # Counted from the receipt of the trade that opened the episode, if the trade is still in memory.
                 opened_us = round(alert["opened_at"].timestamp() * 1e6)
                 trades = self._engine.trades.between(opened_us, opened_us, [alert["symbol"]])
                 found = trades.filter(pc.equal(trades["trade_id"], alert["trigger_trade_id"]))["ingestion_time"]
@@ -86,7 +86,7 @@ class Telemetry:
                     self._detection_ms[alert["alert_id"]] = round((now_ns - received_ns) / 1e6, 1)
 
     def state(self, episodes: pa.Table, lag_messages: int) -> dict[str, object]:
-        """Everything, ready for JSON. `episodes`: alerts that are near; `lag_messages`: what waits in the log."""
+        """All figures, ready for JSON. `episodes`: recent alerts; `lag_messages`: messages that wait in the log."""
         now_s = time.monotonic()
         with self._lock:
             self._rate.append((now_s, self._totals["trades"]))
@@ -107,7 +107,7 @@ class Telemetry:
             }
 
     def summary(self) -> dict[str, object]:
-        """What was done since the start, and what the lake holds now, for a person who waited for it."""
+        """Counts since the start, and what the lake holds now, for the summary of a command."""
         intervals: dict[str, list[tuple[int, int]]] = {}
         for symbol, first, last in zip(*(c.to_pylist() for c in self._engine.coverage.table.columns), strict=True):
             intervals.setdefault(symbol, []).append((first, last))
@@ -132,7 +132,7 @@ class Telemetry:
                 del bars[min(bars)]
 
     def _products(self) -> dict[str, dict[str, Any]]:
-        """The newest price of the most traded products, beside that of some minutes ago."""
+        """Newest price of the most traded products, and the price some minutes ago."""
         products: dict[str, dict[str, Any]] = {}
         for symbol, bars in self._newest_bars.items():
             first, last = bars[min(bars)], bars[max(bars)]

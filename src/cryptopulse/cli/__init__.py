@@ -1,7 +1,7 @@
-"""The command `cryptopulse`: assembles the commands, and is the one place that shows errors.
+"""The command `cryptopulse`: assembles the commands. Errors are shown here and nowhere else.
 
-An error is one line on standard error: what happened, to what, what to do. A traceback is never for the
-user's mistake; for a fault of the program it goes to a file, and to standard error only with `--debug`.
+An error is one line on standard error: what happened, to what, what to do. Tracebacks are shown only with
+`--debug`; without it, the traceback of a fault of the program goes to a file.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _EPILOG = (
     "the exchange gave nothing of use about a product of `backfill`; 130 ended by Ctrl-C."
 )
 
-# Nothing here multiplies matrices; numpy's library for it would start a thread for each core, which costs 40 ms.
+# Nothing here multiplies matrices, and OpenBLAS would start a thread per core, which costs 40 ms.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# What our own words have beyond ASCII, for terminals and files that are not UTF-8.
+# ASCII for the other characters in our texts, for terminals and files that are not UTF-8.
 _PLAIN = {
     "…": "...",
     "→": "->",
@@ -82,15 +82,15 @@ def _options(
 
 
 def main() -> None:
-    """The installed command."""
+    """Entry point of the installed command."""
 
     def in_plain_letters(error: UnicodeError) -> tuple[str, int]:
-        """For letters that the output can't show: a plain word, else their numbers (`\\u65e5`)."""
+        """Replaces characters that the output can't encode: by ASCII, else by escapes (`\\u65e5`)."""
         assert isinstance(error, UnicodeEncodeError)
         text = error.object[error.start : error.end]
         return "".join(_PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text), error.end
 
-    # Closed by who started us (`>&-`): as /dev/null, or the next file that is opened would take the place.
+    # A stream that the caller closed (`>&-`) becomes /dev/null; else the next opened file would get its number.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)
@@ -102,12 +102,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain")
-    if code := run(sys.argv[1:]):  # Databricks takes every SystemExit for a failure, even that with code 0
+    if code := run(sys.argv[1:]):  # Databricks treats every SystemExit as a failure, even code 0
         sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one for each kind of end
-    """Carries out one command line and returns its exit code; says errors on standard error."""
+    """Runs one command line and returns its exit code; writes errors to standard error."""
     debug = "--debug" in arguments
     try:
         command = typer.main.get_command(app)
@@ -118,7 +118,7 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one for each kind o
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        _drop_output()  # its reader had enough: `cryptopulse sql ... | head`. (Typer makes an exit of the error.)
+        _drop_output()  # the reader closed the pipe: `cryptopulse sql ... | head`. (Typer raises an exit from it.)
         return 0
     except CryptoPulseError as error:
         return _fail(str(error), error.exit_code, debug)
@@ -133,7 +133,7 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one for each kind o
             _drop_output()
             return _fail("The disk is full to which the output, or a temporary file, is written.", 3, debug)
         package = (getattr(error, "name", None) or "cryptopulse").partition(".")[0]
-        if isinstance(error, ModuleNotFoundError) and package != "cryptopulse":  # the core alone, as on Databricks
+        if isinstance(error, ModuleNotFoundError) and package != "cryptopulse":  # only the core installed: Databricks
             text = f"This command needs the package {package}: pip install 'cryptopulse[all]'."
             return _fail(text, ConfigurationError.exit_code, debug)
         details = "" if debug else f"; {_save_details()}"
@@ -141,7 +141,7 @@ def run(arguments: Sequence[str]) -> int:  # noqa: PLR0911 - one for each kind o
 
 
 def _drop_output() -> None:
-    """What is still to be written to standard output goes nowhere: at the end Python would try once more."""
+    """Sends the rest of standard output to /dev/null: Python would try to write it again at exit."""
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, sys.stdout.fileno())
     os.close(descriptor)
@@ -156,7 +156,7 @@ def _fail(message: str, exit_code: int, debug: bool) -> int:
 
 
 def _save_details() -> str:
-    """Puts the traceback of the current exception into a file; says where, for the end of the error's line."""
+    """Writes the traceback of the current exception to a file; returns where, for the end of the error line."""
     path = Path(tempfile.gettempdir()) / f"cryptopulse-error-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.txt"
     text = f"cryptopulse {' '.join(sys.argv[1:])}\n{traceback.format_exc()}"
     try:

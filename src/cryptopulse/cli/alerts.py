@@ -1,4 +1,4 @@
-"""`alerts list`, `alerts backtest`, `alerts test-notify`: what happened, what a rule would have said, who is told."""
+"""`alerts list`, `alerts backtest`, `alerts test-notify`: episodes found, episodes of a trial rule, test messages."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def list_alerts(
         try:
             result = connection.sql(query, params={"wanted": wanted, "rows": rows})
             found = result.to_arrow_table().to_pylist()
-        except duckdb.CatalogException:  # a lake whose first trades are still on their way has no such table yet
+        except duckdb.CatalogException:  # a new lake does not have this table yet
             found = []
     _print_alerts(found, json)
 
@@ -137,7 +137,7 @@ def try_targets(
 def parse_rule(text: str) -> AlertRule:
     """A rule from `threshold_pct=0.5,lookback_s=60,products=BTC-USD|ETH-*,types=FLASH_CRASH`.
 
-    What is left out has its default. Raises ConfigurationError naming what is wrong.
+    Omitted names have their defaults. Raises ConfigurationError that names the wrong part.
     """
     from pydantic import ValidationError
 

@@ -1,4 +1,4 @@
-"""`audit`: whether anything is missing, and the proof."""
+"""`audit`: whether anything is missing or inconsistent, with the proof."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 INCOMPLETE = 8
 """Exit code of an audit that found something."""
 
-_KIND_LINES_MAX = 20  # what follows looks the same, and is in the JSON
+_KIND_LINES_MAX = 20  # more of them look the same, and are in the JSON
 _INTERVAL_LINES_MAX = 5
 _COLUMNS = {
     "product": "symbol",
@@ -60,7 +60,7 @@ def audit(
     settings = settings_from(lake, config, rest_url=rest_url)
     scope = AuditScope.of(product or (), start, end)
     processing = settings.processing
-    same_lake = {"--lake": lake, "--config": config}  # what a repairing command needs to find it
+    same_lake = {"--lake": lake, "--config": config}  # for the repair commands that are shown
     exchange = CandleSource(settings.feed.rest_url, settings.rest_allowance) if candles else None
     with progress_bar("audit") as progress:
         report = check(

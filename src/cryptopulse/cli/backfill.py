@@ -1,4 +1,4 @@
-"""`backfill`: history, on request."""
+"""`backfill`: fetches the history of products."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def backfill(
                 with progress_bar(product) as progress:
                     show = (lambda _plan: None) if json else _print_plan
                     wanted, filled = asyncio.run(work.run(product, from_time, to_time, show, progress))
-            except (UnknownProduct, NotFetched) as error:  # the product's matter; it may be hours until the end
+            except (UnknownProduct, NotFetched) as error:  # of this product only; shown now: the end may be hours away
                 typer.echo(f"{ERROR_PREFIX}{' '.join(str(error).split())}", err=True)
                 found.append({"product": product, "error": str(error), "stored": work.stored})
                 exit_code = max(exit_code, error.exit_code)

@@ -1,4 +1,4 @@
-"""`init` and `config`: the settings as a file to edit, and as they are in force."""
+"""`init` and `config`: the settings as a file to edit, and the values in force."""
 
 from __future__ import annotations
 

@@ -50,14 +50,14 @@ def ddl(
     session = spark_session(settings)
     keyed = []
     if catalog in {row[0] for row in session.sql("SHOW CATALOGS").collect()}:
-        statements = statements[1:]  # who may not create catalogs may not even ask for one that exists
-        # Without Unity Catalog there is none, and Spark logs a refused query: a statement below says so in one line.
+        statements = statements[1:]  # without the right to create catalogs it fails even if the catalog exists
+        # Only Unity Catalog has it. Elsewhere Spark would log the refused query; a statement below fails in one line.
         if "information_schema" in {row[0] for row in session.sql(f"SHOW SCHEMAS IN {quoted(catalog)}").collect()}:
             keyed = session.sql(
                 f"SELECT table_schema, table_name FROM {quoted(catalog)}.information_schema.table_constraints "  # noqa: S608
                 "WHERE constraint_type = 'PRIMARY KEY'"
             ).collect()
-    # A key that is there stays: to make it again takes it from readers for a moment, and not everybody may.
+    # Existing keys stay: recreating one takes it from readers for a moment, and needs rights that users may lack.
     for schema, name in keyed:
         table = f"ALTER TABLE {quoted(catalog, schema, name)} "
         statements = [statement for statement in statements if not statement.startswith(table)]

@@ -1,4 +1,4 @@
-"""Options that several commands have, and the settings that they make."""
+"""Options that several commands share, and the settings made from them."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def settings_from(
     serve: Mapping[str, object] | None = None,
     **urls: str | None,
 ) -> Settings:
-    """All settings, with the options that were given on top.
+    """All settings, overridden by the given options.
 
-    `serve`: those of the section of that name. `urls`: `websocket_url` and `rest_url`. Raises ConfigurationError.
+    `serve`: options of the section `serve`. `urls`: `websocket_url` and `rest_url`. Raises ConfigurationError.
     """
     from cryptopulse.settings import load_settings
 

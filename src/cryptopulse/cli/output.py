@@ -16,8 +16,8 @@ from cryptopulse.text import decimal_text
 
 
 def print_json(value: object) -> None:
-    """`value` on standard output as JSON, indented; times, decimals and bytes as text, and what is no number in JSON
-    (`NaN`, `Infinity`)."""
+    """Prints `value` as indented JSON. Times, decimals, bytes, and numbers that JSON lacks (`NaN`, `Infinity`) become
+    text."""
 
     def as_text(value: object) -> str:
         return value.isoformat() if isinstance(value, datetime) else cell_text(value)
@@ -33,7 +33,7 @@ def print_json(value: object) -> None:
 
 
 def cell_text(value: object) -> str:
-    """One value of a table for people: decimals without trailing zeros, bytes as the text that they are."""
+    """One value of a printed table: decimals without trailing zeros, bytes decoded as UTF-8."""
     if isinstance(value, Decimal):
         return decimal_text(value)
     if isinstance(value, bytes):
@@ -44,13 +44,13 @@ def cell_text(value: object) -> str:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], numbers: frozenset[str] = frozenset()
 ) -> None:
-    """A table on standard output. `numbers`: the columns to align right."""
+    """Prints a table. `numbers`: the columns to align right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Into a file or pipe: nothing is folded, however wide.
+    # In a file or pipe only tables wider than 1,000 characters are folded.
     console = Console(width=None if sys.stdout.isatty() else 1000, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
@@ -63,7 +63,7 @@ def print_table(
 
 
 def print_conflicts(trades: int) -> None:
-    """A line about trades that came again with other content; none when there are none."""
+    """Prints a line about trades that came again with other content, if there are any."""
     if trades:
         came = "trade" if trades == 1 else "trades"
         typer.echo(
@@ -73,7 +73,7 @@ def print_conflicts(trades: int) -> None:
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function to be called with (done, total); draws only on a terminal, on standard error."""
+    """Yields a function to call with (done, total). Draws on standard error, and only if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return

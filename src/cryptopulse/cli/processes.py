@@ -1,4 +1,4 @@
-"""`run`, `produce`, `process` and `notify`: the way from the feed to the tables, and to who is told of alerts."""
+"""`run`, `produce`, `process` and `notify`: from the feed to the tables and to the receivers of alerts."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def process(
         if once:
             try:
                 report(drain_log(settings, open_log(settings), chosen))
-            except SystemExit as ended:  # by SIGTERM: in order, but only a part of it is done
+            except SystemExit as ended:  # by SIGTERM: an orderly end, but the backlog is not done
                 raise SystemExit(143) from ended
         else:
             run_processing(settings, open_log(settings), report, chosen)

@@ -1,4 +1,4 @@
-"""`replay` and `rebuild`: the tables from what was recorded."""
+"""`replay` and `rebuild`: fill the tables from a recording, or from bronze."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def replay(
     from cryptopulse.recording import STANDARD_INPUT
     from cryptopulse.settings import load_settings
 
-    if file != STANDARD_INPUT and (not file.exists() or file.is_dir()):  # a pipe is as good as a file
+    if file != STANDARD_INPUT and (not file.exists() or file.is_dir()):  # a pipe will do
         raise ConfigurationError(f"There is no recording {file}.")
 
     from cryptopulse.replay import replay as replay_file
@@ -63,7 +63,7 @@ def rebuild(lake: Lake = None, config: Config = None, json: Json = False) -> Non
 
 @contextmanager
 def _opened_log(settings: Settings) -> Iterator[Log]:
-    """The log, in a process that says only warnings."""
+    """The open log. Limits this process to log events from WARNING on (but see `configure_quiet`)."""
     from cryptopulse import logging_setup
     from cryptopulse.deployment import without_pandas
     from cryptopulse.log.opening import open_log

@@ -43,9 +43,9 @@ def serve(
 
         if supervised is None:
             run(settings, [settings.serve.port], report, lambda url: typer.echo(f"Dashboard: {url}"))
-        else:  # a port that is taken is no reason not to record; browsers look where it was before a restart
+        else:  # a taken port must not stop the recording; browsers return to the port from before a restart
             run(settings, [settings.serve.port, *([before] if isinstance(before, int) else []), 0], report)
-    # Threads that still read may wait for minutes for a storage that does not answer; nothing is written here.
+    # Reading threads may wait minutes for a storage that does not answer. They write nothing, so they can be killed.
     end_s = time.monotonic() + _END_WITHIN_S
     others = [one for one in threading.enumerate() if one is not threading.main_thread() and not one.daemon]
     for one in others:

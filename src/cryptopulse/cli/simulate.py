@@ -1,4 +1,4 @@
-"""`simulate`: an exchange of one's own."""
+"""`simulate`: serves a simulated exchange."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def simulate(
 
 
 def _write_crash_day(path: Path, trades: int, seed: int, as_json: bool) -> None:
-    """Writes the recording and tells what it holds."""
+    """Writes the recording and prints what it holds."""
     from cryptopulse.errors import ConfigurationError
     from cryptopulse.simulator.crash_day import CrashDay
 
@@ -119,7 +119,7 @@ def _write_crash_day(path: Path, trades: int, seed: int, as_json: bool) -> None:
 
 
 def _announce(options: SimulatorOptions, port: int, as_json: bool) -> None:
-    """Says where the exchange is and how to point a pipeline at it."""
+    """Prints the exchange's addresses and how to point a pipeline at them."""
     addresses = {
         "exchange_url": f"ws://{options.host}:{port}/exchange",
         "advanced_url": f"ws://{options.host}:{port}/advanced",

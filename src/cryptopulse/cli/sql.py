@@ -1,4 +1,4 @@
-"""`sql`: questions to the tables."""
+"""`sql`: queries over the tables."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def sql(
 
 
 def _printable(found: pa.Table) -> pa.Table:
-    """The same rows, with names that differ (`a`, `a_1`) and times beyond the calendar of Python as text."""
+    """The same rows, with unique column names (`a`, `a_1`), and times outside Python's calendar as text."""
     import duckdb
     import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""`status`: whether all processes run, and how they fare."""
+"""`status`: whether all processes run, and their main figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FIGURES = {
     "notifications_failed": "failed",
     "notifications_waiting": "waiting",
 }
-"""Which figures of a report `status` shows, and its words for them; --json shows all."""
+"""The figures of a report that `status` shows, with their labels; --json shows all."""
 
 
 def register(app: typer.Typer) -> None:
@@ -60,7 +60,7 @@ def status(
         raise ConfigurationError(f"--process {process}: write {' or '.join(ALL_PROCESSES)}.")
     unwritten_max_s = parse_duration(written_within) if written_within else None
     processes = [read_status(settings.state_dir, name) for name in ([process] if process else shown)]
-    if process is None:  # a lake can do without one; that one has died is worth knowing
+    if process is None:  # a missing or stopped one is fine, a dead one is shown
         processes = [one for one in processes if one.name != DASHBOARD or one.state not in ("absent", "stopped")]
     healthy = True
     rows = []

@@ -1,6 +1,6 @@
-"""The settings of a deployment, and where they come from. What there is to set is in `settings.sections`.
+"""Loads the settings of a deployment. The modules `sections`, `notify` and `serve` declare them.
 
-Sources, the later one wins: `cryptopulse.toml`, environment variables `CRYPTOPULSE_*` (nested names joined
+Sources, in rising order of priority: `cryptopulse.toml`, environment variables `CRYPTOPULSE_*` (nested names joined
 by two underscores: `CRYPTOPULSE_FEED__PRODUCTS='["BTC-USD"]'`), the file `.env`, command-line options.
 """
 
@@ -86,7 +86,7 @@ def _absolute(path: Path) -> Path:
 
 
 class _DotEnv(DotEnvSettingsSource):
-    """The file `.env`, of which other programs' variables are none of our business."""
+    """Reads the file `.env`, and ignores other programs' variables in it."""
 
     def __call__(self) -> dict[str, Any]:
         known = self.settings_cls.model_fields
@@ -120,9 +120,9 @@ class Settings(BaseSettings):
     """Where the tables are, `<lake>/<schema>/<table>`: a local folder, `s3://bucket/prefix` or
     `abfss://container@account.dfs.core.windows.net/prefix`."""
     state: Path | None = None
-    """Local folder of what a lake elsewhere has beside its tables: the embedded log, locks, the processes' status.
-    Unset: a folder of the lake's own in `$XDG_STATE_HOME/cryptopulse` (`~/.local/state/cryptopulse`). A lake in a local
-    folder keeps all that inside, in `_cryptopulse`."""
+    """Local folder for what a lake on S3 or Azure has besides its tables: the embedded log, locks, the processes'
+    status. Unset: one folder per lake in `$XDG_STATE_HOME/cryptopulse` (`~/.local/state/cryptopulse`). A lake in a
+    local folder always uses its own subfolder `_cryptopulse`."""
     feed: FeedSettings = FeedSettings()
     healing: HealingSettings = HealingSettings()
     log: LogSettings = LogSettings()
@@ -137,7 +137,7 @@ class Settings(BaseSettings):
 
     @property
     def location(self) -> LakeLocation:
-        """Where the tables are, with what is needed to get there."""
+        """Where the tables are, with the storage options."""
         return LakeLocation.of(self.lake, self.storage.options)
 
     @property
@@ -152,8 +152,8 @@ class Settings(BaseSettings):
 
     @property
     def rest_allowance(self) -> Path:
-        """File by which processes share the exchange's limit of requests, which is one of the machine's address: all of
-        this user, whatever their lakes. A simulator (`http://`) is the lake's own.
+        """File through which processes share the exchange's request limit. The limit is per IP address, so all lakes of
+        this user share one file. With a simulator (`http://`) each lake has its own.
         """
         if not self.feed.rest_url.startswith("https:"):
             return self.state_dir / "rest.allowance"
@@ -163,7 +163,7 @@ class Settings(BaseSettings):
 
     @property
     def log_path(self) -> Path:
-        """File of the embedded log. Raises ConfigurationError when `log.url` names no file, as a broker's does."""
+        """File of the embedded log. Raises ConfigurationError when `log.url` is a broker's address."""
         url = self.log.url
         if not url:
             return self.state_dir / "log.db"
@@ -183,7 +183,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 -- the base class's signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Highest first: options, `.env`, environment, the environment by Azure's names, `cryptopulse.toml`."""
+        """Highest priority first: options, `.env`, environment, environment with Azure's names, `cryptopulse.toml`."""
         given = {**os.environ, **dotenv_values(".env", encoding="utf-8")}
         hub = {setting: given[name] for name, setting in _EVENT_HUB_NAMES.items() if given.get(name)}
         azure = InitSettingsSource(settings_cls, {"log": hub} if hub else {})
@@ -212,7 +212,7 @@ def load_settings(config: Path | None = None, **options: Any) -> Settings:
         section = variable.removeprefix(ENVIRONMENT_PREFIX).split("__")[0].lower()
         if variable.startswith(ENVIRONMENT_PREFIX) and section not in Settings.model_fields:
             raise ConfigurationError(f"Environment variable {variable}: no such setting (see `cryptopulse config`).")
-    logging.getLogger("dotenv").setLevel(logging.ERROR)  # it tells of lines that are none of our business
+    logging.getLogger("dotenv").setLevel(logging.ERROR)  # it warns about other programs' lines
     try:
         dotenv_values(".env", encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

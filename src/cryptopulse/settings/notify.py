@@ -19,7 +19,7 @@ class _NotifySection(BaseModel):
 
 
 class NotifyTarget(_NotifySection):
-    """One place that messages are sent to. Several may have the same address and want different alerts."""
+    """One receiver of messages. Several targets may share an address and select different alerts."""
 
     url: SecretStr = Field(min_length=1)
     """Address as apprise writes it: `slack://…`, `discord://…`, `tgram://…`, `mailtos://…`, `jsons://…`. A secret: no
@@ -29,7 +29,7 @@ class NotifyTarget(_NotifySection):
     products: list[str] = ["*"]
     """Product ids or shell patterns (`*-USD`)."""
     severity: Severity = "WARNING"
-    """Least severity that is sent."""
+    """Lowest severity that is sent."""
     on: list[Event] = ["opened", "escalated", "closed"]
     """Which events of an episode are sent."""
     messages_per_minute_max: int = Field(default=20, ge=2, le=600)
@@ -48,16 +48,16 @@ class NotifySettings(_NotifySection):
     first_lookback_s: int = Field(default=600, ge=0, le=86_400)
     """A new target gets episodes whose last trade over the threshold is at most this old, in seconds."""
     age_max_s: int = Field(default=86_400, ge=60, le=2_592_000)
-    """An episode of which a target knows nothing is no news any more when its last trade over the threshold is older
-    than this, in seconds: after a long failure, a backfill or a rebuild."""
+    """A target gets no first message about an episode whose last trade over the threshold is older than this, in
+    seconds, as after a long failure, a backfill or a rebuild."""
     poll_ms: int = Field(default=100, ge=10, le=60_000)
-    """How often the table of alerts is polled. On S3 and Azure, where a poll is a request that is paid for, every two
-    seconds at most."""
+    """Time between two polls of the table of alerts. On S3 and Azure, where each poll is a paid request, at least two
+    seconds."""
     targets: list[NotifyTarget] = []
-    """Where messages are sent, tables `[[notify.targets]]` in the configuration file. Without any nothing is sent, and
-    `run` starts no process for it."""
+    """Receivers of messages, as tables `[[notify.targets]]` in the configuration file. Without targets nothing is sent,
+    and `run` starts no notifier process."""
 
     def in_clear_text(self) -> str:
-        """The section as JSON with its secrets, for the environment of a process that is to have it."""
+        """The section as JSON, secrets included, for the environment of a child process."""
         targets = [{**target.model_dump(), "url": target.url.get_secret_value()} for target in self.targets]
         return json.dumps({**self.model_dump(), "targets": targets})

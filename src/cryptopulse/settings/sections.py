@@ -1,4 +1,4 @@
-"""The sections of the settings: every setting of a section, its default and its meaning; nowhere else."""
+"""The sections of the settings, each declared with its defaults and meanings."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class FeedSettings(_Section):
     quote_currency: str = "USD"
     """With an empty `products`: record every online product quoted in this currency."""
     products_refresh_s: float = Field(default=3600.0, gt=0)
-    """With an empty `products`: ask so often which there are, and record those that are new as well."""
+    """With an empty `products`: time between two requests for the list of products. New products are recorded, too."""
     connections: int = Field(default=1, ge=1, le=4)
-    """Connections that record each product at the same time, on each feed. With two, the loss of either loses no
-    trade; each trade is recorded as often, and counts once."""
+    """Connections that record each product at the same time, on each feed. With two, losing one loses no trade. Each
+    trade is then recorded twice, and counts once."""
     websocket_url: str | None = None
     """WebSocket address; with `both` that of the Exchange feed. Unset: the dialect's public address."""
     advanced_url: str | None = None
@@ -56,14 +56,14 @@ class FeedSettings(_Section):
     products_per_connection_max: int = Field(default=100, ge=1, le=1000)
     """More products than this are spread over several connections."""
     heartbeats_missed_max: int = Field(default=5, ge=2)
-    """A connection is stale after this many seconds without a trade or heartbeat, and is replaced; a product of it that
-    is silent for as long is subscribed again."""
+    """A connection is replaced after this many seconds without a trade or heartbeat. A single product that is silent
+    for as long is subscribed again."""
     connect_timeout_s: float = Field(default=10.0, gt=0)
     """Give up a connection attempt after this time and try again."""
     backoff_max_s: float = Field(default=30.0, gt=0)
     """Longest pause between two connection attempts; pauses double from 0.25 s, with jitter."""
     buffer_max_mb: int = Field(default=64, ge=1)
-    """Bound of messages held in memory while the log is slow. Beyond it messages are counted as a loss and
+    """Memory for messages that wait for a slow log. Beyond it messages are dropped and counted as lost, and
     the hole is recorded; the feed never blocks."""
 
     @field_validator("products", mode="before")
@@ -102,19 +102,19 @@ class LogSettings(_Section):
     """Largest size of the log. When it is reached appending fails with a clear error: nothing is
     overwritten."""
     group_commit_ms: int = Field(default=10, ge=1, le=50)
-    """Synced writes begin at least so long after each other; what arrives in between shares one. A message that comes
+    """Shortest time between the starts of two synced writes; messages that arrive in between share one write. A message
     after a pause waits only 2 ms."""
     epoch: int = Field(default=0, ge=0, le=200_000)
-    """Raise by one when the log's offsets begin anew: a topic made again, a failover to another region, a lake that
-    moves from one log to another. Bronze's `partition` is `epoch` · 10,000 + Kafka's partition."""
+    """Raise by one when the log's offsets start over: a recreated topic, a failover to another region, a lake that
+    moves to another log. Bronze's `partition` is `epoch` · 10,000 + Kafka's partition."""
     kafka_username: str | None = None
     """User for SASL, with `kafka_password`."""
     kafka_password: SecretStr | None = None
     """Password for SASL; better set as `CRYPTOPULSE_LOG__KAFKA_PASSWORD` than written into a file."""
     kafka_options: dict[str, SecretStr] = {}
-    """More options of the Kafka client (librdkafka's names), as `{ "client.id" = "eu-1" }`; shown to nobody."""
+    """More options of the Kafka client, by librdkafka's names: `{ "client.id" = "eu-1" }`. Their values are secret."""
     kafka_partitions: int = Field(default=1, ge=1, le=10_000)
-    """Partitions of a topic that does not exist yet and is made here; an Event Hub is not made here."""
+    """Partitions of the topic if it is missing and has to be created. An Event Hub is never created."""
     eventhub_connection_string: SecretStr | None = None
     """Connection string of an Azure Event Hubs namespace; also the environment variable
     `EVENT_HUB_CONNECTION_STRING`."""
@@ -124,7 +124,7 @@ class LogSettings(_Section):
     @field_validator("kafka_options", mode="before")
     @classmethod
     def _as_texts(cls, value: Any) -> Any:
-        """`true` and numbers as librdkafka reads them."""
+        """Booleans and numbers as text that librdkafka reads."""
         if not isinstance(value, dict):
             return value
         return {name: str(v).lower() if isinstance(v, bool | int | float) else v for name, v in value.items()}
@@ -136,15 +136,14 @@ class ProcessingSettings(_Section):
     engine: Literal["embedded", "spark"] = "embedded"
     """What runs the steps: `embedded` (this process) or `spark` (needs the extra `spark`)."""
     batch_messages_max: int = Field(default=200_000, ge=1)
-    """Largest micro-batch, used when behind. When idle a batch is whatever has arrived."""
+    """Largest micro-batch, reached when behind. Otherwise a batch is whatever has arrived."""
     gold_interval_ms: int = Field(default=1000, ge=0)
-    """Bars and statistics are brought up to date at most this often while keeping up. Alerts do not wait."""
+    """Shortest time between two updates of bars and statistics while keeping up. Alerts do not wait."""
     step_interval_ms: int = Field(default=20, ge=0)
-    """New messages are taken in at most this often. On S3 and Azure a step makes four requests or more, which are paid
-    for."""
+    """Shortest time between two steps that read new messages. On S3 and Azure each step makes four or more paid
+    requests."""
     step_interval_max_ms: int = Field(default=200, ge=1)
-    """When few messages come, they wait at most this long for others: a step costs a few milliseconds, whatever it
-    brings."""
+    """Longest time that a few messages wait for more: a step costs a few milliseconds, however few it processes."""
     memory_max_mb: int = Field(default=1024, ge=128)
     """Memory that the SQL engine, which makes bars, statistics and completeness, may use before it spills to disk."""
     threads: int = Field(default_factory=lambda: min(max((os.cpu_count() or 1) // 2, 1), 8), ge=1)
@@ -167,15 +166,15 @@ class SparkSettings(_Section):
     """Shortest time from the start of a batch to the next. 0: at once. Each batch costs commits, and these cost money
     on object storage."""
     conf: dict[str, str] = {}
-    """Spark's own settings for a session that is not there yet, as in `{"spark.master" = "local[4]"}`. When they name
-    no jars or packages, Delta Lake and the Kafka source come from Maven Central."""
+    """Spark's own settings, for a session that has to be created: `{"spark.master" = "local[4]"}`. When they name no
+    jars or packages, Delta Lake and the Kafka source come from Maven Central."""
 
 
 class AlertRule(_Section):
     """One rule, for the products that it names.
 
-    Rules of different names are judged independently. Among rules of one name the first that matches a
-    product is the product's rule: put special products before `*`.
+    Rules with different names are judged independently. Of several rules with the same name, the first
+    that matches a product applies: put special products before `*`.
     """
 
     name: str = Field(default="price-move", pattern=r"^[A-Za-z0-9._-]+$")
@@ -191,9 +190,9 @@ class AlertRule(_Section):
     cool_down_s: int = Field(default=120, ge=0, le=86_400)
     """An episode closes when no trade was over the threshold for this long."""
     min_volume: Decimal = Field(default=Decimal(0), ge=0)
-    """Base-currency volume that the look-back must have for its trades to count."""
+    """Least base-currency volume in the look-back; with less, its trades don't count."""
     min_trades: int = Field(default=2, ge=2)
-    """Number of trades that the look-back must have (a change needs two)."""
+    """Least number of trades in the look-back (a change needs two)."""
 
     @field_validator("products", mode="before")
     @classmethod
@@ -213,24 +212,23 @@ class AlertSettings(_Section):
 
 
 class MaintenanceSettings(_Section):
-    """Keeps tables fast to write and to read; one owner, the processing."""
+    """Keeps tables fast to write and to read. Only the processing does this."""
 
     compact_commits: int = Field(default=100, ge=8)
     """Small files of a table are merged after this many commits."""
     checkpoint_commits: int = Field(default=50, ge=5)
-    """Delta log checkpoints are written after this many commits, or later when they have grown large: one keeps a note
-    on each file that was replaced and is not deleted yet."""
+    """Delta log checkpoints are written after this many commits, or later when they have grown large: they list each
+    file that was replaced in the last 10 minutes."""
     log_retention_s: int = Field(default=30, ge=10)
     """Delta log entries older than this and covered by a checkpoint are removed. Each entry kept makes opening the
     table about 1 µs slower (measured on a local disk)."""
     vacuum_retention_hours: int = Field(default=1, ge=1)
-    """Files that compaction replaced are deleted after this time: readers may work on an old snapshot so
-    long."""
+    """Files that compaction replaced are deleted after this time. Until then readers can use an old snapshot."""
 
 
 class StorageSettings(_Section):
-    """How to get to a lake that is not a local folder. The usual environment variables (AWS_*, AZURE_STORAGE_*) do as
-    well; what stands here is stronger."""
+    """Access to a lake on S3 or Azure. The usual environment variables (AWS_*, AZURE_STORAGE_*) work as well; values
+    given here win."""
 
     options: dict[str, SecretStr] = {}
     """Options by delta-rs' names, as in `aws_endpoint_url` or `azure_storage_account_key`. Their values are secret:
@@ -242,9 +240,9 @@ class StorageSettings(_Section):
         if not isinstance(options, dict):
             return options
         for name, value in options.items():
-            if isinstance(value, float):  # its digits may not be those that were written
+            if isinstance(value, float):  # a float may not keep the digits as written
                 raise ValueError(f"write {name} as a text, in quotes")  # noqa: TRY004 - what pydantic reports
-        # As delta-rs takes them: TOML and the environment make numbers and truth values of texts.
+        # delta-rs takes texts; TOML and the environment give numbers and booleans.
         return {
             str(name).lower(): str(value).lower() if isinstance(value, bool | int) else value
             for name, value in options.items()
@@ -263,6 +261,6 @@ class LoggingSettings(_Section):
     """Log events of the processes."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Least severity that is written."""
+    """Lowest severity that is written."""
     format: Literal["auto", "human", "json"] = "auto"
     """`auto`: for people on a terminal, JSON lines otherwise."""

@@ -26,17 +26,17 @@ class ServeSettings(BaseModel):
     """Token that clients must present: 16 characters or more. Better set as `CRYPTOPULSE_SERVE__TOKEN` than written
     into a file."""
     allowed_hosts: list[str] = []
-    """Names by which browsers reach the server beside `host` itself, as behind a proxy: `["trades.example.org"]`."""
+    """Host names by which browsers reach the server, besides `host`: behind a proxy `["trades.example.org"]`."""
     proxies: list[str] = []
-    """Addresses or networks of proxies in front of the server, whose `X-Forwarded-For` and `X-Forwarded-Proto` are
-    believed: `["127.0.0.1"]`. Without any, nobody's are."""
+    """Addresses or networks of proxies in front of the server: `["127.0.0.1"]`. `X-Forwarded-For` and
+    `X-Forwarded-Proto` are trusted only when they come from one of these."""
     connections_max: int = Field(default=2000, ge=16, le=100_000)
     """Connection limit; lower where the system allows fewer open files."""
     connections_per_address_max: int = Field(default=200, ge=8, le=100_000)
-    """Connection limit of one address, or of one IPv6 network of 64 bits; not for this machine and for proxies."""
+    """Connection limit per client address, or per IPv6 /64 network. This machine and proxies have no such limit."""
     poll_ms: int = Field(default=50, ge=10, le=60_000)
-    """How often a local lake is polled for new commits. On S3 and Azure, where a poll is a request that is paid for,
-    every two seconds at most."""
+    """Time between two polls of the lake for new commits. On S3 and Azure, where each poll is a paid request, at least
+    two seconds."""
     query_timeout_s: float = Field(default=10.0, gt=0, le=600)
     """Time limit of a query."""
     queries_at_once: int = Field(default=4, ge=1, le=64)

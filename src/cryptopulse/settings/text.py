@@ -1,7 +1,6 @@
-"""The settings as text for people: a commented configuration file, and a list of what is in force.
+"""The settings as text: a commented configuration file, and a list of the values in force.
 
-Names, defaults and meanings are read from `cryptopulse.settings`, where they are declared; there is no
-second list.
+Names, defaults and meanings come from the declarations in `cryptopulse.settings`; there is no second list.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def described(settings: Settings) -> list[DescribedSetting]:
 
 
 def as_toml() -> str:
-    """A configuration file in which every setting stands, commented out, with its default and its meaning."""
+    """A configuration file with every setting, commented out, with its default and its meaning."""
     lines = [_HEADER]
     sections = [(name, info) for name, info in Settings.model_fields.items() if _section(info)]
     for name, info in Settings.model_fields.items():
@@ -69,7 +68,7 @@ def as_toml() -> str:
             else:
                 lines += _toml_lines(key, field)
             if (name, key) == ("notify", "targets"):
-                # A target is no default, so that its lines are comments twice.
+                # Targets have no defaults, so their lines are commented out twice.
                 lines += ["## In the place of that list, for each target:", "## [[notify.targets]]"]
                 for target_key, target_field in NotifyTarget.model_fields.items():
                     lines += [re.sub("^# ", "## ", line) for line in _toml_lines(target_key, target_field)]
@@ -103,9 +102,9 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, Path | Decimal | SecretStr):  # a secret's text is stars
+    if isinstance(value, Path | Decimal | SecretStr):  # str() of a secret gives stars
         return str(value)
-    if isinstance(value, str):  # of a URL with a secret in it only that; it may stand where it does not belong
+    if isinstance(value, str):  # hides only the secrets in a URL, also where none belongs
         return _SECRET.sub(rf"\1{_STARS}", _PASSWORD.sub(rf"\1{_STARS}@", value))
     return value
 

@@ -1,4 +1,4 @@
-"""What is particular to one exchange's feed, without I/O: how to subscribe, and what its messages say.
+"""The particulars of each exchange feed, without I/O: how to subscribe, and how to read its messages.
 
 A feed is a `Dialect`: it makes the frames that subscribe, and turns a raw message into one of the `FeedMessage` types.
 """
@@ -12,7 +12,7 @@ import msgspec
 
 
 class FeedMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a raw message says; its subclasses are the kinds that there are."""
+    """A decoded raw message, reduced to what the session needs. Each subclass is a kind of message."""
 
     product: str = ""
     """The product that the whole message is about, "" if there is none or several."""
@@ -51,7 +51,7 @@ class Unreadable(FeedMessage, frozen=True):
 
 
 class Other(FeedMessage, frozen=True, gc=False):
-    """A message of a type that says nothing to the session; new types must not hurt."""
+    """A message of a type that the session ignores. New types at the exchange must do no harm."""
 
 
 class Dialect(Protocol):
@@ -71,13 +71,13 @@ class Dialect(Protocol):
 
     @property
     def heartbeats_name_products(self) -> bool:
-        """Whether there is a heartbeat for each product, which names its last trade."""
+        """Whether each product has its own heartbeat, which carries its last trade id."""
 
     def takes(self, product: str) -> bool:
-        """Whether this feed may be asked for `product`."""
+        """Whether this feed can subscribe to `product`."""
 
     def check_products(self, products: Sequence[str]) -> None:
-        """Raises ConfigurationError if this feed can't be asked for one of `products`."""
+        """Raises ConfigurationError if this feed can't subscribe to one of `products`."""
 
     def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
         """Text frames that subscribe to trades and heartbeats of `products`."""
@@ -86,4 +86,4 @@ class Dialect(Protocol):
         """Text frames that end the subscription of `products` and begin it again."""
 
     def read(self, raw: bytes) -> FeedMessage:
-        """What `raw` says. Never raises."""
+        """Decodes `raw`. Never raises: a message that can't be decoded is `Unreadable`."""

@@ -26,7 +26,7 @@ class _AdvancedEvent(msgspec.Struct):
 
 
 class _AdvancedEnvelope(msgspec.Struct):
-    """What the session needs whatever the channel is; `events` are decoded only for channels that matter."""
+    """The fields that the session needs on every channel. `events` are decoded only for channels that it uses."""
 
     channel: str = ""
     type: str = ""
@@ -48,11 +48,11 @@ class AdvancedDialect:
     heartbeats_name_products = False
 
     def takes(self, product: str) -> bool:
-        """No `-USDC` products: this feed answers for them with the `-USD` trades."""
+        """All but `-USDC` products: for these the feed sends the `-USD` trades."""
         return not product.endswith("-USDC")
 
     def check_products(self, products: Sequence[str]) -> None:
-        """Refuses products that this feed does not take."""
+        """Raises ConfigurationError for products that this feed does not take."""
         for product in products:
             if not self.takes(product):
                 right = product.removesuffix("C")
@@ -62,18 +62,18 @@ class AdvancedDialect:
                 )
 
     def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
-        """A frame for each channel; heartbeats need no products."""
+        """One frame per channel; heartbeats need no products."""
         trades = {"type": "subscribe", "channel": self.trades_channel, "product_ids": list(products)}
         heartbeats = {"type": "subscribe", "channel": self.heartbeat_channel}
         return [msgspec.json.encode(trades), msgspec.json.encode(heartbeats)]
 
     def resubscribe_frames(self, products: Sequence[str]) -> list[bytes]:
-        """The trades are unsubscribed before; heartbeats are the connection's, and only asked for again."""
+        """Unsubscribes the trades first. Heartbeats belong to the connection and are only subscribed again."""
         trades = {"type": "unsubscribe", "channel": self.trades_channel, "product_ids": list(products)}
         return [msgspec.json.encode(trades), *self.subscribe_frames(products)]
 
     def read(self, raw: bytes) -> FeedMessage:
-        """What `raw` says. Never raises."""
+        """See `Dialect.read`."""
         try:
             return _message(_envelope.decode(raw))
         except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
@@ -99,7 +99,7 @@ def _message(envelope: _AdvancedEnvelope) -> FeedMessage:
 
 
 def _trades(envelope: _AdvancedEnvelope) -> FeedMessage:
-    """The trades oldest first: the feed sends them newest first."""
+    """Trades, oldest first: the feed sends them newest first."""
     number = envelope.sequence_num
     trades = [trade for event in _events.decode(envelope.events) for trade in event.trades]
     ids = tuple((trade.product_id, int(trade.trade_id)) for trade in reversed(trades))

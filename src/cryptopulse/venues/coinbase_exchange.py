@@ -13,7 +13,7 @@ TradeId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class _Fields(msgspec.Struct, gc=False):
-    """The fields that the session needs; all others are passed over without being decoded."""
+    """The fields that the session needs; all others are skipped without decoding."""
 
     type: str
     product_id: str = ""
@@ -49,11 +49,11 @@ class ExchangeDialect:
     heartbeats_name_products = True
 
     def takes(self, product: str) -> bool:  # noqa: ARG002 - the protocol's signature
-        """Every product may be asked for."""
+        """All products."""
         return True
 
     def check_products(self, products: Sequence[str]) -> None:
-        """Every product may be asked for."""
+        """Accepts all products."""
 
     def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
         """One frame for both channels."""
@@ -68,7 +68,7 @@ class ExchangeDialect:
         return msgspec.json.encode({"type": kind, "product_ids": list(products), "channels": channels})
 
     def read(self, raw: bytes) -> FeedMessage:
-        """What `raw` says. Never raises."""
+        """See `Dialect.read`."""
         try:
             fields = _fields.decode(raw)
             product = fields.product_id

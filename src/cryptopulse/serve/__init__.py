@@ -1,1 +1,1 @@
-"""Shows what the pipeline has made. Reads tables and status files, writes none."""
+"""The server: dashboard, HTTP API, health and metrics. Reads tables and status files, and writes none."""

@@ -1,4 +1,4 @@
-"""The web application: the HTTP API, health and metrics, and, at the other paths, the dashboard."""
+"""The web application: the HTTP API, health, metrics, and at all other paths the dashboard."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cryptopulse.settings import Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The HTTP API over the lake of `settings`. Any number of them may live in a process."""
+    """HTTP API, health and metrics over the lake of `settings`. A process may have several."""
     service = Service(settings.location, settings.serve)
     live = Live(settings.location, settings.serve.poll_ms / 1000, settings.state_dir)
     events = Events(live, service)
@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def with_dashboard(app: FastAPI) -> FastAPI:
-    """`app`, with the dashboard at `/`. Once in a process: NiceGUI has one set of pages for all of it."""
+    """`app` with the dashboard at `/`. Call it once per process: NiceGUI's pages are global."""
     from cryptopulse.serve.dashboard import add_dashboard  # noqa: PLC0415 - NiceGUI takes half a second
 
     add_dashboard(app)

@@ -1,4 +1,4 @@
-"""The process that serves the dashboard and the HTTP API: listens, reports, ends on a signal."""
+"""The process that serves dashboard and HTTP API: it listens, reports its status, and ends on a signal."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from cryptopulse.settings.serve import ServeSettings
 
 _log = structlog.get_logger()
 
-_REPORT_S = 0.5  # as the other processes
-_END_WITHIN_S = 1  # what is under way may take so long at the end; streams and WebSockets are cut then
+_REPORT_S = 0.5  # as in the other processes
+_END_WITHIN_S = 1  # open requests may take this long at the end; then streams and WebSockets are cut
 _BACKLOG = 128
 _UNREAD_MS = 60_000
-_OTHER_FILES = 256  # that a server has open beside its connections
+_OTHER_FILES = 256  # open files other than connections
 
 Report = Callable[[Mapping[str, object]], None]
 
@@ -43,10 +43,10 @@ Report = Callable[[Mapping[str, object]], None]
 def serve(
     settings: Settings, ports: Sequence[int], report: Report, announce: Callable[[str], None] = lambda _url: None
 ) -> None:
-    """Serves the lake of `settings` until SIGTERM or SIGINT, at the first of `ports` that is free (0: any).
+    """Serves the lake of `settings` until SIGTERM or SIGINT, on the first free port of `ports` (0: any).
 
-    Calls `announce` with the address when it listens, and `report` with its figures every half second. Raises
-    ConfigurationError for an address that can't be listened on.
+    Calls `announce` with the URL when it listens, and `report` with its figures every half second. Raises
+    ConfigurationError when it can't listen on the address.
     """
     for port in ports:
         try:
@@ -75,7 +75,7 @@ def serve(
                 await asyncio.sleep(0.01)
             if server.started:
                 gc.collect()
-                gc.freeze()  # what was made so far stays; scanning it again and again stopped everybody
+                gc.freeze()  # these objects stay; scanning them at each collection stopped all requests
                 _log.info("dashboard_started", url=url)
                 announce(url)
             try:
@@ -84,15 +84,15 @@ def serve(
                     await asyncio.wait({serving}, timeout=_REPORT_S)
                 await serving
             finally:
-                gc.unfreeze()  # else DuckDB complains at the end of the program of what was not freed
+                gc.unfreeze()  # else DuckDB complains at exit about objects that were not freed
 
         asyncio.run(run())
 
 
 def configured(app: Any, settings: ServeSettings, **more: Any) -> uvicorn.Config:
-    """uvicorn's configuration of a server of `app`: bounds before anything else. `more`: further options of uvicorn."""
+    """uvicorn's configuration for serving `app`, with all limits. `more`: further options of uvicorn."""
     connections: Connections = app.state.connections
-    # Each connection is an open file, of which a process may have a number only.
+    # Each connection is an open file, and the number of open files of a process is limited.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections.most + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -107,12 +107,12 @@ def configured(app: Any, settings: ServeSettings, **more: Any) -> uvicorn.Config
         ws=partial(WebSocketConnection, connections),  # type: ignore[arg-type]
         h11_max_incomplete_event_size=HEADERS_BYTES_MAX,
         ws_max_size=MESSAGE_BYTES_MAX,
-        ws_per_message_deflate=False,  # it would be done for each viewer; what is sent is small, and made once
+        ws_per_message_deflate=False,  # would run for each viewer; messages are small, and encoded once for all
         backlog=_BACKLOG,
         proxy_headers=bool(settings.proxies),
         forwarded_allow_ips=settings.proxies,
         log_config=None,
-        log_level="error",  # what anybody may bring about at will is counted, and fills no log
+        log_level="error",  # events that any visitor can cause are counted, and must not fill the log
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_END_WITHIN_S,
@@ -121,14 +121,14 @@ def configured(app: Any, settings: ServeSettings, **more: Any) -> uvicorn.Config
 
 
 def address_of(listener: socket.socket) -> str:
-    """The URL of a listening socket; of one that listens everywhere, this machine's own."""
+    """The URL of a listening socket; the loopback address if it listens on all addresses."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - recognised, not listened on
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, but signals are ours: uvicorn raises them again after its end, which would end us with an error."""
+    """uvicorn's server without its signal handling: it re-raises signals at its end, and we would end with an error."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -136,7 +136,7 @@ class _Server(uvicorn.Server):
 
 
 class _Taken(ConfigurationError):
-    """Another program listens there."""
+    """Another program listens on the port."""
 
 
 def _listener(host: str, port: int) -> socket.socket:
@@ -146,9 +146,9 @@ def _listener(host: str, port: int) -> socket.socket:
         raise ConfigurationError(f"serve.host: {host} is no address of this machine ({error.strerror}).") from error
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # after a restart at once, not after a minute
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart can listen at once, not after a minute
     if sys.platform == "linux":
-        # Taken over by each connection: one whose other side reads nothing for a minute is cut.
+        # Inherited by each connection: it is cut when its peer reads nothing for a minute.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
     try:
         listener.bind(address)

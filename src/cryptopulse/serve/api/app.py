@@ -1,4 +1,4 @@
-"""The API as an application of its own, below `/api`: its errors are its own, whatever the pages beside it do."""
+"""The API as an application of its own below `/api`, so that its error handling is independent of the pages."""
 
 from __future__ import annotations
 

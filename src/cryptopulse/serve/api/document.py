@@ -1,4 +1,4 @@
-"""The OpenAPI document beside the parameters: rows, pages, formats, problems. Made of the table contracts."""
+"""The OpenAPI document except for parameters: rows, pages, formats, problems. Rows come from the table contracts."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ PRODUCT_ROW: Final[Schema] = {
 
 
 def stored_columns(table: Table) -> list[str]:
-    """The columns of `table` without the one that it is partitioned by."""
+    """The columns of `table` without partition columns."""
     return [column.name for column in table.columns if column.name not in table.partition_by]
 
 
@@ -78,7 +78,7 @@ def bar_row() -> Schema:
 
 
 def page_responses(name: str, row: Schema) -> Responses:
-    """The responses of a resource with pages; `name`: that of a row."""
+    """The responses of a resource with pages. `name`: of a row, `row`: its schema."""
     schema = {
         "type": "object",
         "required": ["data", "next"],
@@ -134,7 +134,7 @@ def openapi_document(app: FastAPI, version: str, is_guarded: bool) -> Schema:
         license_info={"name": "Apache-2.0"},
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for unused in ("HTTPValidationError", "ValidationError"):  # ours is another shape
+    for unused in ("HTTPValidationError", "ValidationError"):  # our errors have another shape
         schemas.pop(unused, None)
     schemas[_PROBLEM] = problems.SCHEMA
     if is_guarded:

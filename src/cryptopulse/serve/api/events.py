@@ -1,12 +1,12 @@
 """`/api/events`: alerts and prices as server-sent events, from the one reader that all pages share.
 
-An alert's event has an id, the moment when its commit was cut; who comes back with it as `Last-Event-ID` gets all that
-has changed since, over restarts as well. Prices are of now and are not repeated. Who reads slowly gets fewer prices,
-and no fewer alerts; who does not read at all is dropped. A browser's EventSource gives up for ever on any answer but
-200, so whoever can't be served now reads in the stream when to come back.
+The id of an alert's event is the `load_timestamp` of its commit (µs since 1970). A client that reconnects with it as
+`Last-Event-ID` gets all alerts that have changed since, also after a restart of the server. Prices are not repeated. A
+slow client gets fewer prices but all alerts; one that does not read at all is dropped. A browser's EventSource gives up
+for ever on any answer but 200, so a client that can't be served now gets a stream that says when to reconnect.
 
 FastAPI's own `EventSourceResponse` does less: it has no deadline for a reader, encodes each event for each reader, and
-has sent its 200 before a request can be refused.
+sends 200 before a request can be refused.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from cryptopulse.serve.live.message import LiveMessage
 MEDIA_TYPE: Final = "text/event-stream"
 STREAMS_MAX: Final = 200
 FULL_S: Final = 2.0
-"""Who is one too many waits so long for hearing it: one that comes back at once, whatever it reads, costs less."""
+"""A client beyond STREAMS_MAX waits this long for its answer, so that one that always reconnects at once costs less."""
 QUIET_S: Final = 15.0
-"""After so long without an event a comment is sent, so that both sides notice when the other is gone."""
+"""After this time without an event a comment is sent, so that each side notices when the other is gone."""
 
-_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # proxies must pass each event on at once
+_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # proxies must not buffer events
 _TRANSIENT: Final = (503, 504)
 _RETRY_MS = 2000
 _RETRY_WHEN_FULL_MS = 30_000
@@ -57,24 +57,24 @@ class Events:
     """All streams of a server."""
 
     def __init__(self, live: Live, service: Service) -> None:
-        """Nobody listens yet."""
+        """Starts without listeners."""
         self._live = live
         self._service = service
         self._prices = _Prices()
         self._subscriptions: set[Subscription] = set()
         self.listeners = 0
-        """How many listen."""
+        """How many clients are connected."""
 
     async def stream(self, params: EventsParams, last_event_id: str | None) -> Response:
-        """The answer to one who listens. Raises Problem for what will not pass by itself."""
-        # A clock that was set must not hide what comes.
+        """The response to a client. Raises Problem for errors that will not pass by themselves."""
+        # An id in the future, after the clock was set back, must not hide new alerts.
         since_us = None if last_event_id is None else min(int(last_event_id), time.time_ns() // 1000)
         if self.listeners >= STREAMS_MAX:
             await asyncio.sleep(FULL_S)
             return _retry_later(f"{STREAMS_MAX} listen already", _RETRY_WHEN_FULL_MS)
         self.listeners += 1
         try:
-            await self._service.alerts(params.symbols)  # what is wrong is refused now, not within the stream
+            await self._service.alerts(params.symbols)  # errors are answered now, not within the stream
         except BaseException as error:
             self.listeners -= 1
             if isinstance(error, Problem) and error.status in _TRANSIENT:
@@ -87,7 +87,7 @@ class Events:
         return DeadlineStream(self._events(params, since_us), _HEADERS, MEDIA_TYPE, ended)
 
     def end(self) -> None:
-        """Ends all streams, as the server ends. From the event loop."""
+        """Ends all streams when the server ends. Call it in the event loop."""
         for subscription in self._subscriptions:
             subscription.over()
 
@@ -100,7 +100,7 @@ class Events:
             yield _retry(_RETRY_MS)
             async with subscription:
                 self._subscriptions.add(subscription)
-                if "alerts" in kinds:  # by now what changes comes as well, and what was sent is known
+                if "alerts" in kinds:  # read after subscribing, so that no change is missed between the two
                     yield b"".join(listener.missed_alerts(await self._service.alerts(params.symbols), since_us))
                 while True:
                     try:
@@ -120,29 +120,29 @@ class Events:
 
 
 def _retry_later(reason: str, retry_ms: int) -> Response:
-    """The answer to one who can't be served now."""
+    """The response to a client that can't be served now."""
     content = _retry(retry_ms) + _event("end", msgspec.json.encode({"reason": f"{reason}: come back later."}))
     return Response(content, 200, _HEADERS, MEDIA_TYPE)
 
 
 def _retry(about_ms: int) -> bytes:
-    """When to come back; not all at once."""
+    """Tells the client when to reconnect, at a random time so that not all come at once."""
     return b"retry: %d\n\n" % random.randint(about_ms // 2, about_ms * 3 // 2)  # noqa: S311
 
 
 class _Listener:
-    """What one listener has been sent."""
+    """One client, and what it has been sent."""
 
     def __init__(self, symbols: Collection[str] | None, prices: _Prices) -> None:
         self._symbols = symbols
         self._prices = prices
         self._alerts_us = 0
-        """load_timestamp up to which it knows all alerts."""
+        """load_timestamp (µs since 1970) up to which it has all alerts."""
         self._market: LiveMessage | None = None
         self._lake: tuple[object, object] | None = None
 
     def events_of(self, message: LiveMessage) -> Iterator[bytes]:
-        """The events that `message` makes."""
+        """The events for `message`."""
         if message.topic == EPISODES:
             new = [row for row in message.data["rows"] if row[_LOADED] > self._alerts_us]
             new = [row for row in new if self._symbols is None or row["symbol"] in self._symbols]
@@ -164,10 +164,10 @@ class _Listener:
             yield _event("lake", msgspec.json.encode({"state": lake[0], "said": lake[1]}))
 
     def missed_alerts(self, table: pa.Table, since_us: int | None) -> Iterator[bytes]:
-        """Of `table`, all episodes: those that changed after `since_us`; without it those that are open."""
+        """Events for the episodes of `table` that changed after `since_us` (µs since 1970); None: for the open ones."""
         loaded = pc.cast(table[_LOADED], pa.int64())
         newest = pc.max(loaded).as_py() or 0
-        # An id of another lake, or of one that was put back, must not hide what comes.
+        # An id of another lake, or from before a restore, must not hide new alerts.
         since = newest if since_us is None else min(since_us, newest)
         wanted = pc.equal(table["state"], "OPEN") if since_us is None else pc.greater(loaded, since)
         rows = table.filter(wanted).sort_by(_LOADED)
@@ -179,13 +179,13 @@ class _Listener:
 
 
 def _alert_events(rows: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
-    """Only the last of a commit has its id: who goes away in the middle gets all of it again."""
+    """Only the last event of a commit has the id: a client that leaves in the middle gets the whole commit again."""
     for (loaded_us, text), (following_us, _) in pairwise((*rows, (0, b""))):
         yield _event("alert", text, loaded_us if following_us != loaded_us else None)
 
 
 class _Prices:
-    """Market messages as events; each is made once for all listeners."""
+    """Market messages as events; each is encoded once for all listeners."""
 
     def __init__(self) -> None:
         self._made: WeakKeyDictionary[LiveMessage, tuple[dict[str, bytes], bytes]] = WeakKeyDictionary()
@@ -193,7 +193,7 @@ class _Prices:
     def event(self, message: LiveMessage, snapshot: LiveMessage, symbols: Collection[str] | None) -> bytes:
         """The event with the prices of `symbols` (None: all) in `message`; empty when it has none of them.
 
-        `snapshot`: the newest one, `message` itself if it is one.
+        `snapshot`: the newest snapshot; `message` itself if it is one.
         """
         if (made := self._made.get(message)) is None:
             data, rows = snapshot.data, message.data["rows"]

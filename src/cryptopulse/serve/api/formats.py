@@ -1,4 +1,4 @@
-"""Content negotiation: in which format a page is wanted, and a page in it."""
+"""Content negotiation: chooses the format of a page, and writes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from cryptopulse.serve.api.json_rows import json_rows
 from cryptopulse.serve.http.problems import Problem
 
-_CHUNK_ROWS = 10_000  # of a large page, encoded and sent before the next ones
+_CHUNK_ROWS = 10_000  # encoded and sent at a time
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class RowsPage:
 
     rows: pa.Table
     next: str | None
-    """The cursor; None behind the last page."""
+    """The cursor of the next page; None on the last page."""
 
     def batches(self) -> list[pa.RecordBatch]:
-        """The rows in pieces to be sent one after the other."""
+        """The rows in chunks, to be sent one after the other."""
         found: list[pa.RecordBatch] = self.rows.to_batches(_CHUNK_ROWS)
         return found
 
     def schema(self) -> pa.Schema:
-        """The columns, with the cursor among the metadata."""
+        """The columns, with the cursor in the metadata."""
         return self.rows.schema.with_metadata({"next": self.next} if self.next else None)
 
 
@@ -53,7 +53,7 @@ def _json(page: RowsPage) -> Iterator[bytes]:
 
 
 class _Chunks(io.RawIOBase):
-    """Collects what a writer writes, to be sent piece by piece."""
+    """Collects what a writer writes, to be sent in chunks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ FORMATS: Final = {one.name: one for one in (JSON, ARROW, PARQUET)}
 
 
 def negotiate(name: str | None, accept: str | None) -> Format:
-    """The format `name`; without one what the header `Accept: accept` likes best, JSON if it likes all the same.
+    """The format `name`; without one the format that the header `Accept: accept` prefers, JSON if there is a tie.
 
     Raises Problem (406) when there is no such format.
     """
@@ -117,11 +117,11 @@ def negotiate(name: str | None, accept: str | None) -> Format:
         weights[media] = max(weight, weights.get(media, 0.0))
 
     def weight_of(one: Format) -> float:
-        # The most specific range counts.
+        # The most specific media range counts.
         ranges = (one.media_type, f"{one.media_type.partition('/')[0]}/*", "*/*")
         return next((weights[media] for media in ranges if media in weights), 0.0)
 
-    best = max(FORMATS.values(), key=weight_of)  # the first of those that are alike
+    best = max(FORMATS.values(), key=weight_of)  # the first one if there is a tie
     if weight_of(best) <= 0:
         raise Problem(406, "not_acceptable", f"None of the media types in Accept is offered (expected {offered}).")
     return best

@@ -1,4 +1,4 @@
-"""Cursors: where a page ended, as an opaque text that is good for the same query only."""
+"""Cursors: where a page ended, as an opaque string that is valid only for the same query."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _decoder = msgspec.json.Decoder(_Position)
 
 
 def query_digest(*parts: object) -> str:
-    """What a cursor is good for, in a few letters."""
+    """Short hash of the query that a cursor is valid for."""
     digest = hashlib.sha256(msgspec.json.encode(parts, enc_hook=str)).digest()
     return base64.urlsafe_b64encode(digest[:_DIGEST_BYTES]).decode()
 
 
 def encode_cursor(query: str, key: Sequence[object]) -> str:
-    """The cursor behind the row with this `key`, the values of the columns that the rows are ordered by."""
+    """The cursor after the row with this `key`: its values in the columns that the rows are ordered by."""
     micros = [(one - _EPOCH) // timedelta(microseconds=1) if isinstance(one, datetime) else one for one in key]
     return base64.urlsafe_b64encode(msgspec.json.encode((query, micros))).rstrip(b"=").decode()
 
 
 def decode_cursor(query: str, cursor: str, kinds: Sequence[type]) -> list[Any]:
-    """The key in `cursor`, of these `kinds` (datetime, int or str). Raises Problem when it is not of this query."""
+    """The key in `cursor`, with these `kinds` (datetime, int or str). Raises Problem for a cursor of another query."""
     try:
         position = _decoder.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         if position.query != query:

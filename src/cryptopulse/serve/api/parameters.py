@@ -1,7 +1,7 @@
-"""The parameters of the API: what may be written, checked before anything is read, and described for OpenAPI.
+"""The parameters of the API: validated before anything is read, and described for OpenAPI.
 
-A parameter that breaks its own rule is 422; one that is well written but means nothing (an end before the start, a 31st
-of February) is 400.
+A parameter with invalid syntax is answered with 422; one with valid syntax but no meaning (an end before the start, a
+31st of February) with 400.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cryptopulse.serve.http.problems import Problem
 LIMIT_MAX: Final = 100_000
 LIMIT_DEFAULT: Final = 1000
 VALUES_MAX: Final = 100
-"""Of one parameter that may be repeated."""
+"""How often a parameter may be repeated."""
 
 _DAY = "(19|20|21)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?"
@@ -31,7 +31,7 @@ _ID_MAX = 2**63 - 1
 
 
 def _text(pattern: str, how: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    """Validator and schema of a text; `pattern` without its ends."""
+    """Validator and schema of a text; `pattern` without ^ and $."""
 
     def checked(value: Any) -> str:
         if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
@@ -42,10 +42,10 @@ def _text(pattern: str, how: str) -> tuple[BeforeValidator, WithJsonSchema]:
 
 
 def _whole(low: int, high: int, **more: Any) -> tuple[BeforeValidator, WithJsonSchema]:
-    """Validator and schema of a whole number."""
+    """Validator and schema of an integer."""
 
     def checked(value: Any) -> int:
-        # Python reads more than digits as a whole number, such as `1_000`; a default is one already.
+        # Only digits: Python's int() also accepts `1_000`.
         is_one = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20
         if not is_one or not low <= int(value) <= high:
             raise ValueError(f"write a whole number from {low} to {high}")
@@ -119,7 +119,7 @@ class RowsParams(PageParams):
 
     @property
     def times(self) -> tuple[datetime | None, datetime | None]:
-        """Start and end. Raises Problem for an invalid time, or an end before the start."""
+        """Start and end in UTC, None if not given. Raises Problem for an invalid time, or an end before the start."""
         times: list[datetime | None] = [None, None]
         for place, name in enumerate(("start", "end")):
             if (text := getattr(self, name)) is None:
@@ -141,7 +141,7 @@ class RowsParams(PageParams):
 
     @property
     def query(self) -> str:
-        """What a cursor of this query is good for."""
+        """Hash of the query, which its cursors contain."""
         return paging.query_digest(type(self).__name__, self.model_dump(exclude={"limit", "cursor", "format"}))
 
 
@@ -199,7 +199,7 @@ class EventsParams(BaseModel):
 
 
 def check_repeated(names: Iterable[str], params: type[BaseModel]) -> None:
-    """Raises Problem for a parameter that is given twice, though there can be one only."""
+    """Raises Problem for a parameter that is given twice but may be given only once."""
     seen: set[str] = set()
     for name in names:
         field = params.model_fields.get(name)

@@ -95,13 +95,13 @@ async def events(
 
 
 async def _page(request: Request, params: RowsParams, rows_of: Callable[..., TableRows]) -> Response:
-    """A page of the rows that `rows_of` gives for a lake, products, start and end."""
+    """A page of the rows that `rows_of(lake, products, start, end)` returns."""
     which = params.symbols, *params.times
     return await _respond(request, params, lambda service: service.page(params, lambda lake: rows_of(lake, *which)))
 
 
 async def _respond(request: Request, params: PageParams, read: Callable[[Service], Awaitable[RowsPage]]) -> Response:
-    """The page in the format that was negotiated."""
+    """The page that `read` returns, in the negotiated format."""
     check_repeated((name for name, _ in request.query_params.multi_items()), type(params))
     form = negotiate(params.format, request.headers.get("accept"))
     service: Service = request.app.state.service

@@ -1,7 +1,7 @@
-"""From a query to its page: run in a thread of the pool, read as a whole, and only then sent.
+"""Runs queries in threads of a pool, and reads a whole page before it is sent.
 
-So a visitor who reads slowly keeps no query waiting, and an answer that has begun can't fail any more. A page is
-bounded by `limit`: some 20 MB.
+So a client that reads slowly does not block other queries, and a response that has begun can't fail any more. A page
+is bounded by `limit`: some 20 MB.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from cryptopulse.settings.serve import ServeSettings
 
 _log = structlog.get_logger()
 
-_MEMORY_MAX_MB = 512  # of all queries together; then they spill to the disk
-_PRODUCTS_FRESH_S = 1.0  # the products are read no more often
+_MEMORY_MAX_MB = 512  # of all queries together; beyond it they spill to disk
+_PRODUCTS_FRESH_S = 1.0  # the products are read at most this often
 _THREADS = 2  # of all queries together: the pipeline may be on the same machine
 _RETRY_AFTER_S = 5
-_SENDING_MAX = 256 * 1024 * 1024  # bytes of pages that are read and not sent yet: who reads slowly holds them
+_SENDING_MAX = 256 * 1024 * 1024  # bytes of pages that are read and not sent yet: slow clients hold them
 
 
 class Service:
@@ -55,7 +55,7 @@ class Service:
         )
         self.queries = QueryPool(settings.queries_at_once, settings.query_timeout_s)
         self.monitoring = QueryPool(1, settings.query_timeout_s)
-        """For health checks and metrics, so that visitors can't hide a server's state."""
+        """For health checks, metrics and alerts of event streams, so that visitors' queries can't delay them."""
         self._products_lock = Lock()
         self._products: pa.Table | None = None
         self._symbols: frozenset[str] = frozenset()
@@ -66,24 +66,24 @@ class Service:
         self._sending = 0
 
     def reserve(self, size: int) -> None:
-        """Counts a page of `size` bytes until `release`. Raises Problem when too much is on its way."""
+        """Counts a page of `size` bytes until `release`. Raises Problem when too many bytes are being sent."""
         if self._sending and self._sending + size > _SENDING_MAX:
             headers = {"Retry-After": str(_RETRY_AFTER_S)}
             raise Problem(503, "busy", "Too many responses are being sent; retry later.", headers=headers)
         self._sending += size
 
     def release(self, size: int) -> None:
-        """The page is sent, or nobody reads it any more."""
+        """Ends the count of a page of `size` bytes: it was sent, or its client is gone."""
         self._sending -= size
 
     def close(self) -> None:
-        """Ends."""
+        """Closes the pools and the lake."""
         self.queries.close()
         self.monitoring.close()
         self.lake.close()
 
     async def page(self, params: RowsParams, rows_of: Callable[[Lake], TableRows]) -> RowsPage:
-        """The page of the rows `rows_of` gives. Raises Problem."""
+        """The page that `params` asks for, of the rows that `rows_of` returns. Raises Problem."""
 
         def read() -> RowsPage:
             rows = rows_of(self.lake)
@@ -108,7 +108,7 @@ class Service:
         return await self._run(read)
 
     async def products(self, params: PageParams) -> RowsPage:
-        """The page of the products. Raises Problem."""
+        """A page of the products. Raises Problem."""
 
         def read() -> RowsPage:
             query = paging.query_digest("products")
@@ -124,7 +124,7 @@ class Service:
         return await self._run(read)
 
     async def alerts(self, symbols: list[str] | None) -> pa.Table:
-        """All alert episodes of `symbols`, read once a version, however many listeners come at once. Raises Problem."""
+        """All alert episodes of `symbols`, read once per version for all listeners. Raises Problem."""
 
         def read() -> pa.Table:
             self._check_symbols(symbols)
@@ -134,11 +134,11 @@ class Service:
             table = self._alerts[1]
             return table if symbols is None else table.filter(pc.is_in(table["symbol"], pa.array(symbols)))
 
-        async with self._alerts_lock:  # one at a time, so that a hundred who come at once fill no queue
+        async with self._alerts_lock:  # one at a time, so that a hundred listeners don't fill the queue
             return await self._run(read, self.monitoring)
 
     def _read_products(self) -> pa.Table:
-        """The products by name, as `Lake.products` has them, at most a second old. From any thread."""
+        """The rows of `Lake.products`, at most a second old. Thread-safe."""
         with self._products_lock:
             now_s = time.monotonic()
             if self._products is None or now_s > self._products_at_s + _PRODUCTS_FRESH_S:
@@ -149,7 +149,7 @@ class Service:
 
     def _check_symbols(self, symbols: Sequence[str] | None) -> None:
         """Raises Problem (404) when the lake has no trades of one of `symbols`: it may be mistyped."""
-        if symbols is None or self._symbols.issuperset(symbols):  # products come, but don't go
+        if symbols is None or self._symbols.issuperset(symbols):  # products are added, but never removed
             return
         self._read_products()
         if unknown := [symbol for symbol in symbols if symbol not in self._symbols]:
@@ -161,13 +161,13 @@ class Service:
             )
 
     async def _run(self, read: Callable[[], Result], pool: QueryPool | None = None) -> Result:
-        """What `read` returns; what is wrong with the lake is raised as Problem."""
+        """What `read` returns. Raises Problem for errors of the lake."""
 
         def query() -> Result:
             try:
                 try:
                     return read()
-                except RowsGone:  # cleaned up between our look at the table and the reading
+                except RowsGone:  # the files were cleaned up after the version was looked up
                     return read()
             except QueryStopped:
                 raise query_timeout(self._timeout_s) from None
@@ -182,7 +182,7 @@ class Service:
 
 
 def _check_exists(files: Files) -> None:
-    """Raises LakeUnreachable when a table that a page was read of is not there, as after a restart without its disk."""
+    """Raises LakeUnreachable when the table of a cursor is gone, for example after a restart without its disk."""
     if files.version < 0:
         raise LakeUnreachable(
             f"Table {files.table.qualified} is gone: was the lake {files.lake} moved since that page?"

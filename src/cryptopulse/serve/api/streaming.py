@@ -1,4 +1,4 @@
-"""A response that is sent piece by piece, to one who reads it: who does not is dropped."""
+"""A response that is sent in pieces; a client that does not read is dropped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 UNREAD_S: Final = 30.0
-"""Who has not read for so long is dropped. Neither Starlette's nor FastAPI's own streams have such a bound."""
+"""A client that has not read for this long is dropped. The streams of Starlette and FastAPI have no such limit."""
 
 _log = structlog.get_logger()
 
 
 class DeadlineStream(StreamingResponse):
-    """`content`, as it is made."""
+    """Sends `content` as it is produced."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class DeadlineStream(StreamingResponse):
         media_type: str,
         ended: Callable[[], None],
     ) -> None:
-        """`ended` is called when nothing more is sent, however that came."""
+        """`ended` is called when the response has ended, whatever the reason."""
         super().__init__(content, 200, headers, media_type)
         self._ended = ended
 
@@ -39,7 +39,7 @@ class DeadlineStream(StreamingResponse):
         try:
             async with aclosing(self.body_iterator):  # type: ignore[type-var]
                 await super().__call__(scope, receive, sending)
-        except TimeoutError:  # the server closes the connection of an answer that was not finished
+        except TimeoutError:  # the server closes the connection, because the response is not finished
             _log.warning("sse_client_dropped", because="it did not read", after_s=UNREAD_S)
         finally:
             self._ended()

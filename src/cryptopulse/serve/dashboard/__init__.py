@@ -1,8 +1,8 @@
-"""The dashboard: pages in the browser, made of the tables of gold and silver.
+"""The dashboard: web pages about the tables of gold and silver.
 
-The server makes the frame of a page; figures, tables and charts are drawn in the browser by the modules in `browser/`,
-which get the data over one WebSocket (`cryptopulse.serve.live.socket`). So a commit is one small message that is made
-once for all viewers.
+The server makes the frame of a page; the modules in `browser/` draw figures, tables and charts in the browser. They get
+the data over one WebSocket (`cryptopulse.serve.live.socket`), so that a commit is one small message, encoded once for
+all viewers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cryptopulse.serve.live.socket import PATH, serve_socket
 
 
 def add_dashboard(app: FastAPI) -> None:
-    """Puts the pages into `app`, at every path that it has no route for yet."""
+    """Adds the pages to `app`, at all paths for which it has no route yet."""
     live: Live = app.state.live
 
     @app.websocket(PATH)
@@ -31,8 +31,8 @@ def add_dashboard(app: FastAPI) -> None:
     add_head(add_assets(app))
     add_pages(app.state.settings)
     nicegui_app.on_shutdown(add_handlers(app).close)
-    app.mount("/_nicegui_ws", Router())  # nobody needs it (`layout`), so that it is no way in
-    # Neither Tailwind, whose compiler each browser would run, nor a loop over bindings, of which there are none.
+    app.mount("/_nicegui_ws", Router())  # hides NiceGUI's socket: pages don't use it (`layout`), so nobody else should
+    # No Tailwind, because each browser would run its compiler; no loop over bindings, because there are none.
     ui.run_with(
         app,
         title=TITLE,

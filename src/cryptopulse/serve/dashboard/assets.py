@@ -1,4 +1,4 @@
-"""What the browser loads besides NiceGUI's own: the modules and the style sheet in `browser/`."""
+"""The files that browsers load besides NiceGUI's own: modules and style sheet in `browser/`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 FOLDER: Final = Path(__file__).parent / "browser"
-"""The files, as they are."""
+"""Their folder. They are served unchanged."""
 
 
 class _Assets(StaticFiles):
-    """Files whose address changes with what is in them, so a browser need never revalidate."""
+    """Files whose path changes with their content, so that browsers never need to revalidate."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -27,7 +27,7 @@ class _Assets(StaticFiles):
 
 @cache
 def address() -> str:
-    """The path under which the files are served; it names what is in them."""
+    """The path under which the files are served. It contains a hash of their content."""
     digest = hashlib.sha256()
     for file in sorted(FOLDER.iterdir()):
         digest.update(file.name.encode() + file.read_bytes())

@@ -1,7 +1,7 @@
 """Backtests of an alert rule on the stored trades, from a form: validation, jobs, progress.
 
-The judge is the pipeline's (`cryptopulse.engine.backtest`). One job runs at a time, in a thread of its own; a few more
-wait. One whose page was closed is cancelled, and so is one that takes too long.
+The pipeline's own judge is used (`cryptopulse.engine.backtest`). One job runs at a time, in a thread of its own, and a
+few more wait. A job is cancelled when its page was closed or it takes too long.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from cryptopulse.serve.http.problems import defect
 from cryptopulse.settings import AlertRule
 
 EPISODES_MAX: Final = 500
-"""So many episodes of a job are sent, the newest; all of them are counted."""
+"""How many episodes of a job are sent, the newest ones; all are counted."""
 LONGEST_S: Final = 600.0
 """A job is cancelled after this time."""
 UNSEEN_S: Final = 20.0
-"""A job is cancelled when nobody has requested its state for so long."""
+"""A job is cancelled when its state has not been requested for this long."""
 
 _WAITING_MAX = 4
 _KEPT_MAX = 8
-# Products are judged in parts, one after the other: steps to see and to stop at, and memory for one at a time. But each
-# part opens the tables for each hour, so there are no more than the trades need (2.8 million in one go took minutes).
+# Products are judged in parts, one after the other, so that progress shows, a job can stop, and only one part is in
+# memory. Each part opens the tables for each hour, so there are only as many as the trades need (2.8 million trades in
+# one part took minutes).
 _TRADES_A_PART = 200_000
 _PARTS_MAX = 24
 
@@ -55,7 +56,7 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
 class FormRejected(Exception):
-    """An invalid form; `faults` says by field what to write instead."""
+    """The form is invalid. `faults`: by field, what to write instead."""
 
     def __init__(self, faults: Mapping[str, str]) -> None:
         super().__init__(" ".join(faults.values()))
@@ -68,20 +69,20 @@ class BacktestRequest:
 
     rule: AlertRule
     parts: Sequence[Sequence[str]]
-    """The products of the lake that the rule is for, in parts to be judged one after the other."""
+    """The lake's products that the rule applies to, in parts that are judged one after the other."""
     start: datetime | None
     end: datetime | None
 
 
 @dataclass(eq=False)
 class BacktestJob:
-    """One of them; written by the thread that judges, read by others."""
+    """One backtest. Written by the thread that runs it, read by others."""
 
     request: BacktestRequest
     id: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     state: State = "waiting"
     done: int = 0
-    """Steps that are judged, of `steps`; 0 steps: not known yet."""
+    """Steps done, of `steps`; 0 steps: not known yet."""
     steps: int = 0
     message: str | None = None
     """Why it failed or was cancelled."""
@@ -93,16 +94,16 @@ class BacktestJob:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether it has ended."""
         return self.state in ("done", "failed", "cancelled")
 
 
 class _Cancelled(Exception):
-    """Raised within the judge to end it."""
+    """Raised within the backtest to end it."""
 
 
 def parse_form(form: Mapping[str, Any], trades: Mapping[str, int]) -> BacktestRequest:
-    """The request in a form. `trades`: how many the lake holds, by product. Raises FormRejected."""
+    """The request from a form. `trades`: number of trades in the lake, by product. Raises FormRejected."""
     given = {name: form[name] for name in AlertRule.model_fields if form.get(name) not in (None, "")}
     faults: dict[str, str] = {}
     rule = AlertRule()
@@ -137,17 +138,17 @@ def parse_form(form: Mapping[str, Any], trades: Mapping[str, int]) -> BacktestRe
 
 
 class BacktestJobs:
-    """The jobs of all visitors, about one lake. Used from any thread."""
+    """The jobs of all visitors, on one lake. Thread-safe."""
 
     def __init__(self, lake: LakeLocation) -> None:
-        """None is running."""
+        """Starts without jobs."""
         self._lake = lake
         self._jobs: dict[str, BacktestJob] = {}
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="backtest")
 
     def start(self, request: BacktestRequest) -> BacktestJob:
-        """Begins one, as soon as those before it are over. Raises FormRejected when too many wait."""
+        """Queues a job. Raises FormRejected when too many wait."""
         with self._lock:
             over = [job_id for job_id, job in self._jobs.items() if job.is_over]
             for job_id in over[: max(len(self._jobs) - _KEPT_MAX, 0)]:
@@ -160,7 +161,7 @@ class BacktestJobs:
         return job
 
     def find(self, job_id: str) -> BacktestJob | None:
-        """The job with this id, if it is still kept; it counts as seen."""
+        """The job with this id, None when it is no longer kept. Marks it as seen."""
         job = self._jobs.get(job_id)
         if job is not None:
             job.seen_s = time.monotonic()
@@ -172,7 +173,7 @@ class BacktestJobs:
             job.stop.set()
 
     def close(self) -> None:
-        """Ends all."""
+        """Cancels all jobs and ends the thread."""
         for job in list(self._jobs.values()):
             job.stop.set()
         self._threads.shutdown(wait=False, cancel_futures=True)

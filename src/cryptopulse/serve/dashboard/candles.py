@@ -1,4 +1,4 @@
-"""Candles of the past, by pages, for a chart that goes back further than the live candles (`live/charts.py`)."""
+"""Pages of past candles, for charts that go back further than the live candles (`live/charts.py`)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _LATEST = datetime.max.replace(tzinfo=UTC) - timedelta(days=1)
 def candles_page(
     lake: Lake, symbol: str, seconds: int, before: datetime | None = None, start: datetime | None = None
 ) -> dict[str, Any]:
-    """The last CANDLES candles of `seconds` that begin before `before`; with `start` the first ones from there on.
+    """The last CANDLES candles of `seconds` that begin before `before`; with `start`, the first ones from there on.
 
-    `columns` and `rows` as in the live topic, the oldest first; `decimals`: as many as these prices have; `is_end`:
-    whether there are no more in that direction. Raises what `Lake.bars` raises.
+    `columns` and `rows` as in the live topic, the oldest first; `decimals`: most decimals of these prices; `is_end`:
+    whether there are no more candles in that direction. Raises the errors of `Lake.bars`.
     """
     bars = lake.bars(symbol, start, before, grain=seconds, columns=_BAR)
     found = (bars if start is not None else bars.reversed()).limit(CANDLES + 1).arrow()
     page = found.slice(0, CANDLES).sort_by("window_start")
     times = int64(page["window_start"]) // MICROS
     averages: Floats = np.zeros(0)
-    if page.num_rows:  # of the hour up to and with the last minute of each candle in which there was a trade
+    if page.num_rows:  # of the hour that ends with the last minute with a trade in each candle
         first, last = page["window_start"][0].as_py(), page["window_start"][-1].as_py()
         span = first - timedelta(hours=1), min(last, _LATEST) + timedelta(seconds=seconds)
         hour = lake.bars(symbol, *span, columns=("window_start", "price_sum", "trade_count")).arrow()

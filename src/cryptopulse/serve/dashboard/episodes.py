@@ -1,4 +1,4 @@
-"""Episodes of the past, by pages: the newest first, chosen by product, type, severity, rule, state and time."""
+"""Pages of past episodes, the newest first, filtered by product, type, severity, rule, state and time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cryptopulse.lake.products import PRODUCT_ID_MAX
 from cryptopulse.serve.live.episodes import plain_episodes
 
 PAGE_ROWS: Final = 200
-"""So many episodes are shown at a time."""
+"""Episodes on a page."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CHOICES = ("symbol", "rule", "alert_type", "severity", "state")
@@ -21,7 +21,7 @@ _CHOICES_MAX = 20
 Ms = Annotated[float | None, Field(ge=0, le=4e12)]
 """ms since 1970."""
 Choice = Annotated[list[str], Field(max_length=_CHOICES_MAX)]
-"""Any of these; empty: all."""
+"""Any of these values; empty: all."""
 
 
 class EpisodesQuery(BaseModel):
@@ -35,15 +35,15 @@ class EpisodesQuery(BaseModel):
     product: str = Field(default="", max_length=PRODUCT_ID_MAX)
     """A part of the product's id."""
     start: Ms = None
-    """Of opening."""
+    """Opened from `start` to before `end`."""
     end: Ms = None
     opened_before: int | None = Field(default=None, ge=0, le=4_000_000_000_000_000)
-    """Only those before the one that opened then (µs since 1970) with the id `id_before`."""
+    """Only episodes before the one that opened at this time (µs since 1970) and has the id `id_before`."""
     id_before: str = ""
 
 
 def episodes_page(lake: Lake, query: EpisodesQuery) -> dict[str, Any]:
-    """At most PAGE_ROWS episodes, the newest first; whether there are no more; and how many there are on all pages."""
+    """A page: `rows`, at most PAGE_ROWS, the newest first; `is_last`; and `total`, the number on all pages."""
     chosen = {name: values for name in _CHOICES if (values := getattr(query, name))}
     if query.product:
         known = lake.products().arrow()["symbol"].to_pylist()
@@ -60,10 +60,10 @@ def episodes_page(lake: Lake, query: EpisodesQuery) -> dict[str, Any]:
 
 
 def moment(ms: float) -> datetime:
-    """A time from ms since 1970."""
+    """The UTC time of `ms` since 1970."""
     return _EPOCH + timedelta(milliseconds=ms)
 
 
 def moment_or_none(ms: float | None) -> datetime | None:
-    """The same of what may be open."""
+    """`moment`, or None for None."""
     return None if ms is None else moment(ms)

@@ -1,4 +1,4 @@
-"""What proves an episode: the trades that decided it, with those next to them, and the prices around it."""
+"""Evidence of an episode: the decisive trades, their neighbours, and the prices around it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cryptopulse.serve.live.dashboard_queries import plain_rows
 from cryptopulse.text import decimal_text
 
 NEIGHBOURS: Final = 3
-"""So many trades before and after a decisive one are shown."""
+"""How many trades before and after a decisive one are shown."""
 BARS_MAX: Final = 700
-"""So many bars make a chart: about the pixels of its width."""
+"""Most bars of a chart: about its width in pixels."""
 
 _GRAINS = (1, 2, 5, 10, 15, 30, 60, 300, 900, 3600, 14_400, 86_400)  # each divides a day
 _TRADE = ("trade_id", "event_time", "price", "trade_size", "side", "source")
@@ -22,18 +22,18 @@ _BAR = ("window_start", "open", "high", "low", "close", "volume")
 _AROUND_LEAST = timedelta(seconds=20)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = timedelta(minutes=1)
-_US_MAX = 4_000_000_000_000_000  # of the year 2096, as everywhere here
+_US_MAX = 4_000_000_000_000_000  # in the year 2096, as in the other requests of pages
 _ID_MAX = 2**62
 _LATEST = datetime.max.replace(tzinfo=UTC) - _MINUTE
 _DECISIVE = ("start", "trigger", "end", "last_trigger")
 _TIMES = ("window_start", "window_end", "opened_at", "last_trigger_at")
-"""Of the decisive trades. An episode that deepens moves its window, which may begin after the trade that opened it."""
+"""Times of the decisive trades. The window moves as an episode deepens, and may then begin after the opening trade."""
 
 
 def evidence_of(lake: Lake, episode: Mapping[str, Any]) -> dict[str, Any]:
-    """The trades that decided an episode, with those next to them, and the prices around it.
+    """The decisive trades of an episode with their neighbours (`trades`), their ids (`roles`), and `prices` around it.
 
-    `episode`: `symbol`, and the times (µs) and ids of its trades. Raises ConfigurationError for an invalid one.
+    `episode`: `symbol`, and the times (µs since 1970) and ids of its trades. Raises ConfigurationError if invalid.
     """
     try:
         ids = {name: int(episode[f"{name}_trade_id"]) for name in _DECISIVE}
@@ -59,8 +59,8 @@ def evidence_of(lake: Lake, episode: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prices(lake: Lake, symbol: str, start: datetime | None, end: datetime | None) -> dict[str, Any]:
-    """Bars of a product, as fine as a chart can show, of the part of that time of which there are trades."""
-    since = None if start is None else start - _MINUTE  # the minute that it lies in
+    """`bars` of `grain_s` seconds of a product, as fine as a chart can show, for the part of that time with trades."""
+    since = None if start is None else start - _MINUTE  # includes the minute that contains `start`
     minutes = lake.bars(symbol, since, end, columns=["window_start"])
     first, last = (one.limit(1).arrow()["window_start"].to_pylist() for one in (minutes, minutes.reversed()))
     if first:

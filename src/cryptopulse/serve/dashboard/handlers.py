@@ -1,7 +1,7 @@
-"""What pages request over HTTP because it concerns one viewer: evidence, the past, holes, backtests of rules.
+"""HTTP requests of pages about what one viewer wants to see: evidence, the past, holes, backtests of rules.
 
-JSON in and out. Queries run in a few threads of their own, behind a bounded queue. The public interface for programs is
-another one, under `/api`.
+JSON in and out. Queries run in a few threads of their own, behind a bounded queue. Programs should use the public API
+under `/api`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cryptopulse.serve.live.episodes import plain_episodes
 from cryptopulse.settings import Settings
 
 PATH: Final = "/pages"
-"""What all of them begin with."""
+"""Prefix of all paths."""
 
 _AT_ONCE = 2
 _MEMORY_MAX_MB = 256
@@ -51,7 +51,7 @@ class Handlers:
         self._queries = QueryPool(_AT_ONCE, timeout_s)
 
     async def respond(self, query: Callable[[], Any]) -> Response:
-        """What `query`, which runs in another thread, returns; or what is wrong, in `said`. Not a number is null."""
+        """Runs `query` in another thread and responds with its result as JSON (NaN as null), or the error in `said`."""
         try:
             body = await self._queries.run(lambda: msgspec.json.encode(query()))
             return Response(body, media_type="application/json")
@@ -65,14 +65,14 @@ class Handlers:
             return JSONResponse({"said": defect(PATH, error).detail}, 500)
 
     def close(self) -> None:
-        """Ends; what is being read is read to its end."""
+        """Ends the threads, after their current queries."""
         self.backtests.close()
         self._queries.close()
         self.lake.close()
 
 
 def add_handlers(app: FastAPI) -> Handlers:
-    """Adds the routes to `app`. The handlers must be closed at the end."""
+    """Adds the routes to `app`. The caller must close the handlers at the end."""
     handlers = Handlers(app.state.settings)
     lake, backtests, respond = handlers.lake, handlers.backtests, handlers.respond
     router = APIRouter(prefix=PATH, include_in_schema=False)

@@ -1,4 +1,4 @@
-"""Which trade ids are missing in an hour or day of a product, or in one hole; when that was, and what came later."""
+"""Which trade ids are missing in an hour, a day or one hole of a product, when, and which came later over REST."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from cryptopulse.lake.dataset import Lake
 from cryptopulse.serve.live.market import int64
 
 RUNS_MAX: Final = 100
-"""So many runs of ids are listed, the first ones; all ids are counted."""
+"""Most runs of ids that are listed, the first ones; all ids are counted."""
 
 _MILLI_US = 1000
-_LOOKUPS_MAX = 20  # of single trades, each a few milliseconds
+_LOOKUPS_MAX = 20  # lookups of single trades, each a few milliseconds
 _SUMS = ("expected_ids", "held_ids", "healed_ids", "absent_ids", "missing_ids")
 _TRADE = ("trade_id", "event_time", "source")
 
 
 def holes_of_time(lake: Lake, symbol: str, start: datetime, end: datetime) -> dict[str, Any]:
-    """What the hours of a product from `start` to before `end` lack, as gold.dm_completeness counts it: a hole belongs
-    to the hour of the trade right above it.
+    """The ids that a product lacks in the hours from `start` to before `end`, as gold.dm_completeness counts them: a
+    hole belongs to the hour of the next trade above it.
 
-    `first_id`, `last_id`: the ids that these hours answer for, None without trades, and the sums of `expected_ids` and
-    so on. `holes`: the runs of ids that are not stored, at most RUNS_MAX of `holes_found`; of each `first_id`,
-    `last_id`, how many of them are `absent`, and the times of the trades stored below and above it (`since`, `until`:
-    ms since 1970, None where unknown). `healed`: the runs of ids that came over REST.
+    `first_id`, `last_id`: the range of ids of these hours, None without trades; `expected_ids` and so on: their sums.
+    `holes`: the runs of ids that are not stored, at most RUNS_MAX of `holes_found`; each with `first_id`, `last_id`,
+    how many ids are `absent`, and the times of the stored trades below and above it (`since`, `until`: ms since 1970,
+    None if unknown). `healed`: the runs of ids that came over REST, at most RUNS_MAX.
     """
     hours = lake.completeness(symbol, start, end, columns=("first_trade_id", "last_trade_id", *_SUMS)).arrow()
     first_id, last_id = pc.min(hours["first_trade_id"]).as_py(), pc.max(hours["last_trade_id"]).as_py()
@@ -42,20 +42,20 @@ def holes_of_time(lake: Lake, symbol: str, start: datetime, end: datetime) -> di
 
 
 def holes_of_ids(lake: Lake, symbol: str, first_id: int, last_id: int) -> dict[str, Any]:
-    """What a product lacks of the ids `first_id` to `last_id`; see `holes_of_time`."""
+    """The ids from `first_id` to `last_id` that a product lacks; see `holes_of_time`."""
     nothing = lake.trades(symbol, columns=_TRADE).schema.empty_table()
     return {**_holes(lake, symbol, first_id, last_id, nothing), "healed": []}
 
 
 def _holes(lake: Lake, symbol: str, first_id: int, last_id: int, trades: pa.Table) -> dict[str, Any]:
-    """`trades`: those whose times are known already."""
+    """`trades`: trades that have been read already, for the times."""
     stored, absent = (
         Intervals(zip(rows["first_trade_id"].to_pylist(), rows["last_trade_id"].to_pylist(), strict=True))
         for rows in (lake.coverage(symbol).arrow(), lake.absent(symbol).arrow())
     )
     holes = stored.gaps(first_id, last_id)
     shown = holes[:RUNS_MAX]
-    # When the trades at the edges were, of those that are stored; only some are looked up that `trades` lacks.
+    # Times of the stored trades next to the holes; only some that `trades` lacks are looked up.
     edges = [edge for first, last in shown for edge in (first - 1, last + 1)]
     times = _times(trades.filter(pc.is_in(trades["trade_id"], pa.array(edges, pa.int64()))))
     for edge in [edge for edge in edges if edge not in times][:_LOOKUPS_MAX]:

@@ -1,4 +1,4 @@
-"""The frame of every page: header with navigation, search, state of the data, theme and time; and the place for more.
+"""The frame of every page: a header with navigation, search, state of the data, theme and time zone, and the main part.
 
 A page is a function that makes its content::
 
@@ -6,7 +6,7 @@ A page is a function that makes its content::
     def alerts() -> None:
         View("alerts")
 
-and an entry in NAVIGATION. The header's parts come alive in `browser/frame.js`.
+and an entry in NAVIGATION. `browser/frame.js` makes the header's parts work.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Entry:
     path: str
     title: str
     key: str
-    """Pressed after `g` it leads there."""
+    """`g` and then this key opens the page."""
     icon: str
-    """The path of a 24 × 24 drawing, stroked."""
+    """SVG path data of a stroked 24 × 24 icon."""
 
 
 NAVIGATION: Final = (
@@ -52,7 +52,7 @@ NAVIGATION: Final = (
 )
 """The pages, in the order of the header."""
 
-# Before anything is painted, so that a page never flashes in the other theme.
+# Runs before anything is painted, so that a page never flashes in the other theme.
 _THEME_FIRST = (
     "<script>(()=>{let t=null;try{t=localStorage.getItem('cryptopulse.theme')}catch(e){}"
     "const d=t==='dark'||(t!=='light'&&matchMedia('(prefers-color-scheme: dark)').matches);"
@@ -60,8 +60,8 @@ _THEME_FIRST = (
 )
 
 
-# A page lives in the browser alone. With a socket to NiceGUI it would reload itself when a server that was started anew
-# does not know it, and lose the viewer's place and input.
+# Pages don't use NiceGUI's socket. With it a page would reload after a restart of the server, which no longer knows it,
+# and the viewer would lose position and input.
 _NO_SOCKET = (
     "<script>Object.defineProperty(window,'io',{set(){},get:()=>()=>"
     "({on(){},emit(){},io:{on(){},opts:{},engine:{}}})})</script>"
@@ -70,13 +70,13 @@ _FORGOTTEN_S = 1.0
 
 
 class View(Element, component="view.js"):
-    """A part of a page that is drawn in the browser: mounts `browser/<module>.js` into the page.
+    """A part of a page that is drawn in the browser by the module `browser/<module>.js`.
 
-    Its function `mount(element, options)` draws, and may return an object with `unmount`.
+    The module's function `mount(element, options)` draws, and may return an object with `unmount`.
     """
 
     def __init__(self, module: str, **options: Any) -> None:
-        """`options` are handed to the module; what JSON can say."""
+        """`options` are passed to the module; their values must fit into JSON."""
         super().__init__()
         assert (FOLDER / f"{module}.js").is_file(), module
         self._props["module"] = f"{address()}/{module}.js"
@@ -84,7 +84,7 @@ class View(Element, component="view.js"):
 
 
 def add_head(assets: str) -> None:
-    """Puts style sheet and theme into the head of all pages. `assets`: path of the files in `browser/`."""
+    """Adds style sheet and theme to the head of all pages. `assets`: path of the files in `browser/`."""
     modules = ("frame", "live", "format", "theme")
     preloads = "".join(f'<link rel="modulepreload" href="{assets}/{name}.js">' for name in modules)
     ui.add_head_html(
@@ -95,8 +95,8 @@ def add_head(assets: str) -> None:
 
 
 def page(path: str, title: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a page at `path` of a function that makes its content, in the frame. The function may take the path's
-    parameters.
+    """Decorator: makes a page at `path`, in the frame, of a function that makes its content. The function may take the
+    path's parameters.
     """
 
     def decorated(build: Callable[..., None]) -> Callable[..., None]:
@@ -104,7 +104,7 @@ def page(path: str, title: str) -> Callable[[Callable[..., None]], Callable[...,
         def framed(*values: Any, **named: Any) -> None:
             with frame(path):
                 build(*values, **named)
-            # NiceGUI keeps a minute what a page was made of, some 75 kB, for a browser that will call back.
+            # NiceGUI would keep the page's elements, some 75 kB, for a minute, for a socket that never connects.
             asyncio.get_running_loop().call_later(_FORGOTTEN_S, ui.context.client.delete)
 
         ui.page(path, title=f"{title} · {TITLE}")(framed)
@@ -115,7 +115,7 @@ def page(path: str, title: str) -> Callable[[Callable[..., None]], Callable[...,
 
 @contextmanager
 def frame(path: str) -> Iterator[None]:
-    """The header, and around what is made inside the page's main part. `path` is marked in the navigation."""
+    """Makes the header; elements made in the context go into the main part. `path` is marked in the navigation."""
     links = "".join(
         f'<a href="{entry.path}"{_current(entry, path)} title="{entry.title} (g {entry.key})">{entry.title}'
         f"{_badge(entry)}</a>"

@@ -1,4 +1,4 @@
-"""The pages. What each shows is drawn in the browser, by the module of its `View`."""
+"""The pages. The module of its `View` draws each page in the browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptopulse.settings import Settings
 
 
 def add_pages(settings: Settings) -> None:
-    """Registers all pages. The form of the alerts begins with the first rule of `settings`."""
+    """Registers all pages. The backtest form starts with the first rule of `settings`."""
     rules = [rule.model_dump(mode="json") for rule in settings.alerts.rules]
 
     @page("/", "Market")

@@ -1,1 +1,1 @@
-"""What stands before everything that is served: connections, token, names, origins, limits, errors."""
+"""Common to all that is served: connections, token, host names, origins, limits, errors."""

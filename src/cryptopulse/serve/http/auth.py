@@ -1,11 +1,10 @@
-"""Who may come in: the token, a browser's session and login form, and the names by which the server may be called.
+"""Authentication: the token, browser sessions, the login form; and which Host and Origin headers are allowed.
 
-Times are seconds of a clock that the caller chooses and passes in; a session's are seconds since 1970. No I/O, but for
-the folder in which each session that was ended before its time is an empty file: so several servers that share it
-neither miss nor overwrite what the others write.
+The caller passes the time: seconds of a clock of its choice, for sessions seconds since 1970. The only I/O is a folder
+with an empty file for each revoked session, so that several servers can share it without overwriting each other.
 
-Starlette's middleware does less. `TrustedHostMiddleware` knows no addresses in numbers, no IPv6 and no exception for
-who has the token; `SessionMiddleware` can't revoke a session, and decides `Secure` once instead of for each request.
+Starlette's middleware does less. `TrustedHostMiddleware` knows no IP addresses and no exception for requests with the
+token; `SessionMiddleware` can't revoke a session, and decides `Secure` once instead of per request.
 """
 
 from __future__ import annotations
@@ -28,31 +27,31 @@ from cryptopulse.settings.serve import LOOPBACK, ServeSettings
 from cryptopulse.token_bucket import TokenBucket
 
 SESSION_S: Final = 7 * 86_400
-"""A browser stays logged in for so long."""
+"""How long a browser stays logged in."""
 LOGIN_PATH: Final = "/login"
 LOGOUT_PATH: Final = "/logout"
 FORM_CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""Of the page with the login form."""
+"""For the page with the login form."""
 FORM_BYTES_MAX: Final = 8192
 """A longer form is not read."""
 
 _FAILURES = 10  # wrong tokens in a row that are answered at once
-_FAILURE_EVERY_S = 6.0  # then so seldom; a scraper with an old token, every 15 s, never gets there
+_FAILURE_EVERY_S = 6.0  # then one per 6 s; a scraper with an old token, every 15 s, never reaches the limit
 _ADDRESSES_MAX = 4096
 _SESSION = re.compile(r"\d{1,12}\.[0-9a-f]{32}")  # expiry, and a random id
 _COOKIE = re.compile(rf"({_SESSION.pattern})\.([0-9a-f]{{64}})")  # and the signature
 
 
 class TokenAuth:
-    """Verifies the token and the session cookies that browsers get in its place. Compares in constant time."""
+    """Verifies the token and the session cookies that browsers get for it. Compares in constant time."""
 
     def __init__(self, token: str, revoked: Path | None = None) -> None:
-        """Cookies of another process with the same token are good as well, but for those in the folder `revoked`."""
+        """`revoked`: folder of revoked sessions. Cookies of other processes with the same token are valid as well."""
         self._token = hashlib.sha256(token.encode()).digest()
         self._key = hmac.new(token.encode(), b"cryptopulse session", hashlib.sha256).digest()
-        # Cookies are by host name, not by port: two servers on one machine must not take each other's place.
+        # Cookies belong to a host, not a port: two servers on one machine must not overwrite each other's.
         name = hmac.new(token.encode(), b"cryptopulse cookie name", hashlib.sha256).hexdigest()
         self.cookie_name: Final = f"cryptopulse-{name[:12]}"
         self._folder = revoked
@@ -63,12 +62,12 @@ class TokenAuth:
         return hmac.compare_digest(hashlib.sha256(token.encode()).digest(), self._token)
 
     def new_session(self, now_s: float) -> str:
-        """The value of a cookie that is good for `SESSION_S` seconds."""
+        """The value of a cookie that is valid for `SESSION_S` seconds."""
         session = f"{int(now_s + SESSION_S)}.{secrets.token_hex(16)}"
         return f"{session}.{self._signature(session)}"
 
     def is_session(self, cookie: str, now_s: float) -> bool:
-        """Whether `cookie` is the value of one that is still good."""
+        """Whether `cookie` is the value of a session that is still valid."""
         found = _COOKIE.fullmatch(cookie)
         if found is None:
             return False
@@ -77,15 +76,15 @@ class TokenAuth:
             return False
         if session in self._revoked:
             return False
-        # Not Path.exists, which raises where the folder is not ours.
+        # Not Path.exists, which raises if we may not read the folder.
         return self._folder is None or not os.path.exists(self._folder / session)  # noqa: PTH110
 
     def end_session(self, cookie: str, now_s: float) -> None:
-        """Revokes `cookie`, the value of one that is still good."""
+        """Revokes `cookie`, the value of a session that is still valid."""
         session = cookie.rpartition(".")[0]
         self._revoked = {one for one in self._revoked if _expiry_s(one) > now_s} | {session}
         if self._folder is not None:
-            with suppress(OSError):  # where nothing can be written it holds as long as the process
+            with suppress(OSError):  # if the folder can't be written, it stays revoked while the process runs
                 self._folder.mkdir(parents=True, exist_ok=True)
                 (self._folder / session).touch()
                 for old in self._folder.iterdir():
@@ -101,14 +100,14 @@ def _expiry_s(session: str) -> int:
 
 
 class FailureLimit:
-    """How many wrong tokens each address may try: some at once, then one every few seconds."""
+    """Limits how many wrong tokens each address may try: ten at once, then one every 6 s."""
 
     def __init__(self) -> None:
         """Nobody has tried yet."""
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def wait_s(self, address: str, now_s: float) -> float:
-        """Seconds until `address` may try again; 0: now."""
+        """Seconds until `address` may try again; 0 when it may now."""
         bucket = self._buckets.get(network_of(address))
         return bucket.wait_s(now_s) if bucket else 0.0
 
@@ -123,7 +122,7 @@ class FailureLimit:
 
 
 def parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address; None for a name, or a socket of another kind."""
+    """The IP address; None for a name, or a socket without one."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:
@@ -131,7 +130,7 @@ def parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def network_of(address: str) -> str:
-    """By what a visitor is counted: an IPv4 address, or the /64 that one visitor has of IPv6."""
+    """The key by which a visitor is counted: an IPv4 address, or the /64 of an IPv6 address."""
     ip = parse_ip(address)
     if isinstance(ip, ipaddress.IPv6Address):
         return str(ip.ipv4_mapped or ipaddress.IPv6Network((int(ip), 64), strict=False))
@@ -139,24 +138,24 @@ def network_of(address: str) -> str:
 
 
 def server_names(settings: ServeSettings) -> frozenset[str]:
-    """The names by which the server may be called."""
+    """The host names, in lower case, under which the server may be requested."""
     return frozenset(name.lower() for name in (*LOOPBACK, settings.host, *settings.allowed_hosts))
 
 
 def is_allowed_host(host: str, names: Collection[str]) -> bool:
     """Whether the header `Host: host` names this server.
 
-    By DNS rebinding a page elsewhere can have a browser call us by a name that the page chose, so names are checked. An
-    address in numbers is always good: a browser sends it only when the page was loaded from there.
+    With DNS rebinding, a foreign page can make a browser request us under a name of its choice, so names are checked.
+    An IP address is always allowed: a browser sends it only when the page was loaded from there.
     """
     found = _host_port(host, "http")
     return found is not None and (found[0] in names or parse_ip(found[0]) is not None)
 
 
 def is_allowed_origin(origin: str, host: str, names: Collection[str]) -> bool:
-    """Whether a page of `origin` (the header) is ours, when the request went to `host` (the header).
+    """Whether a page of `origin` (the header) is ours, for a request to `host` (the header).
 
-    Behind a proxy that changes Host, the name in `names` is what makes it ours.
+    Behind a proxy that changes Host, its name must be in `names`.
     """
     scheme, _, netloc = origin.partition("://")
     found = _host_port(netloc, scheme) if scheme in ("http", "https") else None
@@ -166,10 +165,10 @@ def is_allowed_origin(origin: str, host: str, names: Collection[str]) -> bool:
 
 
 def _host_port(netloc: str, scheme: str) -> tuple[str, int] | None:
-    """Lower case; None when it is no host, or more than one."""
+    """Host in lower case, and port; None when it is not exactly one host."""
     try:
         parts = urlsplit(f"//{netloc}")
-        port = parts.port  # raises when it is none
+        port = parts.port  # raises ValueError when it is invalid
     except ValueError:
         return None
     if not parts.hostname or parts.username is not None or parts.path or parts.query or parts.fragment:
@@ -211,18 +210,18 @@ small {{ opacity: .75; }}
 
 
 def login_page(target: str, error: str = "") -> bytes:
-    """The login form, without any script. `target`: the path to go on to."""
+    """The login form, without scripts. `target`: the path to redirect to after the login."""
     alert = f'<p role="alert">{html.escape(error)}</p>' if error else ""
     return _PAGE.format(action=LOGIN_PATH, alert=alert, target=html.escape(local_path(target))).encode()
 
 
 def login_url(target: str) -> str:
-    """The path of the form that goes on to `target`."""
+    """The path of the login form that redirects to `target`."""
     return f"{LOGIN_PATH}?next={quote(local_path(target), safe='/')}"
 
 
 def parse_form(form: bytes) -> tuple[str, str]:
-    """Token and path to go on to, of a form that was sent or of the form's query string."""
+    """Token and redirect path, from a submitted form or the form's query string."""
     try:
         found = parse_qs(form.decode(), max_num_fields=8)
     except ValueError:
@@ -231,7 +230,7 @@ def parse_form(form: bytes) -> tuple[str, str]:
 
 
 def local_path(path: str) -> str:
-    """`path` if it leads to this server, else `/`: nobody is sent elsewhere after the login."""
-    # Browsers read a backslash as a slash, and leave out tabs and line ends.
+    """`path` if it leads to this server, else `/`: the login never redirects to another site."""
+    # Browsers read a backslash as a slash, and ignore tabs and line ends.
     is_local = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
     return path if is_local else "/"

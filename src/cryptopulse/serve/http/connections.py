@@ -1,9 +1,8 @@
 """Limits before authentication: how many connections, how long a request may take, and how large it may be.
 
-All of it counts before a token is read. uvicorn's own protocols do the work; these add the bounds that uvicorn
-has not. A request whose headers are too long is answered with 431. What is too many, too slow, too large, or
-makes room for another is cut without a word: a browser's EventSource gives up for ever on an answer such as 503, and
-tries again when there is none.
+They apply before a token is read, and extend uvicorn's protocols. A request with too long headers is answered with 431.
+A connection that is too many, too slow, too large, or has to make room for another is cut without an answer: a
+browser's EventSource gives up for ever on an answer such as 503, and tries again without one.
 """
 
 from __future__ import annotations
@@ -25,45 +24,45 @@ from cryptopulse.settings.serve import ServeSettings
 from cryptopulse.token_bucket import TokenBucket
 
 HEADERS_BYTES_MAX: Final = 32_768
-"""Of a request, its line included."""
+"""Of a request, including the request line."""
 BODY_BYTES_MAX: Final = 65_536
-"""Of a request: the forms of the pages have some hundred."""
+"""Of a request; the forms of the pages have some hundred bytes."""
 REQUEST_S: Final = 15.0
-"""Within so long a request must have come whole, counted from the beginning of the connection or the answer before."""
+"""A whole request must arrive within this time, from the start of the connection or the end of the last answer."""
 MESSAGE_BYTES_MAX: Final = 4096
-"""Of a WebSocket's message to us."""
+"""Of a WebSocket message from a client."""
 
-_REQUEST_BYTES_MAX = 1_048_576  # read of a request at most, whoever reads it; what comes in one piece may be 262,144
-# Of what a WebSocket sends so much is parsed at once; thousands of small messages fit into more.
+_REQUEST_BYTES_MAX = 1_048_576  # read of one request, whatever reads it; a single read may bring 262,144
+# A WebSocket's data is parsed in pieces of this size; more could hold thousands of small messages.
 _PIECE_BYTES = 4096
 _WEBSOCKET_BYTES, _WEBSOCKET_BYTE_EVERY_S = 65_536, 1 / 4096
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Connections:
-    """All of a server. Used from its event loop."""
+    """The open connections of a server. Used from its event loop."""
 
     def __init__(self, settings: ServeSettings) -> None:
-        """There is none yet."""
+        """Starts without connections."""
         self.most = settings.connections_max
-        """How many there may be."""
+        """How many connections there may be."""
         self._most_an_address = settings.connections_per_address_max
         self._proxies = [ipaddress.ip_network(one) for one in settings.proxies]
         self._addresses: Counter[str] = Counter()
         self._waiting: dict[HttpConnection, None] = {}
         self.cut = 0
-        """How many were cut: too many, too slow, too large, or in the way of others."""
+        """How many were cut: too many, too slow, too large, or to make room for others."""
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """How many connections there are."""
         return self._addresses.total()
 
     def enter(self, address: str) -> bool:
-        """Counts one more, when there is room: the one makes it that has waited for its request the longest."""
+        """Counts a new connection; False without room. If full, cuts the one that waited longest for a request."""
         network = network_of(address)
         if self._addresses[network] >= self._most_an_address:
-            # Behind this machine's own, proxies and sockets of another kind there may be many people.
+            # No limit for loopback, proxies and sockets without an IP address: many people may be behind them.
             ip = parse_ip(address)
             if ip is not None and not (ip.is_loopback or any(ip in proxies for proxies in self._proxies)):
                 return False
@@ -76,23 +75,23 @@ class Connections:
         return True
 
     def leave(self, address: str) -> None:
-        """Counts one less."""
+        """Counts a connection that has ended."""
         network = network_of(address)
         self._addresses[network] -= 1
         if not self._addresses[network]:
             del self._addresses[network]
 
     def waits(self, connection: HttpConnection) -> None:
-        """`connection` has nothing to do until its next request has come."""
+        """Marks `connection` as waiting for its next request."""
         self._waiting[connection] = None
 
     def works(self, connection: HttpConnection) -> None:
-        """`connection` has a request, or is gone."""
+        """Marks `connection` as no longer waiting: it has a request, or has ended."""
         self._waiting.pop(connection, None)
 
 
 class HttpConnection(H11Protocol):
-    """One, until it becomes a WebSocket or ends."""
+    """A connection until it becomes a WebSocket or ends."""
 
     def __init__(self, connections: Connections, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
@@ -130,11 +129,11 @@ class HttpConnection(H11Protocol):
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._stop_waiting()
-        self._is_counted = False  # from now on the WebSocket counts, in our place
+        self._is_counted = False  # from now on the WebSocket counts instead
         super().handle_websocket_upgrade(event)
 
     def send_400_response(self, msg: str) -> None:
-        if self.conn.our_state is not h11.IDLE:  # while it is answered: there is no place for another answer
+        if self.conn.our_state is not h11.IDLE:  # an answer is under way, so another one can't be sent
             self.transport.close()
         elif len(self.conn.trailing_data[0]) > HEADERS_BYTES_MAX:
             self._all.cut += 1
@@ -144,7 +143,7 @@ class HttpConnection(H11Protocol):
             super().send_400_response(msg)
 
     def cut(self) -> None:
-        """Ends it without a word."""
+        """Cuts the connection without an answer."""
         self._all.cut += 1
         self._leave()
         self.transport.abort()
@@ -154,7 +153,7 @@ class HttpConnection(H11Protocol):
         return self.client[0] if self.client else ""
 
     def _watch(self) -> None:
-        """Sees to it that what is awaited of the other side comes in time."""
+        """Starts the deadline when we wait for the client, and stops it when we don't."""
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY) or not self._is_counted:
             self._stop_waiting()
         elif self._deadline is None:
@@ -176,7 +175,7 @@ class HttpConnection(H11Protocol):
 
 
 class WebSocketConnection(WebSocketsSansIOProtocol):
-    """One that was an `HttpConnection`, in whose place it counts."""
+    """A WebSocket. It counts instead of the `HttpConnection` that it was before."""
 
     def __init__(self, connections: Connections, **of_uvicorn: Any) -> None:
         super().__init__(**of_uvicorn)
@@ -185,7 +184,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)
-        # Whoever sends more waits with it: uvicorn reads no further as long as messages are not taken.
+        # A client that sends more has to wait: uvicorn stops reading while messages are not taken.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE_BYTES)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,10 +1,10 @@
-"""Stands before everything that is served: pages, their WebSocket, the API, streams. Lets in who may come in.
+"""Middleware before everything that is served: pages, their WebSocket, the API, streams. Refuses unauthorized requests.
 
-A request must not be too large, call us by a name of ours, come from a page of ours if it comes from a page, and carry
-the token if one is set: as `Authorization: Bearer`, or as the cookie that the login form gives to browsers. Who carries
-the token as Bearer is no page that a browser was lured to, so name and page don't matter then.
+A request must not be too large; its Host must be one of our names; its Origin, if it has one, must be one of our pages;
+and it must carry the token if one is set: as `Authorization: Bearer`, or as the session cookie from the login form. A
+request with the Bearer token can't come from a foreign page in a browser, so its Host and Origin are not checked.
 
-It also answers HEAD wherever GET is, and errors that nobody expected.
+The guard also answers HEAD for every path that knows GET, and answers unexpected errors.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from cryptopulse.settings.serve import ServeSettings
 _log = structlog.get_logger()
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
-"""Answered without a token and by any name; they reveal little without one."""
+"""Answered without a token and for any Host; without a token the answers reveal little."""
 
 _HEADERS: Final = {
-    # NiceGUI's pages carry their scripts and styles within them, and Vue compiles templates in the browser.
+    # NiceGUI's pages have inline scripts and styles, and Vue compiles templates in the browser.
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
@@ -54,17 +54,17 @@ class Guard:
     """ASGI middleware."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, state_dir: Path) -> None:
-        """`app`: what is behind it. `state_dir`: where it is kept which sessions were ended, see `Settings`."""
+        """`app`: the application behind the guard. `state_dir`: holds the revoked sessions, see `Settings`."""
         self._app = app
         self._names = auth.server_names(settings)
         revoked = state_dir / "sessions-ended"
         self._auth = auth.TokenAuth(settings.token.get_secret_value(), revoked) if settings.token else None
         self._failures = auth.FailureLimit()
         self._open: dict[str, set[asyncio.Task[Any]]] = {}
-        """Requests in progress, by the session cookie that they came with."""
+        """Requests in progress, by session cookie."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers, or passes on."""
+        """Answers the request, or passes it to the application."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -73,7 +73,7 @@ class Guard:
         received, has_begun = 0, False
 
         async def receiving() -> Message:
-            """Bounds a body that does not announce its size."""
+            """Limits a body without Content-Length."""
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
@@ -118,7 +118,7 @@ class Guard:
             if session is None or session in self._open:
                 raise
         except Exception as error:
-            if not is_http and isinstance(error, OSError):  # it is gone
+            if not is_http and isinstance(error, OSError):  # the client is gone
                 raise
             if not scope["state"].get("is_logged"):
                 unexpected = defect(scope["path"], error)
@@ -130,7 +130,7 @@ class Guard:
                 self._open.pop(session, None)
 
     async def _authorize(self, scope: Scope, headers: Headers, receive: Receive) -> Response | None:
-        """None to whoever may pass. Raises Problem to others."""
+        """None when the request may pass; else the answer of login or logout, or a redirect. Raises Problem."""
         path, is_http = str(scope["path"]), scope["type"] == "http"
         if path in OPEN_PATHS:
             try:
@@ -143,7 +143,7 @@ class Guard:
         may_pass = self._is_browser(headers)
         is_page = not path.startswith(_PROGRAM_PATHS)
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            # A page of another site has the browser ask; a link to one of our pages is fine.
+            # The request comes from a page of another site. Only a link to one of our pages is allowed.
             is_link = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
             if not (is_link and is_page):
                 raise Problem(403, "foreign_page", "Cross-site request refused.")
@@ -157,7 +157,7 @@ class Guard:
         raise _unauthorized("Send the token as `Authorization: Bearer <token>`, or log in at /login with a browser.")
 
     def _is_bearer(self, scope: Scope, headers: Headers) -> bool:
-        """Whether the token comes as Bearer. Raises Problem for a wrong one."""
+        """Whether the request has the token as Bearer. Raises Problem for a wrong token."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or self._auth is None:
             return False
@@ -165,7 +165,7 @@ class Guard:
         return True
 
     def _is_browser(self, headers: Headers) -> bool:
-        """Whether no token is needed, or a session takes its place. Raises Problem for names and pages not of ours."""
+        """Whether no token is set, or the session is valid. Raises Problem for a foreign Host or Origin."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if not auth.is_allowed_host(host, self._names):
             raise Problem(421, "unknown_host", "Unrecognized Host header; add the name to serve.allowed_hosts.")
@@ -174,7 +174,7 @@ class Guard:
         return self._auth is None or self._session(headers) is not None
 
     def _check_token(self, scope: Scope, auth_: auth.TokenAuth, token: str) -> None:
-        """Raises Problem unless `token` is right, which it may be at any time: guesses of others keep nobody out."""
+        """Raises Problem unless `token` is right. The right token always passes, whatever others guess."""
         if auth_.is_token(token):
             return
         address, now_s = str(scope["client"][0]) if scope.get("client") else "", time.monotonic()
@@ -230,7 +230,7 @@ class Guard:
         return response
 
     def _session(self, headers: Headers) -> str | None:
-        """The cookie of a session that is good; None without one."""
+        """The cookie of a valid session; None without one."""
         if self._auth is None:
             return None
         cookie = cookie_parser(headers.get("cookie", "")).get(self._auth.cookie_name)
@@ -238,7 +238,7 @@ class Guard:
 
 
 def _head(app: ASGIApp) -> ASGIApp:
-    """`app`, which knows GET, answering with the headers alone."""
+    """`app` for HEAD: calls it with GET and sends only the headers."""
 
     async def headed(scope: Scope, _receive: Receive, send: Send) -> None:
         is_sent = asyncio.Event()
@@ -262,7 +262,7 @@ def _head(app: ASGIApp) -> ASGIApp:
 
 
 def _too_large() -> Problem:
-    headers = {"Connection": "close"}  # the rest of it is not read
+    headers = {"Connection": "close"}  # the rest of the body is not read
     return Problem(413, "body_too_large", f"The body is longer than {BODY_BYTES_MAX} bytes.", headers=headers)
 
 

@@ -1,4 +1,4 @@
-"""Errors of HTTP as `application/problem+json` (RFC 9457), always in the same shape."""
+"""HTTP errors as `application/problem+json` (RFC 9457), always in the same shape."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = structlog.get_logger()
 
 
 class Problem(Exception):
-    """A request that is answered with an error. Raised anywhere below a route of the API."""
+    """An error that is answered to the client. May be raised anywhere below a route of the API."""
 
     def __init__(
         self,
@@ -31,9 +31,9 @@ class Problem(Exception):
         parameters: Sequence[tuple[str, str]] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`code`: for programs, lower case; `detail`: one sentence for people, with what helps.
+        """`code`: for programs, in lower case; `detail`: one sentence for people, with what to do.
 
-        `parameters`: names, and what is wrong with each.
+        `parameters`: names of parameters, and what is wrong with each.
         """
         super().__init__(detail)
         self.status = status
@@ -43,7 +43,7 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
     def response(self) -> Response:
-        """It as the answer."""
+        """The HTTP response."""
         content: dict[str, Any] = {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -58,14 +58,14 @@ class Problem(Exception):
 
 
 def defect(path: str, error: Exception) -> Problem:
-    """The answer to an unexpected error: its traceback is in the log, under a number that the answer names."""
+    """The answer to an unexpected error. Logs its traceback under a number, which the answer contains."""
     number = secrets.token_hex(4)
     _log.error("unexpected_error", number=number, path=path, error=f"{type(error).__name__}: {error}", exc_info=error)
     return Problem(500, "defect", f"Internal error; the server's log has the details under number {number}.")
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Has `app` answer what is raised below its routes, and parameters and bodies that break their rules."""
+    """Makes `app` answer exceptions raised below its routes, and invalid parameters and bodies, with problems."""
 
     async def unexpected(request: Request, error: Exception) -> Response:
         request.state.is_logged = True
@@ -76,8 +76,8 @@ def handle_errors(app: FastAPI) -> None:
         return error.response()
 
     async def invalid(_request: Request, error: Exception) -> Response:
-        # Without what the request said: FastAPI's own answer repeats it, and JSON can't say all of what Python reads
-        # (NaN, half a surrogate pair).
+        # Does not repeat the input as FastAPI's own answer does: JSON can't express all that Python reads (NaN, half a
+        # surrogate pair).
         assert isinstance(error, RequestValidationError)
         parameters = []
         for one in error.errors():
@@ -122,4 +122,4 @@ SCHEMA: Final[dict[str, Any]] = {
         },
     },
 }
-"""Its JSON schema, for the OpenAPI document."""
+"""JSON schema of a problem, for the OpenAPI document."""

@@ -1,4 +1,4 @@
-"""How many queries of visitors run at the same time, and for how long."""
+"""Limits how many queries of visitors run at the same time, and for how long."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from cryptopulse.serve.http.problems import Problem
 
 Result = TypeVar("Result")
 
-_WAITING_PER_QUERY: Final = 4  # so many wait for each one that runs; the rest come back later
+_WAITING_PER_QUERY: Final = 4  # queue places for each running query; more are refused
 _RETRY_AFTER_S: Final = 1
-_GRACE_S: Final = 2.0  # a query stops itself in time; only a storage that does not answer makes us give up on it
+_GRACE_S: Final = 2.0  # a query stops itself in time; only if the storage does not answer do we give up on it
 
 
 class QueryPool:
     """Runs queries in threads of its own. Used from one event loop."""
 
     def __init__(self, at_once: int, timeout_s: float) -> None:
-        """`timeout_s`: how long each may wait and run, together."""
+        """`at_once`: how many run at the same time. `timeout_s`: limit of waiting and running together."""
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="query")
         self._timeout_s = timeout_s
         self._places = at_once * (1 + _WAITING_PER_QUERY)
         self.open = 0
-        """How many run or wait."""
+        """How many queries run or wait."""
         self.refused = 0
-        """How many found the queue full."""
+        """How many were refused because the queue was full."""
 
     async def run(self, query: Callable[[], Result]) -> Result:
-        """What `query`, which runs in another thread, returns or raises.
+        """Runs `query` in another thread; returns or raises what it does.
 
-        Raises Problem: 503 when too many wait already, 504 when it took too long.
+        Raises Problem: 503 when the queue is full, 504 when it took too long.
         """
         if self.open >= self._places:
             self.refused += 1
@@ -46,25 +46,25 @@ class QueryPool:
             self.open -= 1
 
         def done(_work: object) -> None:
-            # A place is free when the query has ended, not when its visitor has gone.
+            # A place becomes free when the query has ended, not when its visitor has gone.
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(leave)
 
         work = self._threads.submit(query)
         work.add_done_callback(done)
         try:
-            # Cancelled when nobody waits any more: what has not begun then never does.
+            # Cancelled when the visitor has gone: a query that has not begun is never run.
             return await asyncio.wait_for(asyncio.wrap_future(work), self._timeout_s + _GRACE_S)
         except TimeoutError:
             raise query_timeout(self._timeout_s) from None
 
     def close(self) -> None:
-        """Ends; what runs goes to its end without anybody waiting."""
+        """Ends the pool; does not wait for running queries."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def query_timeout(timeout_s: float) -> Problem:
-    """The problem of a query that was stopped."""
+    """The problem for a query that was stopped after `timeout_s`."""
     return Problem(
         504,
         "too_slow",

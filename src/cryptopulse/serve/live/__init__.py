@@ -1,1 +1,1 @@
-"""The lake as it is now: commits are noticed, read once, and sent to all viewers."""
+"""The live state of the lake: new commits are read once and sent to all viewers."""

@@ -1,7 +1,7 @@
 """The candles of one product in one grain, kept up to date. No I/O, and no Python per row.
 
-Grains of a minute and more are made of bars, finer ones of trades. Only the candles are kept: what changes is computed
-again from the market's minutes, or added from new trades, of which each comes once.
+Grains of a minute and more are made of bars, finer ones of trades. Only the candles are kept. Changed ones are computed
+again from the market's minutes, or updated with new trades, each of which comes once.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ COLUMNS: Final = (
     "first_trade_id",
     "last_trade_id",
 )
-"""Of a candle; `time` is its start in seconds since 1970, `average_1h` the mean price of the trades of the hour up to
-and with the candle's last minute, as `price_trend` of `dashboards/queries.sql`. Ids are 0 where candles are made of
+"""The columns of a candle. `time`: its start in seconds since 1970; `average_1h`: mean price of the trades in the hour
+that ends with the candle's last minute, as `price_trend` in `dashboards/queries.sql`. Ids are 0 for candles made of
 bars."""
 HISTORY_COLUMNS: Final = (
     "symbol",
@@ -50,9 +50,9 @@ HISTORY_COLUMNS: Final = (
     "trade_count",
     "price_sum",
 )
-"""What `BarCandles.load` needs of gold.dm_trade_bars."""
+"""The columns of gold.dm_trade_bars that `BarCandles.past` needs."""
 TRADE_CANDLE_COLUMNS: Final = tuple(name for name in COLUMNS if name != "average_1h")
-"""What `TradeCandles.past` needs."""
+"""The columns that `TradeCandles.past` needs."""
 
 _MINUTE = 60
 _HOUR_MINUTES = 60
@@ -69,11 +69,11 @@ class BarCandles:
         self._minutes = seconds // _MINUTE
         self._market = market
         self.rows: Floats = _empty()
-        """COLUMNS, in the order of time."""
+        """Candles with COLUMNS, in the order of time."""
 
     def past(self, rows: pa.Table) -> Floats:
-        """Candles of bars of the product (HISTORY_COLUMNS); those of the hour before are for the averages. Changes
-        nothing, so any thread may ask.
+        """Candles from the product's bars `rows` (HISTORY_COLUMNS), which begin an hour earlier for the averages.
+        Changes nothing, so any thread may call it.
         """
         rows = rows.sort_by("window_start")
         minutes = int64(rows["window_start"]) // (_MINUTE * MICROS)
@@ -83,11 +83,11 @@ class BarCandles:
         return made[made[:, _TIME] > newest - CANDLES * self._minutes * _MINUTE]  # not those of the hour before
 
     def begin(self, past: Floats) -> None:
-        """Begins with candles of the past."""
+        """Starts with the candles `past`."""
         self.rows = past
 
     def take(self, rows: pa.Table) -> Floats | None:
-        """The candles that changed by new bars, which the market has taken in; None: they are too old, begin anew."""
+        """Takes in new bars, after the market; returns the changed candles, None when the past must be read again."""
         market = self._market
         places = market.places(rows["symbol"])
         minutes = int64(rows["window_start"])[places == self.product] // (_MINUTE * MICROS)
@@ -100,7 +100,7 @@ class BarCandles:
             return None
         if not len(starts):
             return self.rows[:0]
-        # From the first minute that has changed on, by the market's minutes.
+        # Computed again from the market's minutes, from the first changed one on.
         first = int(starts[0])
         columns, begin = market.minutes.row(self.product, first - _HOUR_MINUTES)
         traded = np.flatnonzero(columns["trade_count"] > 0)
@@ -111,7 +111,7 @@ class BarCandles:
         is_new = np.ones(len(concerned), np.bool_)
         inside = np.flatnonzero(places < len(self.rows))
         is_new[inside] = (self.rows[places[inside]] != concerned[inside]).any(axis=1)
-        changed: Floats = concerned[is_new]  # the averages of an hour after a late trade, too
+        changed: Floats = concerned[is_new]  # with those whose average a late trade changed, up to an hour later
         self.rows = _replaced(self.rows, changed)[-CANDLES:]
         return changed
 
@@ -125,21 +125,21 @@ class TradeCandles:
         self._seconds = seconds
         self._market = market
         self.rows: Floats = _empty()
-        """COLUMNS, in the order of time."""
+        """Candles with COLUMNS, in the order of time."""
 
     def past(self, rows: pa.Table) -> Floats:
-        """Candles as the query of the past gives them (TRADE_CANDLE_COLUMNS). Any thread may ask."""
+        """Candles from the rows of `history_of` (TRADE_CANDLE_COLUMNS). Any thread may call it."""
         past = np.zeros((rows.num_rows, len(COLUMNS)))
         for name in TRADE_CANDLE_COLUMNS:
             past[:, COLUMNS.index(name)] = float64(rows[name])
         return past[-CANDLES:]
 
     def begin(self, past: Floats) -> None:
-        """Begins with candles of the past."""
+        """Starts with the candles `past`."""
         self.rows = self._with_averages(past)
 
     def take(self, trades: TradeColumns) -> Floats:
-        """The candles that changed by new trades."""
+        """Takes in new trades; returns the changed candles."""
         own = trades.of(self.product)
         if own.start == own.stop:
             return self.rows[:0]
@@ -169,7 +169,7 @@ def _empty() -> Floats:
 
 
 def _of_columns(minutes: Ints, columns: Mapping[str, Floats]) -> Floats:
-    """Bars as candles of a minute, with the average of the hour up to each."""
+    """Bars as candles of a minute, with the average of the hour up to each one."""
     rows = np.zeros((len(minutes), len(COLUMNS)))
     rows[:, _TIME] = minutes * _MINUTE
     for place, name in enumerate(COLUMNS[_OPEN:_AVERAGE], _OPEN):
@@ -180,8 +180,8 @@ def _of_columns(minutes: Ints, columns: Mapping[str, Floats]) -> Floats:
 
 
 def averages_1h(minutes: Ints, price_sum: Floats, trade_count: Floats) -> Floats:
-    """Mean price of the trades of the hour up to and with each of `minutes` (numbers since 1970, ascending), of which
-    each has a trade.
+    """Mean price of the trades in the hour that ends with each of `minutes` (numbers since 1970, ascending). Each
+    minute must have a trade.
     """
     sums = np.concatenate([[0.0], np.cumsum(price_sum)])
     counts = np.concatenate([[0.0], np.cumsum(trade_count)])
@@ -192,8 +192,8 @@ def averages_1h(minutes: Ints, price_sum: Floats, trade_count: Floats) -> Floats
 
 
 def _merged(rows: Floats, seconds: int) -> Floats:
-    """Candles, or parts of them, as candles of `seconds`: the lowest id opens, the highest closes; of parts without ids
-    the earliest and the latest.
+    """Merges candles, or parts of them, into candles of `seconds`. The part with the lowest id opens, the one with the
+    highest closes; without ids it is the earliest and the latest.
     """
     if not len(rows):
         return rows
@@ -213,7 +213,7 @@ def _merged(rows: Floats, seconds: int) -> Floats:
 
 
 def _replaced(rows: Floats, changed: Floats) -> Floats:
-    """`rows` with those of `changed` in the place of theirs, or added."""
+    """`rows` with the rows of `changed` replaced, by their time, or added."""
     if not len(changed):
         return rows
     if not len(rows) or changed[0, _TIME] > rows[-1, _TIME]:

@@ -1,6 +1,6 @@
 """The topics that can be subscribed to, and the tables behind them.
 
-For the one thread that follows; the past of a product is read in a thread of its own, so that nobody waits for it.
+Used by the live thread (`hub.Live`); the past of a product is read in another thread, so that nobody waits for it.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ from cryptopulse.serve.live.query_cache import ANSWER, QueryCache
 from cryptopulse.serve.live.ring import Floats
 
 LAKE: Final = "lake"
-"""Whether there is data, how old it is and of when, and how many alerts there were in the hour and day before then."""
+"""State of the lake, times of its newest trade and commit, numbers of alerts in the hour and day before that trade."""
 MARKET: Final = "market"
 """The figures of every product."""
 EPISODES: Final = "alerts"
-"""The newest alert episodes, and those that are open."""
+"""The newest alert episodes, and all open ones."""
 PRODUCTS: Final = "products"
 """The ids of all products."""
 PRODUCT: Final = "product/"
-"""`product/<product>`: the figures of one."""
+"""`product/<product>`: the figures of one product."""
 
-_TRADES_EVERY_S = 0.1  # more often an eye can't read; each time a file is read for every commit
+_TRADES_EVERY_S = 0.1  # fast enough for the eye; each poll reads a file for every commit
 _MINUTE_US = 60_000_000
 _PERCENT_DIGITS = 3
 _AMOUNT_DIGITS = 8
 
 
 class Topics:
-    """The tables as messages."""
+    """Makes messages of the tables' changes."""
 
     def __init__(self, lake: LakeLocation, ready: Callable[[str], None], state_dir: Path | None = None) -> None:
-        """Reads nothing yet. `ready` is called with a topic, from any thread, when `loaded` has its snapshot."""
+        """Reads nothing yet. `ready(topic)` is called, from any thread, when `loaded(topic)` has a new snapshot."""
         self._bars = Follower(lake, BARS, BAR_COLUMNS)
         self._trades = Follower(lake, SILVER, TRADE_COLUMNS)
         self._alerts = Follower(lake, ALERTS, alerts.COLUMNS)
@@ -77,22 +77,22 @@ class Topics:
         return self._bars.poll_s(wanted_s)
 
     def close(self) -> None:
-        """Ends what it has started."""
+        """Ends the threads that it has started."""
         self._charts.close()
         self._queries.close()
         self._dashboard_queries.close()
 
     def forget(self) -> None:
-        """Drops what was read; the next poll begins anew."""
+        """Drops what was read; the next poll reads everything again."""
         for follower in (self._bars, self._trades, self._alerts):
             follower.forget()
         self._queries.forget()
         self._is_known = False
 
     def poll(self, watched: Collection[str]) -> list[LiveMessage]:
-        """What has changed since the last poll, of the topics `watched` by somebody.
+        """The changes since the last poll. `watched`: the topics with subscribers.
 
-        Raises LakeUnreachable, ConfigurationError and LakeDamaged of the lake.
+        Raises LakeUnreachable, ConfigurationError and LakeDamaged.
         """
         self._queries.refresh(watched)
         wall_us, messages = time.time_ns() // 1000, []
@@ -116,7 +116,7 @@ class Topics:
             elif changed or gone:
                 messages += [self._lake_state(), LiveMessage(EPISODES, "change", {"rows": changed, "gone": gone})]
 
-        # Whoever watches: the newest trade is the present of every page.
+        # Whatever is watched: the time of the newest trade is "now" on every page.
         now_s = time.monotonic()
         if now_s >= self._trades_at_s + _TRADES_EVERY_S and (self._trades.loaded_us is None or self._trades.has_news()):
             self._trades_at_s = now_s
@@ -134,7 +134,7 @@ class Topics:
             messages = [self._lake_state(), self._market_snapshot(), self._alerts_snapshot()]
             return messages + self._products(watched, None)
 
-        # The rows of the market that are not as they were last published, each with the product's number before it.
+        # The market's rows that differ from what was last published, each after its product's number.
         figures = self._figures()
         minute, decimals = self.market.now_us // _MINUTE_US, int(self.market.decimals.sum())
         published = len(figures), minute, decimals
@@ -152,12 +152,12 @@ class Topics:
         return [*messages, change, *self._products(watched, set(changed_rows.tolist()))]
 
     def failed(self, error: CryptoPulseError) -> list[LiveMessage]:
-        """Why a poll failed, for the subscribers."""
+        """Messages that tell the subscribers why a poll failed."""
         self._error, self._is_refused = str(error), not isinstance(error, TransientError)
         return [self._lake_state()]
 
     def snapshot(self, topic: str) -> LiveMessage | None:
-        """All of a topic; None when it is not known yet, or there is no such topic: if it is, it comes later."""
+        """The snapshot of a topic; None when there is no such topic, or it is not loaded yet: then it comes later."""
         if topic.startswith(CHART_TOPIC):
             return self._charts.snapshot(topic)
         if topic.startswith(ANSWER):
@@ -170,15 +170,15 @@ class Topics:
         return made[topic]() if topic in made else None
 
     def loaded(self, topic: str) -> LiveMessage | None:
-        """The snapshot of a topic that `ready` was called with."""
+        """The snapshot of a topic, after `ready` was called with it."""
         return self._queries.loaded(topic) if topic.startswith(ANSWER) else self._charts.loaded(topic)
 
     def drop(self, topic: str) -> None:
-        """Nobody watches `topic` any more."""
+        """Drops `topic`, which nobody watches any more."""
         self._charts.drop(topic)
 
     def _lake_state(self) -> LiveMessage:
-        """`state`: loading, empty, filled, unreachable (it is tried again), or refused (it stays so)."""
+        """`state`: loading, empty, filled, unreachable (tried again), or refused (needs the user)."""
         if self._error is not None:
             state = "refused" if self._is_refused else "unreachable"
         elif not self._is_known and not self.market.now_us:
@@ -199,7 +199,7 @@ class Topics:
         return LiveMessage(PRODUCTS, "snapshot", {"symbols": sorted(self.market.symbols)})
 
     def _market_snapshot(self) -> LiveMessage:
-        """All products as they were last published, so that the next change fits."""
+        """All products as last published, so that the next change applies to them."""
         if len(self._sent) != len(self.market.symbols):
             self._sent = self._figures()
         data = {
@@ -213,7 +213,7 @@ class Topics:
         return LiveMessage(MARKET, "snapshot", data)
 
     def _products(self, watched: Collection[str], changed: set[int] | None) -> list[LiveMessage]:
-        """The figures of the products that are watched by themselves, of those `changed` (None: of all)."""
+        """Messages of the topics `product/…` in `watched`, for the products `changed` (None: for all)."""
         found = []
         for topic in watched:
             if not topic.startswith(PRODUCT):
@@ -234,7 +234,7 @@ class Topics:
         return {"now_us": self.market.now_us or None, "loaded_us": self._loaded_us or None}
 
     def _figures(self) -> Floats:
-        """As published: percents and amounts with as many digits as are shown, so that less changes."""
+        """The market's figures, percentages and amounts rounded to the digits shown, so that fewer rows change."""
         figures = self.market.figures()
         for place, name in enumerate(FIGURES):
             if name.startswith(("change", "buy_share")):

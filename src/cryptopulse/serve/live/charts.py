@@ -1,4 +1,4 @@
-"""The candles that somebody watches: loaded when the first viewer comes, kept up to date, dropped after the last."""
+"""The candles that are watched: loaded for the first viewer, kept up to date, dropped after the last."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cryptopulse.serve.live.message import LiveMessage
 from cryptopulse.serve.live.ring import Floats
 
 CHART_TOPIC: Final = "candles/"
-"""`candles/<product>/<grain>`, a grain of `GRAINS`."""
+"""`candles/<product>/<grain>`, with a grain of `GRAINS`."""
 
 _TOPIC = re.compile(rf"candles/({PRODUCT_ID})/(\w+)")
 _CHARTS_MAX = 256  # at 1,200 candles of 12 columns some 30 MB
@@ -38,18 +38,18 @@ class _Chart:
     seconds: int
     candles: BarCandles | TradeCandles
     is_requested: bool = False
-    """Its past is being read; until that is there, news wait."""
+    """Whether reading its past has begun; until it is there, changes wait."""
     past: Floats | None = None
     is_loaded: bool = False
     waiting: list[Any] = field(default_factory=list)
-    """Bars or trades that came meanwhile."""
+    """Bars or trades that came while the past was being read."""
 
 
 class Charts:
-    """All of them. From one thread, but for `ready`, which is called from the thread that reads the past."""
+    """The charts of all viewers. Used from one thread; the thread that reads the past calls `ready`."""
 
     def __init__(self, lake: LakeLocation, market: LiveMarket, ready: Callable[[str], None]) -> None:
-        """There is none yet."""
+        """Starts without charts."""
         self._lake, self._market, self._ready = lake, market, ready
         self._charts: dict[str, _Chart] = {}
         self._wanted: set[str] = set()
@@ -57,11 +57,11 @@ class Charts:
         self._is_reading = False
 
     def close(self) -> None:
-        """Ends the thread that reads the past, when it has read what it is at."""
+        """Ends the thread that reads the past, after its current read."""
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     def snapshot(self, topic: str) -> LiveMessage | None:
-        """All candles; None when they are not loaded yet, which `load_missing` then does."""
+        """All candles; None when they are not loaded yet: then `load_missing` loads them."""
         chart = self._charts.get(topic)
         if chart is not None and chart.is_loaded:
             return self._message(chart, "snapshot", chart.candles.rows)
@@ -69,20 +69,20 @@ class Charts:
         return None
 
     def drop(self, topic: str) -> None:
-        """Nobody watches it any more."""
+        """Drops the chart, which nobody watches any more."""
         self._charts.pop(topic, None)
         self._wanted.discard(topic)
 
     def load_missing(self, loaded_us: int | None) -> None:
-        """Begins to read the past of a chart that is new, or that must begin anew; one at a time, so that of those
-        that are left again meanwhile nothing is read.
+        """Starts to read the past of a chart that is new or must be read again. One at a time, so that nothing is read
+        for charts that are left in the meantime.
 
-        `loaded_us`: up to which commit trades were taken in; the past goes as far.
+        `loaded_us`: load_timestamp (µs UTC) of the last commit whose trades were taken in; the past ends with it.
         """
         for topic in list(self._wanted):
             found = _TOPIC.fullmatch(topic)
             number = self._market.number(found[1]) if found else None
-            # Else there is no such product or grain, or there are too many charts.
+            # Else the product or grain does not exist, or there are too many charts.
             if found and number is not None and found[2] in GRAINS and len(self._charts) < _CHARTS_MAX:
                 self._wanted.discard(topic)
                 seconds = GRAINS[found[2]]
@@ -95,7 +95,7 @@ class Charts:
             self._reader.submit(self._read, chart, self._market.now_us, loaded_us)
 
     def loaded(self, topic: str) -> LiveMessage | None:
-        """All candles, when the past has been read; takes in what has come meanwhile."""
+        """All candles, after the past has been read; takes in the changes that waited."""
         chart = self._charts.get(topic)
         if chart is None or chart.past is None:
             return None
@@ -107,11 +107,11 @@ class Charts:
         return self._message(chart, "snapshot", chart.candles.rows)
 
     def take_bars(self, rows: pa.Table, is_whole: bool) -> list[LiveMessage]:
-        """What new bars change, after the market has taken them in."""
+        """Changes by new bars, after the market has taken them in. `is_whole`: they replace all earlier ones."""
         return self._take(BarCandles, rows, is_whole)
 
     def take_trades(self, trades: TradeColumns, is_whole: bool) -> list[LiveMessage]:
-        """What new trades change."""
+        """Changes by new trades. `is_whole`: as in `take_bars`."""
         return self._take(TradeCandles, trades, is_whole)
 
     def _take(self, kind: type[BarCandles | TradeCandles], news: Any, is_whole: bool) -> list[LiveMessage]:
@@ -121,7 +121,7 @@ class Charts:
                 continue
             changed = None
             if not is_whole and not chart.is_loaded:
-                if chart.is_requested:  # else the past will have it
+                if chart.is_requested:  # else the past will contain it
                     chart.waiting.append(news)
                 continue
             if not is_whole:
@@ -137,13 +137,13 @@ class Charts:
         try:
             rows = history_of(self._lake, chart.symbol, chart.seconds, now_us, loaded_us)
             chart.past = chart.candles.past(rows)
-        except CryptoPulseError as error:  # read again with the next poll
+        except CryptoPulseError as error:  # read again after the next poll
             _log.warning("waiting_for_lake", error=str(error))
             chart.is_requested = False
             return
         except Exception as error:  # noqa: BLE001 - one chart must not keep the others from being read
             _log.exception("unexpected_error", topic=chart.topic, error=str(error))
-            chart.past = chart.candles.rows  # none: it shows what comes
+            chart.past = chart.candles.rows  # empty: it shows only what comes from now on
         finally:
             self._is_reading = False
         self._ready(chart.topic)

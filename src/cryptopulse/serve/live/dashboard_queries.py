@@ -1,6 +1,6 @@
-"""The queries that pages show: those of `dashboards/queries.sql`, and a few of their own.
+"""The queries that pages show: some of `dashboards/queries.sql`, and a few others.
 
-A result is `columns` and `rows`, lists of plain values: times are ms since 1970, decimals numbers.
+A result has `columns` and `rows`, lists of plain values: times in ms since 1970, decimals as floats.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ EVERY_S: Final[Mapping[str, float]] = {
     "holes": 10,
     "incomplete_hours": 15,
 }
-"""Queries of the file that pages show as they are, and how often they run at most."""
+"""Queries of the file that pages show as they are, and the least seconds between two runs."""
 
 BODY_BYTES_MAX: Final = 2000
-"""So much of a quarantined message is shown."""
+"""How much of a quarantined message is shown."""
 
 _QUARANTINED_MAX = 50
 _ROWS_MAX = 50_000  # 500 products and 60 days are 30,000; some 2 MB
 _MEMORY_MAX_MB = 256
 _TIMEOUT_S = 30.0
-_LONG_FIGURES = frozenset({"products", "alerts", "connection_states"})  # of a process; shown elsewhere
-_ELSEWHERE_EVERY_S = 30.0  # on S3 and Azure each query is several requests, which cost
+_LONG_FIGURES = frozenset({"products", "alerts", "connection_states"})  # of a process report; shown elsewhere
+_ELSEWHERE_EVERY_S = 30.0  # on S3 and Azure each query makes several requests, which cost money
 
 _MINUTES = """
     WITH minutes AS ({query}),
@@ -51,7 +51,7 @@ _MINUTES = """
         window_start, CAST(SUM(trade_count) AS BIGINT) AS trade_count, SUM(notional) AS notional
     FROM minutes GROUP BY ALL ORDER BY window_start, symbol
 """
-"""Of 500 products nobody can read 500 lines."""
+"""The four largest products and the sum of the others: nobody can read 500 lines of 500 products."""
 
 _LEDGER = """
     WITH hours AS (
@@ -67,13 +67,13 @@ _LEDGER = """
         CAST(SUM(healed_ids) AS BIGINT) AS healed_ids, CAST(SUM(absent_ids) AS BIGINT) AS absent_ids
     FROM hours GROUP BY symbol ORDER BY symbol
 """
-"""A hole counts in the hour of the trade above it; the trade below is of that hour or of the one with trades before."""
+"""A hole counts in the hour of the trade above it. The trade below is in that hour or in the last one with trades."""
 
 _CONFLICTS = f"""
     SELECT partition_key AS symbol, COUNT(*) AS messages
     FROM silver.quarantined_messages WHERE reason = '{CONFLICT}' GROUP BY ALL ORDER BY symbol
 """  # noqa: S608 - a text of our own
-"""Of a message of several products it is unknown which: its symbol is empty."""
+"""The symbol is empty for a message of several products: it is unknown which of them is in conflict."""
 
 _GRID = """
     WITH newest AS (
@@ -103,15 +103,15 @@ _REASONS = """
 
 
 class DashboardQueries:
-    """All of them, about one lake."""
+    """All queries, for one lake."""
 
     def __init__(self, location: LakeLocation, state_dir: Path | None = None) -> None:
-        """Opens nothing yet; the lake need not be there. `state_dir`: where processes of this machine report."""
+        """Opens nothing yet; the lake need not exist. `state_dir`: of the processes of this machine."""
         self._lake = Lake(location, memory_max_mb=_MEMORY_MAX_MB, threads=1, timeout_s=_TIMEOUT_S)
         least_s = 0.0 if location.folder else _ELSEWHERE_EVERY_S
 
         def query(sql: Callable[[], str], every_s: float) -> CachedQuery:
-            # The SQL is made when it runs: translating takes a while, and a server should start at once.
+            # Translated when it runs, because that takes a while and a server should start at once.
             return CachedQuery(
                 lambda: plain_rows(self._lake.sql(sql()).limit(_ROWS_MAX).arrow()), max(every_s, least_s)
             )
@@ -126,7 +126,7 @@ class DashboardQueries:
             "quarantine": CachedQuery(self._quarantine, max(5.0, least_s)),
             "processes": CachedQuery(lambda: process_rows(state_dir), 1.0, is_quick=True),
         }
-        """By name."""
+        """The queries by name."""
 
     def close(self) -> None:
         """Closes the lake."""
@@ -141,7 +141,7 @@ class DashboardQueries:
 
 
 def process_rows(state_dir: Path | None) -> Mapping[str, Any]:
-    """All processes that have ever run here, by their status files, with their own figures; `processes` is empty when
+    """Status and figures of all processes that have ever run here, from their status files; `processes` is empty when
     they run elsewhere.
     """
     statuses = [] if state_dir is None else [read_status(state_dir, name) for name in ALL_PROCESSES]
@@ -167,7 +167,7 @@ def _of_file(name: str) -> str:
 
 
 def plain_rows(table: pa.Table) -> dict[str, Any]:
-    """The rows as JSON can say them: `columns` and `rows`."""
+    """The rows as values for JSON: `columns` and `rows`; times in ms since 1970, decimals as floats."""
     columns = []
     for column in table.columns:
         if pa.types.is_timestamp(column.type):

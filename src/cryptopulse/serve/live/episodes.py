@@ -13,13 +13,13 @@ from cryptopulse.lake.tables import ALERTS
 from cryptopulse.text import decimal_text
 
 COLUMNS: Final = tuple(ALERTS.arrow_schema.names)
-"""All columns of an episode; load_timestamp says how new it is."""
+"""All columns of an episode; load_timestamp tells new versions apart."""
 KEPT_MAX: Final = 500
-"""How many are sent at first, the newest and all that are open; the others are in the table."""
+"""How many a snapshot has, the newest ones; plus all open ones. The others are only in the table."""
 DAY_KEPT_MAX: Final = 10_000
-"""How many are kept to be counted, of those of the last day: some 25 MB. A crash day of 20 products has 500."""
+"""How many of the last day are kept for counting: some 25 MB. A crash day of 20 products has 500."""
 KEPT_S: Final = 30 * 86_400
-"""Those that opened in the 30 days before the newest are read at first."""
+"""The first read covers episodes that opened in the 30 days before the newest one."""
 
 _MINUTE_US = 60_000_000
 _HOUR_US = 60 * _MINUTE_US
@@ -31,11 +31,11 @@ Row = dict[str, Any]
 class LiveEpisodes:
     """Rows of gold.dm_market_alerts by alert_id: plain values, decimals as texts, times in µs UTC.
 
-    Kept are the newest KEPT_MAX, and those of the day before the newest one that is not in the future.
+    Keeps the newest KEPT_MAX, and those of the day before the newest one that is not in the future.
     """
 
     def __init__(self) -> None:
-        """Knows none."""
+        """Starts empty."""
         self.rows: dict[str, Row] = {}
         self._families: defaultdict[str, set[str]] = defaultdict(set)
         self._counted: tuple[int, dict[str, Any]] | None = None
@@ -47,21 +47,20 @@ class LiveEpisodes:
         self._counted = None
 
     def newest_first(self) -> list[Row]:
-        """All that are kept, by when they opened."""
+        """All kept episodes, the last opened first."""
         return sorted(self.rows.values(), key=lambda row: (row["opened_at"], row["alert_id"]), reverse=True)
 
     def first_shown(self) -> list[Row]:
-        """The newest KEPT_MAX, and all that are open."""
+        """The newest KEPT_MAX, and all open ones."""
         return [row for place, row in enumerate(self.newest_first()) if place < KEPT_MAX or row["state"] == "OPEN"]
 
     def totals(self, now_us: int) -> dict[str, Any]:
-        """How many are open, and what opened in the hour and the day before `now_us`, the lake's present (µs UTC).
+        """How many are open, and how many opened in the hour and day before `now_us`, the newest trade (µs UTC).
 
-        Counted again with each change and each minute, as it is needed with every commit.
+        Needed with every commit, so the counts are kept until the next change or minute.
         """
         if self._counted is None or self._counted[0] != now_us // _MINUTE_US:
-            # One that opened in the future counts when it is there; a moment is between the newest trade and a new
-            # episode.
+            # Episodes of the future don't count yet, but a new one may be a moment ahead of the newest trade.
             day = [row for row in self.rows.values() if now_us - _DAY_US < row["opened_at"] <= now_us + _MINUTE_US]
             counts = {
                 "open_alerts": sum(row["state"] == "OPEN" for row in self.rows.values()),
@@ -74,12 +73,13 @@ class LiveEpisodes:
         return self._counted[1]
 
     def take_in(self, rows: pa.Table, wall_us: int) -> tuple[list[Row], list[str]]:
-        """What is new or has changed, and the ids of those that are no more in the table: covered by another now.
+        """Takes in new and changed rows. Returns them, and the ids of episodes that are no longer in the table because
+        another one covers them now.
 
         `wall_us`: now, µs UTC.
         """
         changed = {row["alert_id"]: row for row in plain_episodes(rows)}
-        covered = set()  # late trades have shown that they are a part of another: they are no more in the table
+        covered = set()  # late trades made them part of another episode, so the table no longer has them
         for row in changed.values():
             for alert_id in self._families[family_of(row["alert_id"])]:
                 trigger = self.rows[alert_id]["trigger_trade_id"]
@@ -107,7 +107,7 @@ class LiveEpisodes:
 
 
 def plain_episodes(rows: pa.Table) -> list[Row]:
-    """Rows of the table as `Episodes` keeps them."""
+    """Rows of the table as `LiveEpisodes` keeps them."""
     columns = []
     for name in COLUMNS:
         column = rows[name]

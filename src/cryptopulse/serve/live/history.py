@@ -1,4 +1,4 @@
-"""What is read of a whole table at first: its newest part, or the past of one product. Never all of it."""
+"""First reads of a table: its newest part, or the past of one product. Never the whole table."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cryptopulse.lake.tables import BARS, SILVER, Table
 from cryptopulse.serve.live.candles import CANDLES, HISTORY_COLUMNS
 from cryptopulse.text import MICROS
 
-_FUTURE_US = 60 * MICROS  # a clock may be off by so much
+_FUTURE_US = 60 * MICROS  # a clock may be wrong by this much
 _HOUR_S = 3600
 
 
 def last_of(column: str, seconds: int) -> Where:
-    """The rows of the last `seconds` before the newest value of the time `column`."""
+    """A condition for the rows of the last `seconds` before the newest value of the time `column`."""
 
     def where(table: DeltaTable) -> str:
         newest = newest_us(pa.table(table.get_add_actions(flatten=True)), column)
@@ -33,8 +33,8 @@ def last_of(column: str, seconds: int) -> Where:
 
 
 def newest_us(actions: pa.Table, column: str) -> int | None:
-    """The newest time in `column` that is not in the future, µs UTC, by the statistics of a table's files (add
-    actions), which are cut to milliseconds. Earlier where a file also holds a later one. None when they don't say.
+    """The newest time in `column` (µs UTC) that is not in the future, by the statistics (in ms) of a table's add
+    `actions`. Too early if the file with that time also has a time in the future. None without statistics.
     """
     if f"max.{column}" not in actions.column_names:
         return None
@@ -42,18 +42,18 @@ def newest_us(actions: pa.Table, column: str) -> int | None:
         pc.cast(pc.cast(actions[f"{edge}.{column}"], pa.timestamp("us")), pa.int64()) for edge in ("min", "max")
     )
     until_us = time.time_ns() // 1000 + _FUTURE_US
-    # One trade of the year 2150 must not hide what there is of the other products.
+    # A trade of the year 2150 must not hide the other products.
     known = pc.if_else(pc.less_equal(last, until_us), last, first)
     found: int | None = pc.max(known.filter(pc.less_equal(known, until_us))).as_py()
     return found
 
 
 def history_of(lake: LakeLocation, symbol: str, seconds: int, now_us: int, loaded_us: int | None) -> pa.Table:
-    """The last CANDLES candles of `seconds` of a product (TRADE_CANDLE_COLUMNS), or for a minute and more the bars that
-    they are made of (HISTORY_COLUMNS).
+    """The last CANDLES candles of `seconds` of a product (TRADE_CANDLE_COLUMNS); from a minute on, the bars that they
+    are made of (HISTORY_COLUMNS).
 
-    `now_us`: time of the newest trade. `loaded_us`: trades of later commits are left out, as they come as news.
-    Raises what `read_table` raises.
+    `now_us`: time of the newest trade (µs UTC). `loaded_us`: trades of later commits are left out, because they come
+    as changes. Raises LakeUnreachable when the table is gone, and the errors of `read_table`.
     """
     if seconds >= 60:
         first_us = now_us - (CANDLES * seconds + _HOUR_S) * MICROS  # with the hour before, for the averages
@@ -65,7 +65,7 @@ def history_of(lake: LakeLocation, symbol: str, seconds: int, now_us: int, loade
     return _read(lake, SILVER, _CANDLES_SQL.format(seconds=seconds, length_us=seconds * MICROS), where)
 
 
-# By the query engine and not here: half the work, and none of it holds up Python's other threads.
+# Done by the query engine: it takes half the time, and does not block Python's other threads.
 _CANDLES_SQL = """
     arrow_cast(event_time, 'Int64') / {length_us} * {seconds} AS time,
     arrow_cast(first_value(price ORDER BY trade_id), 'Float64') AS open,
@@ -81,6 +81,6 @@ _CANDLES_SQL = """
 
 
 def _read(lake: LakeLocation, table: Table, columns: str, where: str) -> pa.Table:
-    if not is_there(lake, table):  # a moment ago it was
+    if not is_there(lake, table):  # it was there a moment ago
         raise LakeUnreachable(f"Table {table.qualified} is gone")
     return read_table(lake, table, columns, where)

@@ -1,9 +1,9 @@
-"""The lake, read once for all viewers: one thread follows the tables, and subscribers get what it makes of them.
+"""The lake, read once for all viewers: one thread, the live thread, follows the tables and informs the subscribers.
 
-While nobody watches nothing is read. A subscriber gets a snapshot of each of its topics and then the changes, in order.
-Each message is made and encoded once, snapshots once a version. One that is too slow loses what waits for it and gets a
-snapshot again, and of one that changes its topics quickly only the newest request counts: so nobody costs memory or
-delays others.
+Nothing is read while nobody watches. A subscriber gets a snapshot of each of its topics and then the changes, in order.
+Each message is made and encoded once, snapshots once per version. A subscriber that is too slow loses its waiting
+messages and gets a new snapshot. If a subscriber changes its topics quickly, only its newest request counts. So no
+subscriber costs memory or delays others.
 """
 
 from __future__ import annotations
@@ -29,55 +29,55 @@ from cryptopulse.serve.live.message import LiveMessage
 _log = structlog.get_logger()
 
 POLL_S: Final = 0.05
-"""How often the tables are polled: some 20 µs each time, and at most so much is added to what is shown."""
-_LINGER_S = 30.0  # a page that is reloaded, or the next viewer, finds all in memory
-_TOPIC_LINGER_S = 10.0  # as long for a topic: who goes to and fro between two charts has their past read once
+"""Pause between two polls of the tables, of some 20 µs each; what is shown is late by at most this much."""
+_LINGER_S = 30.0  # everything stays in memory this long for a reloaded page or the next viewer
+_TOPIC_LINGER_S = 10.0  # the same for one topic: switching between two charts reads their past once
 _TOPICS_LEFT_MAX = 32
 _BACKOFF_MAX_S = 5.0
 _END_WITHIN_S = 1.0
-_STUCK_S, _ELSEWHERE_STUCK_S = 20.0, 300.0  # elsewhere delta-rs tries for three minutes to reach the storage
-_WAITING_MAX = 64  # messages of some seconds; who is slower is better served by a snapshot
+_STUCK_S, _ELSEWHERE_STUCK_S = 20.0, 300.0  # on S3 and Azure delta-rs tries for three minutes to reach the storage
+_WAITING_MAX = 64  # messages of some seconds; a slower subscriber is better served by a snapshot
 
 
 class Live:
     """Follows a lake for any number of subscribers. Start it once in a process, close it at the end."""
 
     def __init__(self, lake: LakeLocation, poll_s: float = POLL_S, state_dir: Path | None = None) -> None:
-        """Opens nothing yet; the lake need not be there. `state_dir`: where processes of this machine report."""
+        """Opens nothing yet; the lake need not exist. `state_dir`: of the processes of this machine."""
         self._topics = Topics(lake, self._ready, state_dir)
         self._poll_s = self._topics.poll_s(poll_s)
         self._stuck_s = _STUCK_S if lake.folder else _ELSEWHERE_STUCK_S
         self._wake = threading.Event()
         self._stop = False
         self._requests: deque[Subscription] = deque()
-        """Who has changed its topics, each once."""
+        """Subscriptions whose topics have changed, each once."""
         self._loaded: deque[str] = deque()
         self._watchers: dict[str, set[Subscription]] = {}
         self._left_at_s: dict[str, float] = {}
         """Topics that nobody watches any more, in the order in which they were left."""
         self._snapshots: dict[str, LiveMessage] = {}
-        """Of the newest version."""
+        """Snapshots of the newest version, by topic."""
         self._busy_since_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
         self._backoff = Backoff(longest_s=_BACKOFF_MAX_S)
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the thread that follows lives and gets on."""
+        """Whether the live thread runs and makes progress."""
         return self._thread.is_alive() and self.busy_s <= self._stuck_s
 
     @property
     def busy_s(self) -> float:
-        """For how long the thread that follows has been at what it does now: who subscribes waits for that."""
+        """How long the live thread's current work has taken so far; new subscriptions wait for its end."""
         since_s = self._busy_since_s
         return 0.0 if since_s is None else time.monotonic() - since_s
 
     def start(self) -> None:
-        """Begins to serve subscriptions."""
+        """Starts to serve subscriptions."""
         self._thread.start()
 
     def close(self) -> None:
-        """Ends; subscriptions end as well. What is being read just now is not waited for longer than a second."""
+        """Ends the thread and all subscriptions. Waits at most a second for a read in progress."""
         self._stop = True
         self._wake.set()
         if self._thread.is_alive():
@@ -85,18 +85,18 @@ class Live:
         self._topics.close()
 
     def subscribe(self, topics: Iterable[str] = ()) -> Subscription:
-        """A subscription to be used in the running event loop, as an asynchronous context manager."""
+        """A subscription for the running event loop, to be used as an asynchronous context manager."""
         return Subscription(self, asyncio.get_running_loop(), topics)
 
     def request(self, subscription: Subscription) -> None:
-        """Has the thread that follows apply the topics of `subscription`, those that it has by then."""
+        """Makes the live thread apply the topics that `subscription` has when its turn comes."""
         if not subscription.is_queued:
             subscription.is_queued = True
             self._requests.append(subscription)
             self._wake.set()
 
     def _ready(self, topic: str) -> None:
-        """A topic whose history had to be read first has its snapshot now; from any thread."""
+        """Called from any thread when a topic whose history had to be read has its snapshot."""
         self._loaded.append(topic)
         self._wake.set()
 
@@ -111,12 +111,12 @@ class Live:
                 topic = self._loaded.popleft()
                 try:
                     loaded = self._topics.loaded(topic)
-                except Exception as error:  # noqa: BLE001 - one topic must not end the thread that all others live on
+                except Exception as error:  # noqa: BLE001 - one topic must not end the thread of all others
                     _log.exception("unexpected_error", topic=topic, error=str(error))
                     continue
                 if loaded is not None:
                     self._publish([loaded])
-            # Topics that were left a while ago are dropped, or when there are many.
+            # Topics are dropped a while after they were left, or earlier when there are many.
             oldest_s = time.monotonic() - _TOPIC_LINGER_S
             while self._left_at_s:
                 topic, topic_left_at_s = next(iter(self._left_at_s.items()))
@@ -139,8 +139,8 @@ class Live:
             _call(subscription.loop, subscription.over)
 
     def _apply(self, subscription: Subscription) -> None:
-        """Brings what is watched for `subscription` to its topics now, and sends it snapshots of those that are new."""
-        subscription.is_queued = False  # before its topics are read: a request that comes meanwhile is not missed
+        """Changes what is watched for `subscription` to its current topics, and sends snapshots of the new ones."""
+        subscription.is_queued = False  # before its topics are read, so that no request is missed in between
         watched, wanted = subscription.watched, dict.fromkeys(subscription.topics)
         is_behind, subscription.is_behind = subscription.is_behind, False
         for topic in watched.keys() - wanted.keys():
@@ -162,15 +162,15 @@ class Live:
                 except Exception as error:  # noqa: BLE001 - see `_run`
                     _log.exception("unexpected_error", topic=topic, error=str(error))
                     continue
-                if made is not None and topic != LAKE:  # that one has the time
+                if made is not None and topic != LAKE:  # LAKE's contains the current time
                     self._snapshots[topic] = made
-            if made is not None:  # else it is not known yet
+            if made is not None:  # else it is not loaded yet
                 snapshots.append(made)
         if snapshots:
             _call(subscription.loop, subscription.take, snapshots)
 
     def _poll(self) -> float:
-        """Publishes what has changed; returns for how long nothing need be done."""
+        """Publishes what has changed; returns the pause until the next poll in seconds."""
         try:
             messages = self._topics.poll(self._watchers)
         except CryptoPulseError as error:
@@ -178,7 +178,7 @@ class Live:
             pause_s = self._backoff.next_pause() if isinstance(error, TransientError) else _BACKOFF_MAX_S
             _log.warning("waiting_for_lake", error=str(error), retry_in_s=round(pause_s, 2))
             return pause_s
-        except Exception as error:  # noqa: BLE001 - pages must not stand still for ever because of one poll
+        except Exception as error:  # noqa: BLE001 - one failed poll must not stop all pages for ever
             _log.exception("unexpected_error", error=str(error))
             self._publish(self._topics.failed(LakeUnreachable(f"The tables can't be followed now: {error}")))
             return _BACKOFF_MAX_S
@@ -197,7 +197,7 @@ class Live:
         loops: dict[asyncio.AbstractEventLoop, dict[Subscription, list[LiveMessage]]] = {}
         for subscription, its in due.items():
             loops.setdefault(subscription.loop, {})[subscription] = its
-        for loop, subscriptions in loops.items():  # one call for all of an event loop
+        for loop, subscriptions in loops.items():  # one call per event loop
             _call(loop, _deliver, subscriptions)
 
 
@@ -208,12 +208,12 @@ class Subscription:
         """Made by `Live.subscribe`."""
         self.loop = loop
         self.topics = tuple(topics)
-        """What is wanted: set by the subscriber, read by the thread that follows."""
+        """The topics wanted: set by the subscriber, read by the live thread."""
         self.watched: dict[str, None] = {}
-        """What of it is followed: of the thread that follows alone."""
+        """The topics that are followed for it; used only by the live thread."""
         self.is_queued = False
         self.is_behind = False
-        """Whether it has lost messages, and needs snapshots of all."""
+        """Whether it has lost messages, and needs snapshots of all topics."""
         self._live = live
         self._waiting: deque[LiveMessage] = deque()
         self._news = asyncio.Event()
@@ -231,12 +231,12 @@ class Subscription:
         self.set(())
 
     def set(self, topics: Iterable[str]) -> None:
-        """Subscribes to `topics` and leaves all others; what was made of those before may still come."""
+        """Subscribes to `topics` and leaves all others, whose waiting messages may still come."""
         self.topics = tuple(topics)
         self._live.request(self)
 
     async def __aiter__(self) -> AsyncIterator[LiveMessage]:
-        """The messages, until the live state is closed."""
+        """The messages, until `Live` is closed."""
         while True:
             while self._waiting:
                 yield self._waiting.popleft()
@@ -245,7 +245,7 @@ class Subscription:
             await self._next()
 
     async def batch(self) -> list[LiveMessage]:
-        """All messages that wait, at least one; none when the live state is closed."""
+        """All waiting messages, at least one; waits for one. Empty when `Live` is closed."""
         while not (self._waiting or self._is_over):
             await self._next()
         found = list(self._waiting)
@@ -257,12 +257,12 @@ class Subscription:
         await self._news.wait()
 
     def over(self) -> None:
-        """Ends the iteration, after what waits; in the event loop."""
+        """Ends the iteration after the waiting messages. Call it in the event loop."""
         self._is_over = True
         self._news.set()
 
     def take(self, messages: list[LiveMessage]) -> None:
-        """Takes messages; in the event loop."""
+        """Adds messages to the waiting ones. Call it in the event loop."""
         self._waiting.extend(message for message in messages if message.topic in self.topics)
         if len(self._waiting) > _WAITING_MAX:
             self._waiting.clear()
@@ -277,5 +277,5 @@ def _deliver(due: Mapping[Subscription, list[LiveMessage]]) -> None:
 
 
 def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *arguments: object) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody is there any more
+    with suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(what, *arguments)

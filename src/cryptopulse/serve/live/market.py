@@ -1,11 +1,11 @@
-"""Every product as it is now: last price, changes, volume, sparkline. No I/O, and no Python per row.
+"""Current figures of every product: last price, changes, volume, sparkline. No I/O, and no Python per row.
 
-Two rings of numpy columns, a row for each product: minutes of the last 25 hours, which bars fill, and seconds of the
-last minutes, which trades fill. So the changes over 1 and 5 minutes are exact to a second, those over 1 and 24 hours to
-a minute. "Now" is the time of the newest trade, as in `dashboards/queries.sql`: a lake that stands still looks as then.
+Two rings of numpy columns have a row for each product: minutes of the last 25 hours, filled from bars, and seconds of
+the last minutes, filled from trades. So changes over 1 and 5 minutes are exact to a second, those over 1 and 24 hours
+to a minute. "Now" is the time of the newest trade, as in `dashboards/queries.sql`, even if the pipeline has stopped.
 
-Not by SQL: for 500 products and 25 hours one statement of DuckDB takes eight times as long as numpy does (measured side
-by side), and a commit may come every 50 ms.
+Not in SQL: for 500 products and 25 hours one statement of DuckDB takes eight times as long as numpy (measured side by
+side), and a commit may come every 50 ms.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ BAR_COLUMNS: Final = (
     "price_sum",
     "last_trade_id",
 )
-"""What `Market.take_bars` needs of gold.dm_trade_bars."""
+"""The columns of gold.dm_trade_bars that `LiveMarket.take_bars` needs."""
 TRADE_COLUMNS: Final = ("symbol", "trade_id", "price", "trade_size", "side", "event_time")
-"""What trades are made of, in silver.fact_crypto_trades."""
+"""The columns of silver.fact_crypto_trades that `TradeColumns` needs."""
 
 MINUTES: Final = 1500
 """25 hours: a day, and the hour before it for the averages over an hour."""
 SECONDS: Final = 390
-"""The 5 minutes over which a change is shown, the minute before them that may have begun within, and some to spare."""
+"""The 5 minutes of `change_5m`, the rest of the minute in which they begin (earlier prices come from the minutes), and
+30 s to spare."""
 SPARK_MINUTES: Final = 60
 PRODUCTS_MAX: Final = 2_000
-"""Coinbase has some 800. At 12 MB for 100 products this bounds the memory; more are left out."""
-DECIMALS_MAX: Final = 12  # those of the tables
+"""Coinbase has some 800. It bounds the memory, 12 MB per 100 products; further products are left out."""
+DECIMALS_MAX: Final = 12  # as in the tables
 
-_FUTURE_US = 60 * MICROS  # a clock may be off by so much; what is later must not push the present out
+_FUTURE_US = 60 * MICROS  # a clock may be wrong by this much; later times must not push the present out of the rings
 _MINUTE_US = 60 * MICROS
 _DAY_MINUTES = 1440
 _HOUR_MINUTES = 60
@@ -65,15 +66,15 @@ FIGURES: Final = (
     "trades_24h",
     "buy_share_1h",
 )
-"""The columns of `Market.figures`: prices and amounts in the quote currency, volume in the base currency, changes and
-the buyers' share in percent."""
+"""The columns of `LiveMarket.figures`: prices and amounts in the quote currency, volume in the base currency, changes
+and the buyers' share in percent."""
 
 
 class TradeColumns:
     """A batch of trades as numpy columns, in the order of (product, id)."""
 
     def __init__(self, rows: pa.Table, products: Ints) -> None:
-        """`rows` have TRADE_COLUMNS; `products`: each one's product by number, negative for one that is left out."""
+        """`rows` have TRADE_COLUMNS; `products`: the number of each row's product, negative if it is left out."""
         ids = int64(rows["trade_id"])
         order = np.lexsort((ids, products))
         order = order[products[order] >= 0]
@@ -95,16 +96,16 @@ class TradeColumns:
 
 
 class LiveMarket:
-    """The products and their figures. From one thread at a time."""
+    """The products and their figures. Not thread-safe."""
 
     def __init__(self) -> None:
-        """Knows of no product yet."""
+        """Starts without products."""
         self.symbols: list[str] = []
-        """Product ids; an id's place here is the product's number everywhere, and stays."""
+        """Product ids; the index of an id is the product's number everywhere, and never changes."""
         self.now_us = 0
         """Time of the newest trade, µs UTC; 0: none yet."""
         self.left_out = 0
-        """Products beyond PRODUCTS_MAX."""
+        """How often a batch contained a product beyond PRODUCTS_MAX."""
         sums = ("volume", "notional", "buy_volume", "trade_count", "price_sum")
         self.minutes = Ring(MINUTES, gauges=("open", "high", "low", "close"), sums=sums)
         self._seconds = Ring(SECONDS, gauges=("price",), sums=("trade_id",))
@@ -112,14 +113,14 @@ class LiveMarket:
         self._price: Floats = np.zeros(0)
         self._price_id: Ints = np.zeros(0, np.int64)
         self.decimals: npt.NDArray[np.int8] = np.zeros(0, np.int8)
-        """How many decimals the product's prices have had: its tick."""
+        """Most decimals that a price of the product has had: its tick size."""
 
     def number(self, symbol: str) -> int | None:
-        """The place of `symbol`; None when it is not known."""
+        """The number of the product `symbol`; None when it is not known."""
         return self._numbers.get(symbol)
 
     def forget_bars(self) -> None:
-        """Forgets the bars, and the last prices; products keep their places."""
+        """Forgets the bars and the last prices; products keep their numbers."""
         self.minutes.clear()
         self._price[:] = np.nan
         self._price_id[:] = -1
@@ -130,7 +131,7 @@ class LiveMarket:
         self._seconds.clear()
 
     def take_bars(self, rows: pa.Table, wall_us: int) -> None:
-        """Bars (BAR_COLUMNS) that are new or have changed, in the order of their commits. `wall_us`: now, µs UTC."""
+        """Takes in new and changed bars (BAR_COLUMNS), in the order of their commits. `wall_us`: now, µs UTC."""
         starts = int64(rows["window_start"])
         products = self.places(rows["symbol"])
         known = np.flatnonzero((products >= 0) & (starts <= wall_us + _FUTURE_US))
@@ -144,7 +145,7 @@ class LiveMarket:
         self.now_us = max(self.now_us, int(starts.max()))
 
     def take_trades(self, trades: TradeColumns, wall_us: int) -> None:
-        """Trades that are new, each once."""
+        """Takes in new trades, each once. `wall_us`: now, µs UTC."""
         known = np.flatnonzero(trades.time_us <= wall_us + _FUTURE_US)
         if not len(known):
             return
@@ -155,11 +156,11 @@ class LiveMarket:
         self._note_prices(product, ids, price)
         second = times // MICROS
         self._seconds.reach(int(second.max()))
-        is_last = self._seconds.get("trade_id", product, second) <= ids  # a trade that was fetched later is not
+        is_last = self._seconds.get("trade_id", product, second) <= ids  # False for a healed trade with a lower id
         self._seconds.put(product[is_last], second[is_last], {"price": price[is_last], "trade_id": ids[is_last]})
 
     def figures(self) -> Floats:
-        """A row for each product, FIGURES as columns; NaN where nothing is known."""
+        """Shape (products, FIGURES); NaN where nothing is known."""
         price = np.where(self._price_id >= 0, self._price, np.nan)
         day = self.minutes.window(self._minute - _DAY_MINUTES + 1, self._minute)
         hour = self.minutes.window(self._minute - _HOUR_MINUTES + 1, self._minute)
@@ -182,12 +183,12 @@ class LiveMarket:
         return np.column_stack(columns) if len(price) else np.zeros((0, len(FIGURES)))
 
     def sparks(self) -> Floats:
-        """A row for each product: its price at the end of each of the last SPARK_MINUTES; NaN before its first."""
+        """Shape (products, SPARK_MINUTES): the price at the end of each of the last minutes; NaN before the first."""
         window = self.minutes.window(self._minute - SPARK_MINUTES + 1, self._minute)
         return window.filled("close")
 
     def average_1h(self, product: int, minutes: Ints) -> Floats:
-        """Mean price of the trades of the hour up to and with each of `minutes` (numbers since 1970); NaN for none."""
+        """Mean price of the trades in the hour that ends with each of `minutes` (numbers since 1970); NaN for none."""
         sums, counts = (self.minutes.running(name, product) for name in ("price_sum", "trade_count"))
         places = np.clip(minutes - self.minutes.first + 1, 0, len(sums) - 1)
         before = np.maximum(places - _HOUR_MINUTES, 0)
@@ -195,7 +196,7 @@ class LiveMarket:
             return np.asarray((sums[places] - sums[before]) / (counts[places] - counts[before]))
 
     def places(self, symbols: pa.ChunkedArray) -> Ints:
-        """The number of each row's product; -1 for one that is left out."""
+        """The number of each row's product, new ones included; -1 for a product that is left out."""
         encoded = pc.dictionary_encode(symbols.combine_chunks())
         numbers: list[int] = []
         for symbol in encoded.dictionary.to_pylist():
@@ -218,7 +219,7 @@ class LiveMarket:
         return self.now_us // _MINUTE_US
 
     def _price_ago(self, seconds: int) -> Floats:
-        """The last price at or before so long ago: by the seconds where they reach, else by the minutes."""
+        """The last price at or before `seconds` ago: from the ring of seconds if it has one, else from the minutes."""
         then_us = self.now_us - seconds * MICROS
         by_minutes = self.minutes.last("close", then_us // _MINUTE_US - 1)
         if seconds > SECONDS:
@@ -227,11 +228,11 @@ class LiveMarket:
         return np.where(np.isnan(by_seconds), by_minutes, by_seconds)
 
     def _note_prices(self, products: Ints, ids: Ints, prices: Floats) -> None:
-        """The price of the highest id is the last one."""
+        """Updates the last prices: the price of the highest id counts."""
         order = np.argsort(ids, kind="stable")
         products, ids, prices = products[order], ids[order], prices[order]
         is_newer = ids >= self._price_id[products]
-        self._price_id[products[is_newer]] = ids[is_newer]  # of repeated products the last one stays
+        self._price_id[products[is_newer]] = ids[is_newer]  # of repeated products the last value counts
         self._price[products[is_newer]] = prices[is_newer]
 
     def _note_decimals(self, products: Ints, prices: Floats) -> None:
@@ -240,12 +241,12 @@ class LiveMarket:
 
 
 def decimals_of(prices: Floats) -> npt.NDArray[np.int8]:
-    """How many decimals each price has; the tables keep DECIMALS_MAX, a float some 15 digits."""
+    """How many decimals each price has, at most DECIMALS_MAX and some 15 digits in all."""
     needed = np.zeros(len(prices), np.int8)
     open_ = np.arange(len(prices))
     for decimals in range(DECIMALS_MAX):
         rounded = np.round(prices[open_], decimals)
-        # Half a unit of the last decimal that the tables keep, and what a float can't tell.
+        # Tolerance: half a unit of the tables' last decimal, or the precision of a float.
         open_ = open_[np.abs(rounded - prices[open_]) > np.maximum(5e-13, 4e-16 * np.abs(prices[open_]))]
         if not len(open_):
             break
@@ -259,10 +260,10 @@ def _change(now: Floats, then: Floats) -> Floats:
 
 
 def int64(column: pa.ChunkedArray) -> Ints:
-    """A column of whole numbers or times as numpy has it."""
+    """A column of integers or times as a numpy array."""
     return np.asarray(pc.cast(column, pa.int64()).to_numpy())
 
 
 def float64(column: pa.ChunkedArray) -> Floats:
-    """A column of decimals or numbers, for showing: some 15 digits, also of ids that have more."""
+    """A column of decimals or numbers as a numpy array, for display: some 15 digits, also for longer ids."""
     return np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy())

@@ -1,4 +1,4 @@
-"""What subscribers are sent: a snapshot of a topic, and then what changes in it."""
+"""The messages that subscribers get: a snapshot of a topic, and then its changes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class LiveMessage:
     """One message, made once for all subscribers."""
 
     topic: str
-    """`lake`, `market`, `alerts`, or `candles/<product>/<grain>`."""
+    """See `channels`, `charts.CHART_TOPIC` and `query_cache.ANSWER`."""
     kind: Literal["snapshot", "change"]
     data: dict[str, Any] = field(repr=False)
-    """Plain values: what JSON can say. Not a number is None there."""
+    """Plain values that JSON can hold; NaN becomes null in `text`."""
 
     @cached_property
     def text(self) -> str:
-        """It as JSON, encoded at the first use."""
+        """The message as JSON, encoded at first use."""
         return _encoder.encode({"topic": self.topic, "kind": self.kind, **self.data}).decode()

@@ -1,7 +1,7 @@
-"""Queries that cost more than reading new rows: run at most once in some seconds, for all viewers.
+"""Queries that cost more than reading new rows: each runs at most every few seconds, once for all viewers.
 
-A query runs while somebody watches its topic, in a thread of its own, and its result goes to all of them. One that took
-long runs less often, so that a viewer costs a small part of a core whatever the size of the lake.
+A query runs in a separate thread while its topic is watched. A slow query runs less often, so that viewers cost a small
+part of a core whatever the size of the lake.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from cryptopulse.serve.live.message import LiveMessage
 ANSWER: Final = "answers/"
 """`answers/<query>`: its newest result."""
 
-_PAUSE_PER_WORK = 10  # a query that takes a second rests for ten
+_PAUSE_PER_WORK = 10  # a query that takes a second pauses for ten
 
 
 @dataclass(frozen=True)
 class CachedQuery:
-    """Something to run again and again."""
+    """A query that is run repeatedly."""
 
     run: Callable[[], Mapping[str, Any]]
-    """Gives the result, as JSON can say it. May raise what is wrong with the lake."""
+    """Returns the result, with values that JSON can hold. May raise CryptoPulseError."""
     every_s: float
-    """It runs no more often than this."""
+    """Least seconds between two runs."""
     is_quick: bool = False
-    """Whether it takes no more than some milliseconds; such ones don't wait for the others."""
+    """Whether it takes only some milliseconds; quick queries don't wait for the others."""
 
 
 class QueryCache:
-    """The newest results. From the thread that follows, but for `ready`, which the threads of the queries call."""
+    """The newest results. Used by the live thread; the threads of the queries call `ready`."""
 
     def __init__(self, queries: Mapping[str, CachedQuery], ready: Callable[[str], None]) -> None:
-        """`queries` by name; `ready` is called with a topic when `loaded` has something new of it."""
+        """`queries` by name; `ready(topic)` is called when `loaded(topic)` has a new result."""
         self._queries = {f"{ANSWER}{name}": query for name, query in queries.items()}
         self._ready = ready
         self._due_s: dict[str, float] = {}
@@ -48,17 +48,17 @@ class QueryCache:
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="queries")
 
     def close(self) -> None:
-        """Ends the threads, when they have done what they are at."""
+        """Ends the threads, after their current queries."""
         for threads in (self._quick, self._slow):
             threads.shutdown(wait=False, cancel_futures=True)
 
     def forget(self) -> None:
-        """Drops the results; whoever comes next waits for new ones."""
+        """Drops the results; the next viewer waits for new ones."""
         self._results.clear()
         self._due_s.clear()
 
     def refresh(self, watched: Collection[str]) -> None:
-        """Begins to run those of the topics `watched` that are due."""
+        """Starts the queries of the topics `watched` that are due."""
         now_s = time.monotonic()
         for topic in watched:
             if topic in self._queries and topic not in self._running and now_s >= self._due_s.get(topic, 0.0):
@@ -67,7 +67,7 @@ class QueryCache:
                 (self._quick if query.is_quick else self._slow).submit(self._run, topic, query)
 
     def snapshot(self, topic: str) -> LiveMessage | None:
-        """The newest result, even if it is of some time ago; None when there is none yet."""
+        """The newest result, however old; None when there is none yet."""
         return self._results.get(topic)
 
     loaded = snapshot

@@ -1,7 +1,7 @@
-"""The newest slots of time of many products, as numpy columns: a row for each product, a place for each slot.
+"""The newest time slots of many products, as numpy columns of shape (products, slots).
 
-A slot is a minute or a second, counted since 1970. New ones push the oldest out. The columns are longer than what is
-kept, so that any range of slots is one slice; when they are full, what is kept is moved to their beginning.
+A slot is a minute or a second, counted since 1970. New slots push the oldest out. The arrays are wider than the slots
+kept, so that any range of slots is one slice; when they are full, the kept slots are moved to the beginning.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_SPARE = 0.25  # longer by so much: the columns are moved once in a quarter of the time that they span
+_SPARE = 0.25  # extra width: slots are moved each time a quarter of their span has passed
 
 
 class Ring:
-    """Columns of two kinds: gauges, NaN where nothing is known, and sums, 0 there."""
+    """Columns of two kinds: gauges are NaN where nothing is known, sums are 0."""
 
     def __init__(self, slots: int, gauges: Sequence[str], sums: Sequence[str]) -> None:
-        """`slots`: how many are kept. There is no product yet."""
+        """`slots`: how many are kept. Starts without products."""
         self._slots = slots
         self._width = slots + max(int(slots * _SPARE), 1)
         self._empty = dict.fromkeys(gauges, np.nan) | dict.fromkeys(sums, 0.0)
@@ -34,16 +34,16 @@ class Ring:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Their names."""
+        """The names of the columns."""
         return tuple(self._data)
 
     @property
     def first(self) -> int:
-        """The oldest slot that is kept."""
+        """The oldest slot kept."""
         return max(self.head - self._slots + 1, self._begin)
 
     def resize(self, products: int) -> None:
-        """Makes room for so many products; by doubling, so that adding one by one costs little."""
+        """Makes room for this many products. The arrays double, so that adding one at a time costs little."""
         for name, empty in self._empty.items():
             data = self._data[name]
             if products > len(data):
@@ -58,13 +58,13 @@ class Ring:
         self._begin = self.head = 0
 
     def reach(self, slot: int) -> None:
-        """Makes `slot` the newest, when it is newer."""
+        """Makes `slot` the newest slot, if it is newer."""
         if not self.head:
             self._begin = slot - self._slots + 1
         if slot <= self.head:
             return
         self.head = slot
-        if slot - self._begin >= self._width:  # they are full: what is kept goes to their beginning
+        if slot - self._begin >= self._width:  # the arrays are full: the kept slots move to the beginning
             begin = slot - self._slots + 1
             by = begin - self._begin
             for name, empty in self._empty.items():
@@ -75,7 +75,7 @@ class Ring:
             self._begin = begin
 
     def put(self, products: Ints, slots: Ints, columns: Mapping[str, Floats | Ints]) -> None:
-        """Sets values; of the same product and slot the last one stays. What is too old is left out."""
+        """Sets values; for the same product and slot the last one counts. Slots before `first` are left out."""
         if not len(slots):
             return
         self.reach(int(slots.max()))
@@ -85,12 +85,12 @@ class Ring:
             self._data[name][products[kept], places] = values[kept]
 
     def get(self, name: str, products: Ints, slots: Ints) -> Floats:
-        """Values; what is too old to be kept is infinite."""
+        """Values; infinite for slots before `first`."""
         kept = slots >= self.first
         return np.where(kept, self._data[name][products, np.where(kept, slots - self._begin, 0)], np.inf)
 
     def last(self, name: str, slot: int) -> Floats:
-        """The newest value of each product at or before `slot`; NaN for none."""
+        """The newest value of each product at or before `slot`; NaN without one."""
         data = self.window(self.first, slot).columns[name]
         if not data.shape[1]:
             return np.full(len(data), np.nan)
@@ -100,18 +100,18 @@ class Ring:
         return np.where(known[rows, back], data[rows, data.shape[1] - 1 - back], np.nan)
 
     def running(self, name: str, product: int) -> Floats:
-        """The sums of a product up to each slot from `first` on, beginning with 0 before it."""
+        """Cumulative sums of a product: 0, then the sum up to each slot from `first` on."""
         row = self._data[name][product, self.first - self._begin : self.head - self._begin + 1]
         return np.concatenate([[0.0], np.cumsum(row)])
 
     def row(self, product: int, first: int) -> tuple[dict[str, Floats], int]:
-        """All columns of one product from slot `first` on, as far as they are kept, and the slot they begin with."""
+        """All columns of one product from slot `first` on, as far as kept, and the slot that they begin with."""
         begin = max(first, self.first)
         cut = slice(begin - self._begin, max(self.head + 1, begin) - self._begin)
         return {name: data[product, cut] for name, data in self._data.items()}, begin
 
     def window(self, first: int, last: int) -> Window:
-        """The slots from `first` to `last`, as far as they are kept."""
+        """The slots from `first` to `last`, as far as kept."""
         begin, end = max(first, self.first) - self._begin, min(last, self.head) - self._begin + 1
         cut = slice(begin, max(end, begin))
         return Window({name: data[: self._products, cut] for name, data in self._data.items()}, last - first + 1)
@@ -119,26 +119,26 @@ class Ring:
 
 @dataclass(frozen=True)
 class Window:
-    """Some slots of all products."""
+    """A range of slots of all products."""
 
     columns: Mapping[str, Floats]
     slots: int
-    """How many were wanted. Those that are not kept, or not begun, are missing at either end."""
+    """How many slots were requested. Slots that are not kept, or not reached yet, are missing in `columns`."""
 
     def sum(self, name: str) -> Floats:
         """The sum of each product."""
         return np.asarray(self.columns[name].sum(axis=1))
 
     def highest(self, name: str) -> Floats:
-        """The highest value of each product; NaN for none."""
+        """The highest value of each product; NaN without one."""
         return np.asarray(np.fmax.reduce(self.columns[name], axis=1, initial=np.nan))
 
     def lowest(self, name: str) -> Floats:
-        """The lowest value of each product; NaN for none."""
+        """The lowest value of each product; NaN without one."""
         return np.asarray(np.fmin.reduce(self.columns[name], axis=1, initial=np.nan))
 
     def filled(self, name: str) -> Floats:
-        """As many values as were wanted; where there is none the one before, and NaN before the first."""
+        """Shape (products, `slots`): missing values take the one before; NaN before the first."""
         data = self.columns[name]
         known = np.where(np.isnan(data), -1, np.arange(data.shape[1]))
         last = np.maximum.accumulate(known, axis=1)

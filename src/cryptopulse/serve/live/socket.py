@@ -1,9 +1,9 @@
 """The WebSocket over which a page gets its topics.
 
-A page sends `{"topics": […]}`, all that it wants from now on. It may send that again: some times at once, then twice a
-second, and only the newest request counts; of one that goes on sending two messages a second are taken. It gets JSON
-lists of messages (`Message.text`), each made once for all pages, and after two quiet seconds an empty list, so that it
-can tell a connection that is dead from one on which nothing happens.
+A page sends `{"topics": […]}`, all topics that it wants from now on. It may send that again: only the newest request
+counts, and it takes effect at once a few times, then at most twice a second. If a page sends continuously, two of its
+messages a second are read. It gets JSON lists of messages (`LiveMessage.text`), each encoded once for all pages, and an
+empty list after two quiet seconds, so that it can tell a dead connection from a quiet one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from cryptopulse.serve.live.hub import Live, Subscription
 from cryptopulse.token_bucket import TokenBucket
 
 PATH: Final = "/live"
-"""Where the socket is."""
+"""The path of the socket."""
 QUIET_S: Final = 2.0
-"""After so long without a message an empty list is sent."""
+"""After this time without a message an empty list is sent."""
 
 _TOPICS_MAX = 16
 _TOPIC_LETTERS_MAX = 80
-_REQUESTS_AT_ONCE, _REQUEST_EVERY_S = 5, 0.5  # a page that mounts its parts has some within a moment
+_REQUESTS_AT_ONCE, _REQUEST_EVERY_S = 5, 0.5  # a page that mounts its parts sends several within a moment
 _MESSAGES_AT_ONCE, _MESSAGE_EVERY_S = 15, 0.5
 _GOING_AWAY, _NOT_UNDERSTOOD, _REFUSED = 1001, 1007, 1008
 
@@ -37,8 +37,8 @@ class _Wanted(msgspec.Struct):
 
 
 async def serve_socket(socket: WebSocket, live: Live) -> None:
-    """Serves one page until it goes or `live` ends. A page of another site is refused."""
-    # Browsers name the site of the page that opens a socket, and let any page open one to anywhere.
+    """Serves one page until it leaves or `live` ends. Refuses pages of other sites."""
+    # Browsers let any page open a socket to any site, but send the page's origin.
     origin = socket.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
         await socket.close(_REFUSED)
@@ -70,7 +70,7 @@ async def _receive(socket: WebSocket, subscription: Subscription) -> None:
         while True:
             topics = msgspec.json.decode(await socket.receive_text(), type=_Wanted).topics[:_TOPICS_MAX]
             newest = tuple(dict.fromkeys(topic for topic in topics if len(topic) <= _TOPIC_LETTERS_MAX))
-            if timer is None:  # else the newest request goes with it
+            if timer is None:  # else the running timer applies the newest request
                 timer = asyncio.get_running_loop().call_later(requests.wait_s(time.monotonic()), subscribe)
             if not messages.take(now_s := time.monotonic()):
                 await asyncio.sleep(messages.wait_s(now_s))
@@ -85,7 +85,7 @@ async def _receive(socket: WebSocket, subscription: Subscription) -> None:
 
 
 async def _send(socket: WebSocket, subscription: Subscription) -> None:
-    with suppress(WebSocketDisconnect, RuntimeError):  # gone meanwhile
+    with suppress(WebSocketDisconnect, RuntimeError):  # the page has left
         while True:
             try:
                 async with asyncio.timeout(QUIET_S):

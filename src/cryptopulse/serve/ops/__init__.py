@@ -1,4 +1,4 @@
-"""`/metrics`: what Prometheus reads. Base units, names that begin with `cryptopulse_`."""
+"""`/metrics` for Prometheus: base units, names with the prefix `cryptopulse_`."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from cryptopulse.settings import Settings
 __all__ = ["Metrics", "ServerCollector", "router"]
 
 
-# They are a series for the birth of each other series: twice as many, of use to nobody.
+# They add a series with its creation time to each series: twice as many, and nobody uses them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class ServerCollector(Collector):
-    """Version, queries in progress, and how late the event loop is."""
+    """Version, queries in progress, lag of the event loop, connections cut."""
 
     def __init__(self, queries: QueryPool, loop_watch: LoopWatch, connections: Connections) -> None:
-        """Read at every scrape."""
+        """All are read at every scrape."""
         self._queries = queries
         self._connections = connections
         self._loop_watch = loop_watch
@@ -83,7 +83,7 @@ class Metrics:
         self._registry.register(LakeCollector(service.lake, service.versions))
 
     async def text(self, accept: str) -> tuple[bytes, str]:
-        """All of it in the format that `accept` (the header) asks for, and its media type. Raises Problem when the lake
+        """All metrics in the format that the header `accept` asks for, and its media type. Raises Problem when the lake
         does not answer in time.
         """
         encode, media_type = choose_encoder(accept)

@@ -24,13 +24,13 @@ from cryptopulse.serve.live.hub import Live
 from cryptopulse.serve.ops.lake import TableFigures
 
 _SHOWN: Final = (SILVER, BARS, STATS, ALERTS)
-_INSPECT_EVERY_S: Final = 1.0  # anybody may request it, so the lake is inspected no more often
+_INSPECT_EVERY_S: Final = 1.0  # at most so often, because anybody may request it
 _TICK_S: Final = 0.5
 _TICKS_KEPT: Final = 120  # a minute
 
 
 class LoopWatch:
-    """How late the event loop is: everybody waits for as long whom it serves."""
+    """Lag of the event loop: every request waits at least this long."""
 
     def __init__(self) -> None:
         """Watches nothing yet."""
@@ -38,12 +38,12 @@ class LoopWatch:
 
     @property
     def lag_s(self) -> float:
-        """By how much it was late at the worst moment of the last minute."""
+        """Largest lag in the last minute, in seconds."""
         return max(self._lags_s, default=0.0)
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Watches the running loop in here."""
+        """Watches the running loop while the context lasts."""
 
         async def tick() -> None:
             while True:
@@ -67,14 +67,14 @@ class ReadinessCheck:
     name: str
     ok: bool
     said: str
-    """For people: what was found, and what helps."""
+    """For people: what was found, and what to do."""
 
 
 class Readiness:
-    """Inspects a lake, at most once a second, however many requests come."""
+    """Checks a lake, at most once a second for any number of requests."""
 
     def __init__(self, lake: Lake, versions: NewestVersions, pool: QueryPool, fresh_s: float) -> None:
-        """`fresh_s`: the newest trade may have been loaded so many seconds ago."""
+        """`fresh_s`: the lake is fresh if its newest trade was loaded at most this many seconds ago."""
         self._lake = lake
         self._versions = versions
         self._pool = pool
@@ -84,7 +84,7 @@ class Readiness:
         self._found_at_s: float | None = None
 
     async def checks(self) -> list[ReadinessCheck]:
-        """What was found, at most a second ago."""
+        """The checks, at most a second old."""
         async with self._lock:
             if self._found_at_s is None or time.monotonic() > self._found_at_s + _INSPECT_EVERY_S:
                 try:
@@ -118,7 +118,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/healthz")
 async def healthz(request: Request) -> Response:
-    """200 when the process lives, its event loop turns, and the thread that follows the lake gets on; else 503."""
+    """200 when process and event loop work and the thread that follows the lake makes progress; else 503."""
     watch: LoopWatch = request.app.state.loop_watch
     live: Live = request.app.state.live
     content = {"status": "ok" if live.is_healthy else "stuck", "loop_lag_s": round(watch.lag_s, 3)}
@@ -127,7 +127,7 @@ async def healthz(request: Request) -> Response:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """200 when the lake can be read and followed and is fresh, else 503; who has the token reads why."""
+    """200 when the lake can be read and followed and is fresh, else 503; with the token it lists the checks."""
     readiness: Readiness = request.app.state.readiness
     live: Live = request.app.state.live
     followed = ReadinessCheck("live", live.is_healthy, f"The live thread has been busy for {live.busy_s:.1f} s.")

@@ -1,4 +1,4 @@
-"""Figures of the tables: wherever the lake is, and whoever writes it."""
+"""Metrics of the tables, from their Delta logs: they need no status file of the pipeline."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class TableFigures:
     """One table at its newest version."""
 
     version: int
-    """-1: it is not there."""
+    """-1: there is no table."""
     files: int
     rows: int
     size_bytes: int
     loaded_at_s: float | None
-    """When its newest rows were loaded, seconds since 1970; None of an empty table. Of tables whose Delta log does not
-    say: when the newest file was written."""
+    """When its newest rows were loaded, seconds since 1970; None for an empty table. When its newest file was written,
+    if the Delta log has no statistics of the load time."""
     happened_at_s: float | None
-    """Time of the newest event or window that is not in the future, seconds since 1970; None where the Delta log does
-    not say. One row of the year 9999 must not hide how old the others are."""
+    """Time of the newest event or window that is not in the future, seconds since 1970; None without statistics in the
+    Delta log. A row of the year 9999 must not hide how old the others are."""
 
     @classmethod
     def of(cls, files: Files) -> TableFigures:
-        """Those of a table that consists of `files`."""
+        """Figures of the table with these `files`."""
         actions, column = files.actions, files.table.time
         loaded_us = _largest(actions, "max.load_timestamp")
         written_ms = _largest(actions, "modification_time")
@@ -70,7 +70,7 @@ class TableFigures:
 
 
 def _largest(actions: pa.Table, name: str) -> int | None:
-    """The largest of the files' values."""
+    """Largest value of a column of the add actions; None without the column."""
     if name not in actions.column_names:
         return None
     found: int | None = pc.max(actions[name].cast(pa.int64())).as_py()
@@ -78,7 +78,7 @@ def _largest(actions: pa.Table, name: str) -> int | None:
 
 
 class LakeCollector(Collector):
-    """Reads the tables' logs at every scrape, and alerts and completeness when they have changed."""
+    """Reads the Delta logs at every scrape; alerts and completeness only when they have changed."""
 
     def __init__(self, lake: Lake, versions: NewestVersions) -> None:
         """Reads nothing yet."""
@@ -87,7 +87,7 @@ class LakeCollector(Collector):
         self._known: dict[str, tuple[int, pa.Table]] = {}
 
     def describe(self) -> list[Metric]:
-        """Nothing: so nothing is read when it is registered."""
+        """Empty, so that registering it reads nothing."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -146,7 +146,7 @@ class LakeCollector(Collector):
             yield family
 
     def _grouped(self, table: Table, read: Callable[[], pa.Table], by: tuple[str, ...], sums: tuple[str, ...]) -> Any:
-        """Rows counted (as `rows`), and `sums` added up, `by`; read again only when `table` has changed."""
+        """Number of rows (`rows`) and totals of `sums`, grouped `by`; read again only when `table` has changed."""
         version = self._versions.files(table).version
         known = self._known.get(table.qualified)
         if known is None or known[0] != version:

@@ -1,4 +1,4 @@
-"""Figures of the other processes, from their status files: where they run on the same machine."""
+"""Metrics of the other processes, from their status files, if they run on this machine."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class ProcessesCollector(Collector):
         self._state_dir = state_dir
 
     def describe(self) -> list[Metric]:
-        """Nothing: so nothing is read when it is registered."""
+        """Empty, so that registering it reads nothing."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics now; none of a process that never ran on this lake."""
+        """The metrics now, without processes that never ran on this lake."""
         found = {name: read_status(self._state_dir, name) for name in ALL_PROCESSES}
         found = {name: status for name, status in found.items() if status.state != "absent"}
 
@@ -48,7 +48,7 @@ class ProcessesCollector(Collector):
             if status.updated_at is not None:
                 reported.add_metric([name], status.updated_at.timestamp())
             if status.state in ALIVE and status.pid is not None:
-                with suppress(psutil.Error):  # not one of this machine
+                with suppress(psutil.Error):  # not a process of this machine
                     process = psutil.Process(status.pid)
                     times, resident = process.cpu_times(), process.memory_info().rss
                     cpu.add_metric([name], times.user + times.system)

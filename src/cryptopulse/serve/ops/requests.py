@@ -1,4 +1,4 @@
-"""Request metrics: a middleware around everything, the guard included."""
+"""Request metrics: a middleware around the whole application, including the guard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10
 
 
 class Requests:
-    """Counts requests by handler. Labels are few, whatever visitors request."""
+    """Counts requests by handler. The set of labels is fixed, whatever visitors request."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Registers its metrics."""

@@ -1,8 +1,8 @@
 """The demo: a simulated exchange, the whole pipeline on it in separate processes, and a check of every trade.
 
-Nothing is left out for the show: a real WebSocket on the loopback interface, the real log, real Delta
-tables, the same supervisor as `run`. The processes see no settings of the user, so that every demo is
-alike; only who is to be notified is taken from there, when the user asks for it.
+Only the exchange is simulated: it uses a real WebSocket on the loopback interface, the real log, real Delta tables, and
+the same supervisor as `run`. The processes don't see the user's settings, so that all demos are alike; only the targets
+of notifications are taken from there if the user asks for it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What can be asked of a demo."""
+    """Options of a demo."""
 
     lake: Path
     duration_s: float | None
@@ -56,9 +56,9 @@ class DemoOptions:
     seed: int
     feed: str
     notify: NotifySettings | None = None
-    """Who is to be told of the demo's alerts; None: nobody."""
+    """Where the demo's alerts are sent; None: nowhere."""
     dashboard: bool = True
-    """Whether it is shown in browsers as well."""
+    """Whether the demo serves the dashboard."""
 
     @property
     def processes(self) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ class DemoOptions:
 
     @property
     def episodes(self) -> list[str]:
-        """What the simulated market does on cue."""
+        """The scripted moves of the simulated market."""
         return [f"crash:BTC-USD@{_CRASH_AT_S:g}s:3%/4s", f"surge:ETH-USD@{_SURGE_AT_S:g}s:2.5%/6s"]
 
 
@@ -144,7 +144,7 @@ class SimulatorProcess:
         except BaseException as error:
             self._popen.kill()
             self._popen.wait()
-            if isinstance(error, ValueError):  # it ended, or its time is over
+            if isinstance(error, ValueError):  # it ended, or did not answer in time
                 raise self.failure() from error
             raise
         self.products: list[str] = self.addresses["products"]
@@ -166,13 +166,13 @@ class SimulatorProcess:
         return self._popen.poll() is not None
 
     def failure(self) -> ProcessFailed:
-        """What to say when it is dead."""
+        """The error to raise when it is dead."""
         return ProcessFailed(f"The simulator ended: {last_words(self._log_file) or f'see {self._log_file}'}")
 
     def stop_trading(self) -> dict[str, Any]:
-        """Ends the market; connections stay open. Returns the ledger."""
+        """Ends the market; connections stay open. Returns the ledger. Raises ProcessFailed without an answer."""
         try:
-            # Not through a proxy that the environment may name: it is this machine.
+            # The address is on this machine, so proxies in the environment are ignored.
             with httpx.Client(trust_env=False, timeout=10) as client:
                 answer = client.post(self.addresses["rest_url"] + "/simulator/stop_trading")
                 answer.raise_for_status()
@@ -183,7 +183,7 @@ class SimulatorProcess:
 
 
 def _prepare_lake(lake: Path) -> None:
-    """Makes `lake` an empty folder with a marker; only an earlier demo's is emptied."""
+    """Makes `lake` an empty folder with a marker; empties it only if an earlier demo made it."""
     marker = lake / _MARKER
     try:
         LakeLocation.of(lake)
@@ -205,7 +205,7 @@ def _prepare_lake(lake: Path) -> None:
 
 
 def _play(options: DemoOptions, deployment: Deployment, simulator: SimulatorProcess) -> dict[str, Any]:
-    """Runs the pipeline until its time is over or a signal comes, ends it in order, returns the ledger."""
+    """Runs the pipeline until its time is over or a signal comes, ends it in order, and returns the ledger."""
     supervisor = deployment.supervisor(logs_to_files=True)
     stop_requested = threading.Event()
     signals = 0

@@ -1,7 +1,7 @@
-"""What became of the demo's trades: the simulator's own count against the tables, read with deltalake alone.
+"""Compares the simulator's own count of the demo's trades with the tables, which are read with deltalake alone.
 
-Shares no code with the pipeline. The demo's market opens when every product has a subscriber, so each id
-from the first to the last that the simulator published must be stored exactly once.
+It shares no code with the pipeline. The demo's market opens when every product has a subscriber, so each id from the
+first to the last that the simulator published must be stored exactly once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CrashFound:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The comparison."""
+    """Result of the comparison."""
 
     products: int
     sent: int
@@ -108,7 +108,7 @@ def check(lake: Path, ledger: Mapping[str, Any]) -> CheckResult:
 
 
 def stored_up_to(lake: Path, last_ids: Mapping[str, int]) -> bool:
-    """Whether the intervals of stored ids reach each product's `last_ids`; a cheap look."""
+    """Whether the stored intervals of ids reach `last_ids` of each product; a cheap check."""
     coverage = _read(lake / "silver" / "trade_id_coverage", ["symbol", "last_trade_id"])
     if coverage is None:
         return not last_ids
@@ -120,7 +120,7 @@ def stored_up_to(lake: Path, last_ids: Mapping[str, int]) -> bool:
 
 
 def _latency_ms(path: Path, alert: Mapping[str, Any], trades: pa.Table | None) -> float | None:
-    """From the receipt of the trade that opened the episode to the commit that first holds its row."""
+    """Milliseconds from the receipt of the trade that opened the episode to the first commit with its row."""
     if trades is None:
         return None
     is_trigger = (trades["symbol"].to_numpy() == alert["symbol"]) & (
@@ -134,10 +134,10 @@ def _latency_ms(path: Path, alert: Mapping[str, Any], trades: pa.Table | None) -
 
 
 def _first_commit(path: Path, alert_id: str) -> datetime | None:
-    """When the first commit with the row was made visible (its file's time); None when that file is gone."""
+    """When the first commit with the row became visible (its file's time, UTC); None when that file is gone."""
     logs = sorted((path / "_delta_log").glob("*.json"))
     low, high = 0, len(logs) - 1
-    while low <= high:  # once there, a row stays
+    while low <= high:  # binary search: once there, a row stays
         middle = (low + high) // 2
         table = _open(path, version=int(logs[middle].stem))
         if table is None:
@@ -155,7 +155,7 @@ def _read(path: Path, columns: list[str]) -> pa.Table | None:
 
 
 def _rows(table: DeltaTable, columns: str) -> pa.Table:
-    # Not `to_pyarrow_table`: its threads abort one short-lived process in four at its end (deltalake 1.6.6).
+    # Not `to_pyarrow_table`: its threads abort one in four short-lived processes at exit (deltalake 1.6.6).
     reader = QueryBuilder().register("rows", table).execute(f"SELECT {columns} FROM rows")  # noqa: S608 -- our names
     rows = pa.table(reader.read_all())
     text = [pa.field(f.name, pa.string() if pa.types.is_string_view(f.type) else f.type) for f in rows.schema]

@@ -1,4 +1,4 @@
-"""The end of a demo, for people: what was sent, what is stored, how fast, and what to try next."""
+"""The summary of a demo: what was sent, what is stored, how fast, and what to try next."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any]) ->
         values = "".join(f"{ms_text(figures.get(name)):>8}" for name in ("p50", "p99", "max"))
         console.print(Text(f"  {hop_words(hop):22}{values}"))
 
-    # How the user can call us: by name if the shell finds it, else by the path to it.
+    # The command that the user can type: its name if the shell finds it, else its path.
     python, program = _short(Path(sys.executable)), "cryptopulse"
     if shutil.which("cryptopulse"):
         python = "python"

@@ -1,4 +1,4 @@
-"""The simulator: a server that speaks Coinbase's protocols over a seeded market, and misbehaves on order.
+"""The simulator: a server that speaks Coinbase's protocols over a seeded market, and injects faults on request.
 
 It drives the demo, the tests and the benchmarks, and lets users try their alert rules.
 """

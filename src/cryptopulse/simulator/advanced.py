@@ -19,7 +19,7 @@ from cryptopulse.simulator.wire import ServerConnection, frame
 
 _SNAPSHOT_TRADES = 100
 _UPDATE_TRADES_MAX = 1000
-"""A quarter of a second has a few trades on the real feed; at high rates an update stays under 200 kB."""
+"""An update covers 0.25 s, a few trades on the real feed; this keeps it under 200 kB at high rates."""
 
 
 class AdvancedSession(ClientSession):
@@ -34,7 +34,7 @@ class AdvancedSession(ClientSession):
         self._waiting: dict[int, list[bytes]] = {}
 
     def on_message(self, message: bytes) -> None:
-        """Subscribes or unsubscribes one channel, or says why not."""
+        """Subscribes or unsubscribes one channel, or answers with an error."""
         try:
             request = msgspec.json.decode(message)
         except msgspec.DecodeError:
@@ -110,7 +110,7 @@ class AdvancedSession(ClientSession):
                     self._waiting.setdefault(number, []).append(text)
 
     def flush(self) -> None:
-        """Sends what has waited, an update for each product, newest trades first."""
+        """Sends the waiting trades, an update per product, newest trades first."""
         waiting, self._waiting, most = self._waiting, {}, _UPDATE_TRADES_MAX
         self.deliver(
             [

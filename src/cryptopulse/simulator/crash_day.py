@@ -1,10 +1,10 @@
 """A recording of a day on which the market crashed, as a file that `replay` reads.
 
-The shape is that of 2025-10-10 as recordings of it show it: twenty products whose rates lie a factor of a thousand
-apart, a quiet day, from 20:50 UTC on more and more trades, at 21:15 a crash with seconds of a thousand trades and an
-order that fills nine hundred at one microsecond; delays of seconds while it lasts; and a recorder that was cut off
-for a second or three now and then, so that ids are missing in all products at once. What the recording holds is known
-by construction (`Summary`), which makes it an oracle.
+It is modelled on recordings of 2025-10-10: twenty products whose rates differ by up to a factor of a thousand; a quiet
+day; more and more trades from 20:50 UTC on; at 21:15 a crash with a thousand trades in some seconds, an order with nine
+hundred fills at one microsecond, and delays of seconds. Now and then the recorder is cut off for one to three seconds,
+so that ids are missing in all products at once. What the recording holds is known by construction (`Summary`), so tests
+can compare with it.
 
 The same number of trades and seed give the same bytes.
 """
@@ -33,7 +33,7 @@ START_US = 1_760_054_400_000_000
 _SECONDS = np.arange(86_400)
 _CHUNK_TRADES = 20_000
 
-# Price at midnight, decimals of price and size, and by how much the price fell.
+# Price at midnight, decimals of price and size, and the share of the price by which it falls.
 _PRODUCTS = (
     ("BTC-USD", 119_705.58, 2, 8, 0.13),
     ("ETH-USD", 4_362.17, 2, 8, 0.20),
@@ -56,7 +56,7 @@ _PRODUCTS = (
     ("ZILCH-USD", 0.000000015643, 12, 0, 0.60),
     ("NMR-USD", 15.62, 2, 4, 0.40),
 )
-_RATIO = 1.44  # between the trades of a product and of the next: the first has 490,000 of 1.6 million, the last 480
+_RATIO = 1.44  # trades of a product to those of the next one: the first has 490,000 of 1.6 million, the last 480
 
 
 def _at(hours: int, minutes: int, seconds: int = 0) -> int:
@@ -72,7 +72,7 @@ _STRESS = (
     (_at(22, 30), 0.22),
     (_at(24, 0), 0.12),
 )
-"""Second of the day → how bad it is; all that happens more in a crash follows it."""
+"""Second of the day → stress from 0 to 1, which drives rates and volatility."""
 _FALL = (
     (_at(21, 10), 0.0),
     (_at(21, 16), 0.35),
@@ -81,27 +81,27 @@ _FALL = (
     (_at(21, 45), 0.45),
     (_at(24, 0), 0.4),
 )
-"""Second of the day → how much of a product's fall the price has gone through."""
+"""Second of the day → the part of a product's fall that has happened."""
 _PEAK_S = (_at(21, 14), _at(21, 26))
 
-_CRASH_TRADES = 25  # times as many trades at the worst as on the quiet day
+_CRASH_TRADES = 25  # rate at stress 1, added to the quiet day's mean rate of 1
 _CALM = 7.3e-5  # standard deviation of a price within a second, as a share of it: 2 % in a day, 0.2 % in two minutes
-_WILD = 15.5  # at the worst it is larger by so many times: some 500 moves of 1 % within two minutes come of it
+_WILD = 15.5  # added to the factor 1 of _CALM at stress 1: makes some 500 moves of 1 % within two minutes
 
-_BURSTS = 8  # seconds of
-_BURST_SHARE = 850 / TRADES  # of all trades, beside those that the second would have had anyway
+_BURSTS = 8  # number of bursts, each within a second
+_BURST_SHARE = 850 / TRADES  # share of all trades that a burst adds to its second
 _SWEPT, _SWEEP_S, _SWEEP_FILLS = 5, _at(21, 16), 900  # product, time and trades of one order
 _FILLS_MAX = 300  # of any other order
-_IMPACT = 5e-6  # a fill moves the price by this share of it
+_IMPACT = 5e-6  # mean share of the price by which a fill moves it
 
 _DUST = 0.004  # share of trades whose size is a few of the smallest steps
 _SIZE_UNITS_MAX = 9e11
 
-_CUTS, _CUTS_IN_CRASH = 18, 5  # times at which the recorder lost its connection
-_HELLO_US = 100  # before its end a cut hears the answer and the last trades at once
-_QUEUES = 10  # times at which messages of a product are held up, while it crashes
+_CUTS, _CUTS_IN_CRASH = 18, 5  # how often the recorder lost its connection
+_HELLO_US = 100  # the answer to subscribing and the last_match messages come this long before a connection begins
+_QUEUES = 10  # how often a product's messages are delayed in a queue during the crash
 _DELAY_MAX_S = 12.0
-_CLOCK_BEHIND_S = 0.06  # for two hours the recorder's clock is: messages come before their time
+_CLOCK_BEHIND_S = 0.06  # for two hours the recorder's clock is this late: messages come before their time
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +119,13 @@ class ProductSummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a recording holds, and what a lake must hold after it was replayed."""
+    """What a recording holds, and so what a lake must hold after its replay."""
 
     messages: int
     """Lines of the file."""
     trades: int
     repeated: int
-    """Messages with a trade that an earlier one had."""
+    """Messages with a trade that an earlier message had."""
     missing_ids: int
     holes: int
     connections: int
@@ -136,9 +136,9 @@ class RecordedMessages(NamedTuple):
     """Messages in the order in which they were received."""
 
     received_us: list[int]
-    """Microseconds since 1970; never goes back, over all messages of a recording."""
+    """Microseconds since 1970; never decreases within a recording."""
     products: list[str]
-    """"" for a message of none."""
+    """"" for a message without a product."""
     bodies: list[bytes]
 
 
@@ -146,7 +146,10 @@ class CrashDay:
     """The recording of one day."""
 
     def __init__(self, trades: int = TRADES, seed: int = 1) -> None:
-        """`trades`: made on the exchange, of which the recorder missed a few. ConfigurationError when out of range."""
+        """`trades`: number made on the exchange; the recorder misses a few.
+
+        Raises ConfigurationError when `trades` or `seed` is out of range.
+        """
         if not TRADES_MIN <= trades <= TRADES_MAX:
             raise ConfigurationError(f"A crash day has {TRADES_MIN:,} to {TRADES_MAX:,} trades, not {trades:,}.")
         if seed < 0:
@@ -171,17 +174,17 @@ class CrashDay:
         received_us = np.concatenate([received for _, received in made])
         order = np.argsort(received_us, kind="stable")
         self.trades: Trades = np.concatenate([trades for trades, _ in made])[order]
-        """All that were made, in the order of receipt; those that the recorder missed as well."""
+        """All trades that were made, in the order of receipt, including those that the recorder missed."""
         self.received_us: Ints = received_us[order]
-        """When each came, or would have come; microseconds since the day began."""
+        """When each trade was received, or would have been; microseconds since the day began."""
         self._connections = [self._connection(begin, end) for begin, end in day.connections()]
         self.summary = self._summary()
 
     def _connection(self, begin_us: int, end_us: int) -> _Connection:
-        """What a connection got that was open from `begin_us` to before `end_us`."""
+        """The trades of a connection that was open from `begin_us` to before `end_us`."""
         first, end = np.searchsorted(self.received_us, [begin_us, end_us])
         newest = np.empty(len(self.products), dtype=np.int64)
-        newest[self.trades["product"][:first]] = np.arange(first)  # of equal products the last one stays
+        newest[self.trades["product"][:first]] = np.arange(first)  # of repeated products the last value counts
         return _Connection(begin_us, int(first), int(end), newest)
 
     def _summary(self) -> Summary:
@@ -233,7 +236,7 @@ class CrashDay:
                 )
 
     def write(self, path: Path) -> Summary:
-        """Writes the recording, 750 MB for 1.6 million trades. OSError when that fails."""
+        """Writes the recording, 750 MB for 1.6 million trades. Raises OSError."""
         with path.open("wb") as file:
             for received_us, _, bodies in self.messages():
                 file.writelines(
@@ -246,14 +249,14 @@ class CrashDay:
 class _Connection(NamedTuple):
     begin_us: int
     first: int
-    """Place of its first trade among all."""
+    """Index of its first trade in `CrashDay.trades`."""
     end: int
     newest: Ints
-    """Product → place of its newest trade when the connection began, which is told as `last_match`."""
+    """Product → index of its newest trade when the connection began, which is sent as `last_match`."""
 
 
 class _Day:
-    """What happens to all products alike, and the trades of each. Times are microseconds since the start."""
+    """What all products have in common, and the trades of each. Times are microseconds since the start."""
 
     def __init__(self, trades: int, seed: int, products: tuple[SimulatedProduct, ...]) -> None:
         self._seed = seed
@@ -276,13 +279,13 @@ class _Day:
         self._cut_lengths_s = rng.uniform(1, 3, len(self._cuts_s))
 
     def connections(self) -> list[tuple[int, int]]:
-        """From when to when the recorder was connected; the first one begins with the day, the last has no end."""
+        """[start, end) of each connection of the recorder; the first begins with the day, the last has no end."""
         cuts = np.stack([self._cuts_s, self._cuts_s + self._cut_lengths_s], axis=1) * 1e6
         moments = [0, *cuts.astype(np.int64).ravel().tolist(), np.iinfo(np.int64).max]
         return list(pairwise(moments))[::2]
 
     def trades_of(self, number: int) -> tuple[Trades, Ints]:
-        """A product's trades in the order of their ids, and when each would come to a recorder that is connected."""
+        """A product's trades in the order of ids, and when a connected recorder would receive each."""
         rng = np.random.default_rng([self._seed, number])
         product = self._products[number]
         order_us, fills = self._orders(rng, number, int(self._counts[number]))
@@ -293,7 +296,7 @@ class _Day:
         trades["taker"] = product.first_trade_id + first
         trades["sequence"] = product.first_trade_id * 120 + np.cumsum(rng.integers(1, 240, len(trades)))
         trades["time_us"] = np.repeat(order_us, fills)
-        # The logarithm of the price at each second, against the price at midnight.
+        # The logarithm of the price at each second, relative to the price at midnight.
         steps = self._sigma * (0.6 * self._market + 0.8 * rng.normal(size=len(_SECONDS)))
         path: Floats = np.cumsum(steps) + np.log(1 - _PRODUCTS[number][-1] * self._fall)
         second = np.clip(order_us / 1e6, 0, len(path) - 1)
@@ -307,7 +310,7 @@ class _Day:
         return trades, np.maximum.accumulate(received_us)
 
     def _orders(self, rng: np.random.Generator, number: int, trades: int) -> tuple[Ints, Ints]:
-        """When taker orders came, and how many trades each made; the first one before the recorder connected."""
+        """Times of taker orders, and the number of fills of each; the first order is before the recorder connected."""
         sweep = _SWEEP_FILLS if number == _SWEPT else 0
         fills = np.minimum(rng.zipf(2.2, trades), min(max(trades // 100, 5), _FILLS_MAX))
         fills[0] = 1
@@ -322,7 +325,7 @@ class _Day:
         rate[self._bursts] += _BURST_SHARE
         upto_second = np.cumsum(rate)
         second = np.searchsorted(upto_second / upto_second[-1], rng.random(orders - 1))
-        # Within the second of a burst two fifths come in a tenth of it.
+        # In the second of a burst, two fifths of the orders come within a tenth of it.
         in_burst = np.minimum(rng.exponential(0.18, orders - 1), 0.999)
         within = np.where(np.isin(second, self._bursts), in_burst, rng.random(orders - 1))
         times_us = np.sort(((second + within) * 1e6).astype(np.int64))
@@ -334,10 +337,10 @@ class _Day:
         return times_us, fills
 
     def _delays_us(self, rng: np.random.Generator, order_us: Ints) -> Ints:
-        """How long each order's messages are under way; less than nothing while the recorder's clock is behind."""
+        """Delay of each order's messages; may be negative while the recorder's clock is behind."""
         second = order_us / 1e6
         delay_s = 0.03 + rng.lognormal(np.log(0.01), 0.9, len(second))
-        # A queue stands there all at once and is worked off in three times the time that its last message waits.
+        # A queue appears at once with its longest wait, and drains in three times that wait.
         begins = rng.uniform(*_PEAK_S, _QUEUES)
         longest_s = np.minimum(rng.lognormal(np.log(2.5), 0.8, _QUEUES), _DELAY_MAX_S - 0.5)
         longest_s[0] = max(longest_s[0], rng.uniform(4, _DELAY_MAX_S - 0.5))
@@ -351,7 +354,7 @@ class _Day:
 
 
 def _curve(knots: Sequence[tuple[int, float]]) -> Floats:
-    """Straight lines through (second, value), at each second of the day."""
+    """Linear interpolation through (second, value), at each second of the day."""
     seconds, values = zip(*knots, strict=True)
     curve: Floats = np.interp(_SECONDS, np.array(seconds), np.array(values))
     return curve
@@ -366,7 +369,7 @@ def _swept(rng: np.random.Generator, best: Floats, maker_sell: Flags, first: Int
 
 
 def _sizes(rng: np.random.Generator, price: Ints, product: SimulatedProduct) -> Ints:
-    """Sizes of a heavy-tailed value in quote currency, and some of next to nothing."""
+    """Sizes whose values in quote currency are heavy-tailed, and a few tiny ones."""
     value = rng.lognormal(np.log(120), 1.8, len(price))
     units = np.minimum(value / (price * product.tick), _SIZE_UNITS_MAX)
     steps = np.maximum(np.round(units * 10.0**product.size_decimals), 1).astype(np.int64)

@@ -35,11 +35,11 @@ class StagedEpisode:
     duration_s: float = 8.0
     """How long it takes to get there."""
     recovery: Recovery = "step"
-    """`step`: the price stays at its new level. `v`: it comes back as fast as it went, which the alert rules
-    rightly see as a second move in the other direction."""
+    """`step`: the price stays at its new level. `v`: it returns equally fast, which the alert rules rightly see as a
+    second move in the other direction."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError for figures that make no sense."""
+        """Raises ConfigurationError for invalid values."""
         if self.kind not in ("crash", "surge") or self.recovery not in ("step", "v"):
             raise ConfigurationError(f"Episode {self.kind}/{self.recovery}: use crash or surge, step or v.")
         if not self.at_s >= 0:
@@ -55,7 +55,7 @@ class StagedEpisode:
         return self.at_s + self.duration_s * (2 if self.recovery == "v" else 1)
 
     def factor(self, time_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """By what the episode multiplies the product's price at each time."""
+        """The factor of the product's price at each of the times `time_s`."""
         progress = np.maximum((time_s - self.at_s) / self.duration_s, 0.0)
         way = np.minimum(progress, 1.0)
         if self.recovery == "v":
@@ -67,8 +67,8 @@ class StagedEpisode:
 def parse_episode(text: str) -> StagedEpisode:
     """An episode from its short form `crash:BTC-USD@20s:3%/8s/v`.
 
-    Kind, product and start are needed; depth (3 %), duration (8 s) and recovery (step) may be left out.
-    Raises ConfigurationError with the form when `text` is something else.
+    Kind, product and start are required; depth (3 %), duration (8 s) and recovery (step) have defaults.
+    Raises ConfigurationError, whose message shows the form, for anything else.
     """
     match = _OPTION.fullmatch(text.strip())
     if match is None:
@@ -90,7 +90,7 @@ def parse_episode(text: str) -> StagedEpisode:
 
 
 def check_products(episodes: Iterable[StagedEpisode], product_ids: Iterable[str]) -> None:
-    """Raises ConfigurationError when an episode is about a product that is not traded."""
+    """Raises ConfigurationError when the product of an episode is not traded."""
     traded = set(product_ids)
     for episode in episodes:
         if episode.product not in traded:

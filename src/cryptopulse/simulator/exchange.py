@@ -17,14 +17,14 @@ _CHANNELS = ("matches", "heartbeat")
 
 
 class _SubscriptionRefused(Exception):
-    """A request that is answered by an error message; its text is the reason."""
+    """A request that is answered with an error message; its text is the reason."""
 
 
 class ExchangeSession(ClientSession):
     """A connection that speaks the Exchange dialect."""
 
     def on_message(self, message: bytes) -> None:
-        """Subscribes, unsubscribes, or says why not."""
+        """Subscribes, unsubscribes, or answers with an error."""
         try:
             request = msgspec.json.decode(message)
             kind = request.get("type") if isinstance(request, dict) else None
@@ -41,7 +41,7 @@ class ExchangeSession(ClientSession):
             self._unsubscribe(wanted)
 
     def _wanted(self, kind: object, request: dict[str, Any]) -> dict[str, list[str]]:
-        """Channels with their products; an unsubscribe without products means all of the channel."""
+        """Channels with their products; unsubscribing without products means all products of the channel."""
         if kind not in ("subscribe", "unsubscribe"):
             raise _SubscriptionRefused(f"{kind} is not a valid type")
         unsubscribing = kind == "unsubscribe"
@@ -96,7 +96,7 @@ class ExchangeSession(ClientSession):
         self.send(frame(exchange_subscriptions(dict(self._channels))))
 
     def publish(self, batch: Batch) -> None:
-        """Sends a match for each trade of a product that is subscribed."""
+        """Sends a match for each trade of a subscribed product."""
         wanted = self.traded[batch.product]
         if wanted.all():
             self.deliver(batch.matches, batch.matches_joined)
@@ -104,7 +104,7 @@ class ExchangeSession(ClientSession):
             self.deliver(list(compress(batch.matches, wanted.tolist())))
 
     def flush(self) -> None:
-        """Nothing waits: a match is sent as it happens."""
+        """Does nothing: matches are sent at once."""
 
     def heartbeat(self, counter: int) -> None:  # noqa: ARG002  the Exchange feed does not count them
         """Sends a heartbeat for each product."""

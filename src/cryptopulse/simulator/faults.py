@@ -1,7 +1,7 @@
-"""Misbehaviour on order: what can go wrong between an exchange and its readers, with a seed of its own.
+"""Fault injection: what can go wrong between an exchange and its clients, with a seed of its own.
 
-Faults strike on the way out. The market, its ledger and (but for the REST faults) REST stay right: a dropped
-trade was published, and can be fetched. Only `skip` strikes the market itself.
+Faults affect only what is sent. The market, its ledger and (except for the REST faults) REST stay right: a dropped
+trade was published, and can be fetched. Only `skip` changes the market itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.simulator.wire import frame
 
 OVERSIZED_BYTES = 6 * 1024 * 1024
-"""Over the largest message seen on the feeds, 5.1 MB."""
+"""More than the largest message seen on the feeds, 5.1 MB."""
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ms|s|m|h)")
@@ -28,10 +28,9 @@ class Faults:
     """What goes wrong, and how often. The default is nothing."""
 
     skip: float = 0.0
-    """Probability that the exchange gives an id to no trade: it is missing on every feed, over REST, and in the
-    ledger."""
+    """Probability that the exchange skips a trade id: it is missing on every feed, over REST, and in the ledger."""
     only: int = -1
-    """Number of the one connection (the first is 0) that faults of messages and connections strike; -1: all."""
+    """Number of the only connection (the first is 0) with faults of messages and connections; -1: all."""
     drop: float = 0.0
     """Probability that a trade message is not delivered."""
     duplicate: float = 0.0
@@ -39,26 +38,26 @@ class Faults:
     reorder: float = 0.0
     """Probability that a trade message comes up to five messages late."""
     garbage: float = 0.0
-    """Probability that something unreadable comes before a trade message: malformed JSON, a binary frame, an
-    unknown type, invalid UTF-8, fields of wrong types, huge numbers, in turn."""
+    """Probability that an unreadable message comes before a trade message: in turn malformed JSON, a binary frame, an
+    unknown type, invalid UTF-8, fields of wrong types, huge numbers."""
     disconnect: float = 0.0
-    """A connection is cut this many seconds after it subscribed; 0 never."""
+    """A connection is cut this many seconds after it subscribed; 0: never."""
     silence: tuple[float, float] = (0.0, 0.0)
-    """(start, length): that many seconds after these faults began, connections that are open then stay open
-    and say nothing for the length. What they would have said is lost. Later connections work."""
+    """(start, length) in seconds: from `start` after these faults began, the connections then open stay open but send
+    nothing for `length`. Their messages of that time are lost. Later connections work."""
     mute: tuple[str, float] = ("", 0.0)
-    """(product, start): that many seconds after these faults began, connections that are open then forget that they
-    subscribed to the product: nothing comes of it, with no word, until it is subscribed again."""
+    """(product, start): `start` seconds after these faults began, the connections then open lose their subscription to
+    the product without a message, until it is subscribed again."""
     oversized: float = 0.0
-    """A message of 6 MB comes every so many seconds of a connection; 0 never."""
+    """Seconds between two messages of 6 MB on a connection; 0: never."""
     rest_429: float = 0.0
-    """Probability that REST answers 429, beyond its rate limit."""
+    """Probability that REST answers 429, in addition to its rate limit."""
     rest_500: float = 0.0
     """Probability that REST answers 500."""
     rest_slow: float = 0.0
     """Seconds that each REST answer takes."""
     rest_stale: float = 0.0
-    """Pages of trades are so many seconds old, as those of a cache."""
+    """Age of pages of trades in seconds, as if they came from a cache."""
     rest_truncated: float = 0.0
     """Probability that a REST answer ends in the middle of its JSON."""
 
@@ -66,7 +65,7 @@ class Faults:
     def parse(cls, text: str) -> Faults:
         """Faults from `drop=0.01,silence=20s+10s,mute=BTC-USD@20s,rest-429=0.2`; empty text means none.
 
-        Raises ConfigurationError for unknown names and values that can't be.
+        Raises ConfigurationError for unknown names and invalid values.
         """
         given: dict[str, int | float | tuple[float | str, float]] = {}
         for item in filter(None, (part.strip() for part in text.split(","))):
@@ -96,7 +95,7 @@ class Faults:
 
     @property
     def touch_messages(self) -> bool:
-        """Whether single trade messages are dropped, doubled, moved or mixed with garbage."""
+        """Whether there are faults of single trade messages: dropped, repeated, reordered, or garbage in between."""
         return bool(self.drop or self.duplicate or self.reorder or self.garbage)
 
 
@@ -157,10 +156,10 @@ _READERS: dict[str, Callable[[str, str], int | float | tuple[float | str, float]
 
 
 class MessageFaults:
-    """The faults of one connection's trade messages; remembers what it holds back."""
+    """The faults of one connection's trade messages, with the message that is held back."""
 
     def __init__(self, seed: int, product_id: str) -> None:
-        """`product_id` is named in garbage, so that a sloppy reader takes it for a trade of that product."""
+        """`product_id` is put into garbage, so that a sloppy reader takes it for a trade of that product."""
         self._random = random.Random(seed)  # noqa: S311  nothing secret
         self._held: bytes | None = None
         self._held_for = 0
@@ -183,7 +182,7 @@ class MessageFaults:
         self._garbage_next = 0
 
     def through(self, frames: Iterable[bytes], faults: Faults) -> list[bytes]:
-        """What of `frames` is sent now, and in which order."""
+        """The frames to send now for `frames`, in order."""
         chance = self._random.random
         sent: list[bytes] = []
         for message in frames:
@@ -204,14 +203,14 @@ class MessageFaults:
         return sent
 
     def release(self) -> list[bytes]:
-        """The message that is held back, if any: no message stays away for good."""
+        """The message that is held back, if any, so that it is not lost."""
         held = [] if self._held is None else [self._held]
         self._held = None
         return held
 
 
 def oversized_frame(product_id: str) -> bytes:
-    """A well-formed message of another type, larger than any that a trade feed should send."""
+    """A well-formed message of another type, larger than any on a real trade feed."""
     level = b'["0.00000001","0.00000001"]'
     levels = b",".join([level] * (OVERSIZED_BYTES // (len(level) + 1)))
     return frame(b'{"type":"snapshot","product_id":"%s","asks":[%s],"bids":[]}' % (product_id.encode(), levels))

@@ -1,4 +1,4 @@
-"""What the market has traded, for REST and the judge: each product's newest trades in bounded memory."""
+"""The market's trades, for REST and the judge: each product's newest ones, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from cryptopulse.simulator.market import RECORD, Ints, Trades
 from cryptopulse.simulator.products import SimulatedProduct
 
 PRODUCT_TRADES_MIN = 2000
-"""However unpopular a product, this many of its trades are kept: two pages of REST."""
+"""Least number of trades kept per product: two pages of REST."""
 
 
 class History:
-    """Rings of trades, one a product, sized by the product's share of the market.
+    """Ring buffers of trades, one per product, sized by the product's share of the market.
 
-    Blocks enter as they are generated; a trade is visible once it is published. Ids are dense, so a trade's
-    place follows from its id.
+    Blocks are added as they are generated; a trade is visible once it is published. Ids are dense, so a trade's place
+    in the buffer follows from its id.
     """
 
     def __init__(self, products: Sequence[SimulatedProduct], trades_max: int) -> None:
-        """`trades_max` is how many trades are kept over all products, at least."""
+        """`trades_max`: about how many trades are kept over all products, at least."""
         self._first = np.array([product.first_trade_id for product in products], dtype=np.int64)
         self._next = self._first.copy()
         self.published: Ints = self._first - 1
-        """Newest published id of each product; one under the first id when there is none."""
+        """Newest published id of each product; its first id - 1 when there is none."""
         self._skipped: list[list[int]] = [[] for _ in products]
-        # An eighth on top: a random stream strays from the shares.
+        # An eighth more, because a random stream deviates from the shares.
         self._rings = [
             np.empty(max(int(product.weight * trades_max * 1.125), PRODUCT_TRADES_MIN), dtype=RECORD)
             for product in products
         ]
 
     def add(self, block: Trades) -> None:
-        """Takes in a block that will be published piece by piece."""
+        """Adds a block that will be published in parts."""
         by_product = np.argsort(block["product"], kind="stable")
         ordered = block[by_product]
         numbers, starts = np.unique(ordered["product"], return_index=True)
@@ -49,29 +49,29 @@ class History:
             ring[: len(newest) - len(head)] = newest[len(head) :]
 
     def publish(self, trades: Trades) -> None:
-        """Makes trades visible: the next ones of a block that was added."""
+        """Makes the next trades of an added block visible."""
         np.maximum.at(self.published, trades["product"], trades["trade_id"])
 
     def skip(self, trades: Trades) -> None:
-        """There never were such trades: to be called for them in the place of `publish`."""
+        """Removes the next trades of an added block, as if they never were: call it instead of `publish`."""
         for trade in trades:
             self._skipped[trade["product"]].append(int(trade["trade_id"]))
 
     def skipped(self, number: int) -> list[int]:
-        """The ids under the newest one that no trade has."""
+        """The ids up to the newest one that no trade has."""
         ids = self._skipped[number]
         return ids[: bisect_right(ids, self.last_id(number))]
 
     def first_id(self, number: int) -> int:
-        """The id with which the product started."""
+        """The product's first id."""
         return int(self._first[number])
 
     def last_id(self, number: int) -> int:
-        """The newest published id; one under the first id when nothing is published."""
+        """The newest published id; the first id - 1 when nothing is published."""
         return int(self.published[number])
 
     def first_held_id(self, number: int) -> int:
-        """The oldest id of the product that is still held."""
+        """The oldest id of the product that is still kept."""
         return max(int(self._first[number]), int(self._next[number]) - len(self._rings[number]))
 
     def count(self) -> int:
@@ -80,7 +80,7 @@ class History:
         return int((self.published - self._first + 1).sum()) - skipped
 
     def between(self, number: int, low: int, high: int) -> Trades:
-        """Published trades of a product with `low` <= id <= `high`, as far as held, in the order of ids."""
+        """Published trades of a product with `low` <= id <= `high`, as far as kept, in the order of ids."""
         ring = self._rings[number]
         low = max(low, self.first_held_id(number))
         high = min(high, int(self.published[number]))
@@ -100,5 +100,5 @@ class History:
         high = min(after - 1, self.last_id(number))
         low = high - count + 1
         while len(found := self.between(number, low, high)) < count and low > self.first_held_id(number):
-            low -= count - len(found)  # so many ids were skipped
+            low -= count - len(found)  # makes up for skipped ids
         return found

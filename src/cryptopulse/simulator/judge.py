@@ -1,4 +1,4 @@
-"""What the simulator says about itself: the ledger against which a pipeline is judged, and its switches.
+"""The simulator's control interface: the ledger with which a pipeline is compared, and commands for tests.
 
 `GET /simulator/ledger`, `GET /simulator/trades/{product}?from=&to=`, `POST /simulator/stop_trading`,
 `POST /simulator/faults` (body: faults in their short form), `POST /simulator/rest` (body: JSON of `orders.Orders`).
@@ -24,14 +24,14 @@ log = structlog.get_logger()
 
 _SKIPPED_MAX = 10_000
 _TRADES_MAX = 100_000
-"""Trades in one answer, about 12 MB; ask again for more."""
+"""Trades in one answer, about 12 MB; more need further requests."""
 
 
 class Judge:
-    """Answers everything under `/simulator/`; never touched by faults or limits."""
+    """Answers everything under `/simulator/`; faults and limits don't apply to it."""
 
     def __init__(self, venue: Venue, rest: Rest, stop_trading: Callable[[], None]) -> None:
-        """`stop_trading` ends the market and sends on what was still waiting."""
+        """`stop_trading` ends the market and sends the waiting trades."""
         self._venue = venue
         self._rest = rest
         self._stop_trading = stop_trading
@@ -62,7 +62,7 @@ class Judge:
         return HttpResponse(encode({"message": "NotFound"}), HTTPStatus.NOT_FOUND)
 
     def ledger(self) -> dict[str, object]:
-        """Everything published so far; products without a trade are left out."""
+        """Counts of everything published so far, without products that have no trade."""
         venue, history = self._venue, self._venue.history
         products = {}
         for number, product in enumerate(venue.products):
@@ -89,7 +89,7 @@ class Judge:
         }
 
     def _episode(self, played: PlayedEpisode) -> dict[str, object]:
-        """An episode that has begun; ids are of the product's published trades while its price moved."""
+        """An episode that has begun; the ids are those of the trades published while the price moved."""
         episode, venue = played.episode, self._venue
         published = venue.history.last_id(venue.numbers[episode.product])
         first, last = played.first_trade_id, played.last_trade_id

@@ -1,12 +1,11 @@
 """The simulated market: an endless, seeded stream of trades over market time.
 
-The same seed and parameters give the same trades, whoever listens and however fast: nothing here knows a
-clock or a client. Trades come in blocks of columns, since forming them one by one would be far slower.
+The same seed and parameters give the same trades, independent of clock and clients. Trades come in blocks of columns,
+since making them one by one would be far slower.
 
-Prices are calm by construction. A product's price is its level times 1 + a sum of random functions of time,
-each bounded in height and slope (`_WAVES`), so the widest range within any two minutes can be added up
-beforehand: under 0.25 %, and 0.17 % for ticks and sweeps of the coarsest product. The default alert rule
-needs 1 %.
+Prices are calm by construction. A product's price is its level times 1 + a sum of random functions of time, each
+bounded in height and slope (`_WAVES`). So the widest range within any two minutes is known: under 0.25 %, plus 0.17 %
+for ticks and sweeps of the coarsest product. The default alert rule needs 1 %.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ _WAVES = (
     (43_200.0, 0.02),
 )
 
-# Fills of one taker order: three quarters have one, a few sweep dozens of levels (32 at one instant were
-# recorded on a quiet minute). Shares, and the mean that follows: 1, 1 + geometric(0.35), 20..60.
+# Fills of one taker order: three quarters have one, a few sweep dozens of levels (32 at one instant were recorded in a
+# quiet minute). Shares of orders with 1, 1 + geometric(0.35) and 20..60 fills, and the mean number of fills.
 _SINGLE, _SEVERAL, _SWEEP = 0.75, 0.24, 0.01
 _FILLS_MEAN = _SINGLE + _SEVERAL * (1 + 1 / 0.35) + _SWEEP * 40
 
 _BREATH_S = 7.0
-"""The market is busier and quieter in turn within this time; over each such span it keeps its rate."""
+"""Period in which the market gets busier and quieter; the mean over a period is the rate."""
 
 _EPISODE_TRADES_PER_S = 20.0
-"""Trades of a product come at least this much denser during its episode: people notice a crash."""
+"""Least additional trades of a product per second during its episode, because people react to a crash."""
 
 _SWEEP_RANGE = 0.0003
-"""A sweep walks at most this share of the price through the book."""
+"""A sweep moves at most this share of the price through the book."""
 
 _SIZE_UNITS_MAX = 9e11
 """Sizes stay under 1e12 units of the base currency, beyond what is seen on the exchange."""
@@ -64,16 +63,16 @@ RECORD = np.dtype(
         ("taker", np.int64),
     ]
 )
-"""A trade: `time_us` microseconds since the start of trading, `product` index in the catalogue, `price` and
-`size` integers of the product's smallest steps, `maker_sell` whether the maker sold (the taker bought),
-`taker` the id of the first fill of the same taker order."""
+"""A trade: `time_us` microseconds since the start of trading; `product` index in the catalogue; `price` and `size`
+integers in the product's smallest steps; `maker_sell` whether the maker sold (the taker bought); `taker` the id of the
+first fill of the same taker order."""
 
 Trades = np.ndarray[tuple[int], np.dtype[np.void]]
 
 
 @dataclass(slots=True)
 class PlayedEpisode:
-    """What an episode came to: ids of the product's first and last trade during it, None before any."""
+    """An episode with the ids of the product's first and last trade during it, None before there is one."""
 
     episode: StagedEpisode
     first_trade_id: int | None = None
@@ -86,9 +85,9 @@ class SimulatedMarket:
     def __init__(
         self, products: Sequence[SimulatedProduct], rate: float, seed: int, episodes: Sequence[StagedEpisode] = ()
     ) -> None:
-        """`rate` is the mean number of trades a second of market time over all products.
+        """`rate`: mean trades per second of market time, all products together.
 
-        Raises ConfigurationError when an episode's product is not traded.
+        Raises ConfigurationError when the product of an episode is not traded.
         """
         check_products(episodes, (product.product_id for product in products))
         self.products = tuple(products)
@@ -102,16 +101,16 @@ class SimulatedMarket:
         self._levels = np.array([product.price_ticks for product in products], dtype=np.float64)
         self._tick = np.array([product.tick for product in products])
         self._units = np.array([10.0**product.size_decimals for product in products])
-        # Books have about a level every 0.1 basis points, at least one tick apart.
+        # Order books have about one level per 0.1 basis points, at least one tick apart.
         self._level_step = np.maximum(np.round(self._levels * 1e-5), 1).astype(np.int64)
         self._sweep_max = np.maximum(self._levels * _SWEEP_RANGE, 1).astype(np.int64)
-        self._made = 0  # trades so far, those of episodes aside
+        self._made = 0  # trades so far, without those of episodes
         self._next_id = np.array([product.first_trade_id for product in products], dtype=np.int64)
         self._sequence = self._next_id * 120  # about the relation seen on BTC-USD
 
     def blocks(self) -> Iterator[Trades]:
         """Trades in the order of time, and of `trade_id` within a product, without end."""
-        # About a thousand trades a block: enough for NumPy to pay off, little enough to be formed in 2 ms.
+        # About a thousand trades per block: enough for NumPy to pay off, few enough to be made in 2 ms.
         length_s = min(max(1000 / self._rate, 0.05), 10.0)
         number = 0
         while True:
@@ -152,7 +151,7 @@ class SimulatedMarket:
         """Taker orders of a block in the order of time: time, product, whether the maker sells, whether scripted."""
         rng = self._rng
         end_s = start_s + length_s
-        # The pace breathes by a fifth around the rate; so many trades are due by the end.
+        # The rate varies by a fifth; `due` trades must have been made by the end of the block.
         breath = 2 * np.pi / _BREATH_S
         due = float(self._rate * (end_s - 0.2 * np.sin(breath * end_s) / breath))
         count = int(rng.poisson(max(due - self._made, 0) / _FILLS_MEAN))
@@ -191,7 +190,7 @@ class SimulatedMarket:
         return best
 
     def _swept(self, best: Ints, trades: Trades, first_fill: Ints) -> Ints:
-        """Prices of fills: each order walks monotonously away from the best price, level by level."""
+        """Prices of fills: each order moves monotonically away from the best price, level by level."""
         deeper = np.cumsum(self._rng.random(len(best)) < 0.4)
         level = deeper - deeper[first_fill] if len(best) else deeper
         product = trades["product"]
@@ -200,7 +199,7 @@ class SimulatedMarket:
         return price
 
     def _sizes(self, trades: Trades) -> Ints:
-        """Sizes of a heavy-tailed value in quote currency: median 120, one in a thousand over 30,000."""
+        """Sizes whose values in quote currency are heavy-tailed: median 120, one in a thousand over 30,000."""
         product = trades["product"]
         value = self._rng.lognormal(np.log(120), 1.8, len(trades))
         units = np.minimum(value / (trades["price"] * self._tick[product]), _SIZE_UNITS_MAX)
@@ -222,14 +221,14 @@ class SimulatedMarket:
 
 
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Scrambles 64-bit values (the finaliser of SplitMix64): neighbours come out unrelated."""
+    """Hashes 64-bit values (the finaliser of SplitMix64), so that neighbours become unrelated."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def _wave(keys: npt.NDArray[np.uint64], number: int, time_s: Floats, spacing_s: float) -> Floats:
-    """A random function of time within ±1: straight lines between random heights every `spacing_s`."""
+    """A random function of time within ±1: linear between random heights every `spacing_s` seconds."""
     place = time_s / spacing_s
     node = np.floor(place)
     salt = np.uint64((number + 1) * 0xD1B54A32D192ED03 % 2**64)

@@ -1,8 +1,7 @@
-"""What Coinbase's servers say, letter by letter: trades as messages of both WebSocket feeds and of REST.
+"""The exact texts of Coinbase's servers: trades as messages of both WebSocket feeds and of REST.
 
-Field order and formats follow recordings of the real feeds: decimal strings without trailing zeros on
-WebSockets and with at least eight decimals on REST; times with six digits, on Advanced Trade with trailing
-zeros cut.
+Field order and formats follow recordings of the real feeds. Decimals are strings: without trailing zeros on WebSockets,
+with at least eight decimals on REST. Times have six decimals of a second, on Advanced Trade without trailing zeros.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from cryptopulse.simulator.products import SimulatedProduct
 encode = msgspec.json.encode
 
 _HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
-# Where the 32 hex digits of an order id stand among its 36 characters.
+# Positions of the 32 hex digits of an order id among its 36 characters.
 _HEX_PLACES = np.array([i for i in range(36) if i not in (8, 13, 18, 23)])
 
 
@@ -40,20 +39,20 @@ def fixed_text(value: int, decimals: int) -> str:
 
 
 def iso_micros(time_us: int) -> str:
-    """UTC time with six digits from microseconds since 1970: "2026-07-07T22:58:17.164892Z"."""
+    """UTC time with six decimals from microseconds since 1970: "2026-07-07T22:58:17.164892Z"."""
     seconds, micros = divmod(time_us, 1_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}Z"
 
 
 def iso_nanos(time_ns: int) -> str:
-    """UTC time with up to nine digits and trailing zeros cut, as Advanced Trade's envelopes have it."""
+    """UTC time from ns since 1970, up to nine decimals without trailing zeros, as in Advanced Trade's envelopes."""
     seconds, nanos = divmod(time_ns, 1_000_000_000)
     text = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
     return f"{text}.{nanos:09d}".rstrip("0").rstrip(".") + "Z"
 
 
 def order_ids(keys: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64], salt: int) -> str:
-    """Ids of orders, 36 characters each, one after the other: a function of product key and number."""
+    """Order ids as one string, 36 characters each: a function of product key, number and salt."""
     source = keys + numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
     words = np.empty((len(keys), 2), dtype=">u8")
     words[:, 0] = mix(source)
@@ -63,7 +62,7 @@ def order_ids(keys: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64], salt
     nibbles = np.empty((len(keys), 32), dtype=np.uint8)
     nibbles[:, 0::2] = octets >> 4
     nibbles[:, 1::2] = octets & 15
-    nibbles[:, 12] = 4  # a random UUID says so here
+    nibbles[:, 12] = 4  # the version of a random UUID
     nibbles[:, 16] = 8 | (nibbles[:, 16] & 3)
     text[:, _HEX_PLACES] = _HEX[nibbles]
     return text.tobytes().decode("ascii")
@@ -80,13 +79,13 @@ class Writer:
         self._keys = np.array([product.key for product in products], dtype=np.uint64)
 
     def times(self, trades: Trades) -> list[str]:
-        """Times of trades with six digits, without the Z."""
+        """UTC times of trades with six decimals, without the Z."""
         stamps = (trades["time_us"] + self.start_us).astype("datetime64[us]")
         texts: list[str] = np.datetime_as_string(stamps, unit="us").tolist()
         return texts
 
     def matches(self, trades: Trades, kind: str = "match") -> list[bytes]:
-        """Exchange messages, one a trade; `kind` is match or last_match."""
+        """Exchange messages, one per trade; `kind` is match or last_match."""
         keys = self._keys[trades["product"]]
         makers = order_ids(keys, trades["trade_id"], 1)
         takers = order_ids(keys, trades["taker"], 2)
@@ -126,7 +125,7 @@ class Writer:
         return texts
 
     def rest_trades(self, trades: Trades, *, fixed: bool = True) -> list[dict[str, object]]:
-        """Trades as REST answers them; `fixed` False: price and size as on the WebSocket."""
+        """Trades as in REST answers; `fixed` False: price and size as on the WebSocket."""
         write = fixed_text if fixed else decimal_text
         columns = (trades[name].tolist() for name in ("trade_id", "product", "price", "size", "maker_sell"))
         return [
@@ -142,7 +141,7 @@ class Writer:
 
 
 def exchange_heartbeat(product_id: str, last_trade_id: int, sequence: int, time_us: int) -> bytes:
-    """A heartbeat of one product; `last_trade_id` 0 before the product's first trade."""
+    """A heartbeat of one product; `last_trade_id` is 0 before the product's first trade."""
     return (
         f'{{"type":"heartbeat","last_trade_id":{last_trade_id},"product_id":"{product_id}",'
         f'"sequence":{sequence},"time":"{iso_micros(time_us)}"}}'
@@ -150,7 +149,7 @@ def exchange_heartbeat(product_id: str, last_trade_id: int, sequence: int, time_
 
 
 def exchange_subscriptions(channels: dict[str, Iterable[str]]) -> bytes:
-    """The answer to subscribe and unsubscribe: all channels of the connection with their products."""
+    """The answer to subscribing and unsubscribing: all channels of the connection with their products."""
     listed = [{"name": name, "product_ids": list(ids), "account_ids": None} for name, ids in channels.items()]
     return encode({"type": "subscriptions", "channels": listed})
 
@@ -172,7 +171,7 @@ def advanced_market_trades(kind: str, trades: Iterable[bytes]) -> bytes:
 
 
 def advanced_heartbeat(time_ns: int, counter: int) -> bytes:
-    """The events of heartbeats, the time written as a Go program prints it."""
+    """The events of heartbeats; the time is written as a Go program prints it."""
     seconds, nanos = divmod(time_ns, 1_000_000_000)
     time = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}.{nanos:09d}"
     current = f"{time} +0000 UTC m=+{counter}.{nanos:09d}"

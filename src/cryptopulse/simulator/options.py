@@ -1,4 +1,4 @@
-"""What can be asked of a simulator."""
+"""The simulator's options."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ Start = Literal["at_once", "first_subscription", "all_subscribed"]
 
 @dataclass(frozen=True, slots=True)
 class SimulatorOptions:
-    """A simulator; raises ConfigurationError for what can't be."""
+    """Options of a simulator. Raises ConfigurationError for invalid ones."""
 
     products: int | Sequence[str] = 20
     """How many products, or which ones. The first ones are the most popular."""
     rate: float = 100.0
-    """Mean trades a second of market time, all products together; episodes come on top."""
+    """Mean trades per second of market time, all products together; trades of episodes are additional."""
     seed: int = 1
     """The same seed and market parameters give the same trades."""
     host: str = "127.0.0.1"
     port: int = 8765
-    """0 takes any free port."""
+    """0: any free port."""
     episodes: Sequence[StagedEpisode] = ()
     """Scripted crashes and surges."""
     faults: Faults = field(default_factory=Faults)
     faults_seed: int = 1
     """Seed of the faults; the market does not depend on it."""
     speed: float = 1.0
-    """Seconds of market time in a second; 0: as fast as the readers take it."""
+    """Seconds of market time per second; 0: as fast as the readers can take."""
     start: Start = "at_once"
-    """When trading starts: at once, with the first subscription to trades, or when every product has a
-    subscriber (then readers that connect in time receive every trade)."""
+    """When trading starts: at once, with the first subscription to trades, or when every product has a subscriber (so
+    that these receive every trade)."""
     trades_max: int | None = None
     """Trading stops after this many trades; None: never."""
     history: int = 1_000_000
-    """Newest trades that REST can answer, all products together (about 50 bytes each)."""
+    """How many of the newest trades REST can return, all products together (about 50 bytes each)."""
     start_time_ns: int | None = None
-    """Market time at the start of trading, nanoseconds UTC since 1970; None: the time of day then."""
+    """Market time at the start of trading, nanoseconds UTC since 1970; None: the real time."""
     recording: Path | None = None
     """Serve this recording instead of a market."""
     subscribe_within_s: float = 5.0
-    """Connections that have not subscribed by then are closed."""
+    """Connections that have not subscribed after this time are closed."""
     unsent_max_bytes: int = 64 * 1024 * 1024
-    """A reader that leaves more than this unread is cut off, unless `speed` is 0."""
+    """A reader with more unread bytes than this is cut off, unless `speed` is 0."""
     rest_limit: bool = True
-    """Whether REST answers 429 beyond 10 requests a second and address (bursts of 15)."""
+    """Whether REST answers 429 beyond 10 requests per second and address (bursts of 15)."""
 
     def __post_init__(self) -> None:
-        """Checks everything that can be checked before serving."""
+        """Validates the options. Raises ConfigurationError."""
         if not 0 < self.rate <= 1_000_000:
             raise ConfigurationError(f"Rate {self.rate}: give trades a second over 0 and up to 1,000,000.")
         if not self.seed >= 0 or not self.faults_seed >= 0:

@@ -1,4 +1,4 @@
-"""What is traded in the simulated market: products with their ticks, price levels and popularity."""
+"""The products of the simulated market, with their ticks, price levels and popularity."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.products import is_product_id
 
 PRODUCTS_MAX = 2000
-"""More products than Coinbase has; bounds what one simulator holds in memory."""
+"""More products than Coinbase has; bounds the memory of a simulator."""
 
 PRICE_TICKS_MIN = 2400
-"""A price is at least this many ticks, so that one tick is at most 0.042 %: a coarser product would crash and
-surge by the default rule whenever its price moved by a few ticks."""
+"""A price is at least this many ticks, so that one tick is at most 0.042 %. With coarser ticks, a few of them would be
+a crash or surge by the default rule."""
 
 
-# Price level, decimals of the price and the first trade id of the run, near what Coinbase showed in 2026. The
-# last ones are there for their size: a tick of 1e-8, and a price under 1e-8 with sizes of billions of units.
+# Price level, decimals of the price and first trade id of a run, near Coinbase's in 2026. SHIB has a tick of 1e-8,
+# ZILCH a price under 1e-8 with sizes of billions of units.
 _KNOWN: dict[str, tuple[float, int, int]] = {
     "BTC-USD": (63_519.28, 2, 1_052_119_288),
     "ETH-USD": (1_919.49, 2, 825_468_236),
@@ -48,13 +48,13 @@ class SimulatedProduct:
     price_decimals: int
     size_decimals: int
     price_ticks: int
-    """Price level around which the product trades."""
+    """Price level around which the product trades, in ticks."""
     first_trade_id: int
     """Id of the product's first trade in a run."""
     weight: float
-    """Share of the market's trades, all products together 1."""
+    """Share of the market's trades; the sum over all products is 1."""
     key: int
-    """64 bits that are the product's own, for its random paths and order ids."""
+    """A 64-bit seed of the product, for its random prices and order ids."""
 
     @property
     def tick(self) -> float:
@@ -65,8 +65,8 @@ class SimulatedProduct:
 def catalogue(products: int | Sequence[str], seed: int) -> tuple[SimulatedProduct, ...]:
     """The products of a market, the popular ones first.
 
-    `products` is a number (well-known names first, then generated ones) or a list of product ids. A product's
-    ticks and price level depend on its id alone, its random paths on id and `seed`, its popularity on rank.
+    `products`: a number (well-known names first, then generated ones) or a list of product ids. Ticks and price level
+    of a product depend only on its id, its random prices on id and `seed`, its popularity on its rank.
 
     Raises ConfigurationError for a bad id, a repeated id, or a number out of range.
     """
@@ -75,7 +75,7 @@ def catalogue(products: int | Sequence[str], seed: int) -> tuple[SimulatedProduc
         raise ConfigurationError(f"A simulated market has 1 to {PRODUCTS_MAX} products, not {len(ids)}.")
     if len(set(ids)) != len(ids):
         raise ConfigurationError("A product is named twice: name each product of the simulated market once.")
-    # Heavy-tailed popularity: of 100 products the first ten make two thirds of the trades.
+    # Heavy-tailed popularity: the first ten of 100 products make two thirds of the trades.
     weights = 1.0 / np.arange(1, len(ids) + 1) ** 1.1
     weights /= weights.sum()
     made = []
@@ -91,7 +91,7 @@ def catalogue(products: int | Sequence[str], seed: int) -> tuple[SimulatedProduc
             decimals = min(max(math.ceil(math.log10(2 * PRICE_TICKS_MIN / price)), 2), 12)
             price = max(round(price, decimals), PRICE_TICKS_MIN * 10.0**-decimals)
             first_id = int(10 ** rng.uniform(4, 8.5))
-        # Units cost between 0.01 and 0.1 cent, as on the exchange: 8 decimals for BTC, none for cheap coins.
+        # The smallest size costs 0.01 to 0.1 cent, as on the exchange: 8 decimals for BTC, none for cheap coins.
         size_decimals = min(max(math.ceil(math.log10(price)) + 4, 0), 8)
         key = int(np.random.SeedSequence([seed, name_hash]).generate_state(1, np.uint64)[0])
         ticks = round(price * 10**decimals)

@@ -1,7 +1,7 @@
-"""Serving a recording: each connection gets it from its first message on, once it has subscribed to anything.
+"""Serves a recording: each connection gets it from the beginning, once it has sent a message.
 
-Messages go out exactly as they were recorded, in the file's order, whatever products and channels were asked
-for. At the end the connection stays open and silent.
+Messages are sent exactly as recorded, in the file's order, whatever products and channels are subscribed to. At the
+end the connection stays open and silent.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from cryptopulse.simulator.wire import ServerConnection, frame
 log = structlog.get_logger()
 
 Timeline = list[tuple[float, bytes]]
-"""Frames, each with its time in seconds after the first."""
+"""Frames, each with its time in seconds after the first one."""
 
 _TOGETHER_S = 0.005
-"""Messages due within this time go out together."""
+"""Messages due within this time are sent together."""
 _TOGETHER_MAX = 500
 
 
 class _Stamp(msgspec.Struct):
-    """Where the feeds' messages keep their time."""
+    """The fields that have the time in the feeds' messages."""
 
     time: str | None = None
     timestamp: str | None = None
@@ -43,8 +43,8 @@ _stamp = msgspec.json.Decoder(_Stamp).decode
 def load_timeline(path: Path) -> Timeline:
     """Reads a recording to be served.
 
-    A message is due at its time of receipt, else at the time that it carries, else with the one before; never
-    before an earlier message. Raises ConfigurationError when the file is broken.
+    A message is due at its time of receipt, else at the time in the message, else with the previous one; never before
+    an earlier message. Raises ConfigurationError when the file is broken.
     """
     frames: Timeline = []
     first: int | None = None
@@ -76,19 +76,19 @@ class RecordingSession(ClientSession):
         changed: Callable[[ClientSession], None],
         frames: Timeline,
     ) -> None:
-        """`frames` are what it gets; see ClientSession for the rest."""
+        """`frames`: the recording; for the rest see ClientSession."""
         super().__init__(socket, venue, number, changed)
         self._frames = frames
         self._playing: asyncio.Task[None] | None = None
 
     def on_message(self, message: bytes) -> None:  # noqa: ARG002  whatever is asked for, there is one recording
-        """The first message starts the recording."""
+        """Starts the recording at the first message."""
         if self._playing is None:
             self.subscriptions_changed()
             self._playing = asyncio.ensure_future(self._play())
 
     def on_closed(self) -> None:
-        """The connection is gone."""
+        """Stops the recording."""
         super().on_closed()
         if self._playing is not None:
             self._playing.cancel()
@@ -111,10 +111,10 @@ class RecordingSession(ClientSession):
         log.info("simulator_recording_served", connection=self.number, messages=at)
 
     def publish(self, batch: Batch) -> None:
-        """Nothing: there is no market."""
+        """Does nothing: there is no market."""
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Does nothing: nothing is batched."""
 
     def heartbeat(self, counter: int) -> None:
-        """Nothing: the recording has its own."""
+        """Does nothing: the recording has its own heartbeats."""

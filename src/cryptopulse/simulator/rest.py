@@ -1,4 +1,4 @@
-"""REST of the simulated exchange: products, trades and candles, with its limits and its faults."""
+"""REST of the simulated exchange: products, trades and candles, with rate limits and faults."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from cryptopulse.token_bucket import TokenBucket
 _PAGE_MAX = 1000
 _CANDLES_MAX = 300
 _STALE_TRADES_MAX = 20_000
-"""More trades of one product than this are not made within the age of a stale page."""
+"""More than the trades that one product makes within the age of a stale page."""
 _GRANULARITIES = (60, 300, 900, 3600, 21600, 86400)
 _RATE_PER_S, _BURST = 10.0, 15
 
 
 class _RequestRefused(Exception):
-    """A request that gets an error answer."""
+    """A request that is answered with an error."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class _RequestRefused(Exception):
 
 
 class Rest:
-    """Answers `/products` and what is under it."""
+    """Answers `/products` and everything below it."""
 
     def __init__(self, venue: Venue) -> None:
         """Answers about `venue`."""
@@ -46,10 +46,10 @@ class Rest:
         self._allowance: defaultdict[str, TokenBucket] = defaultdict(lambda: TokenBucket(_BURST, 1 / _RATE_PER_S))
         self.orders = Orders()
         self.requests: Counter[str] = Counter()
-        """Requests by the last part of their path: `products`, `trades`, `candles`; refused ones count as well."""
+        """Requests by the last part of their path: `products`, `trades`, `candles`; includes refused ones."""
 
     async def respond(self, request: HttpRequest) -> HttpResponse:
-        """Answers one request: slowly, wrongly or not at all as the faults say."""
+        """Answers one request, with the faults that are set."""
         faults = self._venue.faults
         self.requests[request.path.rstrip("/").rpartition("/")[2]] += 1
         if faults.rest_slow:
@@ -90,7 +90,7 @@ class Rest:
         return number
 
     def _trades(self, number: int, query: Mapping[str, str]) -> HttpResponse:
-        """A page, newest first: the newest ids below `after`, the newest of all above `before`."""
+        """A page, newest first: the newest ids below `after`, without those up to `before`."""
         venue, history = self._venue, self._venue.history
         newest = history.last_id(number)
         if venue.faults.rest_stale:
@@ -113,7 +113,7 @@ class Rest:
         return HttpResponse(encode(rows), headers=headers)
 
     def _candles(self, number: int, query: Mapping[str, str]) -> HttpResponse:
-        """Rows of [time, low, high, open, close, volume], newest first; spans without trades are left out."""
+        """Rows of [time, low, high, open, close, volume], newest first, without spans that have no trades."""
         granularity = _whole(query, "granularity", 60)
         if granularity not in _GRANULARITIES:
             raise _RequestRefused(HTTPStatus.BAD_REQUEST, "Unsupported granularity")
@@ -182,7 +182,7 @@ def _whole(query: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _moment(query: Mapping[str, str], name: str, default: int) -> int:
-    """A time as epoch seconds or ISO 8601 (UTC when it does not say), in seconds since 1970."""
+    """A time given in seconds since 1970 or as ISO 8601 (UTC without an offset), as seconds since 1970."""
     text = query.get(name)
     if text is None:
         return default

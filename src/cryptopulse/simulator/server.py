@@ -30,15 +30,15 @@ from cryptopulse.simulator.wire import HttpRequest, HttpResponse, Port, ServerCo
 log = structlog.get_logger()
 
 _GAP_S = 0.005
-"""Trades that are due within this time leave together; the delay that it adds is below what is measured."""
+"""Trades due within this time are sent together; the delay that this adds is too small to be measured."""
 _PUBLISH_MAX = 2000
-"""Trades published before other connections' requests are looked at (about 10 ms)."""
+"""Trades published at a time (about 10 ms), before requests of other connections are handled."""
 _BATCHING_S = 0.25
 """Advanced Trade sends updates this often (documented, and seen in recordings)."""
 _TICK_S = 0.05
 """Precision of deadlines and of faults of connections."""
 _WRITE_MARK = 1024 * 1024
-"""Unsent bytes at which a reader counts as behind (matters at speed 0 and for recordings)."""
+"""Unsent bytes at which a reader counts as slow (used at speed 0 and for recordings)."""
 _GOODBYE_S = 1.0
 _GOING_AWAY = 1001  # RFC 6455, 7.4.1
 
@@ -47,7 +47,7 @@ class Simulator:
     """A simulated exchange with its connections."""
 
     def __init__(self, options: SimulatorOptions) -> None:
-        """Reads the recording, if there is one; ConfigurationError when it is broken."""
+        """Reads the recording, if there is one. Raises ConfigurationError when it is broken."""
         self.venue = Venue(options)
         self._recording: Timeline | None = load_timeline(options.recording) if options.recording else None
         self._rest = Rest(self.venue)
@@ -64,7 +64,7 @@ class Simulator:
         return await self._rest.respond(request)
 
     def accept(self, socket: ServerConnection, path: str) -> ClientSession | None:
-        """Takes a WebSocket connection."""
+        """Makes the session of a WebSocket connection; None for an unknown path."""
         feeds = {"/": ExchangeSession, "/exchange": ExchangeSession, "/advanced": AdvancedSession}
         feed = feeds.get(path)
         if feed is None:
@@ -104,7 +104,7 @@ class Simulator:
             tasks.create_task(self._every(_TICK_S, lambda session: session.tick(time.monotonic())))
 
     def stop_trading(self) -> None:
-        """Ends the market; connections, heartbeats and REST go on. What was waiting is sent."""
+        """Ends the market and sends the waiting trades; connections, heartbeats and REST go on."""
         self.venue.stopped = True
         if self._market is not None:
             self._market.cancel()
@@ -113,7 +113,7 @@ class Simulator:
             session.release()
 
     async def close(self) -> None:
-        """Says goodbye to all connections; cuts off those that do not take it."""
+        """Closes all connections; cuts those that don't close within a second."""
         for session in list(self._sessions):
             session.socket.close(_GOING_AWAY, "simulator stopped")
         try:
@@ -126,7 +126,7 @@ class Simulator:
                 session.cut()
 
     async def _trade(self) -> None:
-        """Publishes the market's trades as they become due: late when the machine is, never skipping one."""
+        """Publishes the market's trades when they are due: late on a slow machine, but without skipping one."""
         await self.venue.started.wait()
         left = self.venue.options.trades_max
         for block in self.venue.market.blocks():
@@ -153,7 +153,7 @@ class Simulator:
                 await asyncio.sleep((int(times[done]) - self.venue.offset_us()) / 1e6 / speed)
 
     async def _publish_at_once(self, block: Trades) -> None:
-        """Publishes as soon as there is a reader of trades and no reader is behind."""
+        """Publishes as soon as there is a reader of trades; then waits until no reader is behind."""
         while not any(session.traded.any() for session in self._sessions):
             self._stirred.clear()
             await self._stirred.wait()
@@ -175,7 +175,7 @@ class Simulator:
                 do(session)
 
     async def _heartbeats(self) -> None:
-        """Once a second; at speed 1 on the full second of market time, as the exchange does."""
+        """Sends heartbeats once a second; at speed 1 at full seconds of market time, as the exchange does."""
         counter = 0
         while True:
             aligned = self.venue.options.speed == 1 and self.venue.started.is_set()
@@ -187,7 +187,7 @@ class Simulator:
 
 
 async def serve(options: SimulatorOptions, on_ready: Callable[[int], None], stop: asyncio.Event) -> None:
-    """Serves until `stop` is set; `on_ready` gets the port as soon as connections are accepted.
+    """Serves until `stop` is set; calls `on_ready(port)` when it accepts connections.
 
     Raises ConfigurationError when the address can't be used or the recording is broken.
     """
@@ -215,7 +215,7 @@ async def serve(options: SimulatorOptions, on_ready: Callable[[int], None], stop
 
 
 def run(options: SimulatorOptions, on_ready: Callable[[int], None] | None = None) -> None:
-    """Serves until SIGINT or SIGTERM; logs the address when ready. Raises as `serve`."""
+    """Serves until SIGINT or SIGTERM; logs the address when ready. Raises the errors of `serve`."""
 
     def ready(port: int) -> None:
         log.info("simulator_ready", url=f"http://{options.host}:{port}", market=options.recording is None)

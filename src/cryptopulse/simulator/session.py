@@ -1,4 +1,4 @@
-"""What both feeds' connections have in common: deadlines, faults, and readers that are too slow."""
+"""Common to the connections of both feeds: deadlines, faults, and readers that are too slow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ClientSession(ABC):
     def __init__(
         self, socket: ServerConnection, venue: Venue, number: int, changed: Callable[[ClientSession], None]
     ) -> None:
-        """`number` tells connections apart (and seeds their faults); `changed` hears of news."""
+        """`number`: of the connection, also seeds its faults. `changed` is called when the session has changed."""
         self.socket = socket
         self.venue = venue
         self.number = number
@@ -35,9 +35,9 @@ class ClientSession(ABC):
         self.writable = asyncio.Event()
         self.writable.set()
         self.traded: npt.NDArray[np.bool_] = np.zeros(len(venue.products), dtype=bool)
-        """Products whose trades this connection wants."""
+        """Whether the trades of each product are subscribed to."""
         self._channels: dict[str, dict[str, None]] = {}
-        """What is subscribed, by channel; dicts as ordered sets."""
+        """Subscribed products by channel; dicts as ordered sets."""
         self._muted_by: Faults | None = None
         self.subscribed_at: float | None = None
         self._connected_at = time.monotonic()
@@ -47,42 +47,42 @@ class ClientSession(ABC):
 
     @abstractmethod
     def on_message(self, message: bytes) -> None:
-        """The client said something."""
+        """Handles a message of the client."""
 
     @abstractmethod
     def publish(self, batch: Batch) -> None:
-        """Trades were published."""
+        """Sends newly published trades, or keeps them for `flush`."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Sends trades that wait to be batched."""
+        """Sends the trades that wait."""
 
     @abstractmethod
     def heartbeat(self, counter: int) -> None:
-        """A second has passed."""
+        """Sends heartbeats; called every second."""
 
     def on_writable(self, *, writable: bool) -> None:
-        """The reader keeps up again, or does not."""
+        """Called when the reader falls behind, or has caught up."""
         if writable:
             self.writable.set()
         else:
             self.writable.clear()
 
     def on_closed(self) -> None:
-        """The connection is gone."""
+        """Called when the connection has ended."""
         self.closed = True
         self.traded[:] = False
         self.writable.set()
         self._changed(self)
 
     def subscriptions_changed(self) -> None:
-        """To be called by feeds after each accepted subscribe and unsubscribe."""
+        """Feeds call it after each accepted subscribe or unsubscribe."""
         if self.subscribed_at is None:
             self.subscribed_at = self._oversized_at = time.monotonic()
         self._changed(self)
 
     def deliver(self, frames: Sequence[bytes], joined: bytes | None = None) -> None:
-        """Sends trade messages, or what the faults leave of them; `joined` is all of them in one piece."""
+        """Sends trade messages, after applying the faults; `joined`: all `frames` in one piece, if known."""
         faults = self._faults_here
         if faults.touch_messages:
             self.send(b"".join(self._message_faults.through(frames, faults)))
@@ -91,16 +91,16 @@ class ClientSession(ABC):
 
     @property
     def _faults_here(self) -> Faults:
-        """What goes wrong on this connection."""
+        """The faults that apply to this connection."""
         faults = self.venue.faults
         return faults if faults.only in (-1, self.number) else _NO_FAULTS
 
     def release(self) -> None:
-        """Sends what faults held back."""
+        """Sends the message that faults held back, if any."""
         self.send(b"".join(self._message_faults.release()))
 
     def send(self, frames: bytes) -> None:
-        """Sends frames; a reader that leaves too much unread is cut off, as the exchange does."""
+        """Sends frames; cuts off a reader with too many unread bytes, as the exchange does."""
         if not frames or self.closed:
             return
         self.socket.send(frames)
@@ -110,12 +110,12 @@ class ClientSession(ABC):
             self.cut()
 
     def cut(self) -> None:
-        """Ends the connection without a word."""
+        """Ends the connection without a close frame."""
         self.closed = True
         self.socket.abort()
 
     def tick(self, now: float) -> None:
-        """Does what is due at `now` (monotonic seconds): deadline and faults of the connection."""
+        """Applies the deadline and the faults of the connection that are due at `now` (monotonic seconds)."""
         venue, faults = self.venue, self._faults_here
         if self.subscribed_at is None:
             if now - self._connected_at >= venue.options.subscribe_within_s:

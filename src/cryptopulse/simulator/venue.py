@@ -1,4 +1,4 @@
-"""The simulated exchange that all connections share: its market, its clock, and what has been published."""
+"""The simulated exchange that all connections share: its market, its clock, and the published trades."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class Batch:
-    """Trades that are published at once, written at most once for all connections."""
+    """Trades that are published together, encoded at most once for all connections."""
 
     def __init__(self, trades: Trades, writer: Writer) -> None:
         """`trades` are in the order of publication."""
@@ -51,10 +51,10 @@ class Batch:
 
 
 class Venue:
-    """Products, trades so far, and the market's clock."""
+    """Products, published trades, and the market's clock."""
 
     def __init__(self, options: SimulatorOptions) -> None:
-        """Trading does not start by itself: see `start`."""
+        """Does not start trading: see `start`."""
         self.options = options
         self.products = options.catalogue()
         self.numbers = {product.product_id: number for number, product in enumerate(self.products)}
@@ -66,7 +66,7 @@ class Venue:
         self.started = asyncio.Event()
         self.stopped = False
         self.started_ns = 0
-        """Time of day at which trading started."""
+        """When trading started, nanoseconds UTC since 1970."""
         self._started_monotonic = 0.0
         self._published_us = 0
         self._random = random.Random(options.faults_seed)  # noqa: S311  nothing secret
@@ -84,15 +84,15 @@ class Venue:
         log.info("simulator_trading_started", products=len(self.products), rate=self.options.rate)
 
     def set_faults(self, faults: Faults) -> None:
-        """Changes what goes wrong from now on. Raises ConfigurationError for a product that is not traded here."""
+        """Sets the faults from now on. Raises ConfigurationError for a product that is not traded here."""
         product, _ = faults.mute
         if product and product not in self.numbers:
             raise ConfigurationError(f"Fault mute: {product} is not traded here.")
         self.faults, self.faults_since = faults, time.monotonic()
-        """What goes wrong, and since when (monotonic seconds)."""
+        """The faults, and since when (monotonic seconds)."""
 
     def offset_us(self) -> int:
-        """Market time since the start of trading, in microseconds; at speed 0 that of the newest trade."""
+        """Market time since the start of trading, in microseconds; at speed 0 the time of the newest trade."""
         if not self.started.is_set():
             return 0
         if self.options.speed == 0:
@@ -107,7 +107,7 @@ class Venue:
         return (time.time_ns() if start_ns is None else start_ns) // 1000
 
     def publish(self, trades: Trades) -> Batch:
-        """Makes the next trades of the market public."""
+        """Publishes the next trades of the market."""
         if self.faults.skip:
             there = np.array([self._random.random() >= self.faults.skip for _ in trades])
             self.history.skip(trades[~there])
@@ -120,5 +120,5 @@ class Venue:
 
     @cached_property
     def oversized(self) -> bytes:
-        """A frame that is larger than a reader of trades expects."""
+        """A frame that is larger than readers of trades expect."""
         return oversized_frame(self.products[0].product_id)

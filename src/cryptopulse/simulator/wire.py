@@ -1,7 +1,7 @@
 """HTTP and WebSocket on one port: as much HTTP/1.1 as REST needs, and the server side of WebSockets.
 
-`websockets` reads: it accepts the handshake, checks frames, answers pings and closes. Frames are written here, on the
-transport: a batch, formed once for all clients, leaves in one system call, and faults can be put on the wire that no
+The library `websockets` reads: it accepts the handshake, checks frames, answers pings and closes. Frames are written to
+the transport here: a batch, encoded once for all clients, is sent in one system call, and faults can be sent that no
 library would send.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cryptopulse.simulator.session import ClientSession
 
 _HEAD_MAX = 16 * 1024
-_BODY_MAX = 1024 * 1024  # orders hold whole answers
+_BODY_MAX = 1024 * 1024  # `Orders` contain whole answers
 _MESSAGE_MAX = 1024 * 1024  # a subscription of 2,000 products has 30 kB
 
 log = structlog.get_logger()
@@ -49,7 +49,7 @@ class HttpResponse:
     body: bytes
     status: int = HTTPStatus.OK
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Names in lower case; they take the place of those that every answer has."""
+    """Names in lower case; they override the headers that every answer has."""
     truncated: bool = False
     reset: bool = False
 
@@ -72,10 +72,10 @@ class ServerConnection(asyncio.Protocol):
     """One TCP connection: HTTP requests one after the other, then perhaps a WebSocket."""
 
     def __init__(self, respond: Respond, accept: Accept, write_mark: int, connections: set[ServerConnection]) -> None:
-        """`respond` answers HTTP requests; `accept` takes a WebSocket on a path, or refuses it with None.
+        """`respond` answers HTTP requests; `accept` returns the session of a WebSocket on a path, or None to refuse it.
 
-        The session hears `on_writable(False)` when more than `write_mark` bytes are unsent. While open, the connection
-        is one of `connections`.
+        Calls the session's `on_writable(False)` when more than `write_mark` bytes are unsent. The connection is in
+        `connections` while it is open.
         """
         self._respond = respond
         self._accept = accept
@@ -91,7 +91,7 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without saying so
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is one, but does not declare it
         self._transport.set_write_buffer_limits(high=self._write_mark)
         self._connections.add(self)
 
@@ -205,16 +205,16 @@ class ServerConnection(asyncio.Protocol):
 
     @property
     def unsent_bytes(self) -> int:
-        """What the reader has not taken yet, beyond the kernel's buffers."""
+        """Bytes that the reader has not taken yet, without those in the kernel's buffers."""
         return self._transport.get_write_buffer_size()
 
     def close(self, code: int, reason: str) -> None:
-        """Says why and closes once everything is sent."""
+        """Sends a close frame with code and reason, and closes once everything is sent."""
         self.send(frame(code.to_bytes(2) + reason.encode(), Opcode.CLOSE))
         self._transport.close()
 
     def abort(self) -> None:
-        """Cuts the connection; what is unsent is lost."""
+        """Cuts the connection; unsent data are lost."""
         self._transport.abort()
 
     def _upgrade(self, head: bytes, path: str) -> None:
@@ -245,7 +245,7 @@ class ServerConnection(asyncio.Protocol):
                     message = bytes(self._parts)
                     self._parts.clear()
                     self._session.on_message(message)
-        self.send(b"".join(websocket.data_to_send()))  # pongs, and why a connection ends
+        self.send(b"".join(websocket.data_to_send()))  # pongs and close frames
         if websocket.close_expected():
             self._transport.close()
 
@@ -260,13 +260,13 @@ class Port:
         self._server: asyncio.Server | None = None
 
     async def open(self, host: str, port: int) -> int:
-        """Starts listening, on any free port for 0; returns the port. OSError when it can't be used."""
+        """Starts listening, on any free port for 0; returns the port. Raises OSError when it can't be used."""
         self._server = await asyncio.get_running_loop().create_server(self._connect, host, port)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
     def close(self) -> None:
-        """Stops listening and ends connections that are not WebSockets; those are the handler's."""
+        """Stops listening and ends all connections but WebSockets, which their sessions close."""
         if self._server is not None:
             self._server.close()
         for connection in list(self._connections):

@@ -1,1 +1,1 @@
-"""The running pipeline as a terminal shows it."""
+"""Shows the running pipeline in a terminal."""

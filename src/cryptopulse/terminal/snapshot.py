@@ -1,4 +1,4 @@
-"""What there is to show of a running pipeline: figures from status files, warnings from log files."""
+"""What the terminal shows of a running pipeline: figures from status files, warnings from log files."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class PipelineSnapshot:
 
     @property
     def notifier(self) -> Mapping[str, Any]:
-        """The notifier's figures; none where nobody is notified."""
+        """The notifier's figures; empty without a notifier."""
         return self.processes[NOTIFIER].report if NOTIFIER in self.processes else {}
 
     @property
     def dashboard_url(self) -> str | None:
-        """Where browsers find the dashboard; None where there is none, or it does not listen yet."""
+        """The dashboard's URL; None when there is no dashboard, or it does not listen yet."""
         status = self.processes.get(DASHBOARD)
         return str(status.report["url"]) if status and status.healthy and "url" in status.report else None
 
@@ -62,7 +62,7 @@ class Watcher:
     """Reads status files and log files of one lake."""
 
     def __init__(self, state_dir: Path, title: str, processes: Sequence[str] = PROCESSES) -> None:
-        """`state_dir`: see `Settings.state_dir`. Processes that started before this do not count."""
+        """`state_dir`: see `Settings.state_dir`. Processes that started before now are ignored."""
         self._state_dir = state_dir
         self._title = title
         self._processes = processes
@@ -70,14 +70,14 @@ class Watcher:
         self._started_at = datetime.now(UTC)
         self._positions: dict[Path, int] = {}
         self._warnings: deque[str] = deque(maxlen=8)
-        for path in self._log_files():  # what was logged before this start is no news
+        for path in self._log_files():  # skips what was logged before this start
             self._positions[path] = path.stat().st_size
 
     def snapshot(self) -> PipelineSnapshot:
         """The state now."""
         for path in self._log_files():
             position = self._positions.get(path, 0)
-            if path.stat().st_size < position:  # the file was put aside and begun again
+            if path.stat().st_size < position:  # the file was rotated
                 position = 0
             with path.open("rb") as file:
                 file.seek(position)
@@ -98,7 +98,7 @@ class Watcher:
                 self._warnings.append(told.rstrip())
         processes = {name: read_status(self._state_dir, name) for name in self._processes}
         for name, status in processes.items():
-            if status.started_at is not None and status.started_at < self._started_at:  # of an earlier run
+            if status.started_at is not None and status.started_at < self._started_at:  # from an earlier run
                 processes[name] = ProcessStatus(name, "absent")
         return PipelineSnapshot(
             title=self._title,
@@ -132,7 +132,7 @@ def state_word(status: ProcessStatus) -> str:
 
 
 def change_pct(product: Mapping[str, Any]) -> float:
-    """By how much a product's price has changed, in percent."""
+    """Change of a product's price in percent."""
     opened, price = to_decimal(product["open"]), to_decimal(product["price"])
     return float((price / opened - 1) * 100) if opened else 0.0
 
@@ -145,7 +145,7 @@ def ms_text(value: object) -> str:
 
 
 def number(report: Mapping[str, Any], name: str) -> float:
-    """A figure of a report, 0 when it is not there."""
+    """A figure of a report: the length of a list or dict, 0 when it is missing."""
     value = report.get(name)
     if isinstance(value, list | dict):
         return float(len(value))

@@ -1,7 +1,6 @@
 """The pipeline in the terminal: a live view, or plain lines where there is no terminal.
 
-Both show what the processes report in their status files (`cryptopulse.status`), and the warnings that
-they write to their log files.
+Both show the figures in the processes' status files (`cryptopulse.status`) and the warnings in their log files.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _STATE_STYLES = {"running": "green", "stopped": "dim", "absent": "yellow", "sile
 
 
 class LiveView:
-    """Draws over itself on a terminal. Use as a context manager and call `refresh` often."""
+    """A full-screen view. Use it as a context manager and call `refresh` often."""
 
     def __init__(self, state_dir: Path, title: str = "CryptoPulse", processes: Sequence[str] = PROCESSES) -> None:
         self._watcher = Watcher(state_dir, title, processes)
@@ -67,7 +66,7 @@ class LiveView:
         self._live.stop()
 
     def refresh(self) -> None:
-        """Draws the present state, at most twice a second."""
+        """Draws the current state, at most twice a second."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -208,7 +207,7 @@ def render(
 
     alerts = [_alert_line(alert, wide) for alert in snapshot.alerts[-alert_rows:]] or [Text("none yet", style="dim")]
     left = Text(f" {note}", style="dim")
-    if snapshot.warnings and snapshot.products:  # without products the warning stands in their place
+    if snapshot.warnings and snapshot.products:  # without products the warning is shown in their panel
         left = Text(f" {snapshot.warnings[-1]}", style="yellow", no_wrap=True, overflow="ellipsis")
     return Group(
         headline,

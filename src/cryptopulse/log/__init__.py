@@ -22,7 +22,7 @@ MESSAGE_SCHEMA = pa.schema(
         pa.field("body", pa.binary(), nullable=False),
     ]
 )
-"""What is appended: `partition_key` (the product id, or "" for a message of none), `received_time` (UTC),
+"""What is appended: `partition_key` (the product id, or "" without one), `received_time` (UTC),
 `source` ("websocket" or "rest"), `body` (the message exactly as received)."""
 
 
@@ -32,11 +32,10 @@ def message_table(
     sources: Sequence[str] | str,
     bodies: Sequence[bytes] | Sequence[str],
 ) -> pa.Table:
-    """Messages as a table (MESSAGE_SCHEMA); `received_us` in µs UTC, `sources` one for each or for all. At most 2 GB of
-    each column.
+    """Messages as a table (MESSAGE_SCHEMA). `received_us`: µs UTC; `sources`: one per message, or one for all.
 
-    Its columns are put together from their buffers: `pa.array` takes four times as long for a list of bytes, and
-    imports pandas wherever that is installed (35 MB and 0.3 s for nothing).
+    Raises ValueError when a column is larger than 2 GB. Columns are built from buffers: `pa.array` takes four times as
+    long for a list of bytes, and imports pandas wherever it is installed (35 MB and 0.3 s for nothing).
     """
     columns = [
         _joined(keys, pa.string()),
@@ -48,7 +47,7 @@ def message_table(
 
 
 def _joined(values: Sequence[bytes] | Sequence[str], type_: pa.DataType) -> pa.Array:
-    """A column of `values`, texts as UTF-8."""
+    """`values` as one Arrow column, texts as UTF-8."""
     if values and isinstance(values[0], str):
         texts = cast("Sequence[str]", values)
         data = "".join(texts).encode()
@@ -71,12 +70,12 @@ RECORD_SCHEMA = pa.schema(
         *MESSAGE_SCHEMA,
     ]
 )
-"""What is read: a message, its place, and the time at which the log took it."""
+"""What is read: a message with its partition and offset, and the time at which the log took it (UTC)."""
 
 
 EPOCH_PARTITIONS = 10_000
-"""Numbers of partitions that an epoch (`log.epoch`) has: bronze's `partition` is epoch · EPOCH_PARTITIONS + the
-partition of the log. Offsets that began anew stand in another epoch, so none is taken for one already stored."""
+"""Partition numbers per epoch (`log.epoch`): bronze's `partition` is epoch · EPOCH_PARTITIONS + the log's partition.
+Offsets that start over get a new epoch, so none is mistaken for one already stored."""
 
 
 class Log(Protocol):
@@ -85,17 +84,17 @@ class Log(Protocol):
     def append(self, messages: pa.Table) -> None:
         """Stores `messages` (MESSAGE_SCHEMA) in order; returns when they are durable.
 
-        Raises LogFull when the size bound or the disk is reached, LogBusy when another process keeps the log to
-        itself, MessageTooLarge when a message is larger than the log takes: of the batch nothing is kept then.
-        Raises Disconnected when brokers don't answer: some of the batch may have been kept, and appending it again
-        gives duplicates, whose first copies are in order.
+        Raises LogFull when the size bound is reached or the disk is full, LogBusy when another process holds the log,
+        MessageTooLarge when a message exceeds the log's limit; in these cases nothing of the batch is kept. Raises
+        Disconnected when brokers don't answer: part of the batch may have been kept. Appending it again gives
+        duplicates, but the first copies are in order.
         """
 
     def partitions(self) -> list[int]:
         """The partitions that exist."""
 
     def origin(self, partition: int) -> int:
-        """The first offset that the log ever gave: below it nothing can be missing."""
+        """The first offset that the log ever assigned: nothing below it can be missing."""
 
     def bounds(self, partition: int) -> tuple[int, int]:
         """First offset still held, and the offset that the next message will get."""
@@ -103,16 +102,16 @@ class Log(Protocol):
     def read(self, partition: int, offset: int, messages_max: int) -> pa.Table:
         """Messages (RECORD_SCHEMA) from `offset` on, at most about `messages_max` or 64 MB; empty when there are none.
 
-        The first has a greater offset when the log has forgotten `offset`; see `cryptopulse.log.continuity`.
+        The first has a greater offset when `offset` is no longer in the log; see `cryptopulse.log.continuity`.
 
         Raises LogDamaged when a record is not what was written.
         """
 
     def trim(self, partition: int, below: int) -> None:
-        """Forgets messages with offsets under `below`; only for those that are safe elsewhere.
+        """Deletes messages with offsets under `below`. Call it only for messages that are safe elsewhere.
 
-        Some may stay: the last seconds, where a new producer reads how far the one before had come, and what is too
-        little to be worth a write.
+        Some may stay: the last seconds, from which a new producer reads how far its predecessor got, and amounts too
+        small to be worth a write.
         """
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Whether a log still follows on from what a lake holds of it.
+"""Checks that a log continues where a lake's copy of it ends.
 
-Two things can come between them. Kafka's retention may have passed messages that nobody read: they are gone, and the
-trade ids that they held become holes. And the log may not be the one that the lake was filled from.
+Two things can break this. Kafka's retention may have deleted messages before they were read: their trade ids become
+holes. Or the log is not the one from which the lake was filled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _log = structlog.get_logger()
 
 
 def began_anew(log: str, partition: int, stored: int, end: int) -> ConfigurationError:
-    """For a log that ends at `end`, before what the lake has `stored` of it."""
+    """The error for a log that ends at offset `end`, although the lake holds its offset `stored`."""
     return ConfigurationError(
         f"The lake holds partition {partition} of the log up to message {stored}, but the log{log} ends before "
         f"message {end}: it is another one, or its offsets began anew. To go on with it, raise log.epoch by one (an "
@@ -27,7 +27,7 @@ def began_anew(log: str, partition: int, stored: int, end: int) -> Configuration
 
 
 def check_follows(log: Log, stored_to: Callable[[int], int]) -> None:
-    """`stored_to` tells the last offset of a partition that was read (-1: none).
+    """Checks all partitions. `stored_to` gives the last offset of a partition that was read (-1: none).
 
     Raises ConfigurationError when the log ends before it.
     """
@@ -38,17 +38,17 @@ def check_follows(log: Log, stored_to: Callable[[int], int]) -> None:
 
 
 class Continuity:
-    """Watches what a reader takes out of a log. From one thread."""
+    """Checks what one reader reads from a log, and counts expired messages. For one thread."""
 
     def __init__(self, log: Log) -> None:
-        """Nothing has expired so far."""
+        """Starts with a count of 0."""
         self._log = log
         self._reported_to: dict[int, int] = {}
         self.expired = 0
         """Messages that were gone before they were read, since the start."""
 
     def check_start(self, stored_to: Callable[[int], int]) -> None:
-        """Before the first read; `stored_to` tells the last offset of a partition that is in the lake (-1: none).
+        """Call before the first read. `stored_to` gives the last offset of a partition in the lake (-1: none).
 
         Raises ConfigurationError when the lake is ahead of the log.
         """
@@ -57,24 +57,24 @@ class Continuity:
             self._report_expired(partition, stored_to(partition) + 1, self._log.bounds(partition)[0])
 
     def check_read(self, partition: int, wanted: int, records: pa.Table) -> None:
-        """After each read: `records` were read from offset `wanted` on. Says what had expired in between."""
+        """Call after each read of `records` from offset `wanted` on. Logs the messages that had expired in between."""
         if records.num_rows == 0 or (found := int(records["offset"][0].as_py())) == wanted:
             return
         try:
             first, _ = self._log.bounds(partition)
-        except TransientError:  # what was read is no less there; a hole shows in the trade ids all the same
+        except TransientError:  # the records are good anyway, and a hole shows in the trade ids
             first = found
-        # A jump that retention did not make is the log's own: a new embedded log, or the marks of a transaction.
+        # Other jumps than retention's are normal: a new embedded log, or transaction markers.
         self._report_expired(partition, wanted, min(first, found))
 
     def check_drained(self, partition: int, stored: int, end: int) -> None:
-        """After everything below `end` should have been read, of which the lake has `stored`."""
+        """Call when all below `end` should be read; logs if it isn't. `stored`: last offset in the lake (-1: none)."""
         first, _ = self._log.bounds(partition)
         if max(stored + 1, first) < end:
             _log.warning("log_not_read_to_end", partition=partition, next_offset=stored + 1, end=end)
 
     def _report_expired(self, partition: int, wanted: int, first: int) -> None:
-        """The log begins at `first`, but `wanted` was to be read next."""
+        """Counts and logs the messages from `wanted` to where the log begins, `first`."""
         start = max(wanted, self._log.origin(partition), self._reported_to.get(partition, 0))
         if first <= start:
             return

@@ -1,7 +1,7 @@
 """The log in Kafka, or in an Azure Event Hub by its Kafka endpoint: one topic.
 
 A message is a record: the body as its value, the product id as its key, and the receive time and the source as
-headers. Where a reader stands is known to bronze, in the same commit as its rows; consumer groups are not used.
+headers. Bronze stores the reader's position in the same commit as its rows; consumer groups are not used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cryptopulse.log.kafka_client import BrokerMonitor, create_client
 from cryptopulse.log.kafka_reader import PartitionReader
 from cryptopulse.log.kafka_writer import KafkaWriter
 
-_OPEN_S = 15.0  # a broker that restarts is back by then; longer silence is worth an error that says so
+_OPEN_S = 15.0  # a restarting broker is back by then; longer silence is an error
 _ASK_S = 2.0
 _PAUSE_S = 0.2
 _PARTITIONS_S = 5.0  # how soon a new partition is noticed
@@ -34,10 +34,10 @@ class KafkaLog:
     """Implements `cryptopulse.log.Log` on one topic. Threads may share an object."""
 
     def __init__(self, address: KafkaAddress, epoch: int = 0, partitions: int = 1) -> None:
-        """Looks the topic up, which is created with `partitions` when it isn't there (not on Event Hubs).
+        """Looks up the topic, and creates it with `partitions` when it is missing (not on Event Hubs).
 
         `epoch`: see the setting log.epoch. Raises Disconnected when no broker answers within 15 s,
-        ConfigurationError when one refuses us or has no such topic.
+        ConfigurationError when one refuses us or the topic is missing and can't be created.
         """
         self._address = address
         self._epoch = epoch
@@ -57,14 +57,14 @@ class KafkaLog:
     def append(self, messages: pa.Table) -> None:
         """Returns when the brokers have acknowledged every message. See `cryptopulse.log.Log.append`.
 
-        After Disconnected some of the batch may be there; appended again, it is there twice, each first copy in order.
+        After Disconnected part of the batch may be stored. Appended again, it is stored twice, first copies in order.
         """
         if messages.num_rows:
             self._release_readers()
             self._writer.append(messages)
 
     def partitions(self) -> list[int]:
-        """The topic's partitions, in the numbers of the epoch; a new one is noticed within seconds."""
+        """The topic's partitions, numbered with the epoch; a new one is noticed within seconds."""
         if time.monotonic() - self._counted_at > _PARTITIONS_S:
             self._counted_at = time.monotonic()
             with suppress(TransientError):
@@ -73,14 +73,14 @@ class KafkaLog:
         return list(range(first, first + self._count))
 
     def origin(self, partition: int) -> int:
-        """Kafka numbers from 0. See `cryptopulse.log.Log.origin`."""
+        """0, where Kafka's offsets start. See `cryptopulse.log.Log.origin`."""
         self._of_topic(partition)
         return 0
 
     def bounds(self, partition: int) -> tuple[int, int]:
-        """First offset that the brokers still hold, and the next. What they last said while they can't be asked.
+        """First offset that the brokers still hold, and the next. While they don't answer: their last answer.
 
-        Raises Disconnected when they have not said it within 15 s. See `cryptopulse.log.Log.bounds`.
+        Raises Disconnected when there is no first answer within 15 s. See `cryptopulse.log.Log.bounds`.
         """
         known = partition in self._bounds
         deadline = time.monotonic() + _OPEN_S
@@ -100,8 +100,8 @@ class KafkaLog:
     def read(self, partition: int, offset: int, messages_max: int) -> pa.Table:
         """What has arrived from `offset` on. See `cryptopulse.log.Log.read`.
 
-        Waits up to 5 s, and then gives nothing, only for messages that `bounds` has announced and a broker that is
-        away still has to send. Raises ConfigurationError when the topic is gone or begins anew.
+        Waits up to 5 s, and then returns none, for messages that `bounds` has announced but an unreachable broker has
+        not sent yet; otherwise does not wait. Raises ConfigurationError if the topic is gone or its offsets start over.
         """
         known_end = self._bounds.get(partition, (0, 0))[1]
         with self._lock:
@@ -111,7 +111,7 @@ class KafkaLog:
         return reader.read(offset, messages_max, known_end)
 
     def trim(self, partition: int, below: int) -> None:
-        """Does nothing: how long messages stay is the topic's retention."""
+        """Does nothing: the topic's retention decides how long messages stay."""
 
     def close(self) -> None:
         """Closes all connections."""
@@ -120,7 +120,7 @@ class KafkaLog:
         self._consumer.close()
 
     def _release_readers(self) -> None:
-        """A producer reads the end of the log once, at its start: no reason to fetch what it writes from then on."""
+        """Stops fetching: a producer reads the end of the log only at its start, not what it writes afterwards."""
         if self._readers:
             with self._lock:
                 readers, self._readers = self._readers, {}
@@ -148,7 +148,7 @@ class KafkaLog:
         return found
 
     def _open_topic(self, partitions: int) -> int:
-        """How many partitions the topic has; it is made when it isn't there."""
+        """How many partitions the topic has; creates a missing one."""
         deadline = time.monotonic() + _OPEN_S
         while True:
             try:
@@ -182,7 +182,7 @@ class KafkaLog:
         return len(found.partitions)
 
     def _failed(self, error: KafkaException) -> None:
-        """No answer: collects the reason, which librdkafka reports on the side, and asks less often."""
+        """After a failed query: collects the reason, which librdkafka gives to a callback, and queries less often."""
         self._consumer.poll(0)
         self._monitor.failed(error)
         self._query_again_at = time.monotonic() + _ASK_S
@@ -195,7 +195,7 @@ class KafkaLog:
                 "create`), or name another in log.eventhub_name."
             )
         admin = create_client(AdminClient, self._options)
-        # The broker's clock says when the log took a message; each producer's own would differ.
+        # The broker's clock gives the enqueued time; the producers' clocks would differ.
         new = NewTopic(topic, partitions, config={"message.timestamp.type": "LogAppendTime"})
         try:
             admin.create_topics([new], operation_timeout=_MADE_S)[topic].result(_MADE_S)
@@ -209,4 +209,4 @@ class KafkaLog:
                     f"There is no topic {topic} at {self._address.bootstrap_servers} and it can't be made: "
                     f"{error.args[0].str()}. Make it, or name another in log.url."
                 ) from error
-            time.sleep(_PAUSE_S)  # by another process, or it has no leader yet
+            time.sleep(_PAUSE_S)  # another process created it, or it has no leader yet

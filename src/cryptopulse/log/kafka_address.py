@@ -1,7 +1,7 @@
-"""Where a Kafka log is and how to get in: from settings to what clients are told. Pure code, no connection.
+"""Address and credentials of a Kafka log, made from the settings, and the options for its clients. Does no I/O.
 
-Two ways to say it: `log.url = kafka://host:port,…/topic?security_protocol=…` for any Kafka, or the connection string
-of an Azure Event Hubs namespace, whose Kafka endpoint is a translation of it.
+The settings give either `log.url = kafka://host:port,…/topic?security_protocol=…` for any Kafka, or the connection
+string of an Azure Event Hubs namespace, from which the Kafka endpoint follows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HUB_FORM = "Endpoint=sb://NAMESPACE.servicebus.windows.net/;SharedAccessKeyName
 _HUB_USER = "$ConnectionString"  # Event Hubs' fixed user name; the whole connection string is the password
 _HUB_PORT = 9093
 _HUB_IDLE_MS = 180_000  # Azure cuts idle connections after 240 s
-_HUB_REQUEST_MS = 60_000  # its guide: 60 s is the longest that the service itself takes
+_HUB_REQUEST_MS = 60_000  # Azure's guide: the service itself takes up to 60 s
 _HUB_REQUEST_BYTES = 1_046_528  # a larger request closes the connection without an answer
 _HUB_BATCH_BYTES = 1_000_000  # leaves 45 kB for the request's own framing and the headers that the client can't count
 _KEEPALIVE: Mapping[str, str | int] = {"socket.keepalive.enable": "true"}
@@ -58,7 +58,7 @@ class KafkaAddress:
     """A topic, the servers that have it, and the credentials. Its text shows no secret."""
 
     servers: tuple[str, ...]
-    """`host:port` of the servers to ask first."""
+    """`host:port` of the bootstrap servers."""
     topic: str
     security_protocol: SecurityProtocol = "PLAINTEXT"
     sasl_mechanism: SaslMechanism | None = None
@@ -68,7 +68,7 @@ class KafkaAddress:
     username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     extra: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """librdkafka options on top, by `log.kafka_options`."""
+    """Further librdkafka options, from `log.kafka_options`."""
 
     @property
     def bootstrap_servers(self) -> str:
@@ -77,7 +77,7 @@ class KafkaAddress:
 
     @property
     def set_by(self) -> str:
-        """The setting that says where the log is, for messages."""
+        """Name of the setting that gives the address, for error messages."""
         return "EVENT_HUB_CONNECTION_STRING" if self.is_event_hub else "log.url"
 
     def __str__(self) -> str:
@@ -101,17 +101,17 @@ class KafkaAddress:
         return options | dict(self.extra)
 
     def producer_options(self) -> dict[str, str | int]:
-        """Options of librdkafka for a producer: `client_options`, and what only a producer takes."""
+        """Options of librdkafka for a producer: `client_options` and producer-only ones."""
         options: dict[str, str | int] = {}
-        if self.is_event_hub:  # gzip is the one compression that it takes
+        if self.is_event_hub:  # gzip is the only compression that it takes
             options = {"compression.type": "gzip", "request.timeout.ms": _HUB_REQUEST_MS}
         return options | self.client_options()
 
     def spark_options(self, databricks: bool = False) -> dict[str, str]:
         """Options of Spark's Kafka source, secrets included, without those that say what to read.
 
-        `databricks`: for its runtime, which has the classes of Kafka's client under another name. `log.kafka_options`
-        are librdkafka's and so not part of them.
+        `databricks`: for its runtime, which renames the classes of Kafka's client. `log.kafka_options` are left out:
+        they are librdkafka's.
         """
         options = {
             "kafka.bootstrap.servers": self.bootstrap_servers,
@@ -131,10 +131,10 @@ class KafkaAddress:
 
 
 def kafka_address(settings: LogSettings) -> KafkaAddress | None:
-    """Where the settings put the log; None when it is the embedded one.
+    """The Kafka address in the settings; None for the embedded log.
 
-    `log.url` decides; without it, a connection string of Event Hubs makes the hub the log. Raises
-    ConfigurationError, which shows no secret.
+    `log.url` decides; without it, an Event Hubs connection string does. Raises ConfigurationError, without secrets
+    in its text.
     """
     if settings.url is not None:
         return _from_url(settings) if settings.url.startswith(SCHEME) else None
@@ -255,5 +255,5 @@ def _malformed(what: str) -> ConfigurationError:
 
 
 def _jaas_text(text: str) -> str:
-    """Quoted as JAAS wants it."""
+    """`text` quoted for JAAS."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,7 +1,7 @@
-"""What every Kafka client here shares: how it is told of trouble, and what an error means.
+"""What all Kafka clients here share: collecting trouble with brokers, and translating errors.
 
-librdkafka reconnects and retries by itself and reports on the side, through callbacks. `BrokerMonitor` collects what it
-reports, says it in the structured log now and then, and turns it into an error of our tree when a call has failed.
+librdkafka reconnects and retries by itself, and reports trouble through callbacks. `BrokerMonitor` collects the
+reports, logs them at most every 10 s, and translates them to `cryptopulse.errors` when a call has failed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cryptopulse.errors import ConfigurationError, CryptoPulseError, Disconnecte
 from cryptopulse.log.kafka_address import KafkaAddress
 
 _WARN_EVERY_S = 10.0  # librdkafka repeats an error with every attempt to connect
-_QUIET = 2  # syslog's "critical": librdkafka's own lines on standard error repeat what the callbacks tell
+_QUIET = 2  # syslog's "critical": librdkafka's own lines on standard error repeat what the callbacks report
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 1_000  # instead of 10 s: a broker that is back should not wait for us
 
@@ -38,27 +38,27 @@ UNREACHABLE = {
     KafkaError._TRANSPORT,
     KafkaError._RESOLVE,
     KafkaError._TIMED_OUT,
-    KafkaError._UNKNOWN_PARTITION,  # what a client knows of a topic goes with the last broker
+    KafkaError._UNKNOWN_PARTITION,  # a client loses its metadata with the last broker
 }
-"""Errors of a broker that is away."""
+"""Errors that mean an unreachable broker."""
 
 _log = structlog.get_logger()
 
 
 class BrokerMonitor:
-    """The line to the brokers of one client: what it reported of trouble. Threads may share it."""
+    """Collects the trouble that one client reports about its brokers. Threads may share it."""
 
     def __init__(self, address: KafkaAddress) -> None:
         """`address`: for messages, and for the options of the client."""
         self.address = address
         self.throttled_at = 0.0
-        """When a broker last asked for patience (monotonic seconds)."""
+        """When a broker last throttled the client (monotonic seconds)."""
         self._trouble: KafkaError | None = None
         self._warned_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def options(self, base: dict[str, str | int]) -> dict[str, Any]:
-        """`base` with the callbacks, and what all clients have in common; `base` is stronger."""
+        """`base` plus the callbacks and common options; `base` overrides the latter."""
         return {
             "client.id": "cryptopulse",
             "log_level": _QUIET,
@@ -72,7 +72,7 @@ class BrokerMonitor:
 
     @property
     def trouble(self) -> KafkaError | None:
-        """What went wrong last, since the last `works`."""
+        """The last error since the last call of `works`; None for none."""
         return self._trouble
 
     @property
@@ -81,12 +81,12 @@ class BrokerMonitor:
         return self._trouble is not None and self._trouble.code() in _REFUSED
 
     def works(self) -> None:
-        """Something was answered: what was reported before is over."""
+        """Call after a broker's answer: earlier trouble is over."""
         self._trouble = None
 
     def report(self, error: KafkaError) -> None:
         """Records an error."""
-        vague = UNREACHABLE if self.refused else _VAGUE  # who refuses us also closes the connection
+        vague = UNREACHABLE if self.refused else _VAGUE  # a broker that refuses us also disconnects
         if self._trouble is None or error.code() not in vague:
             self._trouble = error
 
@@ -96,7 +96,7 @@ class BrokerMonitor:
             self._trouble = error.args[0]
 
     def warn_waiting(self, doing: str) -> None:
-        """A warning, now and then: Kafka does not answer."""
+        """Logs, at most every 10 s, that Kafka does not answer."""
         reason = "no answer" if self._trouble is None else reason_of(self._trouble)
         self._warn("waiting_for_kafka", doing=doing, error=reason)
 
@@ -113,7 +113,7 @@ class BrokerMonitor:
         _log.warning(what, log=str(self.address), **values)
 
     def as_error(self, doing: str, error: KafkaError | KafkaException | None = None) -> CryptoPulseError:
-        """The error of our tree for `error`, or for the trouble reported lately. `doing`: "write to", "read"."""
+        """Translates `error`, or the last reported trouble, to `cryptopulse.errors`. `doing`: "write to", "read"."""
         found: KafkaError | None = error.args[0] if isinstance(error, KafkaException) else error
         if found is None or found.code() in UNREACHABLE:
             found = self._trouble or found
@@ -143,12 +143,12 @@ class BrokerMonitor:
 
 
 def reason_of(error: KafkaError) -> str:
-    """What librdkafka says, in one line and without a full stop at its end."""
+    """librdkafka's text on one line, without a final full stop."""
     return " ".join(str(error.str()).split()).rstrip(". ")
 
 
 def number(options: dict[str, str | int], name: str, default: int) -> int:
-    """An option as a number. Raises ConfigurationError."""
+    """An option as an int. Raises ConfigurationError for anything else."""
     try:
         return int(options.get(name, default))
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Reading one partition of Kafka: a consumer of no group, placed by offset, its messages as Arrow columns.
+"""Reads one partition of Kafka from given offsets, as Arrow columns.
 
-Nothing is committed to the brokers: where a reader stands is known to the tables. The consumer fetches ahead, and
-what it holds is taken without waiting; it waits only for messages that are known to be there.
+No consumer group is used and no offset committed to the brokers: the tables store the position. The consumer fetches
+ahead; a read returns what it holds, and waits only for messages that are known to exist.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from cryptopulse.log.kafka_client import BrokerMonitor, create_client
 from cryptopulse.log.kafka_writer import RECEIVED_HEADER, SOURCE_HEADER
 
 SOURCES = ("websocket", "rest")
-"""What `source` may be; a record of another producer, which does not say, counts as the first."""
+"""Values of `source`; a record of another producer, without this header, counts as the first."""
 
-_TAKE_MAX = 1_000  # messages at once as Python objects: with 20,000 a message took twice the time (3.5 and 7.6 µs)
+_TAKE_MAX = 1_000  # messages held as Python objects at once; with 20,000 each takes 7.6 instead of 3.5 µs
 _READ_BYTES_MAX = 64 << 20  # pages of the REST interface are some 500 times as large as messages of the feed
 _WAIT_S = 0.1
 _AWAY_S = 5.0  # how long one read waits for messages that the broker has announced
 _BOUNDS_S = 5.0
-_TIME_US_MAX = 253_402_300_800_000_000  # the year 10,000: what a table can hold
+_TIME_US_MAX = 253_402_300_800_000_000  # the year 10,000; tables hold earlier times only
 _OPTIONS: dict[str, str | int] = {
-    "group.id": "cryptopulse",  # the client insists on a name; nobody joins and nothing is committed
+    "group.id": "cryptopulse",  # the client requires a name; no group is joined, nothing committed
     "enable.auto.commit": "false",
     "enable.auto.offset.store": "false",
-    "auto.offset.reset": "error",  # else an offset out of range would be skipped without a word
+    "auto.offset.reset": "error",  # else an offset out of range would be skipped silently
     "enable.partition.eof": "true",
     "check.crcs": "true",
     "queued.min.messages": 100_000,
@@ -48,19 +48,19 @@ _TIME = RECORD_SCHEMA.field("received_time").type
 
 
 class PartitionReader:
-    """One partition. Threads may share it; they take turns."""
+    """Reads one partition. Threads may share it; their reads run one after the other."""
 
     def __init__(self, address: KafkaAddress, partition: int, number: int) -> None:
-        """`partition` is Kafka's, `number` what records say (with the epoch)."""
+        """`partition`: Kafka's number; `number`: the one in the records, which includes the epoch."""
         self._monitor = BrokerMonitor(address)
         self._consumer: Consumer | None = None
         self._place = TopicPartition(address.topic, partition)
         self._number = number
         self._lock = threading.Lock()
         self._next = -1
-        """Offset behind the last record taken; -1 before the first."""
+        """Offset after the last record read; -1 before the first."""
         self._caught_up_to = -1
-        """Where the broker said that there was no more."""
+        """Offset at which the broker reported the end; -1 for none."""
 
     def read(self, offset: int, messages_max: int, known_end: int) -> pa.Table:
         """Messages from `offset` on; waits only for those below `known_end`. See `cryptopulse.log.Log.read`."""
@@ -78,7 +78,7 @@ class PartitionReader:
                     size += part.nbytes
                 elif announced <= 0 or parts:
                     break
-                elif time.monotonic() >= deadline:  # announced messages have been waited for long enough
+                elif time.monotonic() >= deadline:  # waited long enough for announced messages
                     self._monitor.warn_waiting("read")
                     break
             return pa.concat_tables(parts) if parts else RECORD_SCHEMA.empty_table()
@@ -100,11 +100,11 @@ class PartitionReader:
         self._next, self._caught_up_to = offset, -1
 
     def _consume(self, announced: int, most: int) -> pa.Table:
-        """What has been fetched, at most `most`; waits a moment when so many messages are announced."""
+        """Waits up to 0.1 s for `announced` messages; if that is 0, takes up to `most` that are fetched already."""
         assert self._consumer is not None
         found = self._consumer.consume(announced or most, _WAIT_S if announced else 0)
         records = [message for message in found if message.error() is None]
-        if len(records) < len(found):  # there are events in the place of messages
+        if len(records) < len(found):  # some are events, not messages
             for message in found:
                 if (error := message.error()) is None:
                     continue
@@ -127,7 +127,7 @@ class PartitionReader:
         return table
 
     def _first_available(self) -> int:
-        """Where to go on when the wanted offset is not there: retention has passed it.
+        """The offset to go on from when retention has deleted the wanted one.
 
         Raises ConfigurationError when the log ends before that offset.
         """
@@ -150,18 +150,18 @@ TERMINAL = frozenset(
         KafkaError._BAD_COMPRESSION,
     }
 )
-"""Errors in the place of a message that won't pass by themselves."""
+"""Errors, delivered instead of a message, that won't pass by themselves."""
 
 
 def as_records(messages: list[Message], partition: int) -> pa.Table:
     """Messages of one partition as RECORD_SCHEMA."""
     enqueued_ms = np.array([message.timestamp()[1] for message in messages], dtype=np.int64)
-    if enqueued_ms.min() <= 0:  # a record without a time: those of the oldest formats
+    if enqueued_ms.min() <= 0:  # records of the oldest formats have no time
         enqueued_ms[enqueued_ms <= 0] = time.time_ns() // 1_000_000
     names = [message.key() or b"" for message in messages]
     try:
         keys = pa.array(names, pa.binary()).cast(pa.string())
-    except pa.ArrowInvalid:  # of another producer: not UTF-8
+    except pa.ArrowInvalid:  # another producer's keys: not UTF-8
         keys = pa.array([name.decode(errors="replace") for name in names], pa.string())
     received_us, sources = _from_headers([message.headers() for message in messages], enqueued_ms * 1000)
     return pa.table(
@@ -184,7 +184,7 @@ _Headers = Any  # list[tuple[str, bytes | None]] | None, wider in the client's o
 def _from_headers(
     headers: list[_Headers], otherwise_us: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Receive times (µs UTC) and sources; a record that doesn't say gets its own time and the first source."""
+    """Receive times (µs UTC) and sources; a record without these headers gets `otherwise_us` and "websocket"."""
     with suppress(TypeError, ValueError, IndexError, AttributeError):  # messages that are not from our producer
         (names,) = {(one[0][0], one[1][0]) for one in headers}
         if names == (RECEIVED_HEADER, SOURCE_HEADER):

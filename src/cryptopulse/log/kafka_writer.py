@@ -1,9 +1,9 @@
-"""Appending to Kafka: an idempotent producer, of which only the delivery reports count.
+"""Appends to Kafka with an idempotent producer. Only delivery reports count as success.
 
-Messages never time out inside librdkafka: it would drop one and go on with the next, which turns the order of a
-product round. Instead the whole batch is given up, together with the producer, when nothing has been acknowledged for
-a while; the caller appends it again. What of it had arrived after all is then there twice, which is harmless, and
-every first copy stands in order.
+Messages never time out inside librdkafka: it would drop one and go on with the next, which breaks the order of a
+product. Instead, when nothing is acknowledged for a while, the whole batch and the producer are given up, and the
+caller appends the batch again. Messages that arrived after all are then stored twice, which is harmless: the first
+copies are in order.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ RECEIVED_HEADER = "received_us"
 SOURCE_HEADER = "source"
 
 _MESSAGE_BYTES_MAX = 1_000_000  # librdkafka's default for message.max.bytes; Kafka's brokers take 1,048,588
-_FRAME_BYTES = 200  # of a record beside key and value: our two headers, lengths, the batch's header (61)
+_FRAME_BYTES = 200  # per record, besides key and value: our two headers, lengths, the batch's header (61)
 _UNREACHABLE_S = 8.0  # without a broker: the feed must be able to stop within its 15 s
-_STALLED_S = 60.0  # with one that is slow: Event Hubs may hold a request so long when it throttles
-_WARN_AFTER_S = 1.0  # a connection that closes and opens again is no news
+_STALLED_S = 60.0  # with a slow broker: throttling Event Hubs may hold a request this long
+_WARN_AFTER_S = 1.0  # reopening a connection deserves no warning
 _FLUSH_S = 0.1
 _QUEUE_MESSAGES = 100_000
 _QUEUE_KBYTES = 131_072
@@ -35,7 +35,7 @@ _OPTIONS: dict[str, str | int] = {
     "enable.idempotence": "true",
     "acks": "all",
     "message.timeout.ms": 0,
-    "linger.ms": 2,  # within one append; its end flushes, which waits for no linger
+    "linger.ms": 2,  # within one append; the flush at its end does not linger
     "compression.type": "lz4",
     "partitioner": "murmur2_random",  # the Java client's, so that all producers put a product into one partition
     "queue.buffering.max.messages": _QUEUE_MESSAGES,
@@ -71,7 +71,7 @@ class KafkaWriter:
 
     def append(self, messages: pa.Table) -> None:
         """See `cryptopulse.log.Log.append`."""
-        # Before anything is sent.
+        # Checked before anything is sent.
         lengths = pc.add(pc.binary_length(messages["body"]), pc.binary_length(messages["partition_key"]))
         longest = (pc.max(lengths).as_py() or 0) + _FRAME_BYTES
         if longest > self._message_bytes_max:
@@ -112,13 +112,13 @@ class KafkaWriter:
         produce, topic = producer.produce, self._topic
         for key, received, source, body in zip(*columns, strict=True):
             headers = [(RECEIVED_HEADER, received), (SOURCE_HEADER, source)]
-            # A message of no product goes to the first partition: they keep their order as well.
+            # Messages without a product go to the first partition, so they keep their order.
             place = {"key": key} if key else {"partition": 0}
             while True:
                 try:
                     produce(topic, body, on_delivery=delivery, headers=headers, **place)
                     break
-                except BufferError:  # full: this is how far the brokers have come
+                except BufferError:  # the queue is full: wait for the brokers
                     producer.poll(_FLUSH_S)
                     patience.check(delivery.pending)
         while delivery.pending:
@@ -127,7 +127,7 @@ class KafkaWriter:
                 patience.check(delivery.pending)
 
     def _give_up(self) -> None:
-        """Forgets the producer with all that it still holds; it may be stuck for good."""
+        """Drops the producer with all queued messages; it may be stuck for good."""
         producer, self._producer = self._producer, None
         if producer is not None:
             with suppress(KafkaException):
@@ -137,7 +137,7 @@ class KafkaWriter:
 
 
 class _Stalled(Exception):
-    """Never leaves the module. Nothing was acknowledged for a long time."""
+    """Nothing was acknowledged for too long. Never leaves this module."""
 
 
 class _Patience:

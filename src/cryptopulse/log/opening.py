@@ -1,4 +1,4 @@
-"""Opens the log that the settings name: the one place that knows which kinds there are."""
+"""Opens the log that the settings name. Only this module knows the kinds of log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cryptopulse.settings import Settings
 
 
 def open_log(settings: Settings) -> Log:
-    """The log of these settings, made when it isn't there.
+    """The log of these settings, created when missing.
 
     Raises ConfigurationError when the settings can't work or the embedded log's folder can't be written,
     Disconnected when no Kafka broker answers.

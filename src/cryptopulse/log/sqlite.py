@@ -1,12 +1,11 @@
 """The embedded log: one SQLite file, one partition.
 
-A row is a batch: the messages of one append as a compressed Arrow record batch, with a checksum. Batches rather
-than messages keep the cost of a message far under a microsecond of SQLite's time. WAL with `synchronous=FULL`
+A row is a batch: the messages of one append as a compressed Arrow record batch, with a checksum. Batches
+keep SQLite's cost per message far under a microsecond. WAL with `synchronous=FULL`
 syncs every commit before it returns.
 
-A new log starts at an offset made of the time of its creation (microseconds since 1970), so offsets still grow
-when a log was deleted and made again: what a lake remembers of the old log stays "before", and no message of the
-new one is taken for one already stored.
+The first offset of a new log is the time of its creation (microseconds since 1970). So a recreated log has greater
+offsets than the deleted one, and none of its messages is mistaken for one already stored.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ from cryptopulse.log import MESSAGE_SCHEMA, RECORD_SCHEMA
 PARTITION = 0
 _BATCH_MESSAGES_MAX = 20_000  # some 7 MB of raw messages: bounds what one read must hold
 _READ_BYTES_MAX = 64 << 20  # pages of the REST interface are some 500 times as large as messages of the feed
-_COMPRESS_BYTES_MIN = 1_024  # a lone message; four of them shrink to a third in 15 µs
-# A commit writes whole pages, and most are of a few messages: 11 kB with their share of checkpoints and trims; 26 kB at
-# 16,384 a page. Large batches take 0.05 µs more a message.
+_COMPRESS_BYTES_MIN = 1_024  # a single message is smaller; four shrink to a third in 15 µs
+# A commit writes whole pages, and most commits hold few messages: 11 kB each with their share of checkpoints and trims,
+# against 26 kB with pages of 16,384. Large batches take 0.05 µs more per message.
 _PAGE_BYTES = 4_096
-_CHECKPOINT_PAGES = 512  # 2 MB: how large the write-ahead file grows, and how much a start reads of it
-_FREE_PAGES = 1_024  # stay in the file for the next messages; more are given back ...
-_VACUUM_PAGES = 256  # ... so many with a trim: whoever appends waits for it, some milliseconds
+_CHECKPOINT_PAGES = 512  # 2 MB: largest size of the WAL file, which a start has to read
+_FREE_PAGES = 1_024  # kept in the file for the next messages; a trim frees more ...
+_VACUUM_PAGES = 256  # ... but at most this many, as an append waits for it some milliseconds
 _INCREMENTAL = 2  # what SQLite calls it
-_TRIM_BYTES_MIN = 256 << 10  # less waits: each trim is a synced write of its own
-_TRIM_SHARE = 64  # but at most this part of the size bound waits
-_BUSY_TIMEOUT_S = 10.0  # writes take milliseconds; whoever takes longer stands still
+_TRIM_BYTES_MIN = 256 << 10  # less is not trimmed yet: each trim is a synced write
+_TRIM_SHARE = 64  # but at most 1/64 of the size bound is left untrimmed
+_BUSY_TIMEOUT_S = 10.0  # writes take milliseconds; a process that holds it longer hangs
 _TAIL_US = 10_000_000  # kept for a new producer: several heartbeats of each product
-_TAIL_SHARE = 8  # but at most this part of the size bound, so that a small log does not fill up with its tail
-_ANY_CAUSE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)  # SQLite does not show what the system said
+_TAIL_SHARE = 8  # but at most 1/8 of the size bound, so that a small log does not fill up with its tail
+_ANY_CAUSE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)  # SQLite hides the system's error
 _PROBE_BYTES = 1 << 16
 _CODEC = pa.Codec("zstd", compression_level=1)
 _Row = tuple[int, int, int, int, int, bytes]
@@ -148,7 +147,7 @@ class SqliteLog:
         """Deletes whole batches under `below`, but not the last seconds. See `cryptopulse.log.Log.trim`."""
         _check_partition(partition)
         with self._errors("trim"):
-            # The last seconds stay; at least the newest batch is in them, which tells the next offset.
+            # The last seconds stay, and at least the newest batch: it determines the next offset.
             newest_us = tail_start = size = 0
             cursor = self._db.execute(
                 "SELECT first_offset, enqueued_us, length(body) FROM batches ORDER BY first_offset DESC"
@@ -161,7 +160,7 @@ class SqliteLog:
                 tail_start = first_offset
             cursor.close()
             below = min(below, tail_start)
-            # Whether enough bytes lie under it; looks at no more rows than say so.
+            # Checks that enough bytes lie below it; reads no more rows than needed.
             size = 0
             cursor = self._db.execute(
                 "SELECT length(body) FROM batches WHERE first_offset < ?1 AND first_offset + messages <= ?1 "
@@ -178,14 +177,14 @@ class SqliteLog:
             while True:  # small transactions: the appending process waits for each
                 deleted = self._db.execute(
                     "DELETE FROM batches WHERE first_offset IN (SELECT first_offset FROM batches WHERE "
-                    # Without the first condition it would look at the whole rest of the log.
+                    # Without the first condition SQLite would scan the whole rest of the log.
                     "first_offset < ?1 AND first_offset + messages <= ?1 ORDER BY first_offset LIMIT 500)",
                     (below,),
                 ).rowcount
                 if deleted < 500:
                     break
             if self._db.execute("PRAGMA freelist_count").fetchone()[0] > _FREE_PAGES:
-                # A row without columns for each page: `execute` would stop at the first.
+                # The pragma gives an empty row per page; `execute` would stop at the first.
                 self._db.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
     def close(self) -> None:
@@ -195,7 +194,7 @@ class SqliteLog:
 
     @property
     def _db(self) -> sqlite3.Connection:
-        """This thread's connection: what one thread deletes must not make another wait for its next read."""
+        """This thread's connection: one thread's deletes must not delay another's reads."""
         found: sqlite3.Connection | None = getattr(self._connections, "db", None)
         if found is None:
             found = self._connections.db = self._connected()
@@ -205,11 +204,11 @@ class SqliteLog:
     def _connected(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        if db.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:  # to set it again would write
+        if db.execute("PRAGMA auto_vacuum").fetchone()[0] != _INCREMENTAL:  # setting it again would write
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        # Some systems build SQLite so that it overwrites what is deleted: twice the writes, for what is public.
+        # Some systems' SQLite overwrites deleted data: twice the writes, and the data is public.
         db.execute("PRAGMA secure_delete = OFF")
         db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         db.execute("PRAGMA journal_size_limit = 67108864")  # a grown WAL file is cut back to 64 MB
@@ -278,7 +277,7 @@ class SqliteLog:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         cause: BaseException = error
         if code in _ANY_CAUSE:
-            try:  # what the system says of a file beside it: a full disk, or a quota, which no figure of the disk shows
+            try:  # a test file beside it gives the system's error: full disk, or a quota, which disk figures don't show
                 with tempfile.TemporaryFile(dir=self._path.parent, buffering=0) as probe:
                     probe.write(bytes(_PROBE_BYTES))
                     os.fsync(probe.fileno())
@@ -307,7 +306,7 @@ class SqliteLog:
 
 
 def _encode(part: pa.Table) -> tuple[bytes, int, int]:
-    """One batch as bytes, their size before compression (0: not compressed), and its messages."""
+    """One batch as bytes, their size before compression (0: not compressed), and the number of messages."""
     if part.schema != MESSAGE_SCHEMA:
         part = part.select(MESSAGE_SCHEMA.names).cast(MESSAGE_SCHEMA)
     batches = part.to_batches()

@@ -1,4 +1,4 @@
-"""The lake's tables as Delta: appended to, replaced and read with their positions, fenced, repaired and maintained.
+"""Writes the lake's Delta tables: rows with positions, fencing, repair and maintenance.
 
-Nothing in here knows what a trade is: a table is its contract (`cryptopulse.lake.tables`).
+No module here knows what a trade is: a table is given by its contract (`cryptopulse.lake.tables`).
 """

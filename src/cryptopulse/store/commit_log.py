@@ -1,7 +1,7 @@
-"""The Delta log of one table as its writer sees it: the version it knows, and the next one, which one writer can make.
+"""The Delta log of one table, as its writer sees it: the last known version, and put-if-absent of the next one.
 
-A commit is put under the next version's name if nothing is there; local disks, S3 and Azure each refuse a second one.
-A commit file is written once, whole.
+Of several writers only one can create a version: local disks, S3 and Azure refuse a second file of the same name. A
+commit file is written once, whole.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _CUT_AFTER_S = 5.0  # entries are kept for at least 10 s (maintenance.log_retent
 
 
 class CommitLog:
-    """Puts commits, one after the other. Use from one thread at a time."""
+    """Writes commits, one after the other. Use from one thread at a time."""
 
     def __init__(self, lake: LakeLocation, table: Table, store: ObjectStore, version: int) -> None:
-        """`store`: the table's folder; `version`: the one that is known."""
+        """`store`: the table's folder; `version`: the last known one."""
         self.version = version
         self._lake = lake
         self._table = table
@@ -32,10 +32,10 @@ class CommitLog:
         self._known_at = time.monotonic()
 
     def put(self, body: bytes, name: str) -> Commit | None:
-        """Makes the next version of `body`, which is a commit called `name`. None: done.
+        """Writes `body`, a commit called `name`, as the next version. Returns None when done.
 
-        Else the commit that is there already; `version` is as before. Raises Fenced when others have gone on so far
-        that the log was cut behind the version that is known, and what `storage` raises.
+        If that version exists already, returns its commit and leaves `version` unchanged. Raises Fenced when others
+        have made so many commits that the entry of `version` was deleted, and what `storage` raises.
         """
         path = commit_path(self.version + 1)
         with storage(self._lake):
@@ -43,7 +43,7 @@ class CommitLog:
                 self._store.put(path, body, mode="create")
             except AlreadyExistsError:
                 found = self._read(path)
-                # The storage's answer may have got lost; it was asked again, and then found this very commit.
+                # The storage's first answer may have been lost: the retry then finds this very commit.
                 if found.name != name:
                     return found
             if self._was_cut():
@@ -54,7 +54,7 @@ class CommitLog:
         return None
 
     def next(self) -> Commit:
-        """The commit of the next version, which is there. Raises FileNotFoundError when it is not."""
+        """Reads the commit of the next version. Raises FileNotFoundError when there is none."""
         with storage(self._lake):
             return self._read(commit_path(self.version + 1))
 
@@ -62,8 +62,8 @@ class CommitLog:
         return Commit.of(self._store.get(path).bytes().to_bytes())
 
     def _was_cut(self) -> bool:
-        """Whether the entry of the version that is known has gone. Then the next name was free for that reason only:
-        entries are cut off from the oldest on. Elsewhere it is a request, so it is asked only if there was time for it.
+        """Whether the entry of the known version was deleted. Then the next name was free only because its entry was
+        deleted, too: the oldest go first. On S3 and Azure this is a request, made only if a deletion is possible yet.
         """
         if not self._lake.folder and time.monotonic() - self._known_at < _CUT_AFTER_S:
             return False
@@ -75,7 +75,7 @@ class CommitLog:
 
 
 def commit_path(version: int) -> str:
-    """The place of a commit in the table's folder."""
+    """Path of a commit, relative to the table's folder."""
     return f"_delta_log/{version:020d}.json"
 
 

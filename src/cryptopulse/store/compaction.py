@@ -1,8 +1,8 @@
-"""Which small files of a table are merged, and when: size by size, so that a row is written again a few times only.
+"""Decides which small files of a table are merged, level by level, so that each row is rewritten only a few times.
 
-A file belongs to a level by its size. When a level of a partition is full its files become one, which belongs to a
-higher level. So a row is rewritten once a level, however many commits there were, and of each level only some files
-wait. (Merging all that is smaller than a target, as delta-rs does, rewrites the half-full file with each run.)
+A file's size determines its level. When a level of a partition is full, its files are merged into one of a higher
+level. So a row is rewritten once per level, however many commits there were, and few files wait in each level.
+(Merging all files below a target size, as delta-rs does, rewrites the half-full file in each run.)
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ Partition = tuple[tuple[str, str], ...]
 _KB, _MB = 1 << 10, 1 << 20
 _LEVELS = (8 * _KB, 128 * _KB, 2 * _MB, 32 * _MB)  # files above the last one stay as they are
 _FAN_IN = 16
-_MERGE_BYTES_MAX = 128 * _MB  # of one file, and of all merges in one round
-_NEWEST_KEPT = 1 / 16  # of those that may wait: they hold what is being replaced just now, a merge would be in vain
+_MERGE_BYTES_MAX = 128 * _MB  # per file, and for all merges of one round
+_NEWEST_KEPT = 1 / 16  # share of `fresh_max`: these hold rows that are about to be replaced; merging them is in vain
 
 
 def partition_of(file: DataFile) -> Partition:
-    """Where a file lies; only files of one partition can be merged."""
+    """A file's partition; only files of the same one can be merged."""
     return tuple(file.partition.items())
 
 
 def merges(files: Iterable[DataFile], fresh_max: int, busy: Set[Partition]) -> list[list[DataFile]]:
-    """Groups of `files` (in the order in which they came) that are to be merged now, each into one.
+    """Groups of `files` (oldest first) to merge now, each into one file.
 
-    `fresh_max`: so many files of the lowest level may wait. `busy`: partitions that still grow; in the others a level
-    is full with two.
+    `fresh_max`: number of files that fills the lowest level. `busy`: partitions that still grow; in the others two
+    files fill a level.
     """
     by_partition: dict[Partition, list[DataFile]] = defaultdict(list)
     for file in files:

@@ -1,8 +1,8 @@
-"""What a commit to a Delta table says, line by line: the format of its actions, and nothing about when to commit.
+"""The format of a commit to a Delta table: its actions, one per line. Other modules decide when to commit.
 
-A commit of ours is `commitInfo`, then the files that go (`remove`) and come (`add`), and last the positions (`txn`).
-Statistics of a file let readers pass it over. They hold for the columns that the contract names, never for decimals
-(readers keep those as float64, and lose rows).
+Our commits hold `commitInfo`, then the files removed (`remove`) and added (`add`), and last the positions (`txn`).
+File statistics let readers skip files. They cover the columns in the contract's `stats`, never decimals (readers keep
+those as float64, and lose rows).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ import pyarrow.compute as pc
 from cryptopulse.lake.tables import Table
 
 POSITIONS = "cryptopulse.positions"
-"""In the first line of each commit of ours: how many positions (`txn`, its last lines) it ends with."""
+"""Key in the first line of our commits: the number of positions (`txn`), which are the last lines."""
 
 COMMIT = "cryptopulse.commit"
-"""In the first line of each commit of ours: its own name."""
+"""Key in the first line of our commits: the commit's name."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS_US = 1_000
-_YEAR_1_US, _YEAR_9999_US = -62_135_596_800_000_000, 253_402_300_799_999_000  # what the text of a time can say
+_YEAR_1_US, _YEAR_9999_US = -62_135_596_800_000_000, 253_402_300_799_999_000  # range of times as text
 
 Bounds = Mapping[str, tuple[Any, Any]]
-"""By column the lowest and the highest value, both included; times as µs UTC, dates as ISO text."""
+"""Column → (lowest, highest value), both included; times as µs UTC, dates as ISO text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,9 @@ class DataFile:
     size: int
     rows: int
     partition: Mapping[str, str]
-    """By partition column its value as the Delta log writes it."""
+    """Partition column → value, as the Delta log writes it."""
     bounds: Bounds
-    """Of columns with statistics, which have no NULLs: no row lies outside. Another column may hold anything."""
+    """For columns with statistics, which have no NULLs. Other columns may hold anything."""
 
     def may_hold(self, within: Bounds) -> bool:
         """Whether a row of this file can lie within `within` in every column that it names."""
@@ -63,18 +63,18 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit as it was found in the log."""
+    """A commit read from the log."""
 
     actions: Sequence[Mapping[str, Any]]
 
     @classmethod
     def of(cls, body: bytes) -> Commit:
-        """The actions in a commit file. Raises ValueError for what is no commit."""
+        """Parses a commit file. Raises ValueError when it is not JSON lines."""
         return cls([json.loads(line) for line in body.splitlines()])
 
     @property
     def name(self) -> str | None:
-        """The name that this module's writer gave it."""
+        """The name given by our writer; None for other writers' commits."""
         return next((action["commitInfo"].get(COMMIT) for action in self.actions if "commitInfo" in action), None)
 
     @property
@@ -84,7 +84,7 @@ class Commit:
 
     @cached_property
     def removed(self) -> set[str]:
-        """Paths of the files that it took away."""
+        """Paths of the files that it removed."""
         return {action["remove"]["path"] for action in self.actions if "remove" in action}
 
     def added(self, table: Table) -> list[DataFile]:
@@ -93,7 +93,7 @@ class Commit:
 
     @property
     def changes_rows(self) -> bool:
-        """Whether a row came or went by it; not so for a compaction, a vacuum, a changed property."""
+        """Whether it adds or removes rows; False for a compaction, a vacuum, a changed property."""
         files = [action.get("add") or action.get("remove") for action in self.actions]
         return any(file["dataChange"] for file in files if file)
 
@@ -106,9 +106,9 @@ def commit_body(
     *,
     changes_rows: bool = True,
 ) -> bytes:
-    """The text of a commit that takes away the first of `files` and adds the second.
+    """The text of a commit called `name`. `files`: (removed, added); `transactions`: application id → position.
 
-    `changes_rows`: False when they hold the same rows, as after a compaction.
+    `changes_rows`: False when both hold the same rows, as in a compaction.
     """
     now_ms = time.time_ns() // 1_000_000
     removes, adds = files
@@ -151,10 +151,10 @@ def _add(table: Table, file: DataFile, now_ms: int) -> dict[str, Any]:
 
 
 def bounds_of(table: Table, rows: pa.Table) -> Bounds:
-    """The bounds of all the contract's columns with statistics in `rows`, which is not empty.
+    """The bounds of `rows`, which is not empty, in all of the contract's columns with statistics.
 
-    Times are widened to whole milliseconds, as Delta's protocol has them: some readers cut them to these. No column is
-    left out: of a file that has no bounds where others have them, deltalake loses the rows.
+    Times are widened to whole milliseconds, as Delta's protocol has them: some readers truncate them. No column is
+    left out: deltalake loses the rows of a file that lacks bounds which other files have.
     """
     bounds: dict[str, tuple[Any, Any]] = {}
     for name in table.stats:
@@ -169,7 +169,7 @@ def bounds_of(table: Table, rows: pa.Table) -> Bounds:
 
 
 def merged_bounds(files: Sequence[DataFile]) -> Bounds:
-    """Those of all rows of `files`; only of columns whose bounds all of them have."""
+    """Bounds of all rows of `files`, in the columns for which every file has bounds."""
     names = set.intersection(*(set(file.bounds) for file in files))
     return {
         name: (min(file.bounds[name][0] for file in files), max(file.bounds[name][1] for file in files))
@@ -178,16 +178,16 @@ def merged_bounds(files: Sequence[DataFile]) -> Bounds:
 
 
 def comparable(table: Table, within: Mapping[str, tuple[Any, Any]]) -> Bounds:
-    """`within` with values as `Bounds` has them: a time may come as a datetime, a date as a date."""
+    """`within` with its values in the form of `Bounds`; datetimes and dates are converted."""
     types = {column.name: column.arrow_field.type for column in table.columns}
     return {name: (_plain(low, types[name]), _plain(high, types[name])) for name, (low, high) in within.items()}
 
 
 def known_files(table: Table, actions: pa.Table) -> list[DataFile]:
-    """The files of a table by deltalake's `get_add_actions(flatten=True)`."""
+    """The files of a table, from deltalake's `get_add_actions(flatten=True)`."""
     found = []
     times = _times(table)
-    # Times as numbers, dates as texts: Python's own have no year 0, where a trade may be.
+    # Times as numbers, dates as texts: Python's types lack the year 0, which a broken lake may hold.
     kinds = [
         (f.name, pa.int64() if pa.types.is_timestamp(f.type) else pa.string() if pa.types.is_date(f.type) else f.type)
         for f in actions.schema
@@ -207,7 +207,7 @@ def known_files(table: Table, actions: pa.Table) -> list[DataFile]:
 
 
 def _data_file(table: Table, add: Mapping[str, Any]) -> DataFile:
-    """The file of an `add` action, whoever wrote it."""
+    """The file of any writer's `add` action."""
     stats = json.loads(add.get("stats") or "{}")
     lows, highs = stats.get("minValues", {}), stats.get("maxValues", {})
     times = _times(table)
@@ -221,7 +221,7 @@ def _data_file(table: Table, add: Mapping[str, Any]) -> DataFile:
 
 
 def _widened(low: Any, high: Any, is_time: bool) -> tuple[Any, Any]:
-    """Bounds that another writer may have cut to milliseconds."""
+    """Bounds in which another writer may have truncated times to milliseconds."""
     return (low, high + _MS_US) if is_time else (low, high)
 
 
@@ -240,5 +240,5 @@ def _micros(moment: datetime) -> int:
 
 
 def _text(us: int) -> str:
-    """A time as statistics write it."""
+    """A time (µs UTC) as file statistics write it."""
     return f"{(_EPOCH + timedelta(microseconds=us)).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"

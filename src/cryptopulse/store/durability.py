@@ -1,11 +1,11 @@
-"""What of a local lake is on disk: tables are written without fsync, so their files are synced here.
+"""Syncs the files of a local lake to disk; the tables are written without fsync.
 
-After a power cut the newest commits can be torn in every way: a commit that is missing, empty, zero-filled or cut
-short, a Parquet file that is, an empty checkpoint. Nothing is lost by that, because the log is trimmed only below what
-was synced here, and silver and gold are derived. `cryptopulse.store.repair` then makes the tables open again.
+After a power cut the newest commits can be torn in every way: a commit or Parquet file that is missing, empty,
+zero-filled or cut short, an empty checkpoint. Nothing is lost, because the log is trimmed only below what was synced
+here, and silver and gold are derived. `cryptopulse.store.repair` then repairs the tables.
 
-Bronze is synced commit by commit, for the log's sake. A table that is derived is synced where a checkpoint is made:
-most files of its commits were merged by then, and need not be.
+Bronze is synced commit by commit, so that the log can be trimmed. Derived tables are synced when a checkpoint is made:
+most files of their commits were merged by then, and need no sync.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from cryptopulse.lake.tables import Table
 
 
 class Synced:
-    """Syncs what a table's commits wrote, each once."""
+    """Syncs the files of a table's commits, each once."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing of the table at `path` counts as synced yet, but all of it is when first asked."""
+        """Nothing of the table at `path` counts as synced yet; the first call syncs all of it."""
         self._path = path
         self._log = path / "_delta_log"
         self._version = -1
         self._files: set[str] = set()
         """Data files that were synced for the last checkpoint, by their paths in the table."""
         self._named: set[Path] = set()
-        """Folders whose own names are on disk, with those of the folders that they are in."""
+        """Folders whose directory entries, and those of their parents, are on disk."""
 
     def up_to(self, version: int) -> None:
-        """Returns when every file of the commits up to `version` is on disk, with its name."""
+        """Returns when every file of the commits up to `version` is on disk, with its directory entry."""
         first = self._version + 1
         if self._version < 0:
             numbers = (int(file.stem) for file in self._log.glob("*.json") if file.stem.isdigit())
@@ -47,7 +47,7 @@ class Synced:
         self._version = max(self._version, version)
 
     def snapshot(self, version: int, files: Iterable[str]) -> None:
-        """Returns when `version` is on disk as a checkpoint of it will name it: the commit, and its data `files`."""
+        """Returns when all that a checkpoint of `version` will name is on disk: the commit, and its data `files`."""
         names = {unquote(file) for file in files}
         self._sync([*(self._path / name for name in names - self._files), self._log / f"{version:020d}.json"])
         self._files = names
@@ -58,7 +58,7 @@ class Synced:
         for file in files:
             folders.add(file.parent)
             _sync_if_there(file)
-        # A folder that is new has its name in the one above, and so has that one, up to the lake.
+        # The entry of a new folder is in its parent, which may be new as well, up to the lake.
         lake, unnamed = self._path.parent.parent, folders - self._named
         above = {parent for folder in unnamed for parent in folder.parents if parent.is_relative_to(lake)}
         for folder in folders | above:
@@ -74,7 +74,7 @@ class Synced:
 
 
 class Stored:
-    """Stands in for `Synced` where a commit is durable once the storage has answered: S3 and Azure."""
+    """Replaces `Synced` on S3 and Azure, where a commit is durable once the storage has answered."""
 
     def up_to(self, version: int) -> None:
         """Nothing to do."""
@@ -87,16 +87,16 @@ class Stored:
 
 
 def syncing(lake: LakeLocation, table: Table) -> Synced | Stored:
-    """What makes the commits to `table` durable."""
+    """The object that makes the commits to `table` durable."""
     folder = lake.table_folder(table)
     return Synced(folder) if folder else Stored()
 
 
 def check_file_system(lake: LakeLocation) -> None:
-    """Raises ConfigurationError where two writers could both believe that their commit won; LakeFull.
+    """Raises ConfigurationError where two writers could both believe that their commit won, LakeFull on a full disk.
 
     A commit to a local folder is a hard link, which fails when the name is taken. FUSE and blobfuse mounts
-    have none, and the rename used in its place overwrites. S3 and Azure refuse to write an object that is there.
+    have none, and the rename used instead overwrites. S3 and Azure refuse to overwrite an object.
     """
     folder = lake.folder
     if not folder:
@@ -124,7 +124,7 @@ def check_file_system(lake: LakeLocation) -> None:
 def _added(commit: Path) -> Iterator[str]:
     try:
         lines = commit.read_bytes().splitlines()
-    except FileNotFoundError:  # cut off behind a checkpoint, which was synced before
+    except FileNotFoundError:  # deleted because of a checkpoint, which was synced before
         return
     for line in lines:
         action = json.loads(line)
@@ -135,5 +135,5 @@ def _added(commit: Path) -> Iterator[str]:
 def _sync_if_there(file: Path) -> None:
     try:
         sync(file)
-    except FileNotFoundError:  # replaced by a compaction meanwhile, whose own files are synced in their turn
+    except FileNotFoundError:  # replaced by a compaction, whose files are synced later
         return

@@ -1,9 +1,9 @@
-"""Keeps tables fast and the log short. One owner: the processing, in one thread.
+"""Keeps tables fast and the log short. Only the processing runs it, in one thread.
 
-Every commit leaves small files, an entry in the Delta log, and a message stretch in the durable log. Here small files
-are merged (by the writer itself, which knows them), the Delta log gets checkpoints and is cut, replaced files are
-deleted after a while, and the durable log is trimmed below what bronze has committed and synced (nothing else syncs).
-Everything goes by the number of commits, so a table to which nobody writes costs nothing.
+Every commit leaves small files, an entry in the Delta log, and messages in the durable log. Maintenance merges small
+files (through the writer, which knows them), writes checkpoints and deletes old entries of the Delta log, deletes
+replaced files after a while, and trims the durable log below what bronze has committed and synced (nothing else syncs).
+The number of commits decides what is due, so an idle table costs nothing.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from cryptopulse.store.replaced_files import ReplacedFiles
 from cryptopulse.store.table_writer import TableWriter
 
 _TRIM_INTERVAL_S = 2.0
-_SWEEP_AGE_HOURS = 24  # of a file that no version names: another writer may be about to commit a younger one
-# A checkpoint is written anew as a whole: a commit pays for so many of its actions, some 2 µs each.
+_SWEEP_AGE_HOURS = 24  # of a file that no version names: another writer may still commit a younger one
+# A checkpoint is always written as a whole: each commit pays for this many of its actions, some 2 µs each.
 _ACTIONS_A_COMMIT = 50
 
 logger = structlog.get_logger()
 
 
 class Engine(Protocol):
-    """Whose tables are kept."""
+    """The engine whose tables are maintained."""
 
     @property
     def tables(self) -> Mapping[str, TableWriter]:
-        """All, by their qualified names."""
+        """All tables by qualified name."""
 
     def stored_to(self, partition: int) -> int:
         """Last offset of a log partition that bronze holds."""
 
 
 class Maintenance:
-    """Runs what is due. From one thread."""
+    """Runs the maintenance that is due. For one thread."""
 
     def __init__(self, settings: MaintenanceSettings, state_dir: Path, engine: Engine, log: Log) -> None:
-        """Reads nothing yet; each table is looked at when enough commits have gone by. In `state_dir` it notes which
-        files were replaced.
+        """Reads nothing yet; a table is read when enough commits were made. The names of replaced files are kept in
+        `state_dir`.
         """
         self._engine = engine
         self._log = log
@@ -63,7 +63,7 @@ class Maintenance:
         self._trimmed_at = time.monotonic()
 
     def run_due(self) -> None:
-        """Syncs what the tables' commits wrote, does what they ask for, and trims the log below what is safe."""
+        """Syncs bronze, maintains the tables that are due, and trims the log below what was synced."""
         stored = {partition: self._engine.stored_to(partition) for partition in self._log.partitions()}
         for care in self._tables:
             care.run_due()
@@ -72,23 +72,23 @@ class Maintenance:
             self._trim_log(stored)
 
     def trim(self) -> None:
-        """Syncs bronze now, and trims the log below what it holds."""
+        """Syncs bronze now, and trims the log below what bronze holds."""
         stored = {partition: self._engine.stored_to(partition) for partition in self._log.partitions()}
         bronze = next(care for care in self._tables if care.table is BRONZE)
         bronze.sync()
         self._trim_log(stored)
 
     def close(self) -> None:
-        """Notes what the last commits replaced."""
+        """Records the files that the last commits replaced."""
         for care in self._tables:
             care.note_replaced()
 
     def _trim_log(self, stored: dict[int, int]) -> None:
-        """Lets the log forget what bronze had `stored` before it was synced."""
+        """Trims the log to what bronze had `stored` (partition → last offset) before it was synced."""
         try:
             for partition, offset in stored.items():
                 self._log.trim(partition, offset + 1)
-        except (TransientError, LogFull) as error:  # the log is longer until the next time; a full disk needs that
+        except (TransientError, LogFull) as error:  # tried again next time: a trim relieves a full disk
             logger.warning("log_trim_deferred", error=str(error))
 
 
@@ -107,15 +107,15 @@ class _TableCare:
         self._unnoted: list[str] = []
 
     def sync(self) -> None:
-        """Brings all commits of this process onto the disk."""
+        """Syncs all commits of this process."""
         self._synced.up_to(self._writer.version)
 
     def run_due(self) -> None:
-        """Does what the commits so far ask for. What fails is said, and tried again after as many commits.
+        """Compacts and checkpoints when enough commits were made. A failure is logged; the next try is as many later.
 
         Raises Fenced when another pipeline has taken over.
         """
-        if self.table is BRONZE:  # the log is trimmed below it; a few files each second, as the log's own syncs wait
+        if self.table is BRONZE:  # the log is trimmed below it; few files at a time, as the log's own syncs wait
             self.sync()
         self.note_replaced()
         version = self._writer.version
@@ -134,23 +134,23 @@ class _TableCare:
             logger.warning("maintenance_failed", table=self.table.qualified, error=str(error).partition("\n")[0])
         except Fenced:
             raise
-        except CryptoPulseError as error:  # the storage's, which the writers will say too if it stays so
+        except CryptoPulseError as error:  # of the storage; if it lasts, the writers raise it, too
             logger.warning("maintenance_failed", table=self.table.qualified, error=str(error))
 
     def note_replaced(self) -> None:
-        """Notes the files that commits have replaced since the last call."""
+        """Records the files that commits have replaced since the last call."""
         self._unnoted += self._writer.replaced()
         try:
             self._replaced.note(self._unnoted)
             self._unnoted = []
-        except OSError as error:  # a full disk, which the writers will tell of; else the daily sweep finds the files
+        except OSError as error:  # a full disk, which the writers report; the daily sweep finds files never recorded
             logger.warning("replaced_files_not_noted", table=self.table.qualified, error=str(error))
 
     def _checkpoint(self) -> None:
-        """Writes a checkpoint, then deletes what it makes superfluous: replaced files and entries of the Delta log.
+        """Writes a checkpoint, then deletes what is no longer needed: replaced files and entries of the Delta log.
 
-        What it covers is synced before, and it itself is before anything is deleted: so a checkpoint that is whole
-        covers only what is on disk, and before one that is torn a power cut finds every commit with all its files.
+        All that it covers is synced first, and the checkpoint itself before anything is deleted. So after a power cut
+        a whole checkpoint covers only what is on disk, and with a torn one all commits and their files still exist.
         """
         delta = opened(self._lake, self.table)
         self._writer.check_owner(delta)
@@ -162,11 +162,11 @@ class _TableCare:
             self._settings.checkpoint_commits, self._writer.checkpoint_size() // _ACTIONS_A_COMMIT
         )
         due = self._replaced.due()
-        # A power cut, or somebody who restored an older version, may have made one live again.
+        # A power cut or a restored older version may have made some of them live again.
         self._writer.delete(sorted(set().union(*due.values()) - live))
         self._replaced.forget(due)
         if self._replaced.is_sweep_due():
-            # Only said by delta-rs, and deleted here: it would make two commits of it.
+            # delta-rs only lists the files: if it deleted them, it would make two commits.
             hours = max(self._settings.vacuum_retention_hours, _SWEEP_AGE_HOURS)
             found = delta.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=False, full=True)
             self._writer.delete(sorted(set(found) - live - self._replaced.all()))

@@ -1,4 +1,4 @@
-"""Where a table's files are put: one object store for a local folder, S3 and Azure alike."""
+"""The object store for a table's files: one interface for local folders, S3 and Azure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import Table
 from cryptopulse.text import parse_duration
 
-# Options that delta-rs takes by their own names, or as the storage's. obstore has them apart.
+# delta-rs takes these with or without the storage's prefix; obstore takes them in arguments of their own.
 _CLIENT = re.compile(r"(aws_|azure_)?(allow_http|allow_invalid_certificates|connect_timeout|timeout|proxy_url)")
 _RETRY: dict[str, Callable[[str], Any]] = {
     "max_retries": int,
@@ -24,9 +24,9 @@ _RETRY: dict[str, Callable[[str], Any]] = {
 
 
 def table_store(lake: LakeLocation, table: Table) -> ObjectStore:
-    """The folder of `table`, which exists if it is a local one, with the options that delta-rs takes for it.
+    """The store of the folder of `table` (a local one must exist), with the lake's options for delta-rs.
 
-    Raises ConfigurationError for an option that nobody knows, and what `cryptopulse.lake.storage.storage` translates.
+    Raises ConfigurationError for an unknown option, and errors that `cryptopulse.lake.storage.storage` translates.
     """
     if lake.folder:
         return LocalStore(lake.table_url(table))
@@ -39,10 +39,10 @@ def table_store(lake: LakeLocation, table: Table) -> ObjectStore:
         elif name in _RETRY:
             retry[name] = _RETRY[name](value)
         elif name not in ("azure_storage_account_name", "azure_account_name") or lake.url.startswith("az:"):
-            config[name] = value  # abfss://… names the account itself, and twice is refused
+            config[name] = value  # abfss://… names the account already; giving it twice is refused
     endpoint = lake.option("aws_endpoint_url" if lake.kind == "s3" else "azure_storage_endpoint")
     if endpoint and endpoint.startswith("http:"):
-        client.setdefault("allow_http", "true")  # who writes http:// means it
+        client.setdefault("allow_http", "true")  # an explicit http:// is intended
     try:
         return from_url(lake.table_url(table), config=config, client_options=client, retry_config=retry or None)
     except UnknownConfigurationKeyError as error:

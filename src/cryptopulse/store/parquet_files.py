@@ -1,7 +1,7 @@
-"""The Parquet files of a table: how rows become one, and how they are read back.
+"""Writes and reads the Parquet files of a table.
 
-At ten commits a second most files hold a handful of rows, and are read once, when they are merged: so they are made
-small and quickly, without what only helps to search a large file. Merged files have it.
+At ten commits a second most files hold a handful of rows, and are read once, when they are merged. So they are written
+small and fast, without dictionaries and statistics, which only help in large files. Merged files have both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from cryptopulse.lake.tables import Table
 if TYPE_CHECKING:  # names for types only
     from obstore import ReadableFile, WritableFile
 
-_SMALL_BYTES = 2_000  # so few fit a block of the disk as they are: compressing them would cost 0.1 ms for nothing
-_LARGE_ROWS = 10_000  # of fewer rows, dictionaries and statistics make a file larger, or hardly smaller, and slower
+_SMALL_BYTES = 2_000  # these fit a disk block uncompressed: compressing them would cost 0.1 ms for nothing
+_LARGE_ROWS = 10_000  # below, dictionaries and statistics make a file slower, and larger or hardly smaller
 _ROW_GROUP_ROWS = 256 * 1024
-_ROW_GROUP_BYTES = 32 << 20  # in memory; what a merge holds at once
+_ROW_GROUP_BYTES = 32 << 20  # in memory; a merge holds this much at once
 _READ_ROWS = 16 * 1024
 _WHOLE_BYTES = 4 << 20  # larger files are read piece by piece
 _HARDLY_REPEAT = {"BINARY", "BIGINT", "TIMESTAMP"}
@@ -42,7 +42,7 @@ class ParquetFiles:
         self._with_statistics = [name for name in self._names if types[name] != "BINARY"]
 
     def write(self, path: str, rows: pa.Table) -> int:
-        """Puts `rows` (the contract's columns and types) as one file; its size in bytes."""
+        """Writes `rows` (the contract's columns and types) to one file; returns its size in bytes."""
         sink = pa.BufferOutputStream()
         pq.write_table(rows.select(self._names), sink, **self._options(rows.num_rows, rows.nbytes))
         body = memoryview(sink.getvalue()).cast("B")
@@ -50,7 +50,7 @@ class ParquetFiles:
         return len(body)
 
     def merge(self, path: str, parts: Iterable[pa.Table]) -> int:
-        """Puts the rows of `parts` as one file, of which a row group is in memory at a time; its size in bytes."""
+        """Writes `parts` to one file, with one row group in memory at a time; returns its size in bytes."""
         schema = pa.schema([self._schema.field(name) for name in self._names])
         options = self._options(_LARGE_ROWS, _ROW_GROUP_BYTES)
         with _Sink(obstore.open_writer(self._store, path)) as sink:
@@ -60,7 +60,7 @@ class ParquetFiles:
             return sink.size
 
     def read(self, path: str, size: int, partition: Mapping[str, str]) -> Iterator[pa.Table]:
-        """The rows of a file of `size` bytes in parts, with all columns of the contract."""
+        """The rows of a file of `size` bytes, in parts with all of the contract's columns. `partition`: the file's."""
         if size <= _WHOLE_BYTES:
             with pq.ParquetFile(pa.BufferReader(self._store.get(path).bytes().to_bytes())) as file:
                 yield self._whole(file.read(use_threads=False), partition)
@@ -82,12 +82,12 @@ class ParquetFiles:
             "compression_level": None if is_small else 1,
             "use_dictionary": self._dictionaries if is_large else False,
             "write_statistics": self._with_statistics if is_large else False,
-            "store_schema": False,  # the types say all; 1 kB less
+            "store_schema": False,  # Parquet's types suffice; saves 1 kB
         }
 
 
 def _grouped(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """`parts` put together to row groups."""
+    """`parts` concatenated to row groups."""
     held: list[pa.Table] = []
     rows = size = 0
     for part in parts:
@@ -102,7 +102,7 @@ def _grouped(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 class _Sink(io.RawIOBase):
-    """A file being put, as pyarrow writes to one."""
+    """Lets pyarrow write to a file of the object store."""
 
     def __init__(self, put: WritableFile) -> None:
         self._put = put
@@ -123,7 +123,7 @@ class _Sink(io.RawIOBase):
 
 
 class _Source(io.RawIOBase):
-    """A file that is there, as pyarrow reads one."""
+    """Lets pyarrow read a file of the object store."""
 
     def __init__(self, there: ReadableFile) -> None:
         self._there = there

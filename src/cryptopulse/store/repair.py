@@ -1,8 +1,8 @@
-"""Making the tables of a local lake open again after a power cut, with the log as the truth.
+"""Repairs the tables of a local lake after a power cut, so that they open again and catch up from the log.
 
-What a power cut can tear was written since `cryptopulse.store.durability` last synced it: it lies at the end of a
-table, behind its newest checkpoint, and is taken off. The table is then some commits back, with the positions that
-belong there, and catches up. What is damaged below that is the disk's doing: it is told with the command that helps.
+A power cut can tear only what `cryptopulse.store.durability` had not synced yet: commits at the end of a table, after
+its newest checkpoint. They are removed. The table is then some commits back, with the matching positions, and catches
+up. Older damage comes from the disk: the error names the command that helps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cryptopulse.log import Log
 from cryptopulse.store.delta_log import POSITIONS
 
 _FILES_OF_COMPACTION = (("numFilesAdded", "numFilesRemoved"), ("numAddedFiles", "numRemovedFiles"))
-"""How delta-rs and Spark call the number of files that a compaction has added and removed."""
+"""The names of delta-rs and of Spark for the number of files that a compaction has added and removed."""
 
 _CHECKPOINT = re.compile(r"\d{20}\.checkpoint\.(.+\.)?(parquet|json)")
 _PARQUET_MAGIC = b"PAR1"
@@ -35,15 +35,15 @@ logger = structlog.get_logger()
 
 
 def repair_lake(lake: LakeLocation, log: Log) -> None:
-    """Repairs every table of a local `lake` that exists; see `repair_table`. Elsewhere nothing can be torn."""
+    """Repairs every table of a local `lake` that exists; see `repair_table`. On S3 and Azure nothing can be torn."""
     for table in TABLES:
         repair_table(lake, table, log)
 
 
 def put_aside(lake: LakeLocation, table: Table) -> bool:
-    """Moves the folder of a derived table out of the way of a rebuild, which makes it anew; False when it can't.
+    """Renames the folder of a derived table to `<table>.damaged-<µs since 1970>`, so that a rebuild can recreate it.
 
-    It stays beside the table, as `<table>.damaged-<time>`. Bronze is never moved, and nothing of a lake elsewhere.
+    Returns False, and does nothing, for bronze and for a lake on S3 or Azure.
     """
     folder = lake.table_folder(table)
     if table is BRONZE or folder is None:
@@ -56,11 +56,11 @@ def put_aside(lake: LakeLocation, table: Table) -> bool:
 
 
 def repair_table(lake: LakeLocation, table: Table, log: Log) -> None:
-    """Takes torn commits off the end of a local `table`, so that it opens at its last sound version.
+    """Removes torn commits from the end of a local `table`, so that it opens at its last sound version.
 
-    The files taken off are kept beside the log with the ending `.torn`. A table that is torn from its beginning, and
-    has no checkpoint yet, is made anew. Raises LakeDamaged, with nothing changed, when what is damaged is older than
-    that, or when it is bronze and `log` no longer holds the messages.
+    They stay in `_delta_log` with the suffix `.torn`. A table without a checkpoint that is torn from its first commit
+    on is recreated. Raises LakeDamaged when older files are damaged; and, before any change, when commits were deleted
+    after a checkpoint that is torn, or when the table is bronze and `log` no longer holds the messages.
     """
     path = lake.table_folder(table)
     if path is None or not (path / "_delta_log").is_dir():
@@ -83,14 +83,14 @@ class _Examined:
     """A table's commits and checkpoints, as they are on disk."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the Delta log at `path`, and looks at the end of every file that a commit behind the newest checkpoint
-        added.
+        """Reads the Delta log of the table at `path`, and checks the end of every file that was added after the newest
+        checkpoint.
         """
         self.path = path
         self.log = path / "_delta_log"
         checkpoints = [file for file in self.log.glob("*.checkpoint.*") if _CHECKPOINT.fullmatch(file.name)]
         self._torn_checkpoints = [
-            # Spark can write them in several files, which can't be judged by their ends: they count as whole.
+            # Spark can write one in several files, which can't be checked by their ends: it counts as whole.
             file
             for file in checkpoints
             if file.name.endswith(".checkpoint.parquet") and not _is_whole_parquet(file, None)
@@ -99,7 +99,7 @@ class _Examined:
         self.checkpoint = max(self._checkpoints, default=-1)
         """Version of the newest whole checkpoint; -1: none."""
         numbers = sorted(int(file.stem) for file in self.log.glob("*.json") if file.stem.isdigit())
-        # Older commits are for those who travel back in time; and a deletion that a power cut undid leaves some.
+        # Older commits serve time travel, or are left from a deletion that a power cut undid.
         self.commits = {number: _actions(self._commit(number)) for number in numbers if number > self.checkpoint}
         self.last = max(self.commits, default=self.checkpoint)
         self.first_torn = self._first_torn()
@@ -107,15 +107,15 @@ class _Examined:
 
     @property
     def is_cut_behind_torn_checkpoint(self) -> bool:
-        """Whether the first missing commit was deleted because of a checkpoint that is torn now: no power cut does
-        that, as a checkpoint is synced before.
+        """Whether the first missing commit was deleted because of a checkpoint that is torn now. No power cut does
+        that: a checkpoint is synced before.
         """
         return self.first_torn not in self.commits and any(
             _version(file) >= (self.first_torn or 0) for file in self._torn_checkpoints
         )
 
     def position(self, app_id: str) -> int | None:
-        """The version of `app_id` before the first torn commit."""
+        """The position of `app_id` before the first torn commit; None for none."""
         before = [actions or [] for number, actions in self.commits.items() if number < (self.first_torn or 0)]
         transactions = [action["txn"] for actions in before for action in actions if "txn" in action]
         found = [int(transaction["version"]) for transaction in transactions if transaction["appId"] == app_id]
@@ -124,12 +124,12 @@ class _Examined:
         return DeltaTable(str(self.path), version=self.checkpoint).transaction_version(app_id)
 
     def taken_off(self) -> list[list[dict[str, Any]] | None]:
-        """The actions of the commits that must go; None for one that can't be read."""
+        """The actions of each commit to be removed; None for one that can't be read."""
         assert self.first_torn is not None
         return [self.commits.get(number) for number in range(self.first_torn, self.last + 1)]
 
     def take_off(self) -> None:
-        """Renames them, the newest first: whatever stops it, what is left is as torn as before, or sound."""
+        """Renames these commits, newest first: if interrupted, the table is as torn as before, or sound."""
         assert self.first_torn is not None
         for number in sorted(self.commits, reverse=True):
             if number >= self.first_torn:
@@ -139,7 +139,7 @@ class _Examined:
         self.drop_torn_checkpoints()
 
     def drop_torn_checkpoints(self) -> None:
-        """Removes checkpoints that are no whole Parquet file, and a pointer to none: the commits still stand."""
+        """Deletes torn checkpoints, and a pointer that names no whole one: their commits still exist."""
         for checkpoint in self._torn_checkpoints:
             checkpoint.unlink()
             logger.warning("torn_checkpoint_removed", file=str(checkpoint))
@@ -153,8 +153,8 @@ class _Examined:
                 pointer.unlink()
 
     def _first_torn(self) -> int | None:
-        """A file that a sound commit took away again was perhaps never synced, or is deleted: it does not count. It
-        does when that commit must go as well, so each finding is followed by a look at what lies before it.
+        """A bad file does not count if a later sound commit removed it: it may be unsynced, or deleted. It counts when
+        that later commit must be removed, too; so after each finding the commits before it are checked again.
         """
         found: int | None = None
         while (earlier := self._first_torn_before(self.last + 1 if found is None else found)) is not None:
@@ -181,7 +181,7 @@ class _Examined:
 
 
 def _check_log_reaches(lake: LakeLocation, found: _Examined, log: Log) -> None:
-    """Raises LakeDamaged unless `log` holds every message that bronze loses with the commits that must go."""
+    """Raises LakeDamaged unless `log` holds every message that bronze loses with the removed commits."""
     taken_off = found.taken_off()
     adds = [json.loads(action["add"]["stats"]) for actions in taken_off for action in actions or () if "add" in action]
     for partition in log.partitions():
@@ -190,7 +190,7 @@ def _check_log_reaches(lake: LakeLocation, found: _Examined, log: Log) -> None:
         offsets = [add["minValues"]["offset"] for add in adds if add["minValues"]["partition"] == partition]
         if stored is not None:
             needed = stored + 1
-        elif None in taken_off:  # nobody knows where bronze began: all that there ever was
+        elif None in taken_off:  # bronze's first offset is unknown: the log must hold all
             needed = origin
         else:
             needed = min(offsets, default=start)
@@ -204,11 +204,11 @@ def _check_log_reaches(lake: LakeLocation, found: _Examined, log: Log) -> None:
 
 
 def _check_files(lake: LakeLocation, table: Table) -> None:
-    """Raises LakeDamaged unless the newest version has its commit, and all its files, whole, whatever added them."""
+    """Raises LakeDamaged unless the newest version's commit is there, and all its data files are whole."""
     folder = lake.table_folder(table)
     assert folder is not None
     delta = opened(lake, table)
-    if not (folder / "_delta_log" / f"{delta.version():020d}.json").exists():  # it opens, and takes no commit
+    if not (folder / "_delta_log" / f"{delta.version():020d}.json").exists():  # it would open, but accept no commit
         raise damaged(lake, table, f"is damaged: the commit of version {delta.version()} is not in its Delta log.")
     files = delta.get_add_actions(flatten=True)
     for name, size in zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True):
@@ -230,8 +230,8 @@ def _actions(commit: Path) -> list[dict[str, Any]] | None:
 
 
 def _lacks_lines(actions: list[dict[str, Any]]) -> bool:
-    """Whether a commit was cut off between two lines. Ours end with their positions, a compaction counts its files,
-    and a table's first commit has two more lines.
+    """Whether a commit was cut off between two lines. Our commits count their positions, compactions their files, and
+    a table's first commit must have a `protocol` and a `metaData` line.
     """
     info = actions[0].get("commitInfo", {})
     counted = {name: sum(name in action for action in actions) for name in ("txn", "add", "remove")}

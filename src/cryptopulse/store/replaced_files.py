@@ -1,10 +1,10 @@
-"""Names of data files that no version of a table needs any more, until their readers are done with them.
+"""Keeps the names of replaced data files until no reader needs the files any more.
 
-Delta keeps such names as notes in its log (tombstones), and every checkpoint writes all of them again: with ten commits
-a second an hour of them took 1.6 kB of memory each in delta-rs. So the notes leave the log after minutes, and the names
-are kept here, a line each in files of some minutes, which are read once, when all that they name is old enough.
+Delta keeps such names in its log (tombstones), and every checkpoint writes all of them again: at ten commits a second
+an hour of them took 1.6 kB of memory each in delta-rs. So tombstones leave the log after minutes, and the names are
+kept here, one per line. Each list covers some minutes, and is read once, when all its files are old enough.
 
-What is lost of them, by a kill or with the disk, is found by listing the table's folder, once a day.
+Names lost by a kill or with the disk are found by listing the table's folder once a day.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _SWEEP_EVERY_S = 86_400
 
 
 class ReplacedFiles:
-    """Those of one table, in a folder of its own."""
+    """The lists of one table, in a folder of its own."""
 
     def __init__(self, folder: Path, retention_s: float) -> None:
-        """`folder` is made; `retention_s`: how long after the last line of a file its data files are kept.
+        """Creates `folder`. `retention_s`: how long data files are kept, from the end of the time that a list covers.
 
         Raises LakeFull on a full disk, ConfigurationError when the folder can't be made.
         """
@@ -38,7 +38,7 @@ class ReplacedFiles:
             raise cannot_use(folder, error) from error
 
     def note(self, paths: Iterable[str]) -> None:
-        """Notes files, by their paths in the table, that a commit has just replaced. Raises OSError."""
+        """Records files that a commit has just replaced, by their paths in the table. Raises OSError."""
         lines = "".join(f"{path}\n" for path in paths)
         if not lines:
             return
@@ -47,16 +47,16 @@ class ReplacedFiles:
             file.write(lines)
 
     def due(self) -> dict[Path, set[str]]:
-        """What may be deleted now, by the file that names it; the clock counts from the end of that file's time."""
+        """List → data files that may be deleted now: the retention has passed since the end of the list's time."""
         oldest_s = time.time() - self._retention_s * (1 + 1 / _FILES_A_RETENTION)
         return {file: self._read(file) for file in self._files() if int(file.stem) <= oldest_s}
 
     def all(self) -> set[str]:
-        """Every name that is noted."""
+        """The names in all lists."""
         return set().union(*map(self._read, self._files()))
 
     def forget(self, files: Iterable[Path]) -> None:
-        """Drops files of `due`, when what they name is deleted."""
+        """Deletes lists given by `due`. Call it after deleting the files that they name."""
         for file in files:
             file.unlink(missing_ok=True)
 
@@ -65,7 +65,7 @@ class ReplacedFiles:
         return abs(time.time() - self._swept.stat().st_mtime) >= _SWEEP_EVERY_S
 
     def swept(self) -> None:
-        """Notes that the table's folder was listed now, and what nobody needs deleted."""
+        """Records that the table's folder was listed now and its unneeded files were deleted."""
         self._swept.touch()
 
     def _files(self) -> list[Path]:

@@ -1,8 +1,8 @@
-"""The newest rows of a table: from memory while they are there, else from the table.
+"""The newest rows of a table, from memory or else from the table.
 
-Every step asks two things of the table before it: which rows are newer than a position, and which rows lie in a
-stretch of time. `TableTail` is the one place that decides where the answer comes from. It is a cache of committed rows
-and nothing else: it can be dropped and filled from the table at any time.
+Every step asks its source table: which rows are newer than a position, and which rows lie between two times?
+`TableTail` alone decides whether memory or the table answers. It is a pure cache of committed rows: it can be dropped
+and filled from the table at any time.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from cryptopulse.lake.reading import between_us, quoted
 from cryptopulse.lake.tables import LOAD_TIMESTAMP
 from cryptopulse.store.table_writer import LOAD, NOTHING_YET, TableWriter
 
-_SMALL_ROWS = 10_000  # commits smaller than this are put together, so that a stretch is made of few pieces
-_SMALL_CHUNKS_MAX = 32  # a scan costs some 10 µs a piece
+_SMALL_ROWS = 10_000  # smaller commits are merged, so that a query reads few chunks
+_SMALL_CHUNKS_MAX = 32  # a scan costs some 10 µs per chunk
 _FAR_CHUNKS_MAX = 64
-_MIDDLES = 3  # commits whose rows stay however far they lie apart: in a catch-up gold follows two behind
+_MIDDLES = 3  # number of commits whose rows stay, however far apart: in a catch-up gold is two behind
 _FAR_US = np.iinfo(np.int64).max
 _LONG_AGO_US = np.iinfo(np.int64).min
-_READ_TO_US = 4_102_444_800_000_000  # 2100-01-01: what lies beyond is read from the table when it is asked for
+_READ_TO_US = 4_102_444_800_000_000  # 2100-01-01: later rows are read from the table on request
 
 
 class _Chunk(NamedTuple):
@@ -42,12 +42,12 @@ class _Chunk(NamedTuple):
 
 
 class TableTail:
-    """The newest rows of one table. One thread adds, any may ask."""
+    """The newest rows of one table. One thread adds, any may read."""
 
     def __init__(self, table: TableWriter, keep_us: int) -> None:
         """Reads the rows of the last `keep_us` microseconds before the newest one that is not in the future.
 
-        `table` has a load_timestamp and declares `time`; rows of a table of windows replace those of their key.
+        `table` has a load_timestamp and declares `time`. In a table of windows a row replaces the one with its key.
         """
         contract = table.table
         assert contract.time is not None
@@ -84,7 +84,7 @@ class TableTail:
                 self._chunks = [_Chunk(kept, NOTHING_YET, self.position, int(times.min()), int(times.max()))]
 
     def add(self, rows: pa.Table, position: int) -> None:
-        """Takes in the `rows` of the commit at `position` (µs UTC), and forgets what is too old."""
+        """Adds the `rows` of the commit at `position` (µs UTC), and drops rows that are too old."""
         times = self._times(rows)
         is_near = times <= position + self._keep_us  # a wrong clock must neither keep other rows nor push them out
         with self._lock:
@@ -107,7 +107,7 @@ class TableTail:
         return _Chunk(rows, self.position, position, int(times.min()), int(times.max()))
 
     def taken_in(self, position: int) -> None:
-        """From now on nobody will ask for rows since a position before `position`."""
+        """Tells that `since` will not be called with a position before `position` any more."""
         self._taken_in = position
 
     def since(self, position: int) -> pa.Table | None:
@@ -140,9 +140,9 @@ class TableTail:
         return self._table.read(self._columns, where)
 
     def matching(self, keys: pa.Table) -> pa.Table:
-        """The rows with the `keys`, the newest commits first; those not in memory from the table.
+        """The rows with these `keys`, newest commits first; rows that are not in memory come from the table.
 
-        For a table whose key is a text and a number.
+        Only for a table whose key is a text and a number.
         """
         name, number = self._key
         wanted = set(zip(keys[name].to_pylist(), keys[number].to_pylist(), strict=True))
@@ -189,7 +189,7 @@ class TableTail:
         return pa.concat_tables(parts)
 
     def _newest(self, rows: pa.Table) -> pa.Table:
-        """Of rows that replace each other the newest of each key."""
+        """The newest row per key in a table of windows, else all `rows`."""
         if not self._is_replaced or rows.num_rows == 0:
             return rows
         numbered = rows.select(self._key).append_column("row", pa.array(np.arange(rows.num_rows)))
@@ -208,7 +208,7 @@ class TableTail:
         self._chunks.append(_Chunk(rows, chunks[0].first_position, chunks[-1].last_position, earliest, latest))
 
     def _forget(self) -> None:
-        """Drops the chunks that are too old and that everybody has taken in, and of far ones the oldest."""
+        """Drops chunks that are too old and that all readers have taken in, and the oldest far ones beyond 64."""
         horizon = min(self._middles) - self._keep_us if self._middles else _LONG_AGO_US
         for chunks in (self._chunks, self._far):
             kept = [c for c in chunks if c.latest_us >= horizon or c.last_position > self._taken_in]

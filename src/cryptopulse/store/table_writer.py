@@ -1,16 +1,16 @@
-"""One Delta table as the process that writes it knows it: committed to with its positions, fenced.
+"""The writer of one Delta table: commits rows with positions, and is fenced when another pipeline takes over.
 
-Exactly once is decided here. Every commit carries Delta `txn` actions: for each source of the table (a partition of
-the log or of bronze, or the upstream table) the position that the commit consumed. A commit is one small file that is
-put under the next version's name if nothing is there. Whoever finds the name taken reads what is there: a compaction
-goes first, and the next number is tried; anything else is another pipeline's, which has taken over, and this one
-refuses to go on (`Fenced`).
+Exactly-once is decided here. Every commit carries Delta `txn` actions: for each source of the table (a partition of
+the log or of bronze, or the upstream table) the position that the commit consumed. A commit is one small file, put
+under the next version's name if that is free. If it is taken, the writer reads the commit found there. After one that
+changes no rows (a compaction) it tries the next version. Any other is from a pipeline that has taken over: the writer
+raises `Fenced`.
 
-A pipeline that starts takes over every table by a commit without rows, which carries the number of the take-over like
-a position, as each commit after it does. So whoever worked on the lake before is fenced from all tables at once, also
-from those to which the new one has nothing to write yet.
+A starting pipeline takes over every table with a commit without rows. This commit and all later ones carry the number
+of the take-over, like a position. So the previous pipeline is fenced from all tables at once, also from those to which
+the new one has nothing to write yet.
 
-No handle of delta-rs is kept: what a commit needs is the next version, and for a replacement the table's live files.
+After the first commit no handle of delta-rs is kept: a commit needs the next version, a replacement the live files.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from cryptopulse.store.object_store import table_store
 from cryptopulse.store.parquet_files import ParquetFiles
 
 NOTHING_YET = -1
-"""Position of a source of which nothing was consumed."""
+"""Position of a source before anything was consumed."""
 
 LOAD = "load"
 """The source name under which a table's commits carry their own load_timestamp."""
@@ -61,18 +61,18 @@ OWNER = "owner"
 """The source name under which a table's commits carry the number of the take-over that they belong to."""
 
 TOMBSTONES = "delta.deletedFileRetentionDuration"
-"""Property of a table: checkpoints leave out notes on removed files (tombstones) that are older."""
+"""Table property: checkpoints leave out older tombstones (entries of removed files)."""
 
-_EARLIER_TOMBSTONES_S = 4_500  # for each hour of the retention: what tables have from version 0.1
+_EARLIER_TOMBSTONES_S = 4_500  # per hour of the retention, as version 0.1 set it
 _INTERVAL_S = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 7 * 86_400}
-# Small files that came last stay in memory, 2 MB at most: they are the ones that are merged or replaced soon.
+# The newest small files stay in memory, 2 MB at most: they are merged or replaced soon.
 _CACHED_FILES = 128
 _CACHED_BYTES = 16 << 10
-_DELETED_AT_ONCE = 1_000  # as S3 takes them
+_DELETED_AT_ONCE = 1_000  # S3's limit
 
 
 def owner_id(table: Table) -> str:
-    """The application id under which a table's commits carry the number of the take-over, whichever engine made it."""
+    """The application id under which a table's commits carry the number of the take-over, with either engine."""
     return _app_id(table, OWNER)
 
 
@@ -84,12 +84,11 @@ class TableWriter:
     """One Delta table, for the one process that writes it. One thread appends and replaces; another may `merge`."""
 
     def __init__(self, lake: LakeLocation, table: Table, properties: Mapping[str, str]) -> None:
-        """Opens the table under `lake`, creating it with `properties` when it isn't there.
+        """Opens the table under `lake`, or creates it with `properties`.
 
-        One that is there keeps its properties, but tombstones for as long as `properties` say, if it was not a person
-        who wanted them for longer. Raises
-        LakeDamaged when it can't be opened; ConfigurationError and LakeUnreachable of a lake elsewhere, as every method
-        that reads or writes (`cryptopulse.lake.storage.storage`).
+        An existing table keeps its properties, except that TOMBSTONES is set from `properties` unless a user has set a
+        longer time. Raises LakeDamaged when it can't be opened. For a lake on S3 or Azure every method that reads or
+        writes can raise ConfigurationError and LakeUnreachable (`cryptopulse.lake.storage.storage`).
         """
         self.table = table
         self.lake = lake
@@ -97,7 +96,7 @@ class TableWriter:
         self.rows_written = 0
         self._schema = table.arrow_schema
         self._lock = threading.Lock()
-        """Of the log and the files: held while a commit is made."""
+        """Guards the log and the files; held during a commit."""
         self._seen: dict[str, int] = {}
         self._positions: dict[str, int] = {}
         self._owner: dict[str, int] = {}
@@ -122,27 +121,27 @@ class TableWriter:
         self._keep_tombstones(properties.get(TOMBSTONES))
 
     def _open(self, made: DeltaTable | None = None) -> None:
-        """Looks at the table anew; `made`: it was just made."""
+        """Opens the table again; `made`: its handle, if it was just created."""
         delta = made or opened(self.lake, self.table)
         self._opened: DeltaTable | None = delta
-        """Until the first commit: it knows the positions, and serves the reads of a start."""
+        """Handle until the first commit: it knows the positions, and serves the reads of a start."""
         self._log = CommitLog(self.lake, self.table, self._store, delta.version())
         self._files: dict[str, DataFile] | None = None
-        """The live ones by their path; None: not asked for yet."""
+        """Live files by path; None: not loaded yet."""
         self._rows: OrderedDict[str, pa.Table] = OrderedDict()
-        """Of small files that came last, by their path."""
+        """Rows of the newest small files, by path."""
 
     def _keep_tombstones(self, wanted: str | None) -> None:
-        """Lets checkpoints keep notes on removed files for so long; a longer time that somebody set stays."""
+        """Sets how long checkpoints keep tombstones; a longer time set by a user stays."""
         delta = self._opened
         assert delta is not None
         held = delta.metadata().configuration.get(TOMBSTONES)
-        if held is None or wanted is None or held == wanted:  # unset: a week
+        if held is None or wanted is None or held == wanted:  # unset: Delta's default, a week
             return
         is_earlier = held.endswith("seconds") and _seconds(held) % _EARLIER_TOMBSTONES_S == 0
         if _seconds(held) > _seconds(wanted) and not is_earlier:
             return
-        with storage(self.lake), suppress(CommitFailedError):  # whoever came between: the next start does it
+        with storage(self.lake), suppress(CommitFailedError):  # another commit came between: next start
             delta.alter.set_table_properties({TOMBSTONES: wanted})
         self._open()
 
@@ -157,15 +156,15 @@ class TableWriter:
         return self._owner.get(OWNER, self._recorded(OWNER))
 
     def take_over(self, owner: int) -> None:
-        """Fences everybody else from this table: the take-over number `owner` is committed, and goes with each commit
-        from now on. To be called before any position is asked for. Raises Fenced when another pipeline was quicker.
+        """Fences all other writers of this table: commits the take-over number `owner`, which each later commit carries
+        as well. Call it before `position`. Raises Fenced when another pipeline was quicker.
         """
         while self._recorded(OWNER) < owner:
             name = _new_name()
             if self._log.put(commit_body(self.table, name, ([], []), {owner_id(self.table): owner}), name) is None:
                 self._owner[OWNER] = self._seen[OWNER] = owner
                 return
-            self._open()  # another start, or a last commit of the pipeline before
+            self._open()  # another start, or the last commit of the previous pipeline
         raise Fenced(f"Another pipeline has just started on {self.lake}. This one ends, and has written nothing.")
 
     def check_owner(self, newest: DeltaTable) -> None:
@@ -174,13 +173,13 @@ class TableWriter:
             raise fenced(self.table)
 
     def position(self, source: str) -> int:
-        """What was consumed of `source`, included; NOTHING_YET at first."""
+        """The last position consumed of `source`; NOTHING_YET before the first."""
         if source not in self._positions:
             self._positions[source] = self._seen[source] = self._recorded(source)
         return self._positions[source]
 
     def recorded(self, source: str) -> int:
-        """The position of `source` that the table itself carries; at most `position`."""
+        """The position of `source` in the table's commits; at most `position`."""
         self.position(source)
         return self._seen[source]
 
@@ -189,7 +188,7 @@ class TableWriter:
         return max(time.time_ns() // 1000, self.position(LOAD) + 1)
 
     def skip_to(self, source: str, position: int) -> None:
-        """Moves on without a commit: what lies between gave no rows, or its rows are there without their `txn`."""
+        """Moves on without a commit: the skipped part gave no rows, or its rows are stored without their `txn`."""
         self._positions[source] = position
 
     def append(self, rows: pa.Table, positions: Mapping[str, int]) -> None:
@@ -210,11 +209,11 @@ class TableWriter:
         is_replaced: Callable[[pa.Table], pa.Array] | None = None,
         within: Mapping[str, tuple[Any, Any]] | None = None,
     ) -> None:
-        """Puts `rows` in the place of those for which `is_replaced` is true (None: of all), in one commit.
+        """Replaces the rows for which `is_replaced` is true (None: all) with `rows`, in one commit.
 
-        `is_replaced` is called with all columns of some of the rows and gives a boolean for each. `within` says where
-        rows that are replaced can be, by column the lowest and the highest value (included; times as µs UTC or
-        datetime): files that lie outside by their statistics are not opened. Raises as `append`.
+        `is_replaced` gets some of the rows, with all columns, and returns a boolean for each. `within` bounds the
+        replaced rows: column → (lowest, highest value), both included, times as µs UTC or datetime. Files outside by
+        their statistics are not opened. Raises as `append`.
         """
         bounds = comparable(self.table, within or {})
         with self._lock:
@@ -225,9 +224,9 @@ class TableWriter:
         self._count(rows)
 
     def merge(self, files: Sequence[DataFile]) -> bool:
-        """Makes one file of several of one partition, in a commit that changes no row.
+        """Merges several files of one partition into one, in a commit that changes no row.
 
-        False when one of them was replaced meanwhile: nothing is changed then. Raises Fenced as `append`.
+        Returns False, and changes nothing, when one of them was replaced meanwhile. Raises Fenced as `append`.
         """
         partition = files[0].partition
         path = _new_path(partition)
@@ -242,23 +241,23 @@ class TableWriter:
             return self._commit({merged: None}, files, {}, changes_rows=False)
 
     def files(self) -> list[DataFile]:
-        """The live files, in the order in which they came as far as this process knows it."""
+        """The live files, oldest first as far as this process knows."""
         with self._lock:
             return list(self._live_files().values())
 
     def checkpoint_size(self) -> int:
-        """How many actions the newest checkpoint has, notes on removed files among them."""
+        """How many actions the newest checkpoint has, tombstones included."""
         with storage(self.lake):
             return int(msgspec.json.decode(self._store.get("_delta_log/_last_checkpoint").bytes().to_bytes())["size"])
 
     def grown(self) -> set[Partition]:
-        """The partitions to which files came since the last call."""
+        """The partitions that got files since the last call."""
         with self._lock:
             found, self._grown = self._grown, set()
         return found
 
     def replaced(self) -> list[str]:
-        """Paths of the files that commits took away since the last call."""
+        """Paths of the files that commits removed since the last call."""
         with self._lock:
             found, self._replaced = self._replaced, []
         return found
@@ -270,7 +269,7 @@ class TableWriter:
                 some = paths[start : start + _DELETED_AT_ONCE]
                 try:
                     self._store.delete(some)
-                except FileNotFoundError:  # which left out those after it
+                except FileNotFoundError:  # those after it were left out
                     for path in some:
                         with suppress(FileNotFoundError):
                             self._store.delete(path)
@@ -280,7 +279,7 @@ class TableWriter:
         return read_table(self.lake, self.table, columns, where, self._opened)
 
     def read_parts(self, columns: str, where: str, rows_max: int) -> Iterator[pa.Table]:
-        """The same in parts of about `rows_max` rows, for what may be more than memory takes."""
+        """The same in parts of about `rows_max` rows, for results that may not fit into memory."""
         with reading(self.lake, self.table):
             query = QueryBuilder().register("t", self._newest())
             held: list[pa.RecordBatch] = []
@@ -295,7 +294,7 @@ class TableWriter:
                 yield plain(pa.Table.from_batches(held))
 
     def rows(self) -> int:
-        """How many rows the table has, by its files' own counts: no file is read."""
+        """How many rows the table has, by the Delta log's counts; by a query if another writer left some out."""
         count = row_count(self._newest())
         return int(self.read("count(*) AS n")["n"][0].as_py()) if count is None else count
 
@@ -311,9 +310,9 @@ class TableWriter:
         *,
         changes_rows: bool = True,
     ) -> bool:
-        """Whether the commit was made; False when one of `removed` has gone. Its files are deleted when it was not.
+        """Commits. Returns False when one of `removed` is no longer live; the new files are deleted then.
 
-        `written`: the new files, with their rows.
+        `written`: new file → its rows, None for a merged one.
         """
         transactions = {_app_id(self.table, source): at for source, at in {**positions, **self._owner}.items()}
         name = _new_name()
@@ -328,7 +327,7 @@ class TableWriter:
                 if found is None:
                     break
                 self._follow(found)
-        except (Fenced, LakeFull):  # of other errors nobody knows whether the commit was made
+        except (Fenced, LakeFull):  # after others it is unknown whether the commit was made
             self._discard(paths)
             raise
         self._opened = None
@@ -338,7 +337,7 @@ class TableWriter:
         return True
 
     def _follow(self, commit: Commit) -> None:
-        """Takes in the commit of the next version, which was made beside this writer's.
+        """Accepts the commit of the next version, which another writer made.
 
         Raises Fenced unless it leaves all rows and positions as they were: a compaction, a vacuum, a property.
         """
@@ -352,7 +351,7 @@ class TableWriter:
             self._files |= {file.path: file for file in commit.added(self.table)}
 
     def _note(self, written: Mapping[DataFile, pa.Table | None], removed: Sequence[DataFile]) -> None:
-        """What is live after a commit, and the rows that are worth keeping."""
+        """Updates the live files after a commit, and caches the rows of small ones."""
         self._grown |= {partition_of(file) for file in written}
         self._replaced += (file.path for file in removed)
         if self._files is None:
@@ -373,7 +372,7 @@ class TableWriter:
             try:
                 while self._log.version < delta.version():
                     self._follow(self._log.next())
-            except FileNotFoundError as error:  # others have gone on so far that it was cut off
+            except FileNotFoundError as error:  # others made so many commits that it was deleted
                 raise fenced(self.table) from error
             actions = pa.table(delta.get_add_actions(flatten=True))
             self._files = {file.path: file for file in known_files(self.table, actions)}
@@ -399,12 +398,12 @@ class TableWriter:
         return removed, pa.concat_tables(unreplaced)
 
     def _parts_of(self, file: DataFile) -> Iterator[pa.Table]:
-        """All columns of the rows in `file`."""
+        """The rows of `file` with all columns, in parts."""
         rows = self._rows.get(file.path)
         return self._parquet.read(file.path, file.size, file.partition) if rows is None else iter([rows])
 
     def _write(self, tables: Sequence[pa.Table]) -> dict[DataFile, pa.Table | None]:
-        """Puts each of `tables` as one file for each partition; no rows, no file."""
+        """Writes each of `tables` as one file per partition; no file for no rows."""
         written: dict[DataFile, pa.Table | None] = {}
         try:
             with storage(self.lake):
@@ -431,7 +430,7 @@ class TableWriter:
             yield {name: str(day)}, rows if len(days) == 1 else rows.filter(pc.equal(rows[name], day))
 
     def _discard(self, paths: Sequence[str]) -> None:
-        """Deletes files that no commit names; one that stays costs nothing but room."""
+        """Deletes files that no commit names; a leftover costs only space."""
         with suppress(Exception):
             self.delete(paths)
 
@@ -453,7 +452,7 @@ def _new_path(partition: Mapping[str, str]) -> str:
 
 
 def _seconds(interval: str) -> float:
-    """Length of an interval as Delta's properties write it ("interval 7 days"); infinite for what is none."""
+    """Length of an interval as Delta's properties write it ("interval 7 days"); infinity for anything else."""
     match interval.split():
         case ["interval", number, unit] if number.isdigit() and (length := _INTERVAL_S.get(unit.removesuffix("s"))):
             return int(number) * length

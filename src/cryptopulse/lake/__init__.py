@@ -1,1 +1,1 @@
-"""The lake: what is kept. Table contracts, the SQL that derives one table from another, and how to read it."""
+"""The lake: table contracts, the SQL that derives one table from another, and reading."""

@@ -11,20 +11,20 @@ SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)
 """The least severe first."""
 
 THRESHOLDS: Final[dict[Severity, int]] = {"WARNING": 1, "HIGH": 2, "CRITICAL": 4}
-"""From how many times the rule's threshold an episode is so severe."""
+"""Severity → multiple of the rule's threshold from which it applies."""
 
 
 def severity_of(thresholds: Fraction) -> Severity:
-    """The severity of a price change of so many times the rule's threshold."""
+    """The severity of a price change, given in multiples of the rule's threshold."""
     return max((name for name in SEVERITIES if thresholds >= THRESHOLDS[name]), key=SEVERITIES.index, default="WARNING")
 
 
 def family_of(alert_id: str) -> str:
-    """Rule, type and product of an episode: those that agree in these don't overlap."""
+    """`rule:type:product` of an episode. Episodes of one family don't overlap."""
     return alert_id.rpartition(":")[0]
 
 
 def trigger_of(alert_id: str) -> int:
-    """The trade that opened an episode; -1 when its id names none."""
+    """Id of the trade that opened an episode; -1 when `alert_id` names none."""
     trigger = alert_id.rpartition(":")[2]
     return int(trigger) if trigger.isdecimal() else -1

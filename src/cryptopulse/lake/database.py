@@ -1,4 +1,4 @@
-"""DuckDB for readers: streams of Arrow batches, a limit of time, and errors in one line. Safe from several threads."""
+"""DuckDB for readers: streams of Arrow batches, time limits, and one-line errors. Safe from several threads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TYPES = {"BINARY": "BLOB", "STRING": "VARCHAR", "TIMESTAMP": "TIMESTAMPTZ"}
 _numbers = itertools.count()
 _SPILL_MAX = "16GB"  # on disk, when a query needs more than its memory
 _INTERRUPT_S = 0.005
-_URL_QUERY = re.compile(r"(?<=://)([^\s?'\"]+)\?[^\s'\"]*")  # of a request to the storage: may be a token
+_URL_QUERY = re.compile(r"(?<=://)([^\s?'\"]+)\?[^\s'\"]*")  # of a request to the storage: may hold a token
 _NO_FILE = re.compile(r"No such file|No files found|does not exist|HTTP status 404|NotFound|not found", re.IGNORECASE)
 _INTERRUPTED = re.compile(r"INTERRUPT Error|Interrupted!")
 _TOO_LARGE = re.compile(r"Out of Memory Error|failed to (allocate|pin|offload)", re.IGNORECASE)
@@ -44,14 +44,14 @@ class Limits:
     memory_max_mb: int = 1024
     """Beyond it they spill to the disk."""
     threads: int | None = None
-    """None: one a core."""
+    """None: one per core."""
 
 
 def spill_folder(lake: LakeLocation) -> str:
-    """A new folder for what a database over `lake` has no memory for, which this user alone can enter; whoever asks for
-    it removes it. "" where none can be made, as on a full disk: then the database spills nothing.
+    """A new folder, private to this user, to which a database over `lake` spills; the caller removes it. "" where none
+    can be made, as on a full disk: then the database spills nothing.
 
-    Raises ConfigurationError when it would be in the lake: a database can write to this folder.
+    Raises ConfigurationError when it would be in the lake, because a database can write to it.
     """
     try:
         place = Path(tempfile.gettempdir()).resolve()
@@ -63,7 +63,7 @@ def spill_folder(lake: LakeLocation) -> str:
 
 
 def tune(connection: duckdb.DuckDBPyConnection, limits: Limits, spill: str) -> None:
-    """Gives a new database its limits, and what our SQL takes for granted: UTC, and the macros of the dialect.
+    """Sets a new database's limits, and what our SQL requires: UTC, and the macros of the dialect.
 
     `spill`: see `spill_folder`.
     """
@@ -82,10 +82,10 @@ def tune(connection: duckdb.DuckDBPyConnection, limits: Limits, spill: str) -> N
 
 
 class Database:
-    """A DuckDB in memory. A cursor works in one thread, several work side by side and share memory and threads."""
+    """A DuckDB in memory. Use each cursor in one thread; all cursors share its memory and threads."""
 
     def __init__(self, lake: LakeLocation, limits: Limits) -> None:
-        """Empty: it reads files of `lake`. Raises what `spill_folder` raises."""
+        """Starts empty; queries read files of `lake`. Raises what `spill_folder` raises."""
         self.memory_max_mb = limits.memory_max_mb
         self._lock = Lock()
         self._connection = duckdb.connect(":memory:")
@@ -94,7 +94,7 @@ class Database:
         spill = spill_folder(lake)
         self._remove_spill = weakref.finalize(
             self, shutil.rmtree, spill, ignore_errors=True
-        )  # if nobody closes it, too
+        )  # also if `close` is not called
         tune(self._connection, limits, spill)
 
     @contextmanager
@@ -112,7 +112,7 @@ class Database:
                 self._end()
 
     def close(self) -> None:
-        """Releases its memory, and what it spilled to the disk, when the last cursor is closed."""
+        """Releases its memory and its spill folder once the last cursor is closed."""
         with self._lock:
             self._is_closed = True
             self._end()
@@ -124,17 +124,17 @@ class Database:
 
 
 class TimeLimit:
-    """How long the queries of one request may work. What their reader does between two batches does not count."""
+    """Time limit for the queries of one request. The reader's time between two batches does not count."""
 
     def __init__(self, seconds: float | None) -> None:
-        """None: for ever."""
+        """None: no limit."""
         self.seconds = seconds
         self._used_s = 0.0
         self.is_over = False
 
     @contextmanager
     def watching(self, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Interrupts what `cursor` does in here when the time is over."""
+        """Interrupts `cursor` if the time runs out inside the `with` block."""
         if self.seconds is None:
             yield
             return
@@ -159,16 +159,16 @@ class TimeLimit:
 
 
 def relation(connection: duckdb.DuckDBPyConnection, files: Files, names: Sequence[str] | None = None) -> str:
-    """SQL that gives all rows of `files` with the columns of the table's contract, on this `connection` alone.
+    """SQL that gives all rows of `files` with the columns of the table's contract; only for this `connection`.
 
-    `names`: by which the connection knows them, None for their paths.
+    `names`: the files' names in the connection's file system, None for their paths.
     """
     columns = ", ".join(f'"{column.name}"' for column in files.table.columns)
     if not files.paths:
         nothing = (f'CAST(NULL AS {_TYPES.get(c.type, c.type)}) AS "{c.name}"' for c in files.table.columns)
         return f"SELECT {columns} FROM (SELECT {', '.join(nothing)} WHERE false)"  # noqa: S608 - names of our own tables
     if not files.lake.folder or (names is None and not files.lake.is_plain):
-        # Elsewhere DuckDB would need an extension that can't be downloaded everywhere, so it asks Arrow.
+        # On S3 and Azure DuckDB needs an extension that can't be downloaded everywhere, so Arrow reads the files.
         source = f"{files.table.schema}__{files.table.name}_{next(_numbers)}"
         connection.register(source, files.dataset())
         return f"SELECT {columns} FROM {source}"  # noqa: S608 - names of our own tables
@@ -180,7 +180,7 @@ def relation(connection: duckdb.DuckDBPyConnection, files: Files, names: Sequenc
 def streamed(
     cursor: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader, limit: TimeLimit
 ) -> Iterator[pa.RecordBatch]:
-    """The batches of a query's `reader` as they are found. DuckDB works on `cursor` as they are asked for."""
+    """The non-empty batches of a query's `reader`. DuckDB computes each on `cursor` when it is requested."""
     while True:
         with limit.watching(cursor):
             batch = next(reader, None)
@@ -192,10 +192,10 @@ def streamed(
 
 @contextmanager
 def translated_errors(lake: LakeLocation, table: Table | None, limit: TimeLimit, memory_max_mb: int) -> Iterator[None]:
-    """Raises DuckDB's errors as errors of ours, in one line; `table`: the one that is read, None for SQL.
+    """Translates DuckDB's errors to one-line errors of `cryptopulse.errors`. `table`: the one read, None for SQL.
 
-    QueryStopped: `limit` was reached. RowsGone: a file was cleaned up. LakeDamaged: a file is not what was written.
-    ConfigurationError: SQL that doesn't run, more memory than allowed. And what `storage` raises.
+    QueryStopped: `limit` was reached. RowsGone: a file was deleted. LakeDamaged: a file is not as it was written.
+    ConfigurationError: SQL that doesn't run, more memory than allowed. Also raises what `storage` raises.
     """
     try:
         with storage(lake):
@@ -205,7 +205,7 @@ def translated_errors(lake: LakeLocation, table: Table | None, limit: TimeLimit,
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         text = str(error)
         lines = text.strip().splitlines() or ["no more is known"]
-        # Of what Python raised below DuckDB the last line says what it was.
+        # For a Python error below DuckDB the traceback's last line names it.
         line = _URL_QUERY.sub(r"\1", lines[-1 if "Traceback" in lines[0] else 0])
         translated: CryptoPulseError
         if limit.is_over or _INTERRUPTED.search(text):
@@ -230,10 +230,10 @@ def translated_errors(lake: LakeLocation, table: Table | None, limit: TimeLimit,
 
 
 def listed(texts: Iterable[str]) -> str:
-    """Texts as a list in SQL."""
+    """A SQL list of text literals."""
     return "[" + ", ".join(map(text_literal, texts)) + "]"
 
 
 def text_literal(text: str) -> str:
-    """A text as SQL."""
+    """A SQL text literal."""
     return "'" + text.replace("'", "''") + "'"

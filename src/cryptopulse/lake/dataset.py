@@ -1,4 +1,4 @@
-"""The Python API: a lake's trades, bars and alerts as Arrow, Polars or pandas, read when they are needed."""
+"""The Python API: a lake's trades, bars and alerts as Arrow, Polars or pandas, read lazily."""
 
 from __future__ import annotations
 
@@ -51,16 +51,15 @@ _PRODUCTS = f"""
 
 
 class Lake:
-    """A lake to read. Make it with `cryptopulse.open`.
+    """A lake opened for reading. Create it with `cryptopulse.open`.
 
-    Each method chooses rows and returns `Rows` at once, of the newest versions of the tables at that
-    moment; their methods read them. Nothing here writes, and it works while the pipeline does. A Lake can be used by
-    several threads at once.
+    Each method returns lazy `Rows` at once, over the newest versions of the tables at that moment; their methods read
+    them. Nothing here writes, and reading works while the pipeline runs. Several threads can share a Lake.
 
     Common to the methods: `symbol` is a product id, several, or None for all. `start` (included) and `end` (not
-    included) are datetimes, dates, or ISO text; without an offset they are UTC, and None is open. `columns`: only
-    these. All of them raise ConfigurationError for an argument that can't be meant, LakeUnreachable when the storage
-    does not answer, and LakeDamaged for a table that can't be opened. A table that is not there yet has no rows.
+    included) are datetimes, dates, or ISO text; without an offset they are UTC, and None means unbounded. `columns`:
+    return only these. All raise ConfigurationError for an invalid argument, LakeUnreachable when the storage does not
+    answer, and LakeDamaged for a table that can't be opened. A table that does not exist yet has no rows.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Lake:
         timeout_s: float | None = None,
         versions: Versions | None = None,
     ) -> None:
-        """Opens nothing yet. See `cryptopulse.open`; `versions`: which files count, None for the newest."""
+        """Opens nothing yet. See `cryptopulse.open`; `versions`: which files to read, None for the newest."""
         limits = Limits(memory_max_mb, threads)
         self.location = location
         self._timeout_s = timeout_s
@@ -90,7 +89,7 @@ class Lake:
         last_id: int | None = None,
         columns: Iterable[str] | None = None,
     ) -> TableRows:
-        """Trades by time, product and id (silver.fact_crypto_trades); `first_id` to `last_id`, both included."""
+        """Trades ordered by time, product and id (silver.fact_crypto_trades); `first_id` and `last_id` are included."""
         low, high = id_range(first_id, last_id)
         return self._rows(SILVER, symbol, start, end, columns=columns, first_id=low, last_id=high)
 
@@ -103,10 +102,10 @@ class Lake:
         grain: str | int | timedelta = "1m",
         columns: Iterable[str] | None = None,
     ) -> TableRows:
-        """Bars that start from `start` to before `end`, by time and product, each made of all its trades.
+        """Bars that start from `start` to before `end`, ordered by time and product, each of all its trades.
 
         `grain`: `"1s"` … `"1d"`, seconds, or a timedelta; it must divide a day, and bars start at its multiples (UTC).
-        Whole minutes are made of gold.dm_trade_bars, others of the trades. There is no bar where nobody traded.
+        Bars of whole minutes come from gold.dm_trade_bars, others from the trades. No trades, no bar.
         """
         seconds = grain_seconds(grain)
         source = SILVER if seconds % BARS.window_seconds else BARS
@@ -132,7 +131,7 @@ class Lake:
         *,
         columns: Iterable[str] | None = None,
     ) -> TableRows:
-        """Statistics of 5 minutes, by time and product (gold.dm_crypto_price_stats)."""
+        """5-minute statistics, ordered by time and product (gold.dm_crypto_price_stats)."""
         return self._rows(STATS, symbol, start, end, columns=columns)
 
     def alerts(  # noqa: PLR0913 - one name for each thing to choose by
@@ -147,7 +146,7 @@ class Lake:
         state: Symbols = None,
         columns: Iterable[str] | None = None,
     ) -> TableRows:
-        """Alert episodes that opened in the time, by that moment (gold.dm_market_alerts).
+        """Alert episodes opened from `start` to before `end`, ordered by that time (gold.dm_market_alerts).
 
         `rule`, `alert_type` (FLASH_CRASH, PRICE_SURGE), `severity` (WARNING, HIGH, CRITICAL) and `state` (OPEN,
         CLOSED): one value or several.
@@ -163,11 +162,11 @@ class Lake:
         *,
         columns: Iterable[str] | None = None,
     ) -> TableRows:
-        """Hours, by time and product, with their ids expected, held, healed and missing (gold.dm_completeness)."""
+        """Ids expected, held, healed and missing per hour and product, ordered by these (gold.dm_completeness)."""
         return self._rows(COMPLETENESS, symbol, start, end, columns=columns)
 
     def coverage(self, symbol: Symbols = None) -> TableRows:
-        """The closed intervals of trade ids that are held, by product and id (silver.trade_id_coverage)."""
+        """The closed intervals of trade ids held, ordered by product and id (silver.trade_id_coverage)."""
         return self._rows(COVERAGE, symbol)
 
     def absent(self, symbol: Symbols = None) -> TableRows:
@@ -177,7 +176,7 @@ class Lake:
     def quarantine(
         self, start: Moment | None = None, end: Moment | None = None, *, columns: Iterable[str] | None = None
     ) -> TableRows:
-        """Messages that could not be read, by the time when they were received (silver.quarantined_messages)."""
+        """Refused messages, ordered by receive time (silver.quarantined_messages)."""
         return self._rows(QUARANTINE, None, start, end, columns=columns)
 
     def table(
@@ -195,14 +194,14 @@ class Lake:
         return self._rows(BY_NAME[name], symbol, start, end, columns=columns)
 
     def products(self) -> SqlRows:
-        """The products of which trades are held: lowest and highest id, trades held, ids between that are not held."""
+        """Products with trades: lowest and highest id, trades held, ids in between that are not held."""
         return self.sql(_PRODUCTS)
 
     def sql(self, text: str, params: Params = None) -> SqlRows:
-        """The rows of one statement that reads, in DuckDB's SQL; tables are `bronze.…`, `silver.…`, `gold.…`.
+        """The rows of one read-only statement in DuckDB's SQL; tables are `bronze.…`, `silver.…`, `gold.…`.
 
-        `params`: values by name for `$name`, or a list for `?`. It can read nothing but the lake's tables. Raises
-        ConfigurationError, in one line, for what is no such statement; whatever else is wrong shows when it is read.
+        `params`: values by name for `$name`, or a list for `?`. It can read only the lake's tables. Raises
+        ConfigurationError, in one line, for any other statement; other errors show when the rows are read.
         """
         with self._database.cursor() as parser:
             check_reads(parser, text)
@@ -212,7 +211,7 @@ class Lake:
         )
 
     def snapshot(self) -> Lake:
-        """This lake as it is now: rows that are asked of the returned one fit each other, and do not change.
+        """This lake at this moment: rows of the returned Lake are consistent across tables, and do not change.
 
         Files that compaction replaces are deleted after `maintenance.vacuum_retention_hours`; from then on reading it
         may raise RowsGone.
@@ -227,11 +226,11 @@ class Lake:
         )
 
     def close(self) -> None:
-        """Releases memory. What is being read is read to its end."""
+        """Releases memory. Reads in progress run to their end."""
         self._database.close()
 
     def __enter__(self) -> Self:
-        """Itself; `close` at the end."""
+        """Returns itself; `close` is called at the end."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -285,9 +284,9 @@ def connect(lake: LakeLocation) -> AbstractContextManager[duckdb.DuckDBPyConnect
     """A DuckDB connection for a `with` statement, with the views `bronze.…`, `silver.…`, `gold.…` over the newest
     version of each table.
 
-    Times are UTC. The views are of the moment of the call: connect again to see newer rows. Nothing else can be read
-    through it, and nothing written: file access is shut once the views stand. Raises ConfigurationError when `lake`
-    holds no table.
+    Times are UTC. The views show the moment of the call: connect again to see newer rows. The connection can't read
+    anything else or write: file access is disabled once the views exist. Raises ConfigurationError when `lake` holds
+    no table.
     """
     return sealed(lake, [Files.of(lake, table, opened(lake, table)) for table in present(lake)], Limits())
 

@@ -1,7 +1,7 @@
-"""Table contracts → the statements that make the tables, for Spark with Delta Lake and for Unity Catalog.
+"""Makes DDL statements from table contracts, for Spark with Delta Lake and for Unity Catalog.
 
 `create_table`, `create_schemas` and `create_tables` run on open-source Spark and on Databricks. Catalogs, volumes, keys
-and grants exist in Unity Catalog only. Every statement may be run again: it changes nothing that is there already.
+and grants exist in Unity Catalog only. Every statement can be run again: it changes nothing, but recreates keys.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ENGINEERS_MAY = (
 def create_table(table: Table, name: str, properties: Mapping[str, str] | None = None) -> str:
     """The statement that creates `table` unless it exists.
 
-    `name`: as it goes into SQL, such as `` `cat`.`gold`.`bars` `` or ``delta.`/lake/gold/bars` ``. `properties`: table
+    `name`: the name in SQL, such as `` `cat`.`gold`.`bars` `` or ``delta.`/lake/gold/bars` ``. `properties`: table
     properties on top of the contract's.
     """
     columns = ",\n".join(f"  {_column(column)}" for column in table.columns)
@@ -50,10 +50,10 @@ def create_table(table: Table, name: str, properties: Mapping[str, str] | None =
 def catalog_statements(
     catalog: str, engineers: str | None = None, analysts: str | None = None, managed_location: str | None = None
 ) -> list[str]:
-    """Everything that Unity Catalog needs, in order.
+    """All statements for Unity Catalog, in order.
 
-    `engineers` and `analysts`: groups (or users, or service principals) that get their rights; None: nobody does.
-    `managed_location`: URL where the catalog keeps its tables; None: where the metastore does.
+    `engineers` and `analysts`: groups (or users, or service principals) that get rights; None: no grants.
+    `managed_location`: URL where the catalog keeps its tables; None: the metastore's location.
     """
     location = f"\nMANAGED LOCATION {_text(managed_location)}" if managed_location else ""
     volumes = [
@@ -109,7 +109,7 @@ def table_name(catalog: str, table: Table) -> str:
 
 
 def quoted(*parts: str) -> str:
-    """A name in SQL, whatever letters its parts are made of."""
+    """A name in SQL, with its parts quoted."""
     return ".".join("`" + part.replace("`", "``") + "`" for part in parts)
 
 
@@ -123,5 +123,5 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _text(value: str) -> str:
-    """A text in SQL. Spark joins two quoted texts that touch, so a quote is escaped and not doubled."""
+    """A SQL text literal. Spark joins adjacent literals, so a quote is escaped, not doubled."""
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,14 +1,14 @@
-"""Canonical SQL (Spark's) → an engine's SQL.
+"""Translates canonical SQL (Spark's) to an engine's SQL.
 
-The files in `lake/sql` are Spark SQL and run there as they are. SQLGlot translates them for DuckDB; what it can't
-know is done here, each by a named rule:
+The files in `lake/sql` are Spark SQL and run there as they are. SQLGlot translates them for DuckDB; this module adds
+what SQLGlot can't know:
 
 - tables `schema.name` become the names under which a session binds its inputs (`bound_name`);
 - for many rows every WITH is MATERIALIZED: the bars of 200,000 trades take 90 ms instead of 130 ms. For few rows that
   costs more than it saves;
-- functions that DuckDB spells otherwise are macros (`DUCKDB_MACROS`).
+- functions with another name in DuckDB are macros (`DUCKDB_MACROS`).
 
-Times as literals are here, too: `time_literal` for canonical SQL, `delta_time` for delta-rs.
+It also makes time literals: `time_literal` for canonical SQL, `delta_time` for delta-rs.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from sqlglot import exp
 
 DUCKDB_MACROS = ("CREATE OR REPLACE MACRO timestamp_micros(us) AS make_timestamptz(us)",)
-"""Statements that give DuckDB the names of Spark that the files use."""
+"""Statements that define in DuckDB the Spark functions that the files use."""
 
 SPARK_SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
-    # Else Spark keeps fewer decimals of a product or a sum than its type has (price * trade_size: 9 of 24).
+    # Otherwise Spark keeps fewer decimals of a product or sum than its type has (price * trade_size: 9 of 24).
     "spark.sql.decimalOperations.allowPrecisionLoss": "false",
 }
-"""Settings of a Spark session without which the statements give other results. Set them before you paste one."""
+"""Spark session settings that the statements need for correct results. Set them before running one by hand."""
 
 _QUALIFIED = re.compile(r"\b(?:log|bronze|silver|gold)\.[a-z]\w*")
 
@@ -41,12 +41,12 @@ def time_literal(us: int | str) -> str:
 
 
 def delta_time(us: int) -> str:
-    """A time (µs UTC) in the SQL of delta-rs, in the type of its columns: so that file statistics prune."""
+    """A time (µs UTC) in the SQL of delta-rs, with its columns' type, so that file statistics can skip files."""
     return f"arrow_cast({us}, 'Timestamp(Microsecond, Some(\"UTC\"))')"
 
 
 def bound_name(qualified: str) -> str:
-    """Under which name a session finds the input `schema.name`."""
+    """The name under which a session binds the input `schema.name`."""
     return qualified.replace(".", "__")
 
 
@@ -71,7 +71,7 @@ def duckdb_sql(name: str, *, is_bulk: bool = False) -> str:
 
 @cache
 def duckdb_query(sql: str) -> str:
-    """Any canonical statement for DuckDB; its tables stay `schema.name`, as `cryptopulse.lake.dataset` has them."""
+    """Any canonical statement for DuckDB; tables stay `schema.name`, as in `cryptopulse.lake.dataset`."""
     import sqlglot  # noqa: PLC0415 - as above
 
     return sqlglot.parse_one(sql, read="databricks").sql(dialect="duckdb", comments=False)
@@ -79,5 +79,5 @@ def duckdb_query(sql: str) -> str:
 
 @cache
 def spark_sql(name: str) -> str:
-    """The statement of `lake/sql/<name>.sql` for Spark: word for word, but for the names of its inputs."""
+    """The statement of `lake/sql/<name>.sql` for Spark: unchanged except for the names of its inputs."""
     return _QUALIFIED.sub(lambda found: bound_name(found[0]), read_sql(name))

@@ -1,7 +1,7 @@
-"""The files that a table consisted of at one version, and which of them can hold the rows that are wanted.
+"""The files of a table at one version, and which of them can hold the wanted rows.
 
-The Delta log says of each file its day and the smallest and largest symbol, trade id and time in it. So most files of a
-large table are passed over without being opened: opening one takes a fraction of a millisecond, judging it nanoseconds.
+The Delta log gives each file's day, and its smallest and largest symbol, trade id and time. So most files of a large
+table are skipped unopened: opening one takes a fraction of a millisecond, checking it nanoseconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cryptopulse.lake.tables import ALERTS, BRONZE, QUARANTINE, Table
 DAY_US = 86_400_000_000
 TIME_MAX_US = 253_402_300_799_999_999
 """The end of the year 9999, µs UTC: later than any row."""
-_MS = 1000  # a file's largest time may be cut to milliseconds, says Delta's protocol
+_MS = 1000  # Delta's protocol lets a file's largest time be truncated to milliseconds
 
 Times = npt.NDArray[np.int64]
 
@@ -33,20 +33,20 @@ _TIMES = {BRONZE.qualified: "received_time", QUARANTINE.qualified: "received_tim
 
 
 def time_of(table: Table) -> str | None:
-    """The column by whose times readers ask for rows of `table`; None for a table that knows none."""
+    """The time column by which readers select rows of `table`; None for none."""
     return _TIMES.get(table.qualified, table.time)
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of one version of a table; all of them, or those that `within` left."""
+    """Files of one version of a table: all, or those that a filter left."""
 
     lake: LakeLocation
     table: Table
     version: int
-    """-1 for a table that is not there: it has no files."""
+    """-1 for a table that does not exist: it has no files."""
     actions: pa.Table
-    """One row a file: path, num_records, and min.…, max.…, partition.… as the Delta log has them."""
+    """One row per file: path, num_records, and min.…, max.…, partition.… as the Delta log has them."""
 
     @classmethod
     def of(cls, lake: LakeLocation, table: Table, delta: DeltaTable) -> Files:
@@ -55,35 +55,35 @@ class Files:
 
     @classmethod
     def none(cls, lake: LakeLocation, table: Table) -> Files:
-        """Those of a table that is not there."""
+        """No files, for a table that does not exist."""
         return cls(lake, table, -1, pa.table({"path": pa.array([], pa.string())}))
 
     @property
     def paths(self) -> list[str]:
-        """Where each is in the table's folder."""
+        """Paths relative to the table's folder."""
         found: list[str] = self.actions["path"].to_pylist()
         return found
 
     @property
     def names(self) -> list[str]:
-        """Where each is: absolute paths in a local lake, else relative to the table's folder."""
+        """Absolute paths in a local lake, else paths relative to the table's folder."""
         folder = self.lake.table_folder(self.table)
         return [str(folder / path) for path in self.paths] if folder else self.paths
 
     @cached_property
     def counts(self) -> Times:
-        """How many rows each has; -1 where nothing says."""
+        """Rows per file; -1 where unknown."""
         return self._numbers("num_records", -1)
 
     @cached_property
     def first_us(self) -> Times:
-        """No row of each is of an earlier time (µs UTC)."""
+        """Per file: no row has an earlier time (µs UTC)."""
         found = self._numbers(f"min.{time_of(self.table)}", -1)
         return np.where(found >= 0, found, np.maximum(self._days, 0) * DAY_US)
 
     @cached_property
     def last_us(self) -> Times:
-        """No row of each is of a later time (µs UTC)."""
+        """Per file: no row has a later time (µs UTC)."""
         found = self._numbers(f"max.{time_of(self.table)}", -1)
         by_day = np.where(self._days >= 0, self._days * DAY_US + DAY_US - 1, TIME_MAX_US)
         return np.where(found >= 0, found + _MS, by_day)
@@ -94,28 +94,28 @@ class Files:
         return self._numbers(f"partition.{name}", -1)
 
     def in_time(self, first_us: int, end_us: int) -> Files:
-        """Those that may hold rows of `first_us` ≤ time < `end_us`."""
+        """The files that may hold rows with `first_us` ≤ time < `end_us`."""
         return self._where((self.first_us < end_us) & (self.last_us >= first_us))
 
     def of_symbols(self, symbols: Sequence[str]) -> Files:
-        """Those that may hold rows of one of `symbols`, which is not empty."""
+        """The files that may hold rows of one of `symbols`, which is not empty."""
         low, high = (self._column(f"{edge}.symbol", pa.string()) for edge in ("min", "max"))
         wanted = np.array(sorted(symbols), dtype=object)
         lowest = pc.fill_null(low, "").to_numpy(zero_copy_only=False)
-        # The first wanted symbol that is not below the file's range; the file counts if that one is not above it.
+        # The first wanted symbol not below the file's range; the file counts if it is not above the range either.
         place = np.searchsorted(wanted, lowest)
         candidate = wanted[np.minimum(place, len(wanted) - 1)]
         fits = (place < len(wanted)) & (candidate <= pc.fill_null(high, "").to_numpy(zero_copy_only=False))
         return self._where(fits | np.asarray(pc.is_null(high)))
 
     def of_ids(self, first: int, last: int) -> Files:
-        """Those that may hold trade ids from `first` to `last`, included."""
+        """The files that may hold trade ids from `first` to `last`, included."""
         low = self._numbers("min.trade_id", -(2**62))
         high = self._numbers("max.trade_id", 2**62)
         return self._where((low <= last) & (high >= first))
 
     def dataset(self) -> Any:
-        """These files as an Arrow dataset, for a lake whose paths DuckDB can't be given."""
+        """These files as an Arrow dataset, for a lake whose paths DuckDB can't read."""
         system = file_system(self.lake, self.lake.table_url(self.table))
         form = dataset.ParquetFileFormat()
         name = next(iter(self.table.partition_by), None)

@@ -1,10 +1,10 @@
-"""Noticing commits: the newest version of every table, and one table followed commit by commit.
+"""Detects commits: the newest version of every table, and one table followed commit by commit.
 
-A commit to a local table is a new file in `_delta_log`, so noticing one is two questions to the file system, some
-twenty microseconds. Elsewhere the storage is asked for the next version, through delta-rs.
+A commit to a local table is a new file in `_delta_log`; detecting one takes two file system calls, some 20 µs. On S3
+and Azure delta-rs asks the storage for the next version.
 
-`NewestVersions` gives a reader the files of the moment. `Follower` reads only what a commit brought: its entry names
-the files that it added. A commit of bars takes 1.6 ms of a core so, one of trades 0.7 ms; to open the table and ask
+`NewestVersions` gives a reader the current files. `Follower` reads only the files that a commit added, which its log
+entry names. That takes 1.6 ms of a core for a commit of bars, 0.7 ms for one of trades; opening the table and querying
 delta-rs for the rows takes 12 and 15 ms (measured on tables of 100 and 900 commits).
 """
 
@@ -34,20 +34,20 @@ from cryptopulse.lake.storage import opened, storage
 from cryptopulse.lake.tables import LOAD_TIMESTAMP, TABLES, Table
 
 _ELSEWHERE_POLL_S = 2.0
-_BEHIND_COMMITS_MAX = 500  # more than that, and one query is quicker than as many small files
+_BEHIND_COMMITS_MAX = 500  # beyond this, one query is quicker than so many small files
 
 
 class CommitWatch:
-    """The `_delta_log` of one local table, as far as it shows new commits."""
+    """Watches the `_delta_log` of one local table for new commits."""
 
     def __init__(self, table_folder: Path) -> None:
-        """The folder need not be there."""
+        """The folder need not exist."""
         self.table_folder = table_folder
         self._folder = table_folder / "_delta_log"
         self._seen: tuple[int, int] | None = None
 
     def state(self) -> tuple[int, int] | None:
-        """The folder's number, and a time that changes whenever a file comes or goes; None when it is not there."""
+        """The folder's inode, and its mtime (ns), which changes when files come or go; None when it does not exist."""
         try:
             found = self._folder.stat()
         except OSError:
@@ -55,18 +55,17 @@ class CommitWatch:
         return found.st_ino, found.st_mtime_ns
 
     def note(self, seen: tuple[int, int] | None) -> None:
-        """Remembers what `state` was before the log was read; None: nothing was read."""
+        """Remembers the `state` from before the log was read; None: nothing was read."""
         self._seen = seen
 
     def is_same_folder(self, seen: tuple[int, int] | None) -> bool:
-        """Whether the log was not made anew since what is remembered."""
+        """Whether the log is still the remembered one, not a recreated one."""
         return seen is not None and self._seen is not None and seen[0] == self._seen[0]
 
     def has_changed(self, seen: tuple[int, int] | None, version: int) -> bool:
         """Whether there may be commits after `version`: the log differs from what is remembered, or has the next entry.
 
-        The folder's own time tells of a log that was cut or made anew; the entry, of a commit within one tick of the
-        clock.
+        The folder's time reveals deleted entries and a recreated log; the next entry, a commit within one clock tick.
         """
         return seen != self._seen or self.entry(version + 1).exists()
 
@@ -76,52 +75,52 @@ class CommitWatch:
 
 
 def updated(lake: LakeLocation, delta: DeltaTable) -> bool:
-    """Brings an open table to its newest version. False when that can't be done: open it again.
+    """Updates an open table to its newest version. Returns False when that can't be done: open it again.
 
     Raises what `storage` raises.
     """
     try:
         with storage(lake):
             delta.update_incremental()
-    except DeltaError:  # its log was cut meanwhile, or it was made anew
+    except DeltaError:  # log entries were deleted meanwhile, or the table was recreated
         return False
     return True
 
 
 class Versions(ABC):
-    """Which files a table has."""
+    """Gives the files of tables."""
 
     @abstractmethod
     def files(self, table: Table) -> Files:
-        """Those of `table`; none of a table that is not there yet. Raises what `lake.storage.opened` raises, and
-        LakeUnreachable when it or another table of the lake was there before and is gone: the end of a lake must not
-        look like the end of its rows.
+        """The files of `table`; none if it does not exist yet. Raises what `lake.storage.opened` raises, and
+        LakeUnreachable when it or another table of the lake has disappeared: a lost lake must not look like an empty
+        one.
         """
 
     def files_of(self, tables: Iterable[Table]) -> dict[Table, Files]:
-        """Those of several tables, which fit each other.
+        """The files of several tables, consistent with each other.
 
-        Downstream tables come first: what they were made of is then in the others.
+        Downstream tables are read first: the others then contain all that these were made from.
         """
         wanted = {table.qualified for table in tables}
         return {table: self.files(table) for table in reversed(TABLES) if table.qualified in wanted}
 
     @abstractmethod
     def forget(self, table: Table) -> None:
-        """Opens `table` anew the next time: one of its files was not there."""
+        """Makes the next call open `table` again. For callers that found a file missing."""
 
 
 class NewestVersions(Versions):
-    """Files by the newest version at each call. Safe from several threads."""
+    """The files of the newest versions at each call. Safe from several threads."""
 
     def __init__(self, lake: LakeLocation) -> None:
-        """Opens nothing yet; the tables need not be there."""
+        """Opens nothing yet; the tables need not exist."""
         self._tables = {table.qualified: _NewestTable(lake, table) for table in TABLES}
 
     def files(self, table: Table) -> Files:
         """See `Versions`."""
         found = self._tables[table.qualified].files()
-        if found.version < 0:  # nobody may have asked for this one before: the others tell whether the lake is gone
+        if found.version < 0:  # perhaps never read before: the other tables show whether the lake is gone
             for other in self._tables.values():
                 if other.was_there:
                     other.files()
@@ -144,7 +143,7 @@ class PinnedVersions(Versions):
         return self._found[table.qualified]
 
     def forget(self, table: Table) -> None:
-        """Nothing: the moment stays the same."""
+        """Does nothing: the versions are fixed."""
 
 
 class _NewestTable:
@@ -195,7 +194,7 @@ class _NewestTable:
 
 
 Where = Callable[[DeltaTable], str]
-"""What is wanted of a whole table, as SQL of delta-rs; by its files' statistics it may say what is newest."""
+"""Returns a SQL condition (delta-rs) on the rows of a whole table; it may use the table's file statistics."""
 
 
 @dataclass(frozen=True)
@@ -209,10 +208,10 @@ class News:
 
 
 class Follower:
-    """Follows one table that has a load_timestamp. From one thread."""
+    """Follows one table that has a load_timestamp. For one thread."""
 
     def __init__(self, lake: LakeLocation, table: Table, columns: Sequence[str]) -> None:
-        """`columns`: what is read. Nothing is opened yet; the table need not be there."""
+        """`columns`: the columns to read. Opens nothing yet; the table need not exist."""
         self._lake = lake
         self._table = table
         self._columns = list(dict.fromkeys((*columns, LOAD_TIMESTAMP)))
@@ -221,19 +220,19 @@ class Follower:
         folder = lake.table_folder(table)
         self._log = folder and CommitWatch(folder)
         self._delta: DeltaTable | None = None
-        """Of a table elsewhere."""
+        """Handle, for a table on S3 or Azure."""
         self._version = -1
         self.loaded_us: int | None = None
         """The load_timestamp up to which everything is read, µs UTC; None when nothing was read yet."""
 
     def poll_s(self, wanted_s: float) -> float:
-        """How often to ask `has_news`: every `wanted_s` seconds, more seldom where asking costs money."""
+        """Seconds between calls of `has_news`: `wanted_s`, but at least 2 on S3 and Azure, where a call costs money."""
         return wanted_s if self._log else max(wanted_s, _ELSEWHERE_POLL_S)
 
     def has_news(self) -> bool:
         """Whether there are commits that `read` has not seen. False while there is no table.
 
-        Raises LakeUnreachable when it can't be read now, ConfigurationError when that will stay so.
+        Raises LakeUnreachable when the table can't be read now, ConfigurationError when retrying won't help.
         """
         if self._log:
             seen = self._log.state()
@@ -246,10 +245,10 @@ class Follower:
         return self._delta.version() != self._version
 
     def read(self, where: Where = lambda _table: "true") -> News:
-        """What has changed since the last call; at first, and of a table that was made anew, all of it.
+        """The changes since the last call; the whole table at first, and when changes can't be told any more.
 
-        `where` limits what is read of the whole table; changes come unfiltered. Raises as `has_news`; then nothing
-        counts as seen.
+        `where` filters a read of the whole table; changes come unfiltered. Raises as `has_news`; then nothing counts
+        as seen.
         """
         try:
             with storage(self._lake):
@@ -258,18 +257,18 @@ class Follower:
         except CryptoPulseError:
             raise
         except Exception as error:  # noqa: BLE001 - the query engine raises nothing more special
-            # It may pass by itself: a file that was just cleaned up, a table under repair.
+            # May be temporary: a file that was just deleted, a table under repair.
             text = f": {str(error).splitlines()[0]}" if self._lake.folder else ""  # an address may carry a token
             raise LakeUnreachable(f"Table {self._table.qualified} can't be read{text}") from None
 
     def forget(self) -> None:
-        """Reads all of the table the next time."""
+        """Makes the next `read` return the whole table."""
         self._delta, self._version, self.loaded_us = None, -1, None
         if self._log:
             self._log.note(None)
 
     def _changes(self, log: CommitWatch) -> News | None:
-        """What the entries after the last one seen name; None when they are not all there, or can't tell."""
+        """The rows that new log entries added; None when entries are missing, too many, or don't tell."""
         seen = log.state()
         if not log.is_same_folder(seen):
             return None
@@ -293,7 +292,7 @@ class Follower:
                     tables.append(file.read(self._columns, use_threads=False).cast(self._schema))
             version += 1
         if version == self._version and not log.entry(version).exists():
-            return None  # its log was cut, or it was made anew: only the table itself can tell
+            return None  # entries were deleted, or the table was recreated: open it to tell
         log.note(seen)
         self._version = version
         return self._news(pa.concat_tables([self._schema.empty_table(), *tables]), is_whole=False)
@@ -308,7 +307,7 @@ class Follower:
             self.forget()
             return News(self._schema.empty_table(), is_gone)
         if log and self._version == delta.version() and log.is_same_folder(seen):
-            log.note(seen)  # its log was cut behind a checkpoint, nothing else
+            log.note(seen)  # old log entries were deleted, nothing else
             return self._news(self._schema.empty_table(), is_whole=False)
         is_whole = self._version < 0 or log is not None or delta.version() < self._version
         if is_whole:
@@ -325,7 +324,7 @@ class Follower:
         return self._news(rows, is_whole)
 
     def _news(self, rows: pa.Table, is_whole: bool) -> News:
-        """Rows that a commit only wrote again, because others of their file changed, are left out."""
+        """Drops rows that a commit only rewrote because other rows of their file changed."""
         loads = pc.cast(rows[LOAD_TIMESTAMP], pa.int64())
         if not is_whole and self.loaded_us is not None:
             is_new = pc.greater(loads, pa.scalar(self.loaded_us, pa.int64()))

@@ -1,7 +1,7 @@
 """Bars of any grain, exactly: from the stored minutes, or from the trades where a minute is too coarse.
 
-Open and close are by trade id, sums are of decimals, the VWAP is the quotient of the sums, and a coarse bar is complete
-when all its minutes are, their ids leave none out between them, and the trade after the last one lies in a later bar.
+Open and close are by trade id, sums are of decimals, the VWAP is the quotient of the sums. A coarse bar is complete
+when all its minutes are, no id between them is missing, and the trade after its last one lies in a later bar.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from cryptopulse.lake.tables import BARS, COVERAGE, SILVER
 
 _DAY_S = 86_400
 _UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": _DAY_S}
-_WINDOW = re.compile(r"\b60000000\b")  # of the canonical statement: its window, in µs
+_WINDOW = re.compile(r"\b60000000\b")  # the window in the canonical statement, in µs
 
 COLUMNS = tuple(name for name in BARS.arrow_schema.names if name not in ("load_timestamp", "window_date"))
-"""Of a bar of any grain: those of gold.dm_trade_bars that say something about the trades."""
+"""Columns of a bar of any grain: those of gold.dm_trade_bars except load_timestamp and window_date."""
 
 
 def grain_seconds(grain: str | int | timedelta) -> int:
     """Seconds of `"5m"`, `"1s"`, `"4h"`, `"1d"`, of a number of seconds, or of a timedelta.
 
-    Raises ConfigurationError for what is no whole number of seconds, or does not divide a day.
+    Raises ConfigurationError unless it is a whole number of seconds that divides a day.
     """
     if isinstance(grain, timedelta):
         seconds = grain.total_seconds()
@@ -41,7 +41,7 @@ def grain_seconds(grain: str | int | timedelta) -> int:
 
 
 def from_trades(seconds: int, trades: str, coverage: str) -> str:
-    """SQL: the bars of the rows of the SQL `trades`; `coverage`: SQL that gives silver.trade_id_coverage."""
+    """SQL for bars. `trades`: SQL that gives the trades; `coverage`: SQL that gives silver.trade_id_coverage."""
     bars = _WINDOW.sub(str(seconds * 1_000_000), duckdb_sql(BARS.qualified, is_bulk=True))
     return (
         f"WITH {bound_name(SILVER.qualified)} AS ({trades}), {bound_name(COVERAGE.qualified)} AS ({coverage}) "  # noqa: S608
@@ -50,10 +50,10 @@ def from_trades(seconds: int, trades: str, coverage: str) -> str:
 
 
 def from_minutes(seconds: int, minutes: str, newest: str | None) -> str:
-    """SQL: the coarser bars of the rows of the SQL `minutes`, which holds whole bars.
+    """SQL for coarser bars. `minutes`: SQL that gives their minutes, of whole bars only.
 
-    `newest`: SQL that gives at least the newest minute of each product, None where all bars are long over. A product's
-    newest bar is in progress.
+    `newest`: SQL that gives at least the newest minute of each product, None if all bars ended long ago. A product's
+    newest bar is still in progress.
     """
     width = seconds * 1_000_000
     start = f"epoch_us(window_start) - epoch_us(window_start) % {width}"

@@ -1,8 +1,8 @@
-"""Where a lake is: a local folder, S3, or Azure Data Lake Storage; and how delta-rs and Spark get there.
+"""Location of a lake: a local folder, S3, or Azure Data Lake Storage; and the options of delta-rs and Spark for it.
 
-Whoever opens a table gets its address and its storage options here. Credentials come from the
-environment's usual names (AWS_*, AZURE_*) or from the setting `storage.options`, which is stronger; they are
-kept as secrets, so that no log, error or representation shows them.
+All code that opens a table gets its address and storage options here. Credentials come from the usual environment
+variables (AWS_*, AZURE_*) or from the setting `storage.options`, which wins; they are kept as secrets, so that no
+log, error or representation shows them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ _FORMS = "a local folder, s3://bucket/prefix or abfss://container@account.dfs.co
 _PREFIX_PART = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,62}")
 _CONTAINER = re.compile(r"[a-z0-9$][a-z0-9-]{2,62}")
-# What delta-rs can't have in a local path. It makes a URL of it, of which one of its readers undoes the escapes twice
-# (`a%20b` would be read in the neighbour `a b`), another takes \ for /, and control characters are an error. [ and ]
-# are a pattern to DuckDB.
+# Not allowed in a local path. delta-rs makes a URL of it: one of its readers unescapes that twice (`a%20b` would be
+# read as `a b`), another takes \ for /, and control characters are an error. [ and ] are a pattern to DuckDB.
 _NOT_LOCAL = re.compile(r"%[0-9A-Fa-f]{2}|[\x00-\x1f\x7f\\\[\]]")
 _ACCOUNT_HOST = re.compile(r"[a-z0-9]{3,24}\.(dfs|blob)\.[a-z0-9.-]+")
 
-# delta-rs takes several names for one thing; the first is the one that is passed on.
+# delta-rs accepts several names for an option; `LakeLocation.option` takes the first.
 _NAMES: dict[Kind, dict[str, tuple[str, ...]]] = {
     "local": {},
     "s3": {
@@ -63,25 +62,25 @@ _NAMES: dict[Kind, dict[str, tuple[str, ...]]] = {
 OPTION_NAME: Final = re.compile(
     r"(aws|azure)_[a-z0-9_]+|allow_http|connect_timeout|timeout|proxy_url|max_retries|retry_timeout"
 )
-"""What a name in `storage.options` looks like, in small letters: those that delta-rs knows."""
+"""Pattern of a name in `storage.options` (lower case): those that delta-rs knows."""
 
 
 @dataclass(frozen=True)
 class LakeLocation:
-    """Where a lake's tables are. Make it by `of`."""
+    """Where a lake's tables are. Create it with `of`."""
 
     url: str
     """Absolute path of a local folder, or a URL; without a slash at its end."""
     folder: Path | None = None
     """The local folder, None for a lake elsewhere."""
     options: Mapping[str, SecretStr] = field(default_factory=dict, repr=False)
-    """Storage options that the configuration gives, by delta-rs' names in small letters."""
+    """Storage options from the configuration, by delta-rs' names in lower case."""
 
     @classmethod
     def of(cls, lake: str | Path, options: Mapping[str, SecretStr] | None = None) -> LakeLocation:
-        """The place that `lake` names: a folder, `file://…`, `s3://…` (`s3a://`), `abfss://…` (`abfs://`, `az://`).
+        """Parses `lake`: a folder, `file://…`, `s3://…` (`s3a://`), `abfss://…` (`abfs://`, `az://`).
 
-        Raises ValueError, in one line without anything secret, for what is none of these.
+        Raises ValueError, in one line without secrets, for anything else.
         """
         text = str(lake)
         found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(/.*)", text, re.DOTALL)
@@ -104,11 +103,11 @@ class LakeLocation:
 
     @property
     def kind(self) -> Kind:
-        """What keeps the tables."""
+        """The kind of storage."""
         return "local" if self.folder else _SCHEMES[self.url.partition(":")[0]]
 
     def table_url(self, table: Table) -> str:
-        """Where `table` is, as delta-rs takes it: `<lake>/<schema>/<table>`."""
+        """The address of `table` for delta-rs: `<lake>/<schema>/<table>`."""
         return f"{self.url}/{table.schema}/{table.name}"
 
     def table_folder(self, table: Table) -> Path | None:
@@ -117,30 +116,30 @@ class LakeLocation:
 
     @property
     def option_text(self) -> str:
-        """How the lake is named to another command, ready for a shell: `--lake '/a b'`."""
+        """The option that names this lake to another command, quoted for a shell: `--lake '/a b'`."""
         return f"--lake {shlex.quote(self.url)}"
 
     @property
     def is_plain(self) -> bool:
-        """Whether DuckDB may be given the paths of this lake's files: a local folder, in whose path it sees no pattern
-        (`*`, `?`) and no partition (`symbol=x`, which would stand in the place of the column of that name).
+        """Whether DuckDB can be given the paths of this lake's files: a local folder without a pattern (`*`, `?`) or a
+        partition (`symbol=x`, which would replace the column of that name) in its path.
         """
         return self.folder is not None and not set("*?=") & set(self.url)
 
     @property
     def storage_options(self) -> dict[str, str]:
-        """What the configuration gives to delta-rs, secrets in clear text. delta-rs reads the environment by itself."""
+        """delta-rs options from the configuration, secrets in clear text. delta-rs reads the environment by itself."""
         given = {name: value.get_secret_value() for name, value in self.options.items()}
         endpoint = self.option("aws_endpoint_url") if self.kind == "s3" else None
         if endpoint and endpoint.startswith("http:"):
-            given.setdefault("aws_allow_http", "true")  # who writes http:// means it
+            given.setdefault("aws_allow_http", "true")  # an explicit http:// is intended
         return given
 
     @property
     def spark_url(self) -> str:
         """The lake's address for Spark, whose S3 scheme is s3a and whose Azure addresses name the account.
 
-        Raises ConfigurationError for an `az://` address when nothing says which account.
+        Raises ConfigurationError for an `az://` address when the account is unknown.
         """
         if self.kind == "s3":
             return self.url.replace("s3://", "s3a://", 1)
@@ -150,12 +149,12 @@ class LakeLocation:
         return self.url
 
     def spark_table_url(self, table: Table) -> str:
-        """Where `table` is, as Spark takes it."""
+        """The address of `table` for Spark."""
         return f"{self.spark_url}/{table.schema}/{table.name}"
 
     @property
     def hadoop_options(self) -> dict[str, str]:
-        """What Spark's Hadoop file systems need to get there, secrets in clear text.
+        """Options of Spark's Hadoop file systems for this lake, secrets in clear text.
 
         Set them on `sparkContext._jsc.hadoopConfiguration()` of the running session: given to the session's builder as
         `spark.hadoop.*` they become arguments of the Java process, which every user of the machine can read.
@@ -197,7 +196,7 @@ class LakeLocation:
                 oauth.format("secret"): secret,
                 oauth.format("endpoint"): f"https://login.microsoftonline.com/{tenant}/oauth2/token",
             }
-        # No secret anywhere: the machine's own identity, as delta-rs does.
+        # Without any secret: the machine's own identity, as with delta-rs.
         found |= {provider: "org.apache.hadoop.fs.azurebfs.oauth2.MsiTokenProvider"}
         return found | ({oauth.format("id"): client} if client else {})
 
@@ -208,7 +207,7 @@ class LakeLocation:
         return f"{readable}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
 
     def option(self, name: str) -> str | None:
-        """An option by the first of its names: from the configuration, else from the environment; None for none."""
+        """An option by the first of its names: from the configuration, else from the environment; None if unset."""
         environment = {given.lower(): value for given, value in os.environ.items()}
         for source in ({n: v.get_secret_value() for n, v in self.options.items()}, environment):
             for alias in _NAMES[self.kind][name]:
@@ -220,7 +219,7 @@ class LakeLocation:
     def account_host(self) -> str:
         """The host of an Azure lake's account: `account.dfs.core.windows.net`.
 
-        Raises ConfigurationError when nothing says which account.
+        Raises ConfigurationError when the account is unknown.
         """
         if self.url.startswith("abfs"):
             return self.url.partition("@")[2].partition("/")[0]
@@ -234,20 +233,20 @@ class LakeLocation:
 
 
 def _local(text: str) -> tuple[str, Path]:
-    if not text.strip():  # an unset variable of a shell: the tables would lie where one happens to be
+    if not text.strip():  # an unset shell variable: the tables would land in the current folder
         raise ValueError(f"the name is empty; write {_FORMS}")
     folder = Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 - Path's own raises for ~name of no user
     if folder == Path(folder.anchor):
         raise ValueError("/ is no folder for a lake; name one in it")
     _check_local(str(folder))
-    _check_local(os.path.realpath(folder))  # which delta-rs goes to
+    _check_local(os.path.realpath(folder))  # the path that delta-rs uses
     if folder.parts[1:2] == ("dbfs",):
         raise ValueError("/dbfs is a mount on which commits are not safe; write the storage's own address, abfss://…")
     return str(folder), folder
 
 
 def _check_local(path: str) -> None:
-    """Raises ValueError, which says what in it can't be in a lake's path."""
+    """Raises ValueError that names what is not allowed in a lake's path."""
     if found := _NOT_LOCAL.search(path):
         part = found[0] if found[0].isprintable() else f"the control character {found[0]!r}"
         raise ValueError(f"a lake's path can't have {part} in it (Delta readers take it for a URL): {path!r}")
@@ -260,7 +259,7 @@ def _check_local(path: str) -> None:
 
 
 def _url(scheme: str, address: str) -> str:
-    """The URL of an address on S3 or Azure; refuses what would have to be escaped, and secrets."""
+    """The URL of an address on S3 or Azure. Raises ValueError for secrets and characters that need escapes."""
     if "?" in address or "#" in address or ":" in address:
         raise ValueError(
             f"a {scheme}:// address has no keys, tokens or ports in it; give those as storage.options or by environment"

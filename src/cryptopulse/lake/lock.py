@@ -1,7 +1,7 @@
-"""One pipeline a lake: an advisory lock that the system lets go when its process dies, however it dies.
+"""One pipeline per lake: an advisory lock that the system releases when its process dies, however it dies.
 
-It guards one machine. Against pipelines on other machines, which a lake on S3 or Azure can have, tables guard
-themselves: who commits second is fenced (`cryptopulse.store.table_writer`).
+It works on one machine. Pipelines on other machines, possible with a lake on S3 or Azure, are excluded by the fencing
+of tables (`cryptopulse.store.table_writer`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class LakeLock:
     """Holds `<state_dir>/pipeline.lock` while in use as a context manager."""
 
     def __init__(self, state_dir: Path, lake: str, *, is_shared: bool = False) -> None:
-        """Names the lock of `lake`; nothing is taken yet. `is_shared`: with others that share it, as the drivers of
-        Spark's steps do; it keeps only those out that want the lake for themselves."""
+        """The lock of `lake`, not taken yet. `is_shared`: shared with other shared locks, as the drivers of Spark's
+        steps do; it excludes only exclusive ones."""
         self._lake = lake
         self._how = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
         self._path = state_dir / "pipeline.lock"
@@ -42,7 +42,7 @@ class LakeLock:
                 f"Another pipeline (process {holder}) works on the lake {self._lake}. "
                 "Stop it first, or use another --lake."
             ) from error
-        with suppress(OSError):  # on a full disk the one who is refused is told of an unknown process
+        with suppress(OSError):  # on a full disk the refused process reports an unknown holder
             os.ftruncate(self._file, 0)
             os.write(self._file, str(os.getpid()).encode())
         return self
@@ -50,5 +50,5 @@ class LakeLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Lets go."""
+        """Releases the lock."""
         os.close(self._file)

@@ -8,7 +8,7 @@ PRODUCT_ID = r"[A-Z0-9]+(?:-[A-Z0-9]+){1,2}"
 """BASE-QUOTE such as BTC-USD, or three parts such as BIP-20DEC30-CDE (futures), as a regular expression."""
 
 PRODUCT_ID_MAX = 64
-"""Letters of a product id at most; the longest known has 20."""
+"""Most characters of a product id; the longest known has 20."""
 
 _PRODUCT_ID = re.compile(PRODUCT_ID)
 

@@ -1,4 +1,4 @@
-"""The dashboards' queries: `dashboards/queries.sql`, read. How the file is written stands at its top."""
+"""Reads the dashboards' queries from `dashboards/queries.sql`. The top of that file explains its format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Chart:
     x: str | None = None
     y: tuple[str, ...] = ()
     color: str | None = None
-    """Column whose values get a line or a part of a bar each."""
+    """Column with one line, or one part of a bar, for each of its values."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def load_queries() -> dict[str, Query]:
 
 
 def parse_queries(text: str) -> list[Query]:
-    """The queries of a file's text. Raises ValueError, with the query's name, for one that is not as it should be."""
+    """The queries of a file's text. Raises ValueError, with the query's name, for a malformed one."""
     places = [(found[1], found.start(), found.end()) for found in _NAME.finditer(text)]
     ends = [start for _, start, _ in places[1:]] + [len(text)]
     queries = [_query(name, text[start:end]) for (name, _, start), end in zip(places, ends, strict=True)]
@@ -64,7 +64,7 @@ def parse_queries(text: str) -> list[Query]:
 
 
 def _text() -> str:
-    """The file's text: from the package or, in a checkout, from its place there."""
+    """The file's text: from the package or, in a checkout, from `dashboards/`."""
     packaged = resources.files(__package__).joinpath("queries.sql")
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Rows of a table by SQL over its newest version, for whoever writes the lake."""
+"""Reads rows of a table by SQL over its newest version, for the processes that write the lake."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN = {"string_view": pa.string(), "binary_view": pa.binary()}  # by name: py
 def read_table(
     lake: LakeLocation, table: Table, columns: str, where: str = "true", delta: DeltaTable | None = None
 ) -> pa.Table:
-    """`SELECT columns WHERE where` over the table as `delta` has it (None: its newest version); file statistics prune.
+    """`SELECT columns WHERE where` over the open table `delta` (None: the newest version); file statistics prune.
 
     Raises what `cryptopulse.lake.storage.opened` and `reading` raise.
     """
@@ -33,7 +33,7 @@ def statement(columns: str, where: str) -> str:
 
 
 def plain(found: pa.Table) -> pa.Table:
-    """`found` with the types of our contracts in the place of DataFusion's views."""
+    """`found` with the types of our contracts instead of DataFusion's view types."""
     return found.cast(pa.schema([field.with_type(_PLAIN.get(str(field.type), field.type)) for field in found.schema]))
 
 
@@ -43,7 +43,7 @@ def quoted(names: Iterable[str]) -> str:
 
 
 def between_us(time: str, day: str, first_us: int, last_us: int) -> str:
-    """SQL for `time` in [first_us, last_us], µs UTC, and its day, which prunes partitions."""
+    """SQL condition: `time` in [first_us, last_us], µs UTC, and its `day`, which prunes partitions."""
     first, last = f"to_timestamp_micros({first_us})", f"to_timestamp_micros({last_us})"
     return (
         f"{day} >= CAST({first} AS DATE) AND {day} <= CAST({last} AS DATE) "
@@ -52,6 +52,6 @@ def between_us(time: str, day: str, first_us: int, last_us: int) -> str:
 
 
 def row_count(delta: DeltaTable) -> int | None:
-    """How many rows a table has, by its files' own counts: no file is read. None when another writer left some out."""
+    """How many rows a table has, by the Delta log's counts: reads no file. None if another writer left some out."""
     counts = delta.get_add_actions(flatten=True)["num_records"].to_pylist()
     return None if None in counts else sum(counts)

@@ -1,4 +1,4 @@
-"""Rows that are not read yet, and the ways to have them: Arrow, Polars, pandas, a stream of batches."""
+"""Lazy rows, and the forms in which to read them: Arrow, Polars, pandas, a stream of batches."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BATCH_ROWS = 65_536
 
 
 class Rows(ABC):
-    """Lazy rows: each method below reads, in the thread that calls it; the same Rows can be read again and again, also
-    by several threads at once, and is always of the same versions of the tables.
+    """Lazy rows, read in the calling thread. They can be read repeatedly, also by several threads at once, always over
+    the same versions of the tables.
 
-    While rows are read ConfigurationError is raised for SQL that doesn't run or for too little memory, QueryStopped
-    when the time limit is reached, RowsGone when the versions' files have been cleaned up (Rows held for hours: ask
-    again), LakeUnreachable and LakeDamaged for what is wrong with the lake.
+    Reading raises ConfigurationError for SQL that doesn't run or for too little memory, QueryStopped when the time
+    limit is reached, RowsGone when the versions' files have been deleted (Rows held for hours: ask the Lake again),
+    LakeUnreachable and LakeDamaged for trouble with the lake.
     """
 
     @property
@@ -45,7 +45,7 @@ class Rows(ABC):
 
     @abstractmethod
     def within(self, timeout_s: float | None) -> Self:
-        """These rows, but each reading of them is stopped after `timeout_s` seconds of work; None: never."""
+        """These rows with a time limit: each read stops after `timeout_s` seconds of work; None: no limit."""
 
     def batches(self, rows_max: int = BATCH_ROWS) -> pa.RecordBatchReader:
         """A stream of batches of at most `rows_max` rows. Never holds all rows in memory."""
@@ -90,8 +90,8 @@ class Rows(ABC):
     def pandas(self, *, decimals: Literal["float", "exact"] = "float") -> pd.DataFrame:
         """All rows as a pandas frame; times are datetime64[us, UTC].
 
-        `decimals`: prices and sizes as float64, which is what pandas computes with quickly and has 15 digits, or
-        "exact", as Arrow decimals (pandas.ArrowDtype). Raises ConfigurationError when pandas is not installed.
+        `decimals`: "float" for prices and sizes as float64, which is quick in pandas and has 15 digits, or "exact" for
+        Arrow decimals (pandas.ArrowDtype). Raises ConfigurationError when pandas is not installed.
         """
         if decimals not in ("float", "exact"):
             raise ConfigurationError(f"decimals={decimals!r}: write 'float' or 'exact'.")
@@ -105,7 +105,7 @@ class Rows(ABC):
             return table.to_pandas(types_mapper=lambda kind: pd.ArrowDtype(kind) if is_decimal(kind) else None)
         for place, field in enumerate(table.schema):
             if is_decimal(field.type):
-                # Each as the nearest float64, by way of text: Arrow's own cast is off by a bit for one in a hundred
+                # A cast by way of text gives the nearest float64; Arrow's own is off by a bit for one in a hundred
                 # (measured).
                 nearest = table.column(place).cast(pa.string()).cast(pa.float64())
                 table = table.set_column(place, field.name, nearest)
@@ -116,7 +116,7 @@ class Rows(ABC):
         return self.count()
 
     def __bool__(self) -> bool:
-        """Whether there is a row; not by counting them."""
+        """Whether there is a row; does not count them."""
         return next(self.limit(1).stream(None, 1), None) is not None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -125,7 +125,7 @@ class Rows(ABC):
             yield from batch.to_pylist()
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """Arrow's own protocol, by which other libraries read these rows as a stream."""
+        """Arrow's C stream protocol, by which other libraries read these rows."""
         return self.batches().__arrow_c_stream__(requested_schema)
 
 

@@ -1,4 +1,4 @@
-"""Which rows of one table are wanted, checked and as SQL: products, times, a key to continue from, an order."""
+"""Selections of rows of one table, checked and as SQL: products, times, a key to continue from, an order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cryptopulse.lake.tables import ABSENT, ALERTS, BRONZE, COVERAGE, QUARANTINE
 from cryptopulse.text import parse_time
 
 Moment = datetime | date | str
-"""A time as people give it; without an offset it is UTC. A date is its first moment."""
+"""A time as callers give it; without an offset it is UTC. A date means its first moment."""
 
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 _MICROSECOND = timedelta(microseconds=1)
@@ -36,7 +36,7 @@ _WINDOWS_ORDER = ("window_start", "symbol")
 
 
 def order_of(table: Table) -> tuple[str, ...]:
-    """The columns that the rows of `table` are ordered by; no two rows are alike in them."""
+    """The columns by which rows of `table` are ordered; together they are unique."""
     return _ORDERS.get(table.qualified, _WINDOWS_ORDER)
 
 
@@ -55,9 +55,9 @@ class Selection:
     last_id: int = _ID_MAX
     """Trade ids, both included; for trades."""
     equals: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """By column the values that it may have."""
+    """Column → allowed values."""
     after: tuple[int | str, ...] | None = None
-    """Only rows behind this key, in the order in which they come; times as µs UTC."""
+    """Only rows after this key, in their order; times as µs UTC."""
     is_reversed: bool = False
     rows_max: int | None = None
 
@@ -68,7 +68,7 @@ class Selection:
 
     @property
     def is_by_time(self) -> bool:
-        """Whether the rows come in the order of the time that files know."""
+        """Whether the rows are ordered by the time column that file statistics have."""
         return self.order[0] == time_of(self.table)
 
     @property
@@ -78,7 +78,7 @@ class Selection:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is every row of the table."""
+        """Whether it selects every row of the table."""
         bounded = self.symbols, self.after, self.rows_max
         return bounded == (None, None, None) and not self.equals and not self.has_ids and self.has_all_times
 
@@ -89,7 +89,7 @@ class Selection:
 
     @property
     def time_range(self) -> tuple[int, int]:
-        """Where, by time, rows can be: from (included) and to (not included), µs UTC; also by `after`."""
+        """The rows' times, from (included) and to (not included), µs UTC; narrowed by `after`."""
         if self.after is None or not self.is_by_time:
             return self.first_us, self.end_us
         edge = int(self.after[0])
@@ -98,7 +98,7 @@ class Selection:
         return max(self.first_us, edge), self.end_us
 
     def conditions_sql(self) -> list[str]:
-        """SQL, but for what is about times."""
+        """SQL conditions, without those on times."""
         parts = [f'"{name}" IN ({_texts(values)})' for name, values in self.equals]
         if self.symbols is not None:
             parts.append(f"symbol IN ({_texts(self.symbols)})")
@@ -107,7 +107,7 @@ class Selection:
         return parts
 
     def after_sql(self) -> list[str]:
-        """SQL: the row comes behind `after`."""
+        """SQL condition: the row comes after the key `after`."""
         if self.after is None:
             return []
         values = []
@@ -119,12 +119,12 @@ class Selection:
         return [f"({quoted(self.order)}) {'<' if self.is_reversed else '>'} ({', '.join(values)})"]
 
     def order_sql(self) -> str:
-        """SQL: the order."""
+        """SQL for ORDER BY."""
         way = " DESC" if self.is_reversed else ""
         return ", ".join(f'"{name}"{way}' for name in self.order)
 
     def key_of(self, values: Sequence[object]) -> tuple[int | str, ...]:
-        """A place in the order as `after` has it. Raises ConfigurationError for what is none."""
+        """`values` of the columns in `order` as a key for `after`. Raises ConfigurationError for invalid ones."""
         if len(values) != len(self.order):
             raise ConfigurationError(f"after: write the values of {', '.join(self.order)}.")
         key: list[int | str] = []
@@ -138,13 +138,13 @@ class Selection:
 
 
 def moment_us(name: str, value: object) -> int:
-    """A moment as µs UTC; `name` is that of the argument. Raises ConfigurationError for what is none.
+    """A moment as µs UTC, limited to 1970 … 9999. `name`: of the argument. Raises ConfigurationError for no moment.
 
-    A finer time, such as pandas', is cut to microseconds.
+    A finer time, such as pandas', is truncated to microseconds.
     """
     if isinstance(value, date) and not isinstance(value, datetime):
         value = value.isoformat()
-    if type(value) is datetime and value.tzinfo is not None:  # also where UTC is in a year that there is not
+    if type(value) is datetime and value.tzinfo is not None:  # also if the UTC time is outside Python's years
         return min(max((value - _EPOCH) // _MICROSECOND, 0), TIME_MAX_US)
     try:
         moment = parse_time(value.isoformat() if isinstance(value, datetime) else str(value).replace("Z", "+00:00"))
@@ -154,7 +154,7 @@ def moment_us(name: str, value: object) -> int:
 
 
 def time_range(start: Moment | None, end: Moment | None) -> tuple[int, int]:
-    """[start, end) as µs UTC; None is open."""
+    """[start, end) as µs UTC; None is unbounded. Raises ConfigurationError."""
     first_us = 0 if start is None else moment_us("start", start)
     end_us = TIME_MAX_US if end is None else moment_us("end", end)
     if end_us < first_us:
@@ -163,13 +163,13 @@ def time_range(start: Moment | None, end: Moment | None) -> tuple[int, int]:
 
 
 def id_range(first: int | None, last: int | None) -> tuple[int, int]:
-    """[first, last] of trade ids; None is open."""
+    """[first, last] of trade ids; None is unbounded. Raises ConfigurationError."""
     low = 0 if first is None else whole_number("first_id", first)
     return low, _ID_MAX if last is None else whole_number("last_id", last)
 
 
 def product_ids(symbol: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    """The products that are asked for, each once; None for all. Raises ConfigurationError for what is no product id."""
+    """The requested products, each once; None for all. Raises ConfigurationError for an invalid product id."""
     if symbol is None:
         return None
     given = [symbol] if isinstance(symbol, str) else list(symbol)
@@ -182,7 +182,7 @@ def product_ids(symbol: str | Iterable[str] | None) -> tuple[str, ...] | None:
 
 
 def chosen(known: Sequence[str], columns: Iterable[str] | None) -> tuple[str, ...]:
-    """The columns that are asked for, in the given order; None for all `known`. Raises ConfigurationError."""
+    """The requested columns in the given order; None for all `known`. Raises ConfigurationError."""
     if columns is None:
         return tuple(known)
     wanted = [columns] if isinstance(columns, str) else list(dict.fromkeys(columns))
@@ -194,7 +194,7 @@ def chosen(known: Sequence[str], columns: Iterable[str] | None) -> tuple[str, ..
 
 
 def equalities(given: Mapping[str, str | Iterable[str] | None]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """By column the texts that it may have; a column with None is left out."""
+    """Column → allowed texts; columns with None are left out."""
     return tuple(
         (name, (values,) if isinstance(values, str) else tuple(values))
         for name, values in given.items()

@@ -1,12 +1,12 @@
-"""Rows of a SQL statement over the tables. It can read nothing else, and write nothing.
+"""Rows of a SQL statement over the tables. The statement can read nothing else, and write nothing.
 
-Two walls, each of which holds alone:
+Two barriers, each sufficient alone:
 
-- A statement is let through by what it does at every depth (`check_reads`): by DuckDB's own parse tree, not by its
-  first word. `WITH x AS (COPY … TO …) SELECT 1` is a SELECT that writes, and so is `EXPLAIN ANALYZE COPY …`.
-- Each statement gets a database of its own, in which the tables' files are all that there is, behind a file system that
-  can only read (`sealed`). What a statement might change there, no later one sees. It costs some 25 ms. DuckDB itself
-  leaves one folder open to be written to, that for what it has no memory for: it is new, and ends with the database.
+- `check_reads` checks what a statement does at every depth, by DuckDB's own parse tree, not by its first word:
+  `WITH x AS (COPY … TO …) SELECT 1` is a SELECT that writes, and so is `EXPLAIN ANALYZE COPY …`.
+- Each statement gets a database of its own, with nothing but the tables' files, behind a read-only file system
+  (`sealed`). No later statement sees a change made there. This costs some 25 ms. DuckDB can write to one folder only,
+  to which it spills: it is new, and deleted with the database.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from cryptopulse.lake.result import BATCH_ROWS, Rows, check_positive
 from cryptopulse.lake.tables import TABLES, Table
 
 _NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
-# Others read files, write them (enable_logging), run a text as SQL (query), or take an address in memory (arrow_scan).
+# Others read or write files (enable_logging), run a text as SQL (query), or read a memory address (arrow_scan).
 _TABLE_FUNCTIONS = frozenset(
     {
         *("generate_series", "histogram", "histogram_values", "json_each", "json_tree", "query_table", "range"),
@@ -51,7 +51,7 @@ _TABLE_FUNCTIONS = frozenset(
         *("duckdb_tables", "duckdb_types", "duckdb_views", "pragma_show", "pragma_table_info", "pragma_version"),
     }
 )
-# DuckDB writes down the tree of a SELECT alone. What is left without this must be one.
+# DuckDB serializes only SELECTs. What follows this prefix must be one.
 _EXPLAIN = re.compile(r"\s*EXPLAIN(\s+ANALYZE\b)?(\s*\(\s*(ANALYZE|FORMAT)\b[^()]*\))?", re.IGNORECASE)
 _TREE = "SELECT json_serialize_sql(?, skip_null := true, skip_empty := true, skip_default := true)"
 
@@ -99,17 +99,16 @@ def check_reads(parser: duckdb.DuckDBPyConnection, text: str) -> None:
 
 
 def tables_named(text: str) -> list[Table]:
-    """The tables that the statement `text` may read: those that it names, or all."""
+    """The tables that the statement `text` can read: those that it names, or all."""
     low = text.lower()
     named = [table for table in TABLES if table.name in low]
-    return list(TABLES) if not named or "query_table" in low else named  # that one's names may come in pieces
+    return list(TABLES) if not named or "query_table" in low else named  # its arguments may be put together
 
 
 @contextmanager
 def sealed(lake: LakeLocation, files: Sequence[Files], limits: Limits) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database with the views `bronze.…`, `silver.…`, `gold.…` over `files` of `lake`. Nothing else can be read
-    through it, and nothing written: of all files it can reach those of the tables alone, and these only to read, and
-    what it spills to the disk, which is removed with it. Times are UTC.
+    """A database with the views `bronze.…`, `silver.…`, `gold.…` over `files` of `lake`. It can access only the tables'
+    files, read-only, and its spill folder, which is removed with it. Times are UTC.
     """
     from cryptopulse.lake.table_files import PROTOCOL, TableFiles  # noqa: PLC0415 - 80 ms, for those who ask in SQL
 
@@ -136,7 +135,7 @@ def sealed(lake: LakeLocation, files: Sequence[Files], limits: Limits) -> Iterat
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SqlRows(Rows):
-    """The rows of a statement, which runs anew at each reading; its own ORDER BY decides the order."""
+    """The rows of a statement, which runs again for each read; its own ORDER BY decides the order."""
 
     text: str
     params: Params
@@ -158,7 +157,7 @@ class SqlRows(Rows):
         return replace(self, rows_max=rows_max if self.rows_max is None else min(self.rows_max, rows_max))
 
     def within(self, timeout_s: float | None) -> Self:
-        """These rows, but each reading of them is stopped after `timeout_s` seconds of work; None: never."""
+        """See `Rows`."""
         return replace(self, timeout_s=timeout_s)
 
     def count(self) -> int:
@@ -167,18 +166,18 @@ class SqlRows(Rows):
         return int(found["rows"][0].as_py())
 
     def batches(self, rows_max: int = BATCH_ROWS) -> pa.RecordBatchReader:
-        """A stream of batches of at most `rows_max` rows. Never holds all rows in memory, but for what the statement
-        itself needs at once.
+        """A stream of batches of at most `rows_max` rows. Never holds all rows in memory, unless the statement itself
+        needs them at once.
         """
         check_positive("rows_max", rows_max)
         found = self._found(rows_max)
-        return pa.RecordBatchReader.from_batches(next(found), found)  # runs once: planning takes time
+        return pa.RecordBatchReader.from_batches(next(found), found)  # one run for both: planning takes time
 
     def stream(self, columns: Sequence[str] | None, rows_max: int) -> Iterator[pa.RecordBatch]:
         """See `Rows`."""
         found = self._found(rows_max)
         names = next(found).names
-        # By place: names of a statement's columns may be alike.
+        # By index: a statement's column names may repeat.
         wanted = [place for place, name in enumerate(names) if not columns or name in columns]
         yield from (batch if columns is None else batch.select(wanted) for batch in found)
 

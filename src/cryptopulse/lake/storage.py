@@ -1,4 +1,4 @@
-"""Opening the lake's tables wherever they are, and what went wrong there in words that help."""
+"""Opens the lake's tables on any storage, and translates the storage's errors."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def is_there(lake: LakeLocation, table: Table) -> bool:
 
 
 def opened(lake: LakeLocation, table: Table) -> DeltaTable:
-    """The newest version of `table`. Raises what `storage` raises, ConfigurationError for a table of another version of
-    CryptoPulse, and LakeDamaged.
+    """The newest version of `table`. Raises what `storage` raises, TableNotFoundError, LakeDamaged, and
+    ConfigurationError for a table of another version of CryptoPulse.
     """
     with storage(lake):
         try:
@@ -48,7 +48,7 @@ def opened(lake: LakeLocation, table: Table) -> DeltaTable:
         except TableNotFoundError:
             raise
         except DeltaError as error:
-            if not lake.folder and _explained(lake, str(error)):  # not the table: the way to it
+            if not lake.folder and _explained(lake, str(error)):  # the storage failed, not the table
                 raise
             what = f"can't be opened ({str(error).splitlines()[0]})"
             raise damaged(lake, table, f"{what}. {_START_FIRST.format(lake.option_text)}") from error
@@ -77,8 +77,8 @@ def present(lake: LakeLocation) -> list[Table]:
 
 
 def damaged(lake: LakeLocation, table: Table, what: str) -> LakeDamaged:
-    """The error that says `what` (a sentence without its subject) is wrong with `table`, and what helps when a start
-    of the pipeline can't repair it.
+    """The error that says what is wrong with `table` (`what`: a sentence without its subject), with the remedy when a
+    start of the pipeline can't repair it.
     """
     where = lake.table_url(table)
     if table is BRONZE:
@@ -148,11 +148,11 @@ def _azure(lake: LakeLocation) -> Any:
 
 @contextmanager
 def storage(lake: LakeLocation) -> Iterator[None]:
-    """Raises errors of delta-rs or obstore about the storage as errors of ours, in one line.
+    """Translates storage errors of delta-rs and obstore to one-line errors of `cryptopulse.errors`.
 
-    ConfigurationError: credentials that are refused, a bucket that is not there. LakeUnreachable: the storage does not
-    answer (it was asked again for three minutes by then). LakeFull: the disk of a local lake is full. All else passes
-    through. Their own text is not repeated: a request's address may carry a token.
+    ConfigurationError: refused credentials, a missing bucket. LakeUnreachable: the storage does not answer (after
+    three minutes of retries). LakeFull: the disk of a local lake is full. Other errors pass through. The original text
+    is not repeated: a request's address may carry a token.
     """
     try:
         yield
@@ -169,12 +169,12 @@ def storage(lake: LakeLocation) -> Iterator[None]:
 
 @contextmanager
 def reading(lake: LakeLocation, table: Table) -> Iterator[None]:
-    """As `storage`, for a query of `table`: also raises LakeDamaged for a file that is not what was written."""
+    """As `storage`, for a query of `table`: also raises LakeDamaged for a file that is not as it was written."""
     with storage(lake):
         try:
             yield
         except Exception as error:
-            if "Parquet error" not in str(error):  # a plain Exception, which says it in its text only
+            if "Parquet error" not in str(error):  # a plain Exception, known only by its text
                 raise
             if not lake.folder and (found := _explained(lake, str(error))):
                 raise found from None

@@ -1,7 +1,7 @@
-"""The files of a lake's tables as a file system of DuckDB's own kind, which can open them to read and do nothing else.
+"""A read-only file system for DuckDB, with the files of a lake's tables.
 
-DuckDB's settings allow a path to be read and written, or neither. So a statement gets no path at all: the names that it
-sees are only of this file system.
+DuckDB's settings allow a path to be both read and written, or neither. So a statement gets no real path: the names
+that it sees exist only in this file system.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ PROTOCOL: Final = "lake"
 
 
 class TableFiles(AbstractFileSystem):  # type: ignore[misc]
-    """Files by name. Whatever fsspec offers beside reading, this one has not."""
+    """Files by name. Of fsspec's operations it supports only reading."""
 
     protocol = PROTOCOL
     cachable = False  # else fsspec keeps each one for ever
 
     def __init__(self, paths: Mapping[str, str]) -> None:
-        """`paths`: where each `lake://<name>` is; what is added to them later is there, too."""
+        """`paths`: `lake://<name>` → path; entries added later count as well."""
         super().__init__()
         self._paths = paths
 
@@ -35,15 +35,15 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
         return io.FileIO(self._paths[path])
 
     def info(self, path: str, **_options: Any) -> dict[str, Any]:
-        """Its size."""
+        """Name, size and type of a file."""
         return {"name": path, "size": Path(self._paths[path]).stat().st_size, "type": "file"}
 
     def modified(self, path: str) -> datetime:
-        """When it was written."""
+        """When a file was written (UTC)."""
         return datetime.fromtimestamp(Path(self._paths[path]).stat().st_mtime, UTC)
 
     def exists(self, path: str, **_options: Any) -> bool:
-        """Whether there is such a name."""
+        """Whether a file of this name exists."""
         return path in self._paths
 
     def glob(self, path: str, **_options: Any) -> list[str]:

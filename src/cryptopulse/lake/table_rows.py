@@ -1,8 +1,8 @@
-"""Rows of one table, or bars made of them: which files are opened, and the SQL over them.
+"""Rows of one table, or bars made from them: chooses the files to open, and makes the SQL over them.
 
-Sorting a large table by time would read all of it, also for the first thousand rows. Its files say which times they
-hold, and so about how many rows lie between two moments. One slice is read and sorted after the other, and a reader who
-has enough stops.
+Sorting a large table by time would read all of it, even for the first thousand rows. File statistics tell which times
+each file holds, and so about how many rows lie between two moments. So the table is read and sorted one slice of time
+after the other, until the reader has enough.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from cryptopulse.lake.result import Rows, check_positive
 from cryptopulse.lake.scan import Selection
 from cryptopulse.text import MICROS
 
-_SLICE_ROWS_MAX = 2_000_000  # when all rows are wanted: some 300 MB while they are sorted
-_SLICE_ROWS_MIN = 50_000  # fewer cost as much: what takes the time is opening files
-_SLICE_GROWTH = 4  # a slice had too few rows of the product wanted: the next one looks at this many times as many
+_SLICE_ROWS_MAX = 2_000_000  # when all rows are wanted: sorting takes some 300 MB
+_SLICE_ROWS_MIN = 50_000  # fewer cost as much: opening files takes the time
+_SLICE_GROWTH = 4  # after a slice with too few rows of the wanted product, the next is larger by this factor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TableRows(Rows):
-    """Rows of a table in its order, which `order` names. Its methods return other Rows; nothing is read by them."""
+    """Rows of a table, sorted by `order`. `limit`, `after`, `reversed` and `within` give new Rows and read nothing."""
 
     selection: Selection
     files: Files
-    """What is read: of the selection's table, or of the trades that bars are made of."""
+    """The files to read: of the selection's table, or of the trades from which bars are made."""
     coverage: Files | None
-    """silver's intervals of trade ids, where bars are made of trades."""
+    """silver's intervals of trade ids, if bars are made from trades."""
     versions: Versions
     database: Database
     timeout_s: float | None
     grain_s: int = 0
-    """0: rows as they are stored; else they are grouped to bars of so many seconds."""
+    """0: rows as they are stored; else the length of the bars in seconds."""
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The columns that the rows are ordered by; no two rows are alike in them."""
+        """The columns by which the rows are ordered; together they are unique."""
         return self.selection.order
 
     @property
@@ -59,29 +59,29 @@ class TableRows(Rows):
         return self._schema(self.selection.columns)
 
     def limit(self, rows_max: int) -> Self:
-        """The first `rows_max` of these rows. About as much is read as they need. A limit counts last: `reversed` and
-        `after` that come later turn and move the rows that it takes them from.
+        """The first `rows_max` of these rows; reads little more than these. The limit applies last, also when
+        `reversed` or `after` are called later.
         """
         check_positive("rows_max", rows_max)
         known = self.selection.rows_max
         return self._with(rows_max=rows_max if known is None else min(known, rows_max))
 
     def after(self, *key: object) -> Self:
-        """Only rows behind the one with this `key`, the values of the columns that `order` names: the way from page to
-        page. Times are datetimes or ISO text. The row itself need not be there.
+        """Only rows after this `key` (values of the columns in `order`), for paging. Times are datetimes or ISO text.
+        No row with the key need exist. Raises ConfigurationError for an invalid key.
         """
         return self._with(after=self.selection.key_of(key))
 
     def reversed(self) -> Self:
-        """These rows from the last to the first: `.reversed().limit(100)` are the newest 100, the newest first."""
+        """These rows from last to first: `.reversed().limit(100)` are the newest 100, newest first."""
         return self._with(is_reversed=not self.selection.is_reversed)
 
     def within(self, timeout_s: float | None) -> Self:
-        """These rows, but each reading of them is stopped after `timeout_s` seconds of work; None: never."""
+        """See `Rows`."""
         return replace(self, timeout_s=timeout_s)
 
     def count(self) -> int:
-        """How many rows there are. Of a whole table that is known without reading it."""
+        """How many rows there are. The Delta log gives the number for a whole table."""
         if self.selection.rows_max is not None:
             return sum(batch.num_rows for batch in self._read(self.order[:1], 1 << 20))
         if self.grain_s == 0 and self.selection.is_whole and (self.files.counts >= 0).all():
@@ -152,17 +152,17 @@ class TableRows(Rows):
 
     @property
     def _step_us(self) -> int:
-        """What slices start at multiples of."""
+        """Slices start at multiples of this."""
         return max(self.grain_s * MICROS, 1)
 
     @property
     def _time_range(self) -> tuple[int, int]:
-        """From (included) and to (not included) which time rows are read; bars are made of all that lies in them."""
+        """The times read, from (included) and to (not included), µs UTC, in whole bars."""
         start, end = (-(-edge // self._step_us) * self._step_us for edge in self.selection.time_range)
         return start, end
 
     def _rows_sql(self, cursor: duckdb.DuckDBPyConnection, files: Files, start: int, end: int) -> str:
-        """SQL: all rows of these products and times, in no order; bars, where those are wanted."""
+        """SQL for all rows, or bars, of these products and times, in no order."""
         conditions, time = self.selection.conditions_sql(), time_of(files.table)
         in_time = [f"{time} >= {time_literal(start)}"] if time and start > 0 else []
         in_time += [f"{time} < {time_literal(end)}"] if time and end < TIME_MAX_US else []
@@ -172,7 +172,7 @@ class TableRows(Rows):
         if self.coverage is not None:
             return from_trades(self.grain_s, stored, relation(cursor, self.coverage))
         newest = None
-        # A bar that began a day before the newest one is over, whatever the pipeline is still about to write.
+        # A bar that began a day before the newest one is over, whatever the pipeline still writes.
         if int(self.files.last_us.max()) < end + DAY_US:
             later = _where([*conditions, f"window_start >= {time_literal(start)}"])
             newest = relation(cursor, self._in_time(start, TIME_MAX_US)) + later
@@ -197,19 +197,19 @@ def slices(
 ) -> Iterator[tuple[int, int]]:
     """Consecutive (start, end) in [first_us, end_us), µs UTC, in order; both are multiples of `step_us`.
 
-    The first slice is cut for `rows` rows, those after it for more and more. None: all rows are wanted. `is_reversed`:
-    from the newest to the oldest.
+    The first slice is sized for `rows` rows (None: all are wanted), later ones for more and more. `is_reversed`: from
+    the newest to the oldest.
     """
     if not files.actions.num_rows:
         return
     start = max(first_us, int(files.first_us.min()), 0) // step_us * step_us
     stop = -(-min(end_us, int(files.last_us.max()) + 1, TIME_MAX_US) // step_us) * step_us
-    # About how many rows lie between two moments, by taking each file's as spread evenly.
+    # Estimates the rows between two moments as if each file's rows were spread evenly.
     low, high = files.first_us.astype(float), files.last_us.astype(float) + 1
     density = np.maximum(files.counts, 0) / (high - low)
     target = _SLICE_ROWS_MAX if rows is None else max(2 * rows, _SLICE_ROWS_MIN)
     while start < stop:
-        # The shortest slice, in whole steps, in which so many rows are expected.
+        # The shortest slice, in whole steps, with at least `target` expected rows.
         least, most = 1, (stop - start) // step_us
         while least < most:
             middle = (least + most) // 2

@@ -1,6 +1,6 @@
-"""The tables, as declared contracts. The one place that knows their names, columns and keys.
+"""The contracts of the tables. Their names, columns and keys are declared only here.
 
-A table says what a row is. It does not know which engine runs it. Types are Spark SQL's, so that the same contract
+A contract says what a row is, and does not depend on the engine. Types are Spark SQL's, so that the same contract
 gives the DDL of Unity Catalog, a Delta schema and an Arrow schema. To add a column: add it here and where the table's
 rows are made. To add a table: add it here, to TABLES in the order of derivation, and give it a step.
 docs/architecture.md says where.
@@ -26,11 +26,11 @@ from cryptopulse.lake.products import PRODUCT_ID_MAX
 class Domain:
     """The values that a column may have. A message with another one is quarantined.
 
-    Whatever lies inside, every table that is derived from the column's can carry.
+    Every derived table can hold all values of the domain.
     """
 
     text: str
-    """The same for people."""
+    """Description of the values."""
     lowest: Any = None
     """Included."""
     highest: Any = None
@@ -46,7 +46,7 @@ class Column:
     comment: str
     nullable: bool = False
     domain: Domain | None = None
-    """None: whatever the type holds."""
+    """None: any value of the type."""
 
     @property
     def arrow_field(self) -> pa.Field:
@@ -67,9 +67,9 @@ class Table:
     stats: tuple[str, ...] = ()
     """Columns with file statistics. Never decimals: delta-rs keeps those as float64, and filters lose rows."""
     time: str | None = None
-    """Column that says when a row happened; windows are cut by it."""
+    """Column with the time of a row's event; windows are cut by it."""
     window_seconds: int = 0
-    """The length of a window, which starts at a multiple of it (UTC). Windows that change are replaced. 0: none."""
+    """Length of a window, which starts at a multiple of it (UTC). Changed windows are replaced. 0: no windows."""
 
     @property
     def qualified(self) -> str:
@@ -77,7 +77,7 @@ class Table:
         return f"{self.schema}.{self.name}"
 
     def domain(self, column: str) -> Domain:
-        """What `column` may hold; KeyError when its contract doesn't say."""
+        """The domain of `column`. Raises KeyError when it has none."""
         return {each.name: each.domain for each in self.columns if each.domain is not None}[column]
 
     @cached_property
@@ -87,7 +87,7 @@ class Table:
 
     @cached_property
     def empty(self) -> pa.Table:
-        """No rows, with the table's columns. Made once: a step without news asks for it several times."""
+        """An Arrow table without rows. Cached: a step without new rows needs it several times."""
         return self.arrow_schema.empty_table()
 
     @property
@@ -114,7 +114,7 @@ _SIMPLE_TYPES = {
 
 
 def arrow_type(sql_type: str) -> pa.DataType:
-    """The Arrow type of a Spark SQL type; ValueError for one that no table uses."""
+    """The Arrow type of a Spark SQL type. Raises ValueError for one that no table uses."""
     if decimal := re.fullmatch(r"DECIMAL\((\d+),(\d+)\)", sql_type):
         return pa.decimal128(int(decimal[1]), int(decimal[2]))
     if sql_type not in _SIMPLE_TYPES:
@@ -122,21 +122,21 @@ def arrow_type(sql_type: str) -> pa.DataType:
     return _SIMPLE_TYPES[sql_type]
 
 
-# Coinbase's finest tick is 1e-12 and its largest sizes are near 1e12 units; both products of scale 12, so that
-# price times size is exact in 24 decimals, and sums have 26 digits before the point.
+# Coinbase's finest tick is 1e-12 and its largest sizes are near 1e12 units. Both types have scale 12, so price times
+# size is exact in 24 decimals, and sums have 26 digits before the point.
 PRICE = "DECIMAL(24,12)"
 SIZE = "DECIMAL(28,12)"
 SUM = "DECIMAL(38,12)"
 
-# Half of what 64 bits hold: ids are added to, subtracted and counted.
+# Half of the range of 64 bits, as ids are added to, subtracted and counted.
 _TRADE_ID = Domain("1 to 2^62", 1, 2**62)
 _SYMBOL = Domain(f"product ids of two or three parts, at most {PRODUCT_ID_MAX} letters")
 _PRICE = Domain("over 0, under 1e12", Decimal("1e-12"), Decimal("999999999999.999999999999"))
 _SIZE = Domain(
     "over 0, under 1e16; price × trade_size under 1e13", Decimal("1e-12"), Decimal("9999999999999999.999999999999")
 )
-# From the epoch, as windows are cut by what is left of a time that is not negative; to a year that every reader knows
-# (nanoseconds in 64 bits end in 2262).
+# From 1970, as windows are cut by a remainder, which needs times that are not negative; to a year that every reader can
+# hold (nanoseconds in 64 bits end in 2262).
 _EVENT_TIME = Domain(
     "1970-01-01 to the end of 2199",
     datetime(1970, 1, 1, tzinfo=UTC),
@@ -144,10 +144,10 @@ _EVENT_TIME = Domain(
 )
 _SIDE = Domain("BUY or SELL")
 TRADE_VALUE_END = Decimal("1e13")
-"""A price times a size is less. The exact product has 24 decimals of 38 digits."""
+"""Price × size must be less: the exact product has 24 decimals of 38 digits."""
 
 LOAD_TIMESTAMP = "load_timestamp"
-"""Column that grows with every commit: what is new for a derived table is what lies above its last value."""
+"""Column that grows with every commit: rows above the last value consumed are new for a derived table."""
 _LOADED = Column(LOAD_TIMESTAMP, "TIMESTAMP", "When the commit that wrote this row was cut (UTC); grows with each.")
 
 BRONZE = Table(
@@ -388,7 +388,7 @@ BY_NAME: dict[str, Table] = {table.qualified: table for table in TABLES}
 
 
 def other_columns(table: Table, found: pa.Schema) -> str:
-    """How the columns `found` differ from the contract's, for people; empty when they don't. Order does not count."""
+    """Text on how the columns `found` differ from the contract's; "" when they don't. Order does not count."""
     wanted = {field.name: field.type for field in table.arrow_schema}
     there = {field.name: field.type for field in found}
     parts = {

@@ -1,4 +1,4 @@
-// A part of a page that a module in browser/ draws: it mounts into this element, and is told when the element goes.
+// A part of a page that a module in browser/ draws: the module is mounted into this element and unmounted with it.
 export default {
   template: '<div class="cp-view"></div>',
   props: { module: String, options: Object },

@@ -1,4 +1,4 @@
-// Episodes as they come and those of the past, by the same filters; the chosen one beside them with its evidence.
+// The list of live and past episodes under the same filters, and the chosen episode beside it with its evidence.
 
 import { currentHash, h, onHash, onKey, replaceAddress, setNote } from "./dom.js";
 import { RANKS } from "./episode_filter.js";
@@ -22,7 +22,7 @@ const COLUMNS = [
 ];
 export const SPANS_S = { "1h": 3600, "24h": 86_400, "7d": 604_800, "30d": 2_592_000 };
 const FILTERS = ["product", "alert_type", "severity", "rule", "state", "span"];
-const NEW_MS = 4000; // how long a new one stands out
+const NEW_MS = 4000; // how long a new episode is highlighted
 
 export class AlertList {
   constructor(parent, { path, rules }) {
@@ -67,7 +67,7 @@ export class AlertList {
     list.append(this.more, this.note);
     this.evidence = new EvidencePanel(columns, { path, onClose: () => this.choose("") });
     this.table.filteredBy(this.form.elements.product, () => this.filter());
-    // Filters in the address, so that a link shows what was meant.
+    // Filters are in the address, so that a link shows the same list.
     const given = new URLSearchParams(location.search);
     if (given.get("rule")) this.rules.add(given.get("rule"));
     this.offerRules();
@@ -76,7 +76,7 @@ export class AlertList {
     this.ends = [
       onHash((id) => {
         this.open(id);
-        this.evidence.element.scrollIntoView({ block: "nearest" }); // on a narrow screen it stands above the list
+        this.evidence.element.scrollIntoView({ block: "nearest" }); // on a narrow screen it is above the list
       }),
       onKey((event) => {
         if (event.key !== "Escape" || !this.chosen) return;
@@ -88,7 +88,7 @@ export class AlertList {
         const isFirst = !this.state?.nowMs && now.nowMs;
         this.state = now;
         this.showTotals();
-        if (isFirst) this.load(); // "the last hour" is not known before
+        if (isFirst) this.load(); // only now is it known when "the last hour" is
         if (!this.table.rows.size) this.table.arrange(true);
       }),
     ];
@@ -130,7 +130,7 @@ export class AlertList {
     }
   }
 
-  // As the server counts them, by the time of the newest trade.
+  // The server's counts, relative to the time of the newest trade.
   showTotals() {
     const lake = this.state?.lake;
     if (!format.known(lake?.alerts_24h)) return;
@@ -189,7 +189,7 @@ function select(name, label, choices, all) {
   return `<select name="${name}" aria-label="${label}" class="cp-input"><option value="">${all}</option>${options}</select>`;
 }
 
-// What the columns show of an episode. Open ones come first, then the newest.
+// The values of an episode's columns. Open episodes come first, then the newest.
 export function shownRow(row) {
   const lastedS = (row.last_trigger_at - row.opened_at) / 1e6;
   return {

@@ -1,4 +1,4 @@
-// The alerts: two views of one page, the episodes and the trial of a rule.
+// The alerts page with two views: the episodes, and the backtest of a rule.
 
 import { AlertList } from "./alert_list.js";
 import { currentHash, h, replaceAddress } from "./dom.js";

@@ -1,7 +1,7 @@
-// Reads the server over HTTP.
+// HTTP requests to the server.
 
-// JSON of the server; throws an Error whose text is for people, with the `status` if there was an answer, and `faults` of
-// a form by field if there are any.
+// Fetches JSON. Throws an Error with a text for people, `status` if there was an answer, and `faults` by field if a form
+// was invalid.
 export async function fetchJson(path, { method = "GET", body, signal } = {}) {
   let response;
   try {
@@ -21,7 +21,7 @@ export async function fetchJson(path, { method = "GET", body, signal } = {}) {
   throw Object.assign(error, { status: response.status, faults: found?.faults ?? null });
 }
 
-// Rows of values as objects by their columns' names.
+// Converts rows of values to objects with the columns as keys.
 export function toObjects({ columns, rows }) {
   return rows.map((values) => Object.fromEntries(columns.map((name, place) => [name, values[place]])));
 }

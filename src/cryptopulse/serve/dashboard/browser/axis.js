@@ -1,12 +1,12 @@
-// Where the labels of an axis of time stand: at round times, far enough from each other to be read.
+// Positions of the labels of a time axis: at round times, far enough apart to be read.
 
 import * as format from "./format.js";
 
-export const LABEL_PX = 74; // of a time with its date
+export const LABEL_PX = 74; // width of a time with its date
 
 const STEPS_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 604_800, 2_592_000];
 
-// The multiples of the finest round step, of which no more than `labelsMax` lie from `firstMs` to `lastMs`, in ms.
+// Round times (ms) from `firstMs` to `lastMs`: multiples of the finest step that gives at most `labelsMax` of them.
 export function roundTimes(firstMs, lastMs, labelsMax, offsetMs = 0) {
   const step = 1000 * (STEPS_S.find((one) => (lastMs - firstMs) / (one * 1000) <= labelsMax) ?? STEPS_S[STEPS_S.length - 1]);
   const found = [];
@@ -14,8 +14,8 @@ export function roundTimes(firstMs, lastMs, labelsMax, offsetMs = 0) {
   return found.slice(0, labelsMax + 1);
 }
 
-// `axisLabel` of ECharts for what lies between two times (ms) on `widthPx`: round in the zone that is chosen, the first one
-// with its date.
+// `axisLabel` of ECharts for the range of two times (ms) on `widthPx`: at round times of the chosen zone, the first with its
+// date.
 export function timeLabels(firstMs, lastMs, widthPx) {
   const offsetMs = format.zoneOffsetS(firstMs) * 1000;
   const times = roundTimes(firstMs, lastMs, Math.max(Math.floor(widthPx / LABEL_PX), 1), offsetMs);
@@ -27,9 +27,9 @@ export function timeLabels(firstMs, lastMs, widthPx) {
   };
 }
 
-// Places in `times` (seconds since 1970, ascending) from `first` to `last`: the multiples of the finest round step of which
-// no more than `labelsMax` are there. Where quiet times leave fewer than two, the first candle after a multiple counts for
-// it. `offsetS`: what the zone is ahead of UTC.
+// Indexes from `first` to `last` of the round times in `times` (seconds since 1970, ascending): multiples of the finest step
+// that gives at most `labelsMax` of them. If gaps leave fewer than two, the first candle after a multiple is taken instead.
+// `offsetS`: by how much the zone is ahead of UTC.
 export function roundPlaces(times, first, last, labelsMax, offsetS = 0) {
   const local = (place) => times[place] + offsetS;
   const isAt = (place, step) => local(place) % step === 0;
@@ -40,7 +40,7 @@ export function roundPlaces(times, first, last, labelsMax, offsetS = 0) {
       const found = [];
       for (let place = first; place <= last; place++) if (isRound(place, step)) found.push(place);
       if (found.length > labelsMax) continue;
-      const kept = []; // hours without candles bring round times together
+      const kept = []; // without those too close together, because of hours without candles
       for (const place of found) if (!kept.length || place - kept[kept.length - 1] >= apart) kept.push(place);
       if (kept.length > 1) return kept;
       break; // a coarser step finds no more

@@ -2,7 +2,7 @@
 
 import { toObjects } from "./api.js";
 
-// Candles as objects, with what is drawn of them; `time` is in seconds since 1970.
+// Candles as objects, with derived values that are drawn; `time` is in seconds since 1970.
 export function candlesOf(message) {
   return toObjects(message).map((row) => {
     const sell_volume = row.volume - row.buy_volume;
@@ -29,7 +29,7 @@ export class Candles {
     return this.times[this.times.length - 1];
   }
 
-  // Puts rows in, which are in order; one of the same time takes the place of the one before.
+  // Adds rows, which are in the order of time; a row replaces the one with the same time.
   put(rows) {
     if (rows.length && this.length && rows[rows.length - 1].time < this.first) {
       this.rows = [...rows, ...this.rows];
@@ -49,7 +49,7 @@ export class Candles {
     this.times = this.times.slice(start, end);
   }
 
-  // The place of the first candle at or after `time`.
+  // The index of the first candle at or after `time`.
   placeOf(time) {
     let low = 0;
     let high = this.times.length;
@@ -61,7 +61,7 @@ export class Candles {
     return low;
   }
 
-  // The place of the candle that `time` lies in, or the one before it; -1 before the first.
+  // The index of the candle that contains `time`, or of the one before it; -1 before the first.
   within(time) {
     const place = this.placeOf(time);
     return this.times[place] === time ? place : place - 1;

@@ -1,7 +1,7 @@
 // The chart of a product: candles, averages, volume and pressure over one axis of time, and the alerts on it.
 //
-// What the viewer looks at is kept as times, not as places or percents: so it stays when candles come, and slides along
-// only while the newest candle is in it.
+// The visible range is kept as times, not as indexes or percentages: it stays when new candles come, and moves along only
+// while it contains the newest candle.
 
 import { LABEL_PX, roundPlaces } from "./axis.js";
 import { baseOption, createChart, labelStyle, xAxis } from "./echart.js";
@@ -15,25 +15,25 @@ const SHOWN_FIRST = 120;
 const SHOWN_FIRST_NARROW = 60;
 const SHOWN_MIN = 8;
 const SHOWN_MAX = 2400; // beyond that a candle is thinner than a pixel, and the timeline keeps little more
-const GAP_SHARE = 0.03; // of what is shown, left free behind the newest candle
-const EDGE = 100; // so near to the end of what is there more is read
+const GAP_SHARE = 0.03; // share of the visible range that is left free after the newest candle
+const EDGE = 100; // candles: when the view is this near to the end of the data, more is read
 const LEFT = 8;
 const TOP = 14;
 const STRIP_PX = 5;
 const LABEL_HIGH_PX = 17;
 const PRICE_SHARE = 0.6; // of the height
-const ROOM = 0.09; // above and below the prices, for the words at the alerts
-const LETTER_PX = 6.2; // of 11 px Roboto, about
+const ROOM = 0.09; // space above and below the prices, for the texts of alerts
+const LETTER_PX = 6.2; // approximate width of a letter in 11 px Roboto
 
-// The pressure's scale is as long upwards as downwards: the next of 10, 20, 50 and 100 percent.
+// The pressure's scale is symmetric: up to the next of 10, 20, 50 and 100 percent.
 function even(min, max) {
   const most = Math.max(Math.abs(min || 0), Math.abs(max || 0));
   return [10, 20, 50].find((one) => most <= one) ?? 100;
 }
 
 export class CandleChart {
-  // `load` as Timeline takes it. `onHover(row, decimals)` gets the candle under the pointer, or the newest one;
-  // `onMove()` is called when the viewer sees another part; `onRead(text)` gets how reading goes.
+  // `load`: see Timeline. `onHover(row, decimals)` gets the candle under the pointer, or the newest one; `onMove()` is
+  // called when the visible range has changed; `onRead(text)` gets the progress of reading.
   constructor(element, { load, onHover, onMove, onRead }) {
     Object.assign(this, { onHover, onMove, onRead });
     this.timeline = new Timeline(async (request) => {
@@ -42,14 +42,14 @@ export class CandleChart {
       return page;
     });
     this.alerts = [];
-    this.chosen = null; // the alert_id of the episode whose time is marked
+    this.chosen = null; // alert_id of the marked episode
     this.decimals = 0;
     this.grainS = 60;
     this.hidden = new Set();
     this.isFollowing = true;
     this.span = element.clientWidth < 600 ? SHOWN_FIRST_NARROW : SHOWN_FIRST;
-    this.end = null; // time of the last candle that is shown while not following
-    this.ticks = new Map(); // time of a candle as text → whether it is the first one that is labelled
+    this.end = null; // time of the last visible candle while not following
+    this.ticks = new Map(); // time of a labelled candle as text → whether it is the first label
     this.base = createChart(element, () => this.drawSoon(), () => this.style());
     this.chart = this.base.chart;
     this.chart.on("datazoom", () => this.zoomed());
@@ -62,7 +62,7 @@ export class CandleChart {
     return this.timeline.shown;
   }
 
-  // Another grain: begins anew, at the newest candle.
+  // Changes the grain and starts again at the newest candle.
   reset(grainS) {
     this.grainS = grainS;
     this.timeline.reset();
@@ -96,20 +96,20 @@ export class CandleChart {
     this.due = setTimeout(() => requestAnimationFrame(() => this.draw()), waitMs);
   }
 
-  // First and last place that are shown.
+  // First and last visible index.
   shown() {
     const last = this.candles.length - 1;
     const end = this.isFollowing || this.end === null ? last : Math.min(this.candles.within(this.end), last);
     return [Math.max(end - this.span + 1, 0), end];
   }
 
-  // The time (seconds) in the middle of what is shown; null while the newest candles are followed.
+  // The time (seconds) in the middle of the visible range; null while the newest candles are followed.
   middle() {
     const [start, end] = this.shown();
     return this.isFollowing ? null : (this.candles.times[(start + end) >> 1] ?? null);
   }
 
-  // The last place that is shown is now this one.
+  // Moves the visible range so that it ends with the index `place`.
   moveTo(place) {
     const last = this.candles.length - 1;
     const end = Math.min(Math.max(place, Math.min(this.span - 1, last)), last);
@@ -129,7 +129,7 @@ export class CandleChart {
     this.moveTo(endValue);
   }
 
-  // Moves by a part of what is shown; zooms by a factor around the end.
+  // Moves by a part of the visible range; `zoom` scales it by a factor and keeps its end.
   move(part) {
     const [start, end] = this.shown();
     this.moveTo(end + (Math.round((end - start + 1) * part) || Math.sign(part)));
@@ -140,7 +140,7 @@ export class CandleChart {
     this.moveTo(this.shown()[1]);
   }
 
-  // How many candles are shown.
+  // Sets how many candles are visible.
   setSpan(candles) {
     this.span = Math.min(Math.max(Math.round(candles), SHOWN_MIN), SHOWN_MAX);
   }
@@ -150,7 +150,7 @@ export class CandleChart {
     this.moveTo(this.candles.length - 1);
   }
 
-  // Brings the time (seconds) into the middle. Returns the time of the candle there, null when there is none at all.
+  // Moves `time` (seconds) to the middle. Returns the time of the candle there, null when there is no candle at all.
   async goTo(time) {
     const isThere = await this.read(this.timeline.goTo(time));
     if (!isThere) return null;
@@ -159,7 +159,7 @@ export class CandleChart {
     return this.candles.times[place];
   }
 
-  // Reads more when the view comes near the end of what is there.
+  // Reads more candles when the view is near the end of those that are loaded.
   async readOn() {
     const [start, end] = this.shown();
     const { timeline } = this;
@@ -174,7 +174,7 @@ export class CandleChart {
     }
   }
 
-  // The result of a reading; reports how it goes.
+  // Awaits `reading` and returns its result; reports the progress.
   async read(reading) {
     const slow = setTimeout(() => this.onRead("Reading older candles …"), 300);
     try {
@@ -208,7 +208,7 @@ export class CandleChart {
     const line = (name) => (this.hidden.has(name) ? [] : rows.map((row) => row[name]));
     const [startValue, endValue] = this.shown();
     const data = times.map(String);
-    // Free places behind the newest candle, so that it does not stick to the axis.
+    // Empty places after the newest candle, so that it does not touch the axis.
     const gap = this.isFollowing ? Math.max(Math.round(Math.min(this.span, rows.length) * GAP_SHARE), 1) : 0;
     for (let place = 1; place <= Math.max(gap, 1); place++) data.push(String((this.candles.last ?? 0) + place * this.grainS));
     this.layOut(startValue, endValue + gap);
@@ -235,7 +235,7 @@ export class CandleChart {
     this.showHovered();
   }
 
-  // Where things stand in pixels: the axis of prices is as wide as its labels, and times are labelled where they are round.
+  // Layout in pixels: the price axis is as wide as its labels, and round times are labelled.
   layOut(start, end) {
     const last = this.candles.rows[this.candles.length - 1];
     const widest = Math.max(format.price(last?.high, this.decimals).length, "Sell 100 %".length);
@@ -244,12 +244,12 @@ export class CandleChart {
     this.placeOf = (place) => LEFT + ((place - start + 0.5) * width) / Math.max(end - start + 1, 1);
     const offsetS = format.zoneOffsetS((this.candles.times[start] ?? 0) * 1000);
     const places = this.candles.length ? roundPlaces(this.candles.times, start, Math.min(end, this.candles.length - 1), Math.max(Math.floor(width / LABEL_PX), 1), offsetS) : [];
-    // A label in the middle of its tick must not reach over the edge.
+    // A label, centred on its tick, must not exceed the edge.
     const kept = places.filter((place) => this.placeOf(place) > LABEL_PX / 2 - LEFT && this.placeOf(place) < LEFT + width + this.right - LABEL_PX / 2);
     this.ticks = new Map(kept.map((place, at) => [String(this.candles.times[place]), at === 0]));
   }
 
-  // Whether a label of the axis of prices would lie under that of the last price.
+  // Whether a label of the price axis would be hidden by that of the last price.
   isUnderLast(value) {
     const last = this.timeline.live.rows[this.timeline.live.length - 1];
     if (!last) return false;
@@ -261,7 +261,7 @@ export class CandleChart {
     return Math.abs(value - last.close) < (LABEL_HIGH_PX * range) / (this.chart.getHeight() * PRICE_SHARE);
   }
 
-  // The price of the newest trade, also while the past is shown: then it may lie outside of what is seen.
+  // The price of the newest trade, also while the past is shown, where it may be outside the visible range.
   lastLine() {
     const last = this.timeline.live.rows[this.timeline.live.length - 1];
     if (!last) return [];
@@ -278,7 +278,7 @@ export class CandleChart {
         const last = this.candles.length - 1;
         const from = Math.max(this.candles.within(Math.min(alert.window_start, alert.opened_at) / 1e6), 0);
         const until = alert.state === "OPEN" ? last : Math.max(this.candles.within(alert.last_trigger_at / 1e6), from);
-        const isLong = until - from > this.span / 2; // shading most of what is seen would say nothing: a strip does
+        const isLong = until - from > this.span / 2; // a strip instead of shading most of the chart
         const color = token((alert.alert_type === "FLASH_CRASH" ? "down" : "up") + (isLong ? "" : "-area"));
         return [
           { xAxis: String(this.candles.times[from]), itemStyle: { color }, name: alert.alert_id, y: isLong ? TOP : undefined },
@@ -287,7 +287,7 @@ export class CandleChart {
       });
   }
 
-  // A mark for each episode, and words where they have room: first for the chosen one, then for the largest.
+  // A mark for each episode, and texts where there is room: first for the chosen one, then for the largest.
   points() {
     const [start, end] = this.shown();
     const taken = { top: [], bottom: [] };
@@ -419,7 +419,7 @@ export class CandleChart {
           markLine: {
             silent: true,
             symbol: "none",
-            precision: -1, // else the line stands at the price rounded to two decimals
+            precision: -1, // else the line is drawn at the price rounded to two decimals
             lineStyle: { type: "dotted", width: 1 },
             label: { position: "end", distance: 3, padding: [3, 5], borderRadius: 3, fontSize: 11 },
             data: [],

@@ -1,4 +1,4 @@
-// Completeness: what is held of each product and hour, what came later, what the exchange lacks, and what is missing.
+// The completeness page: per product and hour the trade ids held, healed, absent at the exchange, and missing.
 
 import { h } from "./dom.js";
 import * as format from "./format.js";
@@ -105,14 +105,14 @@ export function mount(element, { lake, path }) {
     });
     tables.products.replace(rows);
     showVerdict(verdict, rows, lake, refused);
-    if (!rows.length) return; // nothing is neither complete nor incomplete
+    if (!rows.length) return; // without rows there is no verdict
     const sum = (name) => rows.reduce((all, row) => all + row[name], 0);
     const missing = sum("missing");
     const complete = rows.filter((row) => !row.missing).length;
     totals.complete(`${complete} of ${rows.length}`, complete === rows.length ? "up" : undefined);
     for (const name of ["held", "holes", "healed", "absent"]) totals[name](format.count(sum(name)));
     totals.missing(format.count(missing), missing ? "down" : "up");
-    const conflicting = conflicts.reduce((all, row) => all + row.messages, 0); // some may be of no one product
+    const conflicting = conflicts.reduce((all, row) => all + row.messages, 0); // a message of several products has no symbol
     totals.conflicts(format.count(conflicting), conflicting ? "down" : "up");
     totals.share(share(sum("held"), sum("held") + missing));
   };
@@ -150,7 +150,7 @@ export function mount(element, { lake, path }) {
   };
 }
 
-// Never 100 while something is missing.
+// A percentage that is never 100 while something is missing.
 function share(held, all) {
   if (!all || held === all) return "100\u202f%";
   for (let digits = 2; digits < 10; digits++) {
@@ -160,7 +160,7 @@ function share(held, all) {
   return "99.9999999999\u202f%";
 }
 
-// What the figures mean, and what to do.
+// Says in words what the figures mean, and what to do.
 function showVerdict(element, rows, lake, refused) {
   const bad = rows.filter((row) => row.missing).sort((a, b) => b.missing - a.missing);
   const missing = bad.reduce((all, row) => all + row.missing, 0);

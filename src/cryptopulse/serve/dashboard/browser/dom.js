@@ -1,7 +1,7 @@
-// The document as all modules use it: elements, keys, the hash of the address, and what the browser stores.
+// DOM helpers of all modules: elements, keys, the hash of the address, local storage.
 
-// An element with `properties`; what is none of its properties, such as "data-key" or "aria-label", becomes an attribute.
-// Those that are undefined are left out.
+// Makes an element with `properties`. Names that are not properties of the element, such as "data-key" or "aria-label",
+// become attributes; undefined values are left out.
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -13,7 +13,7 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
-// Sets a text only when it changes: screen readers read out every change, and the browser lays out anew.
+// Sets a text only when it changes: each change is read out by screen readers and causes a new layout.
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -25,7 +25,7 @@ export function setNote(element, text) {
 }
 
 // Calls `handler(event)` for each key that is neither typed into a field nor a shortcut of the browser. Returns a function
-// that ends that, as all that begin with `on`.
+// that removes the handler, as all functions `on…` do.
 export function onKey(handler) {
   return onWindow("keydown", (event) => {
     const isTyping = event.target.isContentEditable || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName ?? "");
@@ -46,13 +46,13 @@ export function currentHash() {
   return decodeURIComponent(location.hash.slice(1));
 }
 
-// Puts query and hash into the address, without an entry in the history; undefined leaves what is there.
+// Sets query and hash of the address, without an entry in the history; undefined leaves them unchanged.
 export function replaceAddress({ query = location.search.slice(1), hash = currentHash() }) {
   const search = String(query).replaceAll("%3A", ":");
   history.replaceState(null, "", `${location.pathname}${search && `?${search}`}${hash && `#${encodeURIComponent(hash)}`}`);
 }
 
-// What was stored under `key`; null when nothing was, or nothing can be.
+// The value stored under `key`; null when there is none, or no storage.
 export function readStorage(key) {
   try {
     return localStorage.getItem(key);
@@ -65,6 +65,6 @@ export function writeStorage(key, value) {
   try {
     localStorage.setItem(key, value);
   } catch {
-    // it holds for this page
+    // without storage it holds only for this page
   }
 }

@@ -1,4 +1,4 @@
-// What all charts share: ECharts in the colours of the theme, drawn again when its size, the theme or the zone changes.
+// Common to all charts: ECharts in the colours of the theme, drawn again when size, theme or time zone change.
 
 import { echarts } from "nicegui-echart";
 import { timeLabels } from "./axis.js";
@@ -7,7 +7,7 @@ import { onTheme, token } from "./theme.js";
 
 const FONT = "Roboto, system-ui, sans-serif";
 
-// A chart in `element`: {chart, unmount}. `onResize()` and `onStyle()` draw it again.
+// Makes a chart in `element`: {chart, unmount}. `onResize()` and `onStyle()` must draw it again.
 export function createChart(element, onResize, onStyle = onResize) {
   const chart = echarts.init(element, null, { renderer: "canvas" });
   const resizer = new ResizeObserver(() => {
@@ -46,7 +46,7 @@ export function tooltip(rest) {
   };
 }
 
-// The horizontal axis; of time when `extent`, [first, last] in ms, is given.
+// The horizontal axis; a time axis when `extent`, [first, last] in ms, is given.
 export function xAxis(chart, extent = null) {
   return {
     type: extent ? "time" : "category",
@@ -57,7 +57,7 @@ export function xAxis(chart, extent = null) {
   };
 }
 
-// Keeps the labels of an axis of time, whose data lie between `extent()`, right while it is zoomed.
+// Adapts the labels of a time axis when it is zoomed. `extent()`: [first, last] time of the data in ms.
 export function followZoom(chart, extent) {
   chart.on("datazoom", () => {
     const { startValue, endValue } = chart.getOption().dataZoom[0];

@@ -1,10 +1,10 @@
-// Filters of episodes, as a query of the server and as a test of what comes live: the two must agree.
+// Filters of episodes, both as a query for the server and as a test of live episodes: the two must agree.
 
 export const RANKS = { WARNING: 0, HIGH: 1, CRITICAL: 2 };
 
 const EQUAL = ["symbol", "alert_type", "severity", "rule", "state"];
 
-// Filters: `product` (a part of its id), `sinceMs` (of opening), and values of EQUAL; empty ones don't count.
+// The query for filters: `product` (a part of its id), `sinceMs` (of opening), and values of EQUAL; empty ones don't count.
 export function queryOf(filters) {
   const query = new URLSearchParams();
   for (const name of EQUAL) if (filters[name]) query.set(name, filters[name]);
@@ -21,30 +21,30 @@ export function matches(row, filters) {
   );
 }
 
-// Episodes by a filter: the pages that were read of the table, and what comes live.
+// Filtered episodes: the pages read from the table, and the live ones.
 export class EpisodePages {
   constructor() {
-    this.live = new Map(); // alert_id → episode, of the topic
+    this.live = new Map(); // alert_id → episode, from the topic
     this.begin({});
   }
 
-  // Other filters; nothing is read by them yet.
+  // Sets other filters and drops the pages; reads nothing yet.
   begin(filters) {
     this.filters = filters;
     this.pages = new Map();
     this.oldest = null; // the last row of the last page
     this.isLast = false;
-    this.total = null; // how many match, on all pages
+    this.total = null; // number of matches on all pages
   }
 
-  // The next page of the server.
+  // Adds the server's next page.
   addPage({ rows, total, is_last: isLast }) {
     for (const row of rows) this.pages.set(row.alert_id, row);
     this.oldest = rows[rows.length - 1] ?? this.oldest;
     Object.assign(this, { total, isLast });
   }
 
-  // A message of the topic; returns the ids that are new.
+  // Takes in a message of the topic; returns the new ids.
   receive({ kind, rows, gone = [] }) {
     const isCounted = (row) => Number(Boolean(row) && matches(row, this.filters));
     const known = (id) => this.pages.get(id) ?? this.live.get(id);
@@ -69,8 +69,8 @@ export class EpisodePages {
     return this.live.get(id) ?? this.pages.get(id);
   }
 
-  // The rows to show: live ones only as far back as pages were read, so that the next page is one that is not there
-  // yet. Those that are open always.
+  // The rows to show. Live ones only as far back as pages were read, so that the next page continues the list; open ones
+  // always.
   rows() {
     const isWithin = (row) => this.isLast || row.state === "OPEN" || (this.oldest && row.opened_at >= this.oldest.opened_at);
     const live = [...this.live].filter(([, row]) => isWithin(row));

@@ -1,11 +1,11 @@
-// Episodes by a filter, kept up to date: `EpisodePages` with the server behind it.
+// Filtered episodes, kept up to date: `EpisodePages` connected to the server.
 
 import { fetchJson } from "./api.js";
 import { EpisodePages, queryOf } from "./episode_filter.js";
 import { subscribe } from "./live.js";
 
 export class Episodes extends EpisodePages {
-  // `path`: of the requests. `onChange(ids)` is called after each change, with the ids of those that are new.
+  // `path`: prefix of the requests. `onChange(ids)` is called after each change with the ids of new episodes.
   constructor({ path, onChange }) {
     super();
     Object.assign(this, { path, onChange, error: "", isRead: false, isReading: false });
@@ -17,7 +17,7 @@ export class Episodes extends EpisodePages {
     return this.read(this.filters, this.oldest);
   }
 
-  // Reads the page after `oldest`; without it begins anew with these filters, as soon as their first page is there.
+  // Reads the page after `oldest`; without it the first page, and then shows these filters instead of the old ones.
   async read(filters, oldest = null) {
     this.reading?.abort();
     const reading = (this.reading = new AbortController());

@@ -1,4 +1,4 @@
-// One episode: what happened in words, its price, and the trades that prove it.
+// One episode: a text about what happened, its price chart, and the trades that prove it.
 
 import { fetchJson, toObjects } from "./api.js";
 import { h, setNote } from "./dom.js";
@@ -17,8 +17,8 @@ const COLUMNS = [
   { key: "trade_id", label: "Trade id", kind: "count", sortable: false },
 ];
 const ROLES = { start: "Start", trigger: "Trigger", last_trigger: "Last" };
-const LIVE_S = 3600; // what was detected later was not judged live
-const REFRESH_MS = 3000; // an open episode deepens with every trade; its evidence is read again so often at most
+const LIVE_S = 3600; // an episode detected later was not judged live
+const REFRESH_MS = 3000; // least time between two reads of the evidence; an open episode may change with every trade
 
 export class EvidencePanel {
   constructor(parent, { path, onClose }) {
@@ -39,7 +39,7 @@ export class EvidencePanel {
     });
   }
 
-  // Another episode, or a newer state of the same one.
+  // Shows another episode, or a newer state of the same one.
   show(episode) {
     const isSame = this.episode?.alert_id === episode.alert_id;
     if (isSame && JSON.stringify(this.episode) === JSON.stringify(episode)) return;

@@ -1,4 +1,4 @@
-// Numbers and times as text. Thin spaces between thousands, a sign that is a minus, digits of one width.
+// Numbers and times as text: thin spaces between thousands, a real minus sign, digits of equal width.
 
 import { readStorage, writeStorage } from "./dom.js";
 
@@ -12,7 +12,7 @@ function grouped(text) {
   return [whole.replace(/\B(?=(\d{3})+(?!\d))/g, THIN), ...rest].join(".");
 }
 
-// An id of two or three parts, as it is shown: "BTC-USD" → ["BTC", "-USD"], "BIP-20DEC30-CDE" → ["BIP", "-20DEC30-CDE"]
+// Splits an id of two or three parts for display: "BTC-USD" → ["BTC", "-USD"], "BIP-20DEC30-CDE" → ["BIP", "-20DEC30-CDE"]
 export function symbolParts(symbol) {
   const base = symbol.split("-", 1)[0];
   return [base, symbol.slice(base.length)];
@@ -27,13 +27,13 @@ export function price(value, decimals) {
   return known(value) ? grouped(Number(value).toFixed(decimals ?? 2)).replace("-", "−") : NONE;
 }
 
-// Prices given as text, with the decimals of the one that has most: "1911.38" and "1960.7" are 1 911.38 and 1 960.70.
+// Prices, given as text, with the most decimals of any of them: "1911.38", "1960.7" → "1 911.38", "1 960.70"
 export function pricesAlike(...texts) {
   const decimals = Math.max(...texts.map((text) => text.split(".")[1]?.length ?? 0));
   return texts.map((text) => price(Number(text), decimals));
 }
 
-// 0.1234 → "+0.12 %"; what rounds to nothing has no sign
+// 0.1234 → "+0.12 %"; a value that rounds to zero has no sign
 export function percent(value, digits = 2) {
   if (!known(value)) return NONE;
   const text = Math.abs(value).toFixed(digits);
@@ -41,7 +41,7 @@ export function percent(value, digits = 2) {
   return `${sign}${grouped(text)}${THIN}%`;
 }
 
-// Up, down, or neither, as it is shown.
+// "up", "down" or "flat", after rounding as `percent` does.
 export function direction(value, digits = 2) {
   if (!known(value) || Number(Math.abs(value).toFixed(digits)) === 0) return "flat";
   return value > 0 ? "up" : "down";
@@ -69,7 +69,7 @@ export function share(value) {
   return known(value) ? `${value.toFixed(0)}${THIN}%` : NONE;
 }
 
-// "4.0 s", "12 min", "3 h", "2 d"; what a clock that runs ahead calls negative is nothing
+// "4.0 s", "12 min", "3 h", "2 d"; negative values, from a clock that is ahead, count as 0
 export function age(value) {
   if (!known(value)) return NONE;
   const seconds = Math.max(value, 0);
@@ -99,7 +99,7 @@ export function onZone(watcher) {
 
 const two = (number) => String(number).padStart(2, "0");
 
-// The parts of a time in the chosen zone; `ms` since 1970.
+// The parts of a time (ms since 1970) in the chosen zone.
 function parts(ms) {
   const at = new Date(ms);
   return zoneChoice === "utc"
@@ -141,12 +141,12 @@ export function clockMs(ms) {
   return `${clock(ms)}.${String(Math.floor(ms % 1000)).padStart(3, "0")}`;
 }
 
-// The same, of another day than today with the date
+// The same; with the date unless it is today
 export function instant(ms) {
   return isToday(ms) ? clockMs(ms) : `${date(ms)} ${clockMs(ms)}`;
 }
 
-// The label of a tick: midnight is a date, other times are clocks; under the first one stands the date unless it is today.
+// The label of a tick: a date at midnight, else the time; the first one also has the date below, unless it is today.
 export function tick(ms, isFirst) {
   const [, , , hour, minute, second] = parts(ms);
   if (!hour && !minute && !second) return date(ms);
@@ -154,7 +154,7 @@ export function tick(ms, isFirst) {
   return isFirst && !isToday(ms) ? `${text}\n${date(ms)}` : text;
 }
 
-// What the chosen zone is ahead of UTC at that time, in seconds.
+// By how many seconds the chosen zone is ahead of UTC at that time.
 export function zoneOffsetS(ms) {
   return zoneChoice === "utc" ? 0 : -60 * new Date(ms).getTimezoneOffset();
 }
@@ -163,7 +163,7 @@ export function dateTime(ms) {
   return `${date(ms)} ${clock(ms)} ${zoneName(ms)}`;
 }
 
-// An hour, in the chosen zone, or a day of UTC.
+// An hour in the chosen zone, or a UTC day.
 export function period(startMs, endMs) {
   if (endMs - startMs > 3_600_000) return `${new Date(startMs).toISOString().slice(0, 10)} (UTC day)`;
   return `${date(startMs)} ${clock(startMs, false)}–${clock(endMs, false)} ${zoneName(startMs)}`;

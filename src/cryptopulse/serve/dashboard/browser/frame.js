@@ -29,8 +29,8 @@ const ICONS = {
     '<svg viewBox="0 0 24 24"><circle cx="12" cy="12" r="4"/><path d="M12 3v2m0 14v2M3 12h2m14 0h2M5.6 5.6 7 7m10 10 1.4 1.4M5.6 18.4 7 17M17 7l1.4-1.4"/></svg>',
 };
 const SUGGESTIONS_MAX = 12;
-const PAST_S = 3600; // data that are older than this are of another time than now
-const SEQUENCE_MS = 1500; // so soon after `g` comes the key of a page
+const PAST_S = 3600; // data older than this are marked as from the past
+const SEQUENCE_MS = 1500; // the key of a page must follow `g` within this time
 
 export function mount() {
   applyTheme();
@@ -60,7 +60,7 @@ export function mount() {
 
 function showState({ name, ageS, nowMs, dataAgeS, said, lake }) {
   const pill = document.getElementById("cp-state");
-  // Only a change is read out; the age of stale data goes on in silence.
+  // Screen readers read out only a change of the state, not the growing age of stale data.
   if (pill.dataset.state !== name) pill.dataset.state = document.documentElement.dataset.state = name;
   setText(pill.querySelector("span"), WORDS[name] + (name === "stale" && ageS !== null ? ` ${age(ageS)}` : ""));
   const newest = nowMs === null ? "" : `\nNewest trade: ${dateTime(nowMs)}, ${age(dataAgeS)} ago`;

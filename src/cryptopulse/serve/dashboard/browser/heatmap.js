@@ -1,4 +1,4 @@
-// Products and hours (or days) as cells: complete, healed, absent, missing. Moved in by keyboard; a cell shows its counts.
+// Products and hours (or days) as cells: complete, healed, absent, missing. Keyboard navigation; a cell shows its counts.
 
 import { h, setText } from "./dom.js";
 import * as format from "./format.js";
@@ -10,10 +10,10 @@ const STATES = {
   absent: "Ids are not held, as the exchange does not have them",
   missing: "Ids are neither held nor proved absent",
 };
-const PRODUCTS_MAX = 60; // at first; the rest on demand
+const PRODUCTS_MAX = 60; // shown at first; the others on demand
 
 export class Heatmap {
-  // `onOpen(symbol, startMs, stepMs)` is called for a cell that is clicked, or on Enter.
+  // `onOpen(symbol, startMs, stepMs)` is called when a cell is clicked, or on Enter.
   constructor(parent, { onOpen }) {
     Object.assign(this, { onOpen, isAll: false, signature: "" });
     this.table = h("table", { className: "cp-grid", role: "grid", "aria-label": "Completeness by product and time" });
@@ -37,7 +37,7 @@ export class Heatmap {
     this.describe(null);
   }
 
-  // rows: {symbol, start, expected_ids, held_ids, healed_ids, absent_ids, missing_ids}; `stepMs`: a cell's time.
+  // rows: {symbol, start, expected_ids, held_ids, healed_ids, absent_ids, missing_ids}; `stepMs`: duration of a cell.
   show(rows, stepMs) {
     this.stepMs = stepMs;
     this.bySymbol = new Map();
@@ -48,7 +48,7 @@ export class Heatmap {
     const starts = rows.map((row) => row.start).sort((a, b) => a - b);
     this.times = [];
     for (let time = starts[0]; time <= starts[starts.length - 1]; time += stepMs) this.times.push(time);
-    // Where something is missing comes first.
+    // Products with missing ids come first.
     const missing = (symbol) => [...this.bySymbol.get(symbol).values()].reduce((all, row) => all + row.missing_ids, 0);
     this.symbols = [...this.bySymbol.keys()].sort((a, b) => missing(b) - missing(a) || (a < b ? -1 : 1));
     this.draw();
@@ -88,10 +88,10 @@ export class Heatmap {
     });
     this.table.replaceChildren(h("thead", {}, h("tr", {}, h("th"), ...headings)), h("tbody", {}, ...lines));
     if (focused.symbol) this.table.querySelector(`td[data-symbol="${focused.symbol}"][data-time="${focused.time}"]`)?.focus({ preventScroll: true });
-    requestAnimationFrame(() => (this.wrap.scrollLeft = this.wrap.scrollWidth)); // the newest, once it is seen
+    requestAnimationFrame(() => (this.wrap.scrollLeft = this.wrap.scrollWidth)); // to the newest cell, once it is visible
   }
 
-  // The first cell, each day, and every sixth hour.
+  // A heading above the first cell, each day, and every sixth hour.
   heading(time, place) {
     const day = format.date(time).slice(5);
     if (this.stepMs > HOUR_MS) return place % 7 === 0 ? day : "";
@@ -101,7 +101,7 @@ export class Heatmap {
     return hour % 6 === 0 ? clock : "";
   }
 
-  // Shows what a cell counts; without one, how to come to that.
+  // Shows the counts of a cell; without a cell, how to see them.
   describe(cell) {
     if (!cell) {
       this.note.textContent = "Point at a cell, or move with the arrow keys, to see its counts; click it, or press Enter, for its ids and what helps.";
@@ -145,7 +145,7 @@ export class Heatmap {
   }
 }
 
-// The states and what they mean, for the head of a panel.
+// The legend of the states, for the head of a panel.
 export function legend(parent) {
   const items = Object.entries(STATES).map(([name, title]) => h("span", { title }, h("i", { "data-cell": name }), name));
   parent.append(h("span", { className: "cp-states" }, ...items));

@@ -1,5 +1,5 @@
-// One hour or day of a product, or one hole: which ids, when, what helps, and the chart there. The focus stays where it was
-// opened, so that the next cell or row is one key away.
+// Details of one hour or day of a product, or of one hole: the ids, the time, what to do, and a link to the chart. The focus
+// stays where it was opened, so that the next cell or row is one key away.
 
 import { fetchJson } from "./api.js";
 import { currentHash, onHash, onKey, replaceAddress } from "./dom.js";
@@ -22,7 +22,7 @@ const COLUMNS = [
 ];
 
 export class HoleDetails {
-  // `refusedOf(symbol)`: the ids of a product that are known to be in quarantine, as in `refused.js`.
+  // `refusedOf(symbol)`: the ids of a product that are known to be in quarantine, see `refused.js`.
   constructor(parent, { path, lake, refusedOf }) {
     Object.assign(this, { path, lake, refusedOf });
     const html =
@@ -87,7 +87,7 @@ export class HoleDetails {
     if (refused) toQuarantine.href = messageLink(refused);
   }
 
-  // Where in the chart a hole is: between the trades next to it, as far as their times are known.
+  // The position of a hole in the chart: between the trades next to it, if their times are known.
   placeOf({ since, until }) {
     const from = since ?? until ?? this.start;
     const to = until ?? since ?? this.end;

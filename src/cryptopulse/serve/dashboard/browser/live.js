@@ -1,12 +1,12 @@
-// The one connection of a page to the server: topics are subscribed to, and messages and the state handed on.
+// The page's one connection to the server: subscribes to topics, and passes messages and state to the modules.
 
-const QUIET_MS = 6000; // the server says something every 2 s; three times that, and nobody is there
+const QUIET_MS = 6000; // the server sends something every 2 s; after three times that the connection is dead
 const BACKOFF_FIRST_MS = 250;
 const BACKOFF_MAX_MS = 4000;
-export const STALE_S = 10; // pipelines commit several times a second; even a quiet product trades within seconds
+export const STALE_S = 10; // pipelines commit several times a second; even quiet products trade within seconds
 
 const handlers = new Map(); // topic → functions
-const watchers = new Set(); // called at every change of the state
+const watchers = new Set(); // called when the state changes
 let socket = null;
 let heardAt = 0;
 let backoff = BACKOFF_FIRST_MS;
@@ -19,7 +19,7 @@ const state = {
   skewMs: 0, // this clock minus the server's
 };
 
-// Calls `handler(message)` for each message of `topic`; returns a function that ends that.
+// Calls `handler(message)` for each message of `topic`; returns a function that unsubscribes.
 export function subscribe(topic, handler) {
   const isFirst = !handlers.has(topic);
   if (isFirst) handlers.set(topic, new Set());
@@ -42,8 +42,8 @@ export function watchState(watcher) {
   return () => watchers.delete(watcher);
 }
 
-// The state of connection and data: {name, ageS, nowMs, dataAgeS, said}. `ageS`: since the newest commit; `nowMs`: the time
-// of the newest trade, which is the present of all pages; `dataAgeS`: how long ago that was.
+// The state of connection and data: {name, ageS, nowMs, dataAgeS, said}. `ageS`: since the newest commit; `nowMs`: time of
+// the newest trade, which is "now" on all pages; `dataAgeS`: how long ago that was.
 export function describe() {
   const lake = state.lake;
   const ageOf = (us) => (us ? Math.max(0, (Date.now() - state.skewMs - us / 1000) / 1000) : null);
@@ -83,7 +83,7 @@ function connect() {
     heardAt = Date.now();
     for (const message of JSON.parse(event.data)) {
       if (message.topic === "lake") {
-        // Of the server's clock as seen here the smallest difference is the truest: the others waited on the way.
+        // The smallest difference to the server's clock is the best estimate: the others include delays of the network.
         const skewMs = Date.now() - message.clock_us / 1000;
         state.skewMs = state.lake ? Math.min(state.skewMs + 1, skewMs) : skewMs;
         state.lake = message;
@@ -117,7 +117,7 @@ setInterval(() => {
     disconnected();
     silent.close();
   }
-  notify(); // ages go on
+  notify(); // ages grow
 }, 1000);
 
 addEventListener("online", () => {

@@ -23,7 +23,7 @@ const COLUMNS = [
 const SPARKS_EVERY_MS = 1000;
 
 export function mount(element) {
-  const rows = []; // by the product's number
+  const rows = []; // index: the product's number
   let columns = [];
   let state = null;
 
@@ -69,7 +69,7 @@ export function mount(element) {
     if (!rows.length) return;
     const sum = (name) => rows.reduce((all, row) => all + (row[name] ?? 0), 0);
     totals.products(format.count(rows.length));
-    const isKnown = rows.some((row) => format.known(row.change_1h)); // not before the lake holds an hour
+    const isKnown = rows.some((row) => format.known(row.change_1h)); // only after an hour of data
     for (const [name, way] of [["rising", "up"], ["falling", "down"]]) {
       const number = rows.filter((row) => format.direction(row.change_1h) === way).length;
       totals[name](isKnown ? String(number) : format.NONE, isKnown ? way : undefined);
@@ -77,7 +77,7 @@ export function mount(element) {
     totals.volume(format.amount(sum("notional_24h")));
     totals.trades(format.count(sum("trades_24h")));
   };
-  // The last point of a sparkline is the price; a drawing a second is enough, and so it is for the sums.
+  // The last point of a sparkline is the current price. Sparklines and sums are drawn at most once a second.
   const timer = setInterval(() => {
     const due = rows.filter((row) => format.known(row.price) && row.spark[row.spark.length - 1] !== row.price);
     for (const row of due) row.spark[row.spark.length - 1] = row.price;

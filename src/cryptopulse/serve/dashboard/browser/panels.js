@@ -1,4 +1,4 @@
-// Parts of pages: panels, figures, choices, and queries whose result is kept up to date.
+// Building blocks of pages: panels, figures, choices, and queries whose results are kept up to date.
 
 import { toObjects } from "./api.js";
 import { h, setNote, setText } from "./dom.js";
@@ -10,14 +10,14 @@ const EMPTY = {
   disconnected: "The server does not answer. This page tries again by itself.",
 };
 
-// What stands in the place of content that is not there, by the state of the data (`live.js`).
+// The text that replaces missing content, by the state of the data (`live.js`).
 export function emptyText(state) {
   return state?.said ?? EMPTY[state?.name] ?? EMPTY.loading;
 }
 
 // Shows a query of the server (`serve/live/query_cache.py`) in a panel: calls `onRows(rows, message)` with each new result.
-// `onStatus(text)` gets what to show in the place of rows, "" when there are some; `empty` is shown when there are none.
-// Returns a function that ends that.
+// `onStatus(text)` gets a text to show instead of rows, "" when there are rows; `empty` is that text for an empty result.
+// Returns a function that unsubscribes.
 export function showQuery(name, { onRows, onStatus = () => {}, empty = "Nothing here." }) {
   let message = null;
   let state = null;
@@ -31,7 +31,7 @@ export function showQuery(name, { onRows, onStatus = () => {}, empty = "Nothing 
   const ends = [
     subscribe(`answers/${name}`, (next) => {
       message = next;
-      // What was read before stays while it can't be read again; the words above it say so.
+      // After a failure the previous rows stay; the text above them says so.
       if (next.state === "answered") onRows(next.rows ? toObjects(next) : [], next);
       update();
     }),
@@ -44,7 +44,7 @@ export function showQuery(name, { onRows, onStatus = () => {}, empty = "Nothing 
   return () => ends.forEach((end) => end());
 }
 
-// A panel with a title in `parent`: {body, tools, onStatus(text)}. `onStatus` shows a text in the place of the body.
+// A panel with a title in `parent`: {body, tools, onStatus(text)}. `onStatus` shows a text instead of the body.
 export function panel(parent, title, hint = "") {
   const tools = h("span", { className: "cp-panel-tools" });
   const head = h("h2", { className: "cp-panel-head" }, h("span", { textContent: title, title: hint }), tools);
@@ -59,15 +59,14 @@ export function panel(parent, title, hint = "") {
   return { body, tools, onStatus };
 }
 
-// Panels side by side go into this.
+// A container for panels side by side.
 export function halves(parent, className = "") {
   const row = h("div", { className: `cp-halves ${className}` });
   parent.append(row);
   return row;
 }
 
-// Figures in a row, of `labels` {name: [label, title]}; returns for each a function that sets its text, and its direction if
-// any.
+// Figures in a row, for `labels` {name: [label, title]}; returns {name: function that sets text and optional direction}.
 export function figures(parent, title, labels) {
   const row = h("section", { className: "cp-strip", "aria-label": title });
   parent.append(row);
@@ -84,7 +83,7 @@ export function figures(parent, title, labels) {
   return Object.fromEntries(setters);
 }
 
-// Buttons of which one is pressed: choices [[value, text, title]]; calls `onChoose(value)`.
+// A group of buttons, one of them pressed: choices [[value, text, title]]; calls `onChoose(value)`.
 export function choice(parent, label, choices, chosen, onChoose) {
   const group = h("span", { className: "cp-group", role: "group", "aria-label": label });
   for (const [value, textContent, title] of choices) {
@@ -98,8 +97,8 @@ export function choice(parent, label, choices, chosen, onChoose) {
   parent.append(group);
 }
 
-// A panel with details of one thing, which can be closed: {element, find(selector), setHead(title, tags)}. `html`: what
-// stands below its head and the text in `.cp-story`.
+// A closable panel with details: {element, find(selector), setHead(title, tags)}. `html`: the content below its head and the
+// text in `.cp-story`.
 export function detailsPanel(parent, label, className, html, onClose) {
   const element = h("section", { className: `cp-panel ${className}`, "aria-label": label, hidden: true });
   element.innerHTML =

@@ -1,4 +1,4 @@
-// The pipeline: how long each hop takes, how much goes through, how old the tables are, who runs, what could not be read.
+// The pipeline page: latency of each hop, throughput, age of the tables, processes, quarantined messages.
 
 import { toObjects } from "./api.js";
 import { currentHash, h, onHash, setNote } from "./dom.js";
@@ -8,7 +8,7 @@ import { choice, figures, halves, panel, showQuery, words } from "./panels.js";
 import { Plot } from "./plot.js";
 import { Table } from "./table.js";
 
-const LIVE_MS = 3_600_000; // what took longer was not live: a recording that was replayed, a log that was read again
+const LIVE_MS = 3_600_000; // a longer latency was not live: a replayed recording, or a log that was read again
 const PROCESSES = [
   { key: "name", label: "Process", sortKey: "place" },
   { key: "state", label: "State", kind: "badge" },
@@ -39,7 +39,7 @@ const REASONS = [
   { key: "first", label: "First", kind: "time", hide: "phone" },
   { key: "last", label: "Last", kind: "time" },
 ];
-// Of a process's report: what is shown beside it, in this order.
+// The figures of a process's report that are shown beside it, in this order.
 const METRICS = {
   connections: "connections",
   messages_per_s: "messages/s",
@@ -58,7 +58,7 @@ const METRICS = {
 };
 const SHOWN_AT_ZERO = ["connections", "trades_per_s", "messages_per_s"];
 const HOPS = ["exchange to receive", "receive to log", "log to bronze", "bronze to silver", "receive to silver"];
-const BARS_MAX = 16; // products in a chart of all; the rest goes together
+const BARS_MAX = 16; // most products in a bar chart
 
 export function mount(element, { body_max: bodyMax }) {
   element.classList.add("cp-pipeline");
@@ -89,12 +89,12 @@ export function mount(element, { body_max: bodyMax }) {
   query("trades_a_minute", {
     onRows: (rows) => {
       const times = [...new Set(rows.map((row) => row.window_start))];
-      const bySymbol = new Map(); // those with most trades first, "others" last
+      const bySymbol = new Map(); // sorted below: most trades first, "others" last
       for (const row of rows) bySymbol.set(row.symbol, [...(bySymbol.get(row.symbol) ?? []), row]);
       const size = ([name, own]) => (name === "others" ? -1 : own.reduce((all, row) => all + row.trade_count, 0));
       const series = [...bySymbol].sort((a, b) => size(b) - size(a)).map(([name, own]) => {
         const counts = new Map(own.map((one) => [one.window_start, one.trade_count]));
-        return { name, points: times.map((time) => [time, counts.get(time) ?? 0]) }; // stacks need all
+        return { name, points: times.map((time) => [time, counts.get(time) ?? 0]) }; // stacked bars need a value at every time
       });
       minutesPlot.show(series);
     },
@@ -141,7 +141,7 @@ function showProcesses({ body, onStatus }, { query, table, totals }) {
   query("processes", {
     onStatus: (text) => text && onStatus(text),
     onRows: (_none, { processes, at_ms: atMs }) => {
-      // This server is one of them, and may be alone here.
+      // This server is one of the processes, and may be the only one on this machine.
       const isElsewhere = processes.every((one) => one.name === "dashboard");
       onStatus(isElsewhere ? "The pipeline runs elsewhere, or not at all: none of its processes has run on this machine. “cryptopulse status” shows them where it runs." : "");
       rows.replace(
@@ -170,7 +170,7 @@ function showProcesses({ body, onStatus }, { query, table, totals }) {
   });
 }
 
-// "3 connections, 1 reconnect": no plural s for one, except in a rate.
+// "3 connections, 1 reconnect": singular for one, except in a rate.
 function metricsText(report) {
   const parts = Object.entries(METRICS)
     .filter(([name]) => typeof report[name] === "number" && (report[name] || SHOWN_AT_ZERO.includes(name)))
@@ -213,7 +213,7 @@ function showFreshness({ body, onStatus }, { ends, query, table }) {
       }),
     );
   };
-  const timer = setInterval(show, 1000); // ages go on between two results
+  const timer = setInterval(show, 1000); // ages grow between two results
   ends.push(() => clearInterval(timer));
   query("data_freshness", {
     onRows: (found) => {
@@ -237,7 +237,7 @@ function showQuarantine(reasons, messages, { ends, query, table, totals, bodyMax
     for (const [key, { tr }] of messageTable.rows) tr.setAttribute("aria-selected", String(key === `#${hash}`));
     if (!row) return;
     const cut = row.bytes > bodyMax ? `\n… (${format.count(row.bytes)} bytes; the first ${format.count(bodyMax)} are shown)` : "";
-    // As text: whatever is in it, it is nothing but letters here.
+    // Set as text, so that HTML in a message does no harm.
     whole.textContent = `${row.reason}\npartition ${row.partition}, offset ${row.offset}\n\n${row.body}${cut}`;
     if (isNew) whole.scrollIntoView({ block: "nearest" });
   };

@@ -1,4 +1,4 @@
-// A chart of rows that the server hands over: lines or bars over time or names, in the colours of the theme.
+// A chart of rows from the server: lines or bars over time or names, in the colours of the theme.
 
 import { h } from "./dom.js";
 import { baseOption, createChart, followZoom, labelStyle, tooltip, xAxis } from "./echart.js";
@@ -10,10 +10,10 @@ const UNITS = {
   count: format.count,
   amount: format.amount,
 };
-const EDGE_PX = 36; // half of a label that is a date: the last one is not cut
+const EDGE_PX = 36; // half the width of a date label, so that the last one is not cut
 
 export class Plot {
-  // `kind`: "line" or "bar"; `x`: "time" (ms since 1970) or "name"; `unit`: one of UNITS. A zoom stays when points change.
+  // `kind`: "line" or "bar"; `x`: "time" (ms since 1970) or "name"; `unit`: one of UNITS. Keeps the zoom when points change.
   constructor(parent, { kind, x, unit, height, stack = false }) {
     Object.assign(this, { kind, isTime: x === "time", format: UNITS[unit], stack, series: [] });
     this.box = h("div", { hidden: true });
@@ -23,7 +23,7 @@ export class Plot {
     if (this.isTime) followZoom(this.chart, () => this.extent());
   }
 
-  // series: [{name, points: [[x, y], …], color}]; `color`: a name of the style sheet, as "line-1" or "up".
+  // series: [{name, points: [[x, y], …], color}]; `color`: a name in the style sheet, such as "line-1" or "up".
   show(series) {
     this.series = series;
     this.box.hidden = !series.some(({ points }) => points.length);

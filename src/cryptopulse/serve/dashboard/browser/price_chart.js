@@ -1,4 +1,4 @@
-// A product's price over some time, with what is marked on it: decisive trades, episodes.
+// A product's price over some time, with marks: decisive trades, episodes.
 
 import { h } from "./dom.js";
 import { baseOption, createChart, followZoom, labelStyle, tooltip, xAxis } from "./echart.js";
@@ -9,7 +9,7 @@ const TOP = 22;
 const STRIP_PX = 5;
 
 export class PriceChart {
-  // `onPick(name)` is called with the name of an area that is clicked.
+  // `onPick(name)` is called with the name of a clicked area.
   constructor(parent, { height, label, onPick = () => {} }) {
     const box = h("div", { role: "img", "aria-label": label });
     box.style.height = `${height}px`;
@@ -25,9 +25,9 @@ export class PriceChart {
   }
 
   // bars: [{window_start (ms), low, high, close}], of `grainS` seconds each; points: [{at (ms), price, words, color, position}];
-  // areas: [{name, from (ms), until (ms), color}]. A zoom stays when `isSame`.
+  // areas: [{name, from (ms), until (ms), color}]. The zoom is kept if `isSame`.
   show({ bars, grainS, points = [], areas = [], decimals, isSame = false }) {
-    // A bar's close stands at its end, so that a trade within it lies on the line.
+    // A bar's close is drawn at the bar's end, so that a trade within the bar lies on the line.
     this.bars = bars.map((bar) => ({ ...bar, at: bar.window_start + grainS * 1000 }));
     Object.assign(this, { points, areas, decimals });
     this.draw(isSame);
@@ -48,7 +48,7 @@ export class PriceChart {
         yAxis: {
           type: "value",
           scale: true,
-          boundaryGap: ["14%", "14%"], // room for the words at the marks
+          boundaryGap: ["14%", "14%"], // room for the texts of the marks
           position: "right",
           splitLine: { lineStyle: { color: token("line-soft") } },
           axisLabel: { ...labelStyle(), hideOverlap: true, formatter: (value) => format.price(value, this.decimals) },

@@ -1,4 +1,4 @@
-// One product, live and back to its first trade: price and changes, its chart, its figures, its alerts.
+// The page of one product, live and back to its first trade: price, changes, chart, figures, alerts.
 
 import { fetchJson } from "./api.js";
 import { CandleChart } from "./chart.js";
@@ -10,7 +10,7 @@ import { subscribe, watchState } from "./live.js";
 import { emptyText, figures, tag, words } from "./panels.js";
 
 const GRAIN_KEY = "cryptopulse.grain";
-const FEW = 15; // with fewer candles than this a finer grain says more
+const FEW = 15; // with fewer candles than this a finer grain shows more
 const FINER = "5s";
 const TITLE = document.title;
 const ADDRESS_EVERY_MS = 250;
@@ -60,7 +60,7 @@ export function mount(element, { symbol, grains, path }) {
   let endCandles = null;
   let isGrainChosen = false; // by the viewer or the address
   let chosen = currentHash() || null;
-  let wanted = null; // ms: the time that the address asks for, until it is shown
+  let wanted = null; // the time (ms) in the address, until it is shown
 
   const chart = new CandleChart(find(".cp-drawing"), {
     load: ({ before, start }) => {
@@ -83,7 +83,7 @@ export function mount(element, { symbol, grains, path }) {
   let addressing = null;
   const spanFirst = chart.span;
 
-  // The values of a candle.
+  // Shows the values of a candle.
   function showLegend(row, decimals) {
     const direction = row?.close >= row?.open ? "up" : "down";
     const parts = row && [
@@ -103,7 +103,7 @@ export function mount(element, { symbol, grains, path }) {
     find(".cp-legend").replaceChildren(...spans);
   }
 
-  // Grain, zoom and the time that is looked at, so that the address brings somebody else to the same place.
+  // Writes grain, zoom and visible time into the address, so that a link shows the same.
   function writeAddress() {
     const middle = chart.middle();
     const query = new URLSearchParams();
@@ -113,7 +113,7 @@ export function mount(element, { symbol, grains, path }) {
     replaceAddress({ query });
   }
 
-  // Shows a time (ms), or why that can't be.
+  // Shows a time (ms), or the reason why it can't.
   async function goTo(ms, what) {
     const before = grain;
     wanted = null;
@@ -178,7 +178,7 @@ export function mount(element, { symbol, grains, path }) {
       if (isArriving && episodes.get(chosen)) show(chosen);
     },
   });
-  let isArriving = chosen !== null; // at an address with an episode and without a time
+  let isArriving = chosen !== null; // the address names an episode, but no time
 
   // Marks an episode and brings it into view.
   function show(id) {
@@ -196,7 +196,7 @@ export function mount(element, { symbol, grains, path }) {
   const ends = [
     onHash((id) => {
       show(id);
-      writeAddress(); // Back leads to an address without the time that is shown
+      writeAddress(); // after Back, the address lacks the visible time
     }),
     () => endCandles?.(),
     () => clearTimeout(addressing),
@@ -290,7 +290,7 @@ export function mount(element, { symbol, grains, path }) {
       h("small", { className: "cp-end" }, lasted),
     );
     button.onclick = () => {
-      if (currentHash() === alert.alert_id) show(alert.alert_id); // again: back to it
+      if (currentHash() === alert.alert_id) show(alert.alert_id); // chosen again: moves back to it
       else location.hash = `#${encodeURIComponent(alert.alert_id)}`;
     };
     return h("li", {}, button);
@@ -301,7 +301,7 @@ export function mount(element, { symbol, grains, path }) {
     jump.querySelector("input").setAttribute("aria-label", `Time, ${format.zoneName()}`);
   }
 
-  // The newest candles, without an episode that a reload would go back to.
+  // Shows the newest candles, and removes the episode from the address, to which a reload would return.
   function toLatest() {
     setNote(status, "");
     if (location.hash) replaceAddress({ hash: "" });

@@ -1,8 +1,8 @@
-// Trade ids that were received and refused, as far as the newest messages in quarantine tell: fetching them again would not
+// Trade ids that were received but refused, according to the newest quarantined messages: fetching them again would not
 // help.
 
-// By product the ids that these messages name, each with its message. `messages`: {partition_key, body, …}; a body may be
-// anything, and cut.
+// The ids in the messages: product → (id → message). `messages`: {partition_key, body, …}; a body may be anything, and
+// truncated.
 export function refusedIds(messages) {
   const found = new Map();
   for (const message of messages) {
@@ -14,7 +14,7 @@ export function refusedIds(messages) {
   return found;
 }
 
-// Those of `ids` (id → message) from `first` to `last`, in order.
+// The ids of `ids` (id → message) from `first` to `last`, in order.
 export function refusedWithin(ids, first, last) {
   return [...(ids?.keys() ?? [])].filter((id) => id >= first && id <= last).sort((a, b) => a - b);
 }

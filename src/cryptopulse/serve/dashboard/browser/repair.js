@@ -1,4 +1,4 @@
-// The commands that check what is missing and fetch it, as they are pasted into a shell.
+// Shell commands that check for missing trades and fetch them.
 
 import { h } from "./dom.js";
 import { isoOf } from "./links.js";
@@ -9,18 +9,18 @@ function quoted(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-// Whole minutes around a time.
+// The time range as options, extended to whole minutes.
 function range(fromMs, toMs) {
   const from = Math.floor(fromMs / MINUTE_MS) * MINUTE_MS;
   return `--from ${isoOf(from)} --to ${isoOf(Math.max(Math.ceil(toMs / MINUTE_MS) * MINUTE_MS, from + MINUTE_MS))}`;
 }
 
-// Fetches what `symbols` lack between two times (ms).
+// Fetches the missing trades of `symbols` between two times (ms).
 export function backfillCommand(symbols, fromMs, toMs, lake) {
   return `cryptopulse backfill ${symbols.join(" ")} ${range(fromMs, toMs)} --lake ${quoted(lake)}`;
 }
 
-// Checks products (none: all of them), between two times or always.
+// Checks products (empty: all), between two times (ms) or over all time.
 export function auditCommand(symbols, lake, fromMs = null, toMs = null) {
   const products = symbols.map((symbol) => ` --product ${symbol}`).join("");
   return `cryptopulse audit --lake ${quoted(lake)}${products}${fromMs === null ? "" : ` ${range(fromMs, toMs)}`}`;
@@ -35,7 +35,7 @@ export function commandLine(text) {
       await navigator.clipboard.writeText(text);
       copy.textContent = "Copied";
     } catch {
-      getSelection().selectAllChildren(code); // no clipboard over plain HTTP: at least it is selected
+      getSelection().selectAllChildren(code); // there is no clipboard over plain HTTP, so at least select it
       copy.textContent = "Selected";
     }
     setTimeout(() => (copy.textContent = "Copy"), 1500);

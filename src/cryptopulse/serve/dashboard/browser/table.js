@@ -1,13 +1,13 @@
-// A table whose rows change all the time: sorted, filtered, moved in by keyboard; only what changed is drawn.
+// A table for rows that change all the time: sorting, filter, keyboard navigation; draws only what has changed.
 
 import { h, onKey, readStorage, setNote, writeStorage } from "./dom.js";
 import * as format from "./format.js";
 import { tag } from "./panels.js";
 
-const SORT_EVERY_MS = 1000; // rows that jump more often can't be read
+const SORT_EVERY_MS = 1000; // rows that move more often can't be read
 
 // How a kind of column is drawn. `draw` puts a value into a cell; text by default.
-const TEXTS = ["text", "symbol", "badge"]; // found by a filter; sorted upwards first
+const TEXTS = ["text", "symbol", "badge"]; // searched by the filter; sorted ascending first
 const KINDS = {
   text: { text: (value) => value ?? format.NONE },
   symbol: { text: (value) => value, draw: drawSymbol },
@@ -26,7 +26,7 @@ const KINDS = {
 
 export class Table {
   // columns: [{key, label, kind, title, hide, sortKey, sortable, flash}]; options: {keyOf, href, sort: {key, down}, storage,
-  // label, empty, onArranged}. `hide`: "small", "phone" or "tablet", the widths at which a column is left out.
+  // label, empty, onArranged}. `hide`: "small", "phone" or "tablet", the widths at which a column is hidden.
   constructor(parent, columns, options) {
     Object.assign(this, { options, columns: columns.map((column) => ({ kind: "text", ...column })) });
     this.rows = new Map(); // key → {row, tr, cells, texts}
@@ -58,13 +58,13 @@ export class Table {
     this.timer = setInterval(() => this.arrange(), SORT_EVERY_MS);
   }
 
-  // Puts rows in, or in the place of those with their keys.
+  // Adds rows, or replaces those with the same keys.
   update(rows) {
     for (const row of rows) this.put(row);
     if (!this.sortedAt || this.rows.size !== this.arranged) this.arrange(true);
   }
 
-  // These rows and no others.
+  // Replaces all rows by these.
   replace(rows) {
     const keys = new Set(rows.map((row) => this.options.keyOf(row)));
     for (const [key, entry] of this.rows) {
@@ -104,7 +104,7 @@ export class Table {
     this.arrange(true);
   }
 
-  // Makes `input` the filter's field: `f` leads to it, Enter and the arrow down from it into the rows, and Esc clears it.
+  // Makes `input` the filter's field: the key `f` focuses it, Enter and arrow down go to the rows, and Esc clears it.
   // `changed()` is called when it was cleared.
   filteredBy(input, changed) {
     input.addEventListener("keydown", (event) => {
@@ -149,7 +149,7 @@ export class Table {
     }
   }
 
-  // Brings the rows into order and hides those that don't match. While the pointer is over them they stay.
+  // Sorts the rows and hides those that don't match. Unless forced, waits while the pointer is over them.
   arrange(isForced = false) {
     if (!isForced && (this.isHovered || document.hidden)) return;
     this.sortedAt = Date.now();
@@ -213,7 +213,7 @@ function classOf(kind, hide) {
   return [KINDS[kind].right && "cp-right", `cp-kind-${kind}`, hide && `cp-hide-${hide}`].filter(Boolean).join(" ");
 }
 
-// What is not known comes last, whatever the order.
+// Unknown values come last in either order.
 function compare(a, b, sign) {
   const aKnown = format.known(a);
   const bKnown = format.known(b);
@@ -223,12 +223,12 @@ function compare(a, b, sign) {
 
 function drawSymbol(cell, value, _text, { href }) {
   const [base, rest] = format.symbolParts(value);
-  const properties = href ? { href, tabIndex: -1 } : {}; // the row is what is moved to
+  const properties = href ? { href, tabIndex: -1 } : {}; // the row gets the focus instead
   cell.replaceChildren(h(href ? "a" : "span", properties, base, h("span", { textContent: rest })));
 }
 
 function drawPrice(cell, value, text, { before }) {
-  const leading = (value < 0.001 && text.match(/^0\.0+/)?.[0]) || ""; // of tiny prices the digits that count stand out
+  const leading = (value < 0.001 && text.match(/^0\.0+/)?.[0]) || ""; // leading zeros of tiny prices are faint, so that the other digits stand out
   cell.replaceChildren(...(leading ? [h("span", { className: "cp-faint", textContent: leading })] : []), text.slice(leading.length));
   if (!format.known(before) || before === value) return;
   cell.dataset.moved = value > before ? "up" : "down";

@@ -1,4 +1,4 @@
-// Dark, light, or as the system is; and the colours of the style sheet for what draws itself.
+// The theme (dark, light, or the system's), and the style sheet's colours for charts.
 
 import { readStorage, writeStorage } from "./dom.js";
 
@@ -20,7 +20,7 @@ export function onTheme(watcher) {
   return () => watchers.delete(watcher);
 }
 
-// A colour of the style sheet by its name, as in token("up").
+// A colour of the style sheet by name, such as token("up").
 export function token(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--cp-${name}`).trim();
 }
@@ -29,7 +29,7 @@ export function applyTheme() {
   const isDark = themeChoice === "dark" || (themeChoice === "auto" && system.matches);
   document.documentElement.dataset.theme = isDark ? "dark" : "light";
   document.querySelector('meta[name="theme-color"]')?.setAttribute("content", token("bar"));
-  if (typeof setDark === "function") setDark(isDark); // Quasar's own parts
+  if (typeof setDark === "function") setDark(isDark); // for Quasar's components
   for (const watcher of watchers) watcher();
 }
 

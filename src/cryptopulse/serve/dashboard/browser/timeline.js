@@ -1,13 +1,13 @@
-// The candles that a chart shows: a range without a gap. It is either the live one, which ends with the newest candle
-// and grows, or one of the past, which joins the live one when it reaches it. Both are read further on demand.
+// The candles that a chart shows: a range without a gap. It is either the live range, which ends with the newest candle and
+// grows, or a past range, which is joined with the live one when it reaches it. Both are extended on demand.
 
 import { Candles, candlesOf } from "./candles.js";
 
-export const KEPT_MAX = 6000; // candles of a range; what is furthest from the view is let go and read again on demand
-export const TAIL_KEPT = 1200; // of the live range while another one is shown
+export const KEPT_MAX = 6000; // candles of a range; those furthest from the view are dropped and read again on demand
+export const TAIL_KEPT = 1200; // candles of the live range that are kept while another range is shown
 
 export class Timeline {
-  // `load({before} or {start})` reads a page of candles from the server, of times in seconds: {columns, rows, is_end}.
+  // `load({before} or {start})`, times in seconds, reads a page of candles from the server: {columns, rows, is_end}.
   constructor(load) {
     this.load = load;
     this.reset();
@@ -15,7 +15,7 @@ export class Timeline {
 
   reset() {
     this.live = this.shown = new Candles();
-    this.hasOldest = false; // whether there is nothing before the first one shown
+    this.hasOldest = false; // whether there are no candles before the first one shown
     this.loading = null;
   }
 
@@ -23,15 +23,15 @@ export class Timeline {
     return this.shown === this.live;
   }
 
-  // A message of the topic. `isFollowing`: whether the viewer looks at the newest candles.
+  // Takes in a message of the topic. `isFollowing`: whether the viewer looks at the newest candles.
   receive(message, isFollowing) {
     const rows = candlesOf(message);
     if (message.kind === "snapshot") {
       const before = this.live;
-      const isJoined = rows.length && before.length && rows[0].time <= before.last; // what is older was read before
+      const isJoined = rows.length && before.length && rows[0].time <= before.last; // then the older candles are kept
       if (isJoined) before.cut(0, before.placeOf(rows[0].time));
       const live = new Candles([...(isJoined ? before.rows : []), ...rows]);
-      // A viewer of the past keeps what he looks at, also when the connection was away for so long that a gap came.
+      // A viewer of the past keeps the visible range, even if the connection was lost for so long that there is a gap.
       if (this.isLive && (isFollowing || isJoined || !before.length)) this.shown = live;
       this.live = live;
       if (!isJoined && this.isLive) this.hasOldest = false;
@@ -47,12 +47,12 @@ export class Timeline {
     }
   }
 
-  // What is shown becomes a range of the past; the live one goes on by itself.
+  // The visible range becomes a past range; the live range continues separately.
   part() {
     this.live = new Candles(this.shown.rows.slice(-TAIL_KEPT));
   }
 
-  // Reads what comes before the first one shown. Whether there was something.
+  // Reads the candles before the first one shown. Resolves to whether there were any.
   older() {
     if (this.hasOldest) return Promise.resolve(false);
     const { shown } = this;
@@ -68,7 +68,7 @@ export class Timeline {
     });
   }
 
-  // Reads what comes after the last one shown, of the past.
+  // Reads the candles after the last one of a past range.
   newer() {
     if (this.isLive) return Promise.resolve(false);
     const { shown } = this;
@@ -84,7 +84,7 @@ export class Timeline {
     });
   }
 
-  // Makes the range of the past the live one, when it reaches it.
+  // Joins the past range with the live one if it has reached it.
   join(isEnd) {
     const { shown, live } = this;
     if (!isEnd && !(live.length && shown.last >= live.first)) return;
@@ -98,7 +98,7 @@ export class Timeline {
     this.shown = this.live;
   }
 
-  // Shows the range that `time` lies in, and reads it when it is not there. Whether there is any candle.
+  // Shows the range that contains `time`, and reads it if necessary. Resolves to whether there is any candle.
   async goTo(time) {
     const covers = (candles) => candles.length && time >= candles.first && time <= candles.last;
     if (covers(this.shown)) return true;
@@ -117,7 +117,7 @@ export class Timeline {
     });
   }
 
-  // One reading at a time; what comes after the view has left for elsewhere is dropped.
+  // Reads pages, one read at a time; drops a result that comes after the view has moved elsewhere.
   async page(requests, use) {
     if (this.loading) return false;
     const loading = (this.loading = {});

@@ -1,4 +1,5 @@
-// A rule tried on the stored trades: a form, how far it is, and what it would have raised, as rows and on the price.
+// The backtest of a rule on the stored trades: a form, the progress, and the alerts that it would have raised, as rows and
+// on the price chart.
 
 import { SPANS_S, shownRow } from "./alert_list.js";
 import { fetchJson, toObjects } from "./api.js";
@@ -79,7 +80,7 @@ export class TrialView {
     this.ends = [format.onZone(showZone), onHash((id) => this.pick(id))];
   }
 
-  // The request that the form makes.
+  // The request for the form's values.
   request() {
     const values = this.form.elements;
     const request = Object.fromEntries(FIELDS.map(([name]) => [name, values[name].value.trim()]));
@@ -131,7 +132,7 @@ export class TrialView {
     } catch (error) {
       if (this.trial?.id !== id) return;
       if (error.status === 404 && !this.isStopped) {
-        this.begin(this.range); // a server that was started anew knows of no trial
+        this.begin(this.range); // a server that was restarted does not know the backtest
       } else if (!error.status || error.status >= 500) {
         again("The server does not answer …");
       } else {

@@ -1,10 +1,10 @@
-"""The loop that walks the tables in order, again and again.
+"""The processing loop: brings the tables up to date in order, again and again.
 
-Two lanes share the work. The fast lane moves messages from the log to bronze, silver and alerts, as small a batch as
-has arrived. The slow lane brings bars, statistics and completeness up to date every so often. When the fast
-lane is behind it takes large batches, in stages that run at once, so that what gold needs is still in memory.
+Two lanes share the work. The fast lane moves messages from the log to bronze, silver and alerts, in batches of whatever
+has arrived. The slow lane brings bars, statistics and completeness up to date at intervals. When the fast lane is
+behind, it takes large batches in stages that run in parallel, so that the input of gold is still in memory.
 
-A step costs a few milliseconds whatever it brings, so it waits for a few messages, but never long (`Pace`).
+A step costs a few milliseconds whatever its size, so it waits for a few messages, but never long (`Pace`).
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from cryptopulse.telemetry import Telemetry
 
 _FAST = (SILVER, ALERTS, QUARANTINE, ABSENT, COVERAGE)
 _SLOW = (BARS, STATS, COMPLETENESS)
-_BEHIND_MESSAGES = 20_000  # a batch as large as this is no live batch: gold goes in step with it
-_MESSAGES_A_STEP = 40  # enough that the cost of a step is shared
-_WITHOUT_GOLD_MAX = 200_000  # trades; what gold has not taken in stays in memory, and a page alone has a thousand
+_BEHIND_MESSAGES = 20_000  # a batch this large means that the lane is behind: gold then runs along with the batches
+_MESSAGES_A_STEP = 40  # enough to share the fixed cost of a step
+_WITHOUT_GOLD_MAX = 200_000  # trades that gold has not consumed; they stay in memory, and one REST page has a thousand
 _RATE_S = 1.0
 _REPORT_S = 0.5
 _GROWING_S = 0.01
@@ -92,11 +92,11 @@ class Pipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Lets go of the lake."""
+        """Closes the engine and releases the lake's lock."""
         self._release.close()
 
     def step(self, partition: int) -> int:
-        """Moves what has arrived in `partition` through the fast lane; returns its number of messages."""
+        """Moves new messages of `partition` through the fast lane; returns how many."""
         records = self._read(partition, self.engine.stored_to(partition))
         if records.num_rows >= _BEHIND_MESSAGES:
             return self._catch_up(partition, records)
@@ -111,10 +111,10 @@ class Pipeline:
             self._round(_SLOW)
 
     def drain(self, progress: ProgressBar, appending: Future[None] | None = None, coming: int = 0) -> None:
-        """Works until every table holds what the log holds now, and trims the log.
+        """Processes until every table is up to the log's present end, then trims the log.
 
-        `appending`: another thread that appends meanwhile (`coming` messages, for `progress`), which are worked off as
-        well. Raises its error, too.
+        `appending`: another thread that appends meanwhile (`coming` messages, for `progress`); its messages are
+        processed as well, and its error is raised.
         """
         self._on_stored = _Counter(self.lag() + coming, progress)
         while True:
@@ -136,11 +136,11 @@ class Pipeline:
         if appending is not None:
             appending.result()
         self._finish()
-        self.maintenance.trim()  # whoever drains again and again may never live until trimming is due
+        self.maintenance.trim()  # a process that only drains may end before trimming is due
 
     def _catch_up(self, partition: int, records: pa.Table) -> int:
-        """Works off a long log in stages: a batch is stored and parsed, the one before goes to silver, and the one
-        after is read. Gold follows beside them as fast as it can. Returns the number of messages.
+        """Processes a long log in parallel stages: a batch is stored and parsed, the previous one goes to silver, and
+        the next one is read. Gold runs beside them as fast as it can. Returns the number of messages.
         """
         messages = 0
         with ThreadPoolExecutor(3, thread_name_prefix="catch-up") as pool:
@@ -171,14 +171,14 @@ class Pipeline:
             self._on_stored(records.num_rows)
 
     def _finish(self) -> None:
-        """Brings every table up to what bronze holds."""
+        """Brings every table up to the end of bronze."""
         self.engine.wait_for_news(False)
         while self._round((*_FAST, *_SLOW)):
             pass
         self.engine.wait_for_news(True)
 
     def _round(self, tables: Sequence[Table]) -> bool:
-        """One step of each of `tables`, upstream first; whether any had news."""
+        """One step of each of `tables`, in this order; whether any had new input."""
         results = [self._advance(table) for table in tables]
         return any(result is not None for result in results)
 
@@ -191,9 +191,9 @@ class Pipeline:
         return result
 
     def rederive(self, progress: ProgressBar) -> None:
-        """Makes silver and gold again from bronze.
+        """Derives silver and gold again from bronze.
 
-        Gold and coverage are emptied before silver, so a kill in between leaves a lake that any pipeline completes.
+        Gold and coverage are emptied before silver, so after a kill in between any pipeline can complete the lake.
         """
         self.engine.reset((COMPLETENESS, STATS, BARS, ALERTS, ABSENT, QUARANTINE, COVERAGE, SILVER))
         self.telemetry = Telemetry(self.engine)
@@ -221,7 +221,7 @@ class Pipeline:
 
 
 class _Counter:
-    """Adds up what is done and reports it to a progress bar."""
+    """Adds up finished messages and reports them to a progress bar."""
 
     def __init__(self, total: int, progress: ProgressBar) -> None:
         self._done, self._total, self._progress = 0, total, progress
@@ -232,12 +232,12 @@ class _Counter:
 
 
 def process(settings: Settings, log: Log, stop: threading.Event, report: Report) -> None:
-    """Keeps the lake up to date until `stop` is set; then works off what the log holds at that moment and returns.
+    """Keeps the lake up to date until `stop` is set; then processes the log up to its present end and returns.
 
-    Calls `report` with the state every half second. Raises what stopped it: LakeBusy, Fenced, LogDamaged, …
+    Calls `report` with the state every half second. Raises the error that stopped it: LakeBusy, Fenced, LogDamaged, …
     """
     opened = _opened(settings, log, stop)
-    if opened is None:  # nothing is lost: the log keeps what there is for the next start
+    if opened is None:  # nothing is lost: the log keeps its messages for the next start
         return
     with opened as pipeline:
         with _BackgroundThreads(pipeline, settings, report) as background:
@@ -256,8 +256,8 @@ def process(settings: Settings, log: Log, stop: threading.Event, report: Report)
 
 class Pace:
     """How long to wait for messages, so that about `_MESSAGES_A_STEP` share the cost of a step, within the bounds of
-    the settings. It goes by the last step or by the last second, whichever says sooner: messages come in groups, and
-    a step without any says little.
+    the settings. The rate is that of the last step or of about the last second, whichever is higher: messages come in
+    groups, and a step without any shows little.
     """
 
     def __init__(self, settings: ProcessingSettings) -> None:
@@ -267,7 +267,7 @@ class Pace:
         self._messages = _MESSAGES_A_STEP * _RATE_S / max(self._shortest_s, 0.001)
 
     def step_s(self, messages: int, since_last_s: float) -> float:
-        """When the next step is due after the start of this one, which found `messages` of `since_last_s` seconds."""
+        """Seconds from the start of this step to the next. It found `messages`, `since_last_s` after the last one."""
         kept = math.exp(-since_last_s / _RATE_S)
         self._messages = self._messages * kept + messages
         self._seconds = self._seconds * kept + since_last_s
@@ -276,8 +276,8 @@ class Pace:
 
 
 def _opened(settings: Settings, log: Log, stop: threading.Event) -> Pipeline | None:
-    """The lake's pipeline. One that works on it for a moment (a backfill, a replay) is waited for: a processing that is
-    started again must not end the recording of a whole deployment. LakeBusy when it takes longer, None at `stop`.
+    """The lake's pipeline; None if `stop` was set first. Waits up to _LAKE_WAIT_S for another pipeline (of a backfill
+    or a replay) to end, then raises LakeBusy: restarting the processing must not end a whole deployment's recording.
     """
     give_up_at = time.monotonic() + _LAKE_WAIT_S
     is_logged = False
@@ -296,16 +296,16 @@ def _opened(settings: Settings, log: Log, stop: threading.Event) -> Pipeline | N
 
 
 def drain(settings: Settings, log: Log, progress: ProgressBar) -> dict[str, object]:
-    """Brings every table up to what the log holds now; returns a summary (`Telemetry.summary`)."""
+    """Brings every table up to the log's present end; returns a summary (`Telemetry.summary`)."""
     with Pipeline(settings, log) as pipeline:
         pipeline.drain(progress)
         return pipeline.telemetry.summary()
 
 
 def rebuild(settings: Settings, log: Log, progress: ProgressBar) -> dict[str, object]:
-    """Makes silver and gold again from bronze; returns a summary (`Telemetry.summary`).
+    """Derives silver and gold again from bronze; returns a summary (`Telemetry.summary`).
 
-    A table of them that is damaged beyond repair is put aside first. Raises LakeDamaged when bronze is.
+    Tables of silver or gold that are damaged beyond repair are put aside first. Raises LakeDamaged when bronze is.
     """
     aside: set[str] = set()
     while True:

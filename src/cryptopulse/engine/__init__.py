@@ -1,7 +1,7 @@
 """Engines: the steps from the log to gold. A step reads what is new in one table and commits rows of the next.
 
-`embedded` runs them in this process, `spark` on a cluster. Exactly once: every commit carries the position of what it
-took in, so a step that is repeated after a kill changes nothing.
+`embedded` runs them in this process, `spark` on a cluster. Exactly once: every commit carries the position that it
+consumed, so repeating a step after a kill changes nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class StepResult:
 
     table: Table
     rows: pa.Table
-    """The rows that were written, as they are in the table."""
+    """The rows written, as they are in the table."""
     consumed: int
-    """Rows of the upstream table, or messages, that the step took in."""
+    """How many upstream rows, or messages, the step consumed."""
     skipped: int = 0
-    """Rows that were in the table already."""
+    """How many rows the table already had."""
     received: pa.ChunkedArray | None = None
-    """When the trades that the step took in came off the socket (µs UTC), for tables without that column."""
+    """Receive times (µs UTC) of the trades that the step consumed, for tables without that column."""

@@ -1,8 +1,8 @@
-"""Silver → alerts: what is new is judged at once, and the table of episodes kept.
+"""Silver → alerts: judges new trades at once and keeps the table of episodes up to date.
 
-Nearly all steps change nothing, and the price watch shows it. When a trade can be over a threshold, the product's
-trades of the look-back are fetched and the judge decides. After a pause, and in a catch-up, the judge looks at all that
-is new at once, which costs less a trade.
+Nearly all steps change nothing, and the price watch detects that cheaply. When a trade can be over a threshold, the
+product's trades of the look-back are fetched and judged. After a pause, and in a catch-up, all new trades are judged
+in bulk, which costs less per trade.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from cryptopulse.settings import AlertRule
 from cryptopulse.store.table_writer import LOAD
 from cryptopulse.text import MICROS
 
-# Closed episodes stay in memory so long: twice the longest cool-down. Trades later than half of it ask the table.
+# Closed episodes stay in memory for twice the longest cool-down. For trades later than half of it the table is read.
 EPISODES_KEPT_US = 2 * 86_400 * MICROS
 
-_MAX_DELAY_S = 2.0  # an open crash is over the threshold with every trade; each update of it costs a commit
-_MARKER_US = 30 * MICROS  # a position that moved so far without rows is committed: bounds what a restart judges again
-_WATCHED_MAX = 20_000  # trades of a step that the watch takes in (2 µs each); more are judged in bulk
-_SLACK_US = 60 * MICROS  # a product's newest trade may lie so far behind the others' and still be watched
+_MAX_DELAY_S = 2.0  # while a crash is open every trade is over the threshold, and each update costs a commit
+_MARKER_US = 30 * MICROS  # commit the position when it moved this far without rows: bounds what a restart judges again
+_WATCHED_MAX = 20_000  # trades per step for the price watch (2 µs each); more are judged in bulk
+_SLACK_US = 60 * MICROS  # a watched product's newest trade may be this much older than the other products'
 _FAR_US = 7_258_118_400 * MICROS  # 2200-01-01
 _COLUMNS = ", ".join(ALERTS.arrow_schema.names)
 _NO_EPISODES = ALERTS.empty
@@ -79,25 +79,25 @@ class AlertStep:
     """Keeps gold.dm_market_alerts up to date. One thread at a time."""
 
     def __init__(self, table: EpisodeTable, trades: TradeSource, rules: Sequence[AlertRule]) -> None:
-        """Reads the episodes that may still change."""
+        """Reads from `table` the episodes that may still change."""
         self._table, self._trades, self._rules = table, trades, rules
         self.episodes: pa.Table
-        """Episodes that are open or not long closed; replaced as a whole, never changed."""
+        """Open and recently closed episodes; the table is replaced as a whole, never modified."""
         self.max_delay_s = _MAX_DELAY_S
-        """How long news of episodes that are open already may wait."""
+        """How long updates of open episodes may wait."""
         self._keep(table.read(_COLUMNS))
         self._watch = PriceWatch(rules)
         self._seen_to = table.position("silver")
         self._scopes: dict[tuple[str, str], list[JudgeScope]] = {}
         """What must be judged, by product and rule."""
         self._series: set[tuple[str, str, str]] = set()
-        """Of which product, rule and type there is something to judge."""
+        """The (product, rule name, type) with something to judge."""
         self._judged_s = time.monotonic()
 
     def advance(self) -> StepResult | None:
         """Judges silver's newest trades; None when there are none.
 
-        When all that can change is an episode that is open already, its update waits a little.
+        When only open episodes can change, their update waits up to `max_delay_s`.
         """
         fresh = self._trades.since(self._seen_to)
         if fresh is not None:
@@ -110,7 +110,7 @@ class AlertStep:
         if self._scopes and not is_due and self._series <= self._open and may_wait:
             if fresh is None:
                 return None
-            # Of the new trades those count as taken in about which nothing is left to judge.
+            # Report only trades of products with nothing left to judge as consumed.
             waiting = pa.array(sorted({symbol for symbol, _ in self._scopes}))
             rows, fresh = _NO_EPISODES, fresh.filter(pc.invert(pc.is_in(fresh["symbol"], waiting)))
         else:
@@ -120,13 +120,13 @@ class AlertStep:
         return StepResult(ALERTS, rows, fresh.num_rows, received=fresh["ingestion_time"])
 
     def _take_in(self, fresh: pa.Table) -> None:
-        """Notes what of the new trades must be judged."""
+        """Notes which of the new trades must be judged."""
         if fresh.num_rows > _WATCHED_MAX:
             self._watch.forget()
             self._note_all(fresh)
             return
         if unknown := self._watch.unknown(pc.unique(fresh["symbol"]).to_pylist()):
-            # Judged as a whole: the watch has not seen the trades before them.
+            # Judged in bulk: the watch has not seen earlier trades of these products.
             is_unknown = pc.is_in(fresh["symbol"], pa.array(unknown))
             self._note_all(fresh.filter(is_unknown))
             fresh = fresh.filter(pc.invert(is_unknown))
@@ -174,7 +174,7 @@ class AlertStep:
         return rows
 
     def _move_on(self) -> pa.Table:
-        """Counts what is new as judged; now and then commits the position."""
+        """Counts new trades as judged; now and then commits the position."""
         if self._seen_to - self._table.recorded("silver") > _MARKER_US:
             self._table.append(_NO_EPISODES, {"silver": self._seen_to})
         self._table.skip_to("silver", self._seen_to)
@@ -188,14 +188,14 @@ class AlertStep:
         return self._table.read(_COLUMNS)
 
     def _keep(self, episodes: pa.Table) -> None:
-        """Remembers of `episodes` those that are open or not long closed."""
+        """Keeps the open and recently closed ones of `episodes`."""
         is_open = pc.equal(episodes["state"], "OPEN")
         kept_from = pa.scalar(self._trades.watermark_us - EPISODES_KEPT_US)
         is_recent = pc.greater_equal(pc.cast(episodes["last_trigger_at"], pa.int64()), kept_from)
         self.episodes = episodes.filter(pc.or_(is_recent, is_open))
         still = episodes.filter(is_open).select(["symbol", "rule", "alert_type", "cool_down_s", "last_trigger_at"])
         self._open = {(row["symbol"], row["rule"], row["alert_type"]) for row in still.to_pylist()}
-        """The series of which an episode is open."""
+        """The series with an open episode."""
         quiet_us = pc.multiply(pc.cast(still["cool_down_s"], pa.int64()), MICROS)
         until = pc.add(pc.cast(still["last_trigger_at"], pa.int64()), quiet_us)
         self._quiet_until_us: int = pc.min(until).as_py() or _FAR_US

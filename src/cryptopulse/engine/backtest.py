@@ -1,4 +1,4 @@
-"""Trying alert rules on stored history. The same judge as for live trades; nothing is written."""
+"""Tries alert rules on stored history, with the same judge as for live trades. Nothing is written."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def backtest(
 ) -> pa.Table:
     """The episodes that `rules` would have raised on the trades of `lake`, as rows of gold.dm_market_alerts.
 
-    `symbols`: only these products (none: all). `start` and `end` (aware; UTC days, hours, …) bound the trades judged;
-    those before `start` still count as look-back. `progress` is called with hours judged and hours in all.
+    `symbols`: only these products (empty: all). `start` (included) and `end` (excluded; both aware) bound the trades
+    judged; earlier trades still count as look-back. `progress` is called with hours judged and hours in all.
     Raises ConfigurationError when the lake has no trades table.
     """
     if not is_there(lake, SILVER):
@@ -51,7 +51,7 @@ def backtest(
     for done, hour_us in enumerate(hours):
         from_us, to_us = max(hour_us, first_us), min(hour_us + _HOUR_US - 1, last_us)
         back_to_us = max(from_us - lookback_us, 0)
-        # What the hour before has read already is kept.
+        # Trades read for the previous hour are kept.
         unread_us = max(back_to_us, held_to_us)
         more = read_table(
             lake, SILVER, ", ".join(COLUMNS), between_us("event_time", "event_date", unread_us, to_us) + only

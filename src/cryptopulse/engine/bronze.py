@@ -1,4 +1,4 @@
-"""Log → bronze, and what of bronze a derived table has not taken in."""
+"""Log → bronze, and the messages that a derived table has not consumed yet."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cryptopulse.lake.reading import quoted
 from cryptopulse.lake.tables import BRONZE
 from cryptopulse.store.table_writer import NOTHING_YET, TableWriter
 
-_HANDED_MAX = 2  # batches kept in memory after they were stored: the one in work, and the one stored meanwhile
-_PAGES_MAX = 500  # of up to 1,000 trades and 150 kB: as much work as half a million messages
+_HANDED_MAX = 2  # stored batches kept in memory: the one being processed, and the one stored meanwhile
+_PAGES_MAX = 500  # each up to 1,000 trades and 150 kB: together as much work as half a million messages
 _COLUMNS = quoted(BRONZE.arrow_schema.names)
 
 
 class Bronze:
-    """The table of raw messages. One thread stores; another may ask for news.
+    """The table of raw messages. One thread stores; another may read what is new.
 
-    A batch is handed on as it was stored, so that what was parsed of it is known by its ends; that is why it is not a
-    `TableTail`, which knows rows.
+    Readers get batches as they were stored, because parsed batches are cached by their first and last offset. A
+    `TableTail` works by rows and can't do that.
     """
 
     def __init__(self, table: TableWriter, batch_max: int) -> None:
@@ -32,30 +32,30 @@ class Bronze:
         self._batch_max = batch_max
         self._handed: deque[pa.Table] = deque(maxlen=_HANDED_MAX)
         self._read_last: pa.Table | None = None
-        """What was read from the table last."""
+        """The part of the table that was read last."""
         self.partitions: set[int] = {0, *table.read('DISTINCT "partition" AS p')["p"].to_pylist()}
-        """The partitions of the log that bronze knows."""
+        """Partition 0, and the partitions of the log with messages in bronze."""
         self._stored: dict[int, int] = {}
         for partition in self.partitions:
-            # By the table's `txn`, or by its rows when those outlived it in a power cut.
+            # From the table's `txn`, or from its rows if they survived a power cut that the `txn` did not.
             recorded = table.position(f"log/{partition}")
             where = f'"partition" = {partition} AND "offset" > {recorded}'
             last = table.read('max("offset") AS last', where)["last"][0].as_py()
             self._stored[partition] = max(recorded, NOTHING_YET if last is None else int(last))
         self._at_start = dict(self._stored)
         self._first: dict[int, int] = {}
-        """The first offset of all, of partitions of which nothing was held at the start."""
+        """First offset of each partition that was empty when this process opened the table."""
 
     def held_at_start(self, partition: int) -> int:
-        """Last offset of `partition` that was in bronze when this process opened it."""
+        """Last offset of `partition` that was in bronze when this process opened it; -1 for none."""
         return self._at_start.get(partition, NOTHING_YET)
 
     def stored_to(self, partition: int) -> int:
-        """Last offset of `partition` that is in bronze."""
+        """Last offset of `partition` that is in bronze; -1 for none."""
         return self._stored.get(partition, NOTHING_YET)
 
     def messages(self) -> int:
-        """How many messages there are."""
+        """How many messages bronze holds."""
         return self._table.rows()
 
     def store(self, records: pa.Table) -> StepResult:
@@ -73,7 +73,7 @@ class Bronze:
         return StepResult(BRONZE, rows, rows.num_rows)
 
     def after(self, partition: int, position: int) -> pa.Table | None:
-        """The messages that follow offset `position`: a batch just stored, or else a part of the table; None: none."""
+        """The messages after offset `position`: a batch just stored, or a part of the table; None if there are none."""
         if position >= self.stored_to(partition):
             return None
         position = max(position, self._first.get(partition, 0) - 1)
@@ -81,10 +81,10 @@ class Bronze:
         if position + 1 in handed:
             self._read_last = None
             return handed[position + 1]
-        # Not the next batch: this is a restart, or the log began anew with a jump in its offsets.
+        # Not a batch in memory: after a restart, or the log was recreated with a jump in its offsets.
         read = self._read_last
         if read is not None and (read["partition"][0].as_py(), read["offset"][0].as_py()) == (partition, position + 1):
-            return read  # several tables stand at the same place then
+            return read  # several tables are at the same position then
         found = self._read(partition, position + 1)
         if found.num_rows == 0:
             within = f'"partition" = {partition} AND "offset" > {position}'
@@ -98,8 +98,8 @@ class Bronze:
         return found
 
     def _read(self, partition: int, first: int) -> pa.Table:
-        """The messages from offset `first` on that are within a batch of it. A page of the REST interface weighs like a
-        thousand messages.
+        """The messages from offset `first` on, at most one batch and `_PAGES_MAX` pages of the REST interface. A page
+        takes as much work as a thousand messages.
         """
         end = first + self._batch_max
         within = f'"partition" = {partition} AND "offset" >= {first}'

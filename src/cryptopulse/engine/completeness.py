@@ -1,8 +1,8 @@
 """Bars, intervals of ids and proofs → completeness of each product's hours. One thread at a time.
 
-A row changes when a bar of its hour does, and also when a hole that it counts is closed by a trade of another hour, or
-proved absent. Such rows are few (hours with a hole, and the hour in which a product's record begins), so they are kept
-in memory with what they are made of, and derived again whenever any hole has changed.
+A row changes when a bar of its hour changes, and also when a hole that it counts is closed by a trade of another hour
+or proved absent. The rows of the second kind are few (hours with a hole, and each product's first hour), so they are
+kept in memory with their inputs and derived again whenever a hole changes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from cryptopulse.lake.tables import ABSENT, BARS, COMPLETENESS, COVERAGE
 from cryptopulse.store.table_tail import TableTail
 from cryptopulse.store.table_writer import TableWriter
 
-_MAX_DELAY_S = 5.0  # bars change every second, and who asks for hours can wait a moment
+_MAX_DELAY_S = 5.0  # bars change every second; readers of hourly figures can wait a moment
 _BAR = ("symbol", "window_start", "first_trade_id", "last_trade_id", "rest_count")
 _BAR_SCHEMA = pa.schema([BARS.arrow_schema.field(name).with_nullable(True) for name in _BAR])
 _ROW = tuple(name for name in COMPLETENESS.arrow_schema.names if name != "load_timestamp")
-# The record of a product begins in the hour with its lowest id: an older trade would put a hole below it.
+# A product's first hour is the one with its lowest id: an older trade would create a hole below that id.
 _BEGINS = "SELECT min(first_trade_id) AS begin FROM t GROUP BY symbol"
 _MAY_CHANGE = f"missing_ids > 0 OR absent_ids > 0 OR first_trade_id IN ({_BEGINS})"
 
@@ -42,25 +42,25 @@ class CompletenessStep:
         coverage: Coverage,
         absent: Callable[[], pa.Table],
     ) -> None:
-        """`session` belongs to the lane of bars; `absent` gives the intervals of ids proved absent so far."""
+        """`session` belongs to the lane of bars; `absent` returns the intervals of ids proved absent so far."""
         self._table = tables[COMPLETENESS.qualified]
         self._session = session
         self._bars = bars
         self._coverage = coverage
         self._absent = absent
         self._unsettled = self._table.read(", ".join(_ROW), _MAY_CHANGE)
-        """The rows that may change though no bar of theirs does, as they are in the table."""
+        """Rows, as they are in the table, that may change without a change of their bars."""
         self._unsettled_hours = self._hours_of(
             touched_windows(self._unsettled, "window_start", COMPLETENESS.window_seconds)
         )
-        """Their hours: what the bars of each add up to, as one bar."""
+        """The hours of these rows, the bars of each hour added up to one."""
         self._holes_seen = -1
         self._advanced = time.monotonic()
         self.max_delay_s = _MAX_DELAY_S
-        """How long changed bars may wait to be taken in."""
+        """How long changed bars may wait."""
 
     def advance(self) -> StepResult | None:
-        """Derives the hours that changed bars lie in, and those whose holes may have changed."""
+        """Derives the hours of changed bars, and those whose holes may have changed; None if none changed or is due."""
         seen_to, position = self._table.position("bars"), self._bars.position
         holes = self._coverage.holes_changed
         if position <= seen_to and holes == self._holes_seen:
@@ -93,7 +93,7 @@ class CompletenessStep:
         return StepResult(COMPLETENESS, rows, 0 if news is None else news.num_rows)
 
     def _hours_of(self, touched: pa.Table) -> pa.Table:
-        """What the bars of the `touched` hours add up to, as one bar an hour."""
+        """The bars of the `touched` hours (symbol, window_us), added up to one bar per hour."""
         if touched.num_rows == 0:
             return _BAR_SCHEMA.empty_table()
         bars = rows_of(self._bars, touched, COMPLETENESS.window_seconds).select(_BAR)

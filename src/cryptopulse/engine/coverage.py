@@ -1,8 +1,8 @@
-"""The trade ids that silver holds, as closed intervals per product. Here it is decided that a trade counts once.
+"""The trade ids that silver holds, as closed intervals per product. Trades are deduplicated by id here.
 
-Ids are dense within a product, so all that was ever taken in is a few intervals. They distinguish a new trade from a
-repeated one over all history, show holes, and are what healing works off. `silver.fact_crypto_trades.sql` and
-`silver.trade_id_coverage.sql` do the same as statements; they run on Spark, and tests compare both.
+Ids are dense within a product, so all of history is a few intervals. They tell new trades from repeated ones and show
+the holes that healing closes. `silver.fact_crypto_trades.sql` and `silver.trade_id_coverage.sql` do the same in SQL on
+Spark; tests compare both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INTERVALS_SCHEMA = pa.schema([("symbol", pa.string()), ("first_trade_id", pa.int
 
 
 class Coverage:
-    """The intervals of ids held. One thread changes them, any may read them."""
+    """The intervals of ids held. One thread changes them, any thread may read them."""
 
     def __init__(self) -> None:
         """Starts empty."""
@@ -29,12 +29,12 @@ class Coverage:
         self._table: pa.Table | None = None
         self._lock = threading.Lock()
         self.holes_changed = 0
-        """Grows when a hole comes, goes or changes. Read it before the intervals: then none is overlooked."""
+        """Grows when a hole appears, changes or closes. Read it before the intervals, so that no change is missed."""
 
     def new_rows(self, offered: pa.Table) -> pa.Array:
         """Which of the `offered` trades (symbol, trade_id; in the order of arrival) are not held yet.
 
-        Returns their row numbers, sorted by product and id; of several copies of a trade the first.
+        Returns their row numbers, sorted by product and id; for several copies of a trade only the first.
         """
         order, starts, symbols, ids = _by_product(offered)
         is_new = np.ones(len(order), dtype=bool)
@@ -50,7 +50,7 @@ class Coverage:
         return pa.array(order[is_new])
 
     def add(self, trades: pa.Table) -> None:
-        """Takes in trades (symbol, trade_id), in any order."""
+        """Adds the ids of trades (symbol, trade_id), in any order."""
         if trades.num_rows == 0:
             return
         _, starts, symbols, ids = _by_product(trades)
@@ -65,7 +65,7 @@ class Coverage:
             self._table = None
 
     def add_intervals(self, intervals: pa.Table) -> None:
-        """Takes in intervals (INTERVALS_SCHEMA), in any order."""
+        """Adds intervals (INTERVALS_SCHEMA), in any order."""
         with self._lock:
             for symbol, first, last in _rows(intervals):
                 self._add(symbol, first, last)
@@ -73,7 +73,7 @@ class Coverage:
 
     @property
     def table(self) -> pa.Table:
-        """The intervals (INTERVALS_SCHEMA) by product and id, as few as they can be."""
+        """The intervals (INTERVALS_SCHEMA), merged, sorted by product and id."""
         with self._lock:
             if self._table is None:
                 found = [(symbol, *interval) for symbol in sorted(self._held) for interval in self._held[symbol]]
@@ -93,12 +93,12 @@ class Coverage:
         if held is None:
             self._held[symbol] = Intervals([(first, last)])
             return
-        self.holes_changed += first != held.highest + 1  # what comes in order makes an interval longer, and no hole
+        self.holes_changed += first != held.highest + 1  # the next id extends an interval and changes no hole
         held.add(first, last)
 
 
 def id_spans(trades: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Splits new `trades`: products without a gap as (symbol, first, last), the trades of the others as they are."""
+    """Splits new `trades`: (symbol, first, last) for products without a gap, (symbol, trade_id) for the others."""
     found = trades.group_by("symbol").aggregate([("trade_id", "min"), ("trade_id", "max"), ("trade_id", "count")])
     found = found.select(["symbol", "trade_id_min", "trade_id_max", "trade_id_count"])
     width = pc.add(pc.subtract(found["trade_id_max"], found["trade_id_min"]), 1)
@@ -112,14 +112,14 @@ def id_spans(trades: pa.Table) -> tuple[pa.Table, pa.Table]:
 def _by_product(
     trades: pa.Table,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[str], npt.NDArray[np.int64]]:
-    """Row numbers by product and id, where each product starts (with the end), the products, and the ids so ordered."""
+    """Row numbers sorted by product and id, where each product starts (and the end), the products, the sorted ids."""
     encoded = pc.dictionary_encode(trades["symbol"].combine_chunks())
     names: list[str] = encoded.dictionary.to_pylist()
     ranks = np.empty(len(names), dtype=np.int64)
     ranks[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
     products = ranks[encoded.indices.to_numpy()] if names else np.empty(0, dtype=np.int64)
     ids = trades["trade_id"].to_numpy()
-    order = np.lexsort((ids, products))  # stable: of equal ids the first copy stays first
+    order = np.lexsort((ids, products))  # stable: the first copy of an id stays first
     starts = np.searchsorted(products[order], np.arange(len(names) + 1))
     return order, starts, sorted(names), ids[order]
 

@@ -1,7 +1,7 @@
-"""Bodies → the trades in them, as texts. What is not written as the exchange writes it goes through `exact`.
+"""Message bodies → their trades, as text values. Messages not written as the exchange writes them go through `exact`.
 
-A typed decoder takes the last of two members of one name and does not look at texts that nobody reads, so it is
-checked that no member stands twice and that all is UTF-8: in one pass over many bodies where that can be done.
+A typed decoder takes the last of two members with one name and does not check the texts of members that it skips.
+So it is checked here that no member occurs twice and that the body is UTF-8, if possible in one pass over many bodies.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Side = Literal["buy", "sell", "BUY", "SELL"]
 
 
 class _Match(msgspec.Struct, tag_field="type", tag="match", gc=False):
-    """The Exchange feed's message, and its members that are read; the others only if they are there."""
+    """The Exchange feed's message: the members that are used, and three more that only need to be present."""
 
     product_id: str
     trade_id: _TradeId
@@ -49,7 +49,7 @@ class _LastMatch(_Match, tag="last_match", gc=False):
 
 
 class _Heartbeat(msgspec.Struct, tag_field="type", tag="heartbeat", gc=False):
-    """The one control message that comes all the time."""
+    """The only frequent control message."""
 
 
 class _RestTrade(msgspec.Struct, gc=False):
@@ -87,14 +87,14 @@ _envelope = msgspec.json.Decoder(_OtherMessage).decode
 _events = msgspec.json.Decoder(list[_TradesEvent]).decode
 _page = msgspec.json.Decoder(list[_RestTrade]).decode
 
-_MATCH_MEMBERS = 10  # type, the six that are read, and the three that are not
+_MATCH_MEMBERS = 10  # type, the six that are used, and the three that are not
 _TYPE, _CHANNEL, _EVENTS, _TRADES, *_TRADE = (
     f'"{name}"'.encode() for name in ("type", "channel", "events", "trades", *TRADE_MEMBERS)
 )
 
 
 class Found:
-    """What some messages hold: the trades that are written as usual, column by column, and the other rows."""
+    """The contents of messages: trades written as usual, column by column, and rows made by `exact`."""
 
     def __init__(self) -> None:
         self.places: list[int] = []
@@ -105,7 +105,7 @@ class Found:
         self.sides: list[str] = []
         self.times: list[str] = []
         self.exact: list[tuple[int, int, Row]] = []
-        """Place of the message, number of the row, row."""
+        """(index of the message, number of the row within it, row)."""
 
     def add(self, places: Sequence[int], symbols: list[str], ids: list[int], trades: Sequence[Any]) -> None:
         self.places += places
@@ -117,14 +117,14 @@ class Found:
         self.times += [trade.time for trade in trades]
 
     def judged(self, n: int) -> Row:
-        """Trade `n` by `exact`."""
+        """Trade `n` as `exact` reads it."""
         return judged(self.symbols[n], str(self.ids[n]), self.prices[n], self.sizes[n], self.sides[n], self.times[n])
 
     def add_exact(self, place: int, rows: Sequence[Row]) -> None:
         self.exact += [(place, number, row) for number, row in enumerate(rows)]
 
     def add_messages(self, bodies: Sequence[bytes], places: Sequence[int]) -> None:
-        """Takes in messages of a WebSocket."""
+        """Adds messages of a WebSocket; `places`: the index of each."""
         decoded = _decoded(_exchange, bodies)
         if not _MATCHES.issuperset(map(type, decoded)):
             for body, place, message in zip(bodies, places, decoded, strict=True):
@@ -154,7 +154,7 @@ class Found:
             self.add_exact(place, message_rows(body))
 
     def _add_batch(self, body: bytes, place: int, events: list[_TradesEvent]) -> bool:
-        """Takes in the trades of a message of the Advanced Trade feed, if they are written as usual."""
+        """Adds the trades of a message of the Advanced Trade feed if they are written as usual; returns whether so."""
         trades = [trade for event in events for trade in event.trades]
         ids = [trade.trade_id for trade in trades]
         is_usual = (
@@ -168,7 +168,7 @@ class Found:
         return is_usual
 
     def add_page(self, body: bytes, product: str, place: int) -> None:
-        """Takes in a page of the REST interface."""
+        """Adds a page of the REST interface."""
         try:
             trades = _page(body)
             is_usual = _has_each(body, _TRADE[1:], len(trades))
@@ -182,7 +182,7 @@ class Found:
 
 
 def _decoded(decode: Callable[[bytes], Any], bodies: Sequence[bytes]) -> list[Any]:
-    """Each body decoded; None for one that can't be."""
+    """Each body decoded; None if it can't be."""
     found: list[Any] = []
     rest = iter(bodies)
     while True:
@@ -195,15 +195,15 @@ def _decoded(decode: Callable[[bytes], Any], bodies: Sequence[bytes]) -> list[An
 
 
 def _kept(keep: Sequence[bool], *columns: Sequence[Any]) -> list[list[Any]]:
-    """The rows of `columns` to keep."""
+    """The values of each column where `keep` is true."""
     return [list(compress(column, keep)) for column in columns]
 
 
 def _are_usual(bodies: Sequence[bytes], matches: Sequence[_Match]) -> bool:
-    """Whether no member stands twice in any of the bodies, in one pass over all of them.
+    """Whether no member occurs twice in any of the bodies, and all are plain ASCII; in one pass over all of them.
 
-    Every member has a colon after its name, and a time has two inside. When there are no more colons than the members
-    that were found account for, there are no more members.
+    Every member has a colon after its name, and a time has two inside. If there are no more colons than the decoded
+    members account for, there are no more members.
     """
     has_all = [bool(m.sequence and m.maker_order_id and m.taker_order_id) for m in matches]
     if not all(has_all):
@@ -215,8 +215,8 @@ def _are_usual(bodies: Sequence[bytes], matches: Sequence[_Match]) -> bool:
 
 
 def _has_each(body: bytes, names: Sequence[bytes], times: int) -> bool:
-    """Whether each of the quoted `names` stands in the text so often, as it must when it was read as often and no
-    member stands twice.
+    """Whether each of the quoted `names` occurs exactly `times` times: as often as it was decoded, so no member occurs
+    twice. Also false for escapes, bad UTF-8 and deep nesting.
     """
     if b"\\" in body or any(body.count(name) != times for name in names):
         return False

@@ -1,8 +1,8 @@
 """The embedded engine: the steps in this process, over Arrow in memory, committed by the store's own writer.
 
 One thread at a time works on each of three groups of tables: bronze; silver, quarantine, absent ids, coverage and
-alerts; bars, statistics and completeness. They meet in the tails of silver and of bars and in `Coverage`, the ids that
-silver holds.
+alerts; bars, statistics and completeness. The groups share the tails of silver and of bars, and `Coverage`, the ids
+that silver holds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from cryptopulse.text import MICROS
 _MARGIN_S = 120  # trades stay in memory this much longer than alerts look back: the open minute and late commits
 _BARS_KEPT_S = 2 * COMPLETENESS.window_seconds  # late trades are of the open hour or the one before
 _COVER_ROWS = 1_000_000  # some 40 MB
-_TOMBSTONES_S = 600  # notes on removed files in the Delta log; who they are is kept elsewhere (store/replaced_files.py)
+_TOMBSTONES_S = 600  # how long the Delta log lists removed files; store/replaced_files.py keeps their names longer
 _SOURCES = {
     SILVER.qualified: "bronze/{partition}",
     QUARANTINE.qualified: "bronze/{partition}",
@@ -65,7 +65,7 @@ class EmbeddedEngine:
     """Keeps the tables of one lake up to date in this process."""
 
     def __init__(self, settings: Settings) -> None:
-        """Opens (or creates) all tables, takes them over, and reads what the state in memory needs from them.
+        """Opens (or creates) all tables, takes them over, and loads the state in memory from them.
 
         Raises Fenced when another pipeline starts at the same moment.
         """
@@ -77,7 +77,7 @@ class EmbeddedEngine:
         with ThreadPoolExecutor(4, thread_name_prefix="open") as pool:
             opened = pool.map(lambda table: TableWriter(settings.location, table, properties), TABLES)
             self.tables: Mapping[str, TableWriter] = {writer.table.qualified: writer for writer in opened}
-            # Fences whoever worked on the lake before. Bronze comes first: of two that start at once it stops one.
+            # Fence the previous pipeline. Bronze comes first, so that it stops one of two pipelines starting at once.
             bronze, *others = self.tables.values()
             owner = max(writer.owner for writer in self.tables.values()) + 1
             bronze.take_over(owner)
@@ -90,13 +90,13 @@ class EmbeddedEngine:
         silver = tables[SILVER.qualified]
         rules = settings.alerts.rules
         self.trades = TableTail(silver, (lookback_max_s(rules) + _MARGIN_S) * MICROS)
-        # Gold may have kept what silver lost; news must come after what gold has seen, even if the clock went back.
+        # Gold may have consumed rows that silver lost: new rows need later positions, even if the clock went back.
         seen_to = max(tables[table.qualified].position("silver") for table in (ALERTS, BARS))
         self.trades.position = max(self.trades.position, seen_to)
         silver.skip_to(LOAD, self.trades.position)
         bars = self._bars = TableTail(tables[BARS.qualified], _BARS_KEPT_S * MICROS)
         seen_to = max(tables[table.qualified].position("bars") for table in (STATS, COMPLETENESS))
-        bars.position = max(bars.position, seen_to)  # the same of bars that were lost
+        bars.position = max(bars.position, seen_to)  # the same for lost bars
         tables[BARS.qualified].skip_to(LOAD, bars.position)
         self._load_coverage()
         absent = tables[ABSENT.qualified].read(f"DISTINCT {quoted(INTERVALS_SCHEMA.names)}").cast(INTERVALS_SCHEMA)
@@ -119,11 +119,11 @@ class EmbeddedEngine:
         }
 
     def _load_coverage(self) -> None:
-        """Reads the intervals of ids, and adds what silver took in since they were written.
+        """Reads the intervals of ids, and adds the ids that silver took in since they were written.
 
-        They must count as many ids as silver has rows. They don't when a power cut, a restore or a deletion took rows
-        of silver and left the intervals, which would claim ids that are gone and keep them out for ever: then all are
-        made again. (No row of silver is ever missing in them: what is newer than they are is read from silver.)
+        They must count as many ids as silver has rows. They don't if a power cut, a restore or a deletion removed rows
+        of silver and left the intervals. These would claim ids that are gone and block them for ever, so all intervals
+        are then rebuilt from silver. (The intervals never lack an id: newer rows are read from silver.)
         """
         silver, table = self.tables[SILVER.qualified], self.tables[COVERAGE.qualified]
         self.coverage = Coverage()
@@ -152,21 +152,21 @@ class EmbeddedEngine:
         return self._bronze.store(records)
 
     def parse_ahead(self, records: pa.Table) -> None:
-        """Parses `records` of the log, so that it can be done while they are stored."""
+        """Parses `records` of the log before they are stored, so that both can run in parallel."""
         self._messages.parse_ahead(records)
 
     def advance(self, table: Table) -> StepResult | None:
         """One step of `table` over what is new upstream; None when there is nothing new."""
         result = self._steps[table.qualified]()
         if result is not None and table in (BARS, STATS, COMPLETENESS):
-            # Else a catch-up would keep every trade of it in memory.
+            # Without this a catch-up would keep all its trades in memory.
             positions = {other: self.tables[other.qualified].position for other in (ALERTS, BARS, STATS, COMPLETENESS)}
             self.trades.taken_in(min(positions[ALERTS]("silver"), positions[BARS]("silver")))
             self._bars.taken_in(min(positions[STATS]("bars"), positions[COMPLETENESS]("bars")))
         return result
 
     def wait_for_news(self, is_wanted: bool) -> None:
-        """Whether a step may wait for more news before it runs, as it does at first."""
+        """Sets whether steps may wait for more news before they run. At first they may."""
         for step, delay_s in self._delays_s.items():
             step.max_delay_s = delay_s if is_wanted else 0
 
@@ -176,17 +176,17 @@ class EmbeddedEngine:
             writer, source = self.tables[table.qualified], _SOURCES[table.qualified]
             sources = {source.format(partition=partition) for partition in self._bronze.partitions}
             writer.replace(table.empty, dict.fromkeys(sources, NOTHING_YET))
-            syncing(writer.lake, table).up_to(writer.version)  # a power cut must not undo it, and spare the next one
+            syncing(writer.lake, table).up_to(writer.version)  # a power cut must not undo this one and keep the next
         self._load()
 
     @property
     def episodes(self) -> pa.Table:
-        """Alert episodes that are open or not long closed (gold.dm_market_alerts' columns)."""
+        """Open and recently closed alert episodes (gold.dm_market_alerts' columns)."""
         return self._alerts.episodes
 
     @property
     def conflicts(self) -> dict[str, int]:
-        """By product: how many trades came again with other content, since the start."""
+        """Product → how many trades came again with other content, since the start."""
         return self._messages.conflicts
 
     def close(self) -> None:

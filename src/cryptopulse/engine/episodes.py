@@ -1,7 +1,7 @@
 """Episodes: trades over a threshold that follow each other within a cool-down are one row of gold.dm_market_alerts.
 
-What an episode says is made of minima and maxima over its trades (`EpisodePart.joined`), so judging a trade twice, or
-on a part of its look-back first, changes nothing in the end.
+The values of an episode are minima and maxima over its trades (`EpisodePart.joined`), so judging a trade twice, or
+first with only a part of its look-back, does not change the final result.
 """
 
 from __future__ import annotations
@@ -46,37 +46,37 @@ class EpisodePart:
     end_trade_id: int
     last_trigger_trade_id: int
     detected_at: int | None = None
-    """None: just now; the table does not have it."""
+    """None: found just now, not in the table yet."""
 
     @property
     def alert_id(self) -> str:
-        """The same for the same trades and rule."""
+        """Id of the episode; the same trades and rule give the same id."""
         return f"{self.rule}:{self.alert_type}:{self.symbol}:{self.trigger_trade_id}"
 
     @property
     def series(self) -> tuple[str, str, str]:
-        """Episodes of different series have nothing to do with each other."""
+        """(product, rule name, type). Episodes of different series are independent."""
         return self.symbol, self.rule, self.alert_type
 
     @property
     def quiet_until(self) -> int:
-        """It is closed when the newest event time is later."""
+        """The episode is closed once the newest event time is later than this (µs UTC)."""
         return self.last_trigger_at + self.cool_down_s * MICROS
 
     @property
     def remaining(self) -> Fraction:
-        """What the deepest change left: the lower price as a share of the higher one."""
+        """The lower price of the deepest change as a share of the higher one."""
         low, high = sorted((self.start_price, self.end_price))
         return Fraction(low) / Fraction(high)
 
     def joined(self, other: EpisodePart) -> EpisodePart:
-        """The episode of which both are parts."""
+        """The episode that both are parts of."""
         both = (self, other)
         known = [part.detected_at for part in both if part.detected_at is not None]
-        # The rule is the one that opened the episode; of two that began alike the known one's: past ones stay.
+        # The part that opened the episode gives the rule's values; of equal ones the one in the table, which stays.
         first = min(both, key=lambda part: (part.opened_at, part.trigger_trade_id, part.detected_at is None))
         last = max(both, key=lambda part: (part.last_trigger_at, part.last_trigger_trade_id))
-        # Of two alike the one judged just now: a late trade can be a later one at the start price.
+        # Of two equal changes take the one judged just now: a late trade may be a later one at the start price.
         deepest = min(
             both, key=lambda part: (part.remaining, part.window_end, part.end_trade_id, part.detected_at is not None)
         )
@@ -94,7 +94,7 @@ class EpisodePart:
         )
 
     def row(self, watermark_us: int, now_us: int) -> dict[str, object]:
-        """The row (SCHEMA) when `watermark_us` is the newest event time and `now_us` the time."""
+        """The row (SCHEMA) for the newest event time `watermark_us` and the current time `now_us` (both µs UTC)."""
         change = abs(Fraction(self.end_price) / Fraction(self.start_price) - 1) * 100
         return {name: getattr(self, name) for name in _FIELDS} | {
             "alert_id": self.alert_id,
@@ -110,7 +110,7 @@ _FIELDS = tuple(field.name for field in fields(EpisodePart))
 
 @dataclass(frozen=True)
 class Judgement:
-    """What judging changed: `episodes` (SCHEMA) take the place of those named in `replaced`."""
+    """What judging changed: `episodes` (SCHEMA) replace those named in `replaced`."""
 
     episodes: pa.Table
     replaced: list[str]
@@ -118,9 +118,9 @@ class Judgement:
 
 
 def judgement(found: Iterable[EpisodePart], known: pa.Table, watermark_us: int) -> Judgement | None:
-    """What the parts `found` change of the episodes `known` (rows of the table), which may also have become quiet.
+    """How the parts `found` change the episodes `known` (rows of the table); None if nothing changes.
 
-    `watermark_us` is the newest event time: episodes that were quiet since close. None: nothing changes.
+    `watermark_us` is the newest event time (µs UTC): episodes without a trigger for a cool-down before it are closed.
     """
     now_us = time.time_ns() // 1000
     times_as_us = [pc.cast(c, pa.int64()) if pa.types.is_timestamp(c.type) else c for c in known.select(SCHEMA.names)]

@@ -1,4 +1,4 @@
-"""One message → its trades or its refusals, by the letter: the reference that the fast way of `parse` must equal.
+"""One message → its trades or refusals. This is the reference: the fast path of `parse` must give the same rows.
 
 A message is one JSON value in UTF-8 and nothing else. Three kinds carry trades: the Exchange feed's match and
 last_match, the Advanced Trade feed's market_trades, and a page of the REST interface (an array of one product's
@@ -32,7 +32,7 @@ TAKER_SIDES = {"sell": "BUY", "SELL": "BUY", "buy": "SELL", "BUY": "SELL"}
 """The maker's side as the exchange writes it → the taker's."""
 
 TRADE_MEMBERS = ("product_id", "trade_id", "price", "size", "side", "time")
-"""What is read of a trade."""
+"""The members of a trade that are used."""
 
 NOT_A_MESSAGE = "not a JSON object with a type or a channel"
 NOT_A_PAGE = "not a JSON array of trades"
@@ -44,17 +44,17 @@ _TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FRACTION_DIGITS_MAX = 9  # what the Advanced Trade feed writes at most; the tables keep six
-_EXPONENT_DIGITS_MAX = 6  # a longer one leads out of every domain, whatever stands before it
+_EXPONENT_DIGITS_MAX = 6  # a longer exponent is outside every domain, whatever its mantissa
 
 NESTING_MAX = 64
-"""How deep a message may be nested; the exchange's are by five. JSON readers give up at a depth that varies."""
+"""How deep a message may be nested; the exchange's have five levels. JSON readers give up at depths that vary."""
 
 SCALE = 12
-"""Decimals of prices and sizes, which are counted in units of 1e-12 here."""
+"""Decimal places of prices and sizes, which are integers in units of 1e-12 here."""
 
 
 def units(number: Decimal) -> int:
-    """A number of the contract in units of 1e-12."""
+    """A price or size in units of 1e-12."""
     return int(number.scaleb(SCALE))
 
 
@@ -67,11 +67,11 @@ _ID, _PRICE, _SIZE, _EVENT = (SILVER.domain(name) for name in ("trade_id", "pric
 TRADE_ID_MIN, TRADE_ID_MAX = _ID.lowest, _ID.highest
 PRICE_MAX, SIZE_MAX = units(_PRICE.highest), units(_SIZE.highest)
 TIME_MIN, TIME_MAX = micros(_EVENT.lowest), micros(_EVENT.highest)
-VALUE_END = units(TRADE_VALUE_END) * 10**SCALE  # of a price times a size, both in units
+VALUE_END = units(TRADE_VALUE_END) * 10**SCALE  # price times size must be below this, both in units of 1e-12
 
 
 class Row(NamedTuple):
-    """A trade, or what is known of one that is refused."""
+    """A trade (`reason` is None), or what is known of a refused one."""
 
     reason: str | None
     symbol: str | None = None
@@ -91,7 +91,7 @@ class _Number(str):
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that remembers which members stand in it more than once."""
+    """A JSON object, with the names of members that occur more than once in `twice`."""
 
     __slots__ = ("twice",)
     twice: frozenset[str]
@@ -146,7 +146,7 @@ def _batch_rows(message: _Object) -> Iterator[Row]:
 
 
 def _trade_row(trade: Any, product: str | None = None) -> Row:
-    """One trade; `product`: of the page that it stands on."""
+    """The row of one trade; `product`: that of the REST page, None for messages of a WebSocket."""
     if not isinstance(trade, _Object):
         return Row("product_id is missing or malformed")
     if trade.twice.intersection(TRADE_MEMBERS if product is None else TRADE_MEMBERS[1:]):
@@ -156,7 +156,7 @@ def _trade_row(trade: Any, product: str | None = None) -> Row:
 
 
 def judged(symbol: Any, trade_id: Any, price: Any, size: Any, side: Any, time: Any) -> Row:
-    """A row of the members of a trade: texts, or anything else, which is refused."""
+    """The row for a trade's members. They should be strings; anything else is refused."""
     is_symbol = type(symbol) is str and is_product_id(symbol)
     wrong, number = _id(trade_id)
     if not is_symbol:
@@ -186,7 +186,7 @@ def _id(value: Any) -> tuple[str | None, int | None]:
 
 
 def decimal_units(name: str, value: Any, highest: int) -> tuple[str | None, int]:
-    """What is wrong with `value`, and its number of units: exact, however it is written."""
+    """What is wrong with `value` (None: nothing), and its exact number of units of 1e-12, in any JSON notation."""
     found = _NUMBER.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         return f"{name} is missing, malformed or out of range", 0
@@ -207,7 +207,7 @@ def decimal_units(name: str, value: Any, highest: int) -> tuple[str | None, int]
 
 
 def time_micros(value: Any) -> tuple[str | None, int]:
-    """What is wrong with `value`, and its µs UTC since 1970; a seventh to ninth decimal is cut off."""
+    """What is wrong with `value` (None: nothing), and its µs UTC since 1970; the 7th to 9th decimals are cut off."""
     found = _TIME.fullmatch(value) if type(value) is str else None
     if found is None:
         return "time is missing or malformed", 0
@@ -227,7 +227,7 @@ def is_deep(body: bytes) -> bool:
     """Whether a JSON text is nested deeper than a message may be."""
     if body.count(b"[") + body.count(b"{") <= NESTING_MAX:
         return False
-    brackets = np.frombuffer(_STRING.sub(b"", body), np.uint8) | 32  # [ and { differ by that bit, and so do ] and }
+    brackets = np.frombuffer(_STRING.sub(b"", body), np.uint8) | 32  # this bit turns [ into { and ] into }
     opens, closes = (brackets == ord("{")).astype(np.int32), (brackets == ord("}")).astype(np.int32)
     return bool((opens - closes).cumsum().max() > NESTING_MAX)
 
@@ -236,10 +236,10 @@ _skip = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def _value(body: bytes) -> Any:
-    """The JSON value; None, which is no message either, for anything else."""
+    """The JSON value; None, which is not a message either, if `body` is not valid JSON or nested too deep."""
     try:
         text = body.decode()
-        _skip(body)  # Python's own reader takes NaN and half a surrogate pair, msgspec's bytes that are not UTF-8
+        _skip(body)  # Python's reader accepts NaN and lone surrogates, msgspec's accepts bytes that are not UTF-8
         if is_deep(body):
             return None
         return json.loads(text, object_pairs_hook=_members, parse_int=_Number, parse_float=_Number)

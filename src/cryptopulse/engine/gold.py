@@ -1,4 +1,4 @@
-"""Gold's windows: bars from trades, statistics from bars. One thread at a time."""
+"""Windows of gold: bars from trades, statistics from bars. One thread at a time."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class WindowSteps:
         self._recent_bars = bars
         self._coverage = coverage
         self._tails: dict[str, tuple[int, int]] = {}
-        """By product the last trade id that bars hold, and the window (µs UTC) that it lies in."""
+        """Product → last trade id in the bars, and start of its window (µs UTC)."""
         newest = "max(last_trade_id) AS last_trade_id, max(window_start) AS window_start"
         self._note_tails(self._bars.read(f"symbol, {newest}", "true GROUP BY symbol"))
 
     def advance_bars(self) -> StepResult | None:
-        """Silver → bars: every minute that new trades, or the neighbours of new trades, lie in."""
+        """Silver → bars: derives every minute with new trades or neighbours of new trades; None if there are none."""
         news = self._trades.since(self._bars.position("silver"))
         if news is None:
             return None
@@ -62,7 +62,7 @@ class WindowSteps:
         touched = self._touched_minutes(news, coverage)
         trades = rows_of(self._trades, touched, BARS.window_seconds)
         if touched_windows(trades, "event_time", BARS.window_seconds).num_rows > touched.num_rows:
-            # The open minute and the end of the one before: no need to work out the others of both again.
+            # A span of minutes also has minutes of products that did not change: don't derive those again.
             starts = window_starts(trades["event_time"], BARS.window_seconds)
             windows = pa.table({"symbol": trades["symbol"], "window_start": starts})
             trades = trades.filter(in_windows(windows, touched))
@@ -75,7 +75,7 @@ class WindowSteps:
         return StepResult(BARS, rows, news.num_rows, received=news["ingestion_time"])
 
     def advance_stats(self) -> StepResult | None:
-        """Bars → statistics: every 5 minutes that changed bars lie in."""
+        """Bars → statistics: derives every 5 minutes with changed bars; None if there are none."""
         news = self._recent_bars.since(self._stats.position("bars"))
         if news is None:
             return None
@@ -86,10 +86,10 @@ class WindowSteps:
         return StepResult(STATS, rows, news.num_rows)
 
     def _touched_minutes(self, news: pa.Table, coverage: pa.Table) -> pa.Table:
-        """The windows that new trades lie in, and those whose first or last trade is the neighbour of a new one.
+        """The windows of new trades, and those whose first or last trade is the neighbour of a new one.
 
-        In order the neighbour is the last trade of a product's newest bar. A neighbour elsewhere lies in a touched
-        window, or at an edge of a bar that the table knows (times follow ids).
+        When trades come in order, the neighbour is the last trade of the product's newest bar. Any other neighbour lies
+        in a touched window, or is the first or last trade of a bar in the table (times follow ids).
         """
         touched = touched_windows(news, "event_time", BARS.window_seconds)
         dense, gappy = id_spans(news)
@@ -122,7 +122,7 @@ class WindowSteps:
 def rows_of(tail: TableTail, touched: pa.Table, seconds: int) -> pa.Table:
     """At least the rows of `tail` in the `touched` windows (symbol, window_us), each `seconds` long.
 
-    Windows that lie far apart are read separately: late trades must not bring all the time between them along.
+    Windows far apart are read separately, so that late trades don't load all the time in between.
     """
     length_us = seconds * MICROS
     starts = np.unique(touched["window_us"].to_numpy())
@@ -142,9 +142,9 @@ def rows_of(tail: TableTail, touched: pa.Table, seconds: int) -> pa.Table:
 def replace_windows(
     writer: TableWriter, derived: pa.Table, touched: pa.Table, positions: Mapping[str, int]
 ) -> pa.Table:
-    """Puts those rows of `derived` that are of the `touched` windows in the place of the rows of these windows.
+    """Replaces the rows of the `touched` windows (symbol, window_us) by those of `derived`, in one commit.
 
-    Returns them as they are in the table.
+    Returns the new rows as they are in the table.
     """
     table, load = writer.table, writer.next_load()
     rows = shaped(stamped(derived.filter(in_windows(derived, touched)), load), table)

@@ -1,14 +1,14 @@
-"""Which trades are over a rule's threshold: one code for live trades, catch-up, late trades, history and Spark.
+"""Which trades are over a rule's threshold: the same code for live trades, catch-up, late trades, history and Spark.
 
 A trade is over the threshold when the price has fallen (risen) by `threshold_pct` or more from the highest (lowest)
-price of its look-back: the trades of the last `lookback_s` seconds of exchange time up to itself, in the order of ids
-among trades of one time. It is judged at every trade, so a V is caught, and the result does not depend on how the
-stream was cut.
+price of its look-back: the trades of the last `lookback_s` seconds of exchange time up to itself, trades of one time
+in the order of their ids. Every trade is judged, so a V-shaped move is caught, and the result does not depend on how
+the stream was split into batches.
 
 Time is cut into blocks as long as the look-back, so that a look-back is the end of one block and the start of the next.
-Most blocks are passed over by their lowest and highest price, as floats with a margin. In the others the best price of
+Most blocks are skipped by their lowest and highest price, as floats with a margin. In the others the best price of
 each look-back is found with two running maxima (van Herk, 1992; Gil and Werman, 1993) over ranks of the exact prices,
-and the few trades near the threshold are compared as whole numbers. A surge is a crash of ranks counted from the top.
+and the few trades near the threshold are compared as integers. A surge is a crash of ranks counted from the top.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ Words: TypeAlias = npt.NDArray[np.uint64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 COLUMNS = ("symbol", "trade_id", "event_time", "price", "trade_size")
-"""What judging reads of silver's trades."""
+"""The columns of silver that judging reads."""
 
 SCALE = 12
 assert all(SILVER.arrow_schema.field(name).type.scale == SCALE for name in ("price", "trade_size"))
-MARGIN = 1e-9  # of a comparison of floats; those of a threshold of 99.9999 % are wrong by 1e-10, of 1 % by 1e-15
+MARGIN = 1e-9  # for comparing floats; their relative error is 1e-10 at a threshold of 99.9999 %, 1e-15 at 1 %
 _LIMB = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class JudgeScope:
-    """The trades of one product from `first_us` to `last_us` (event time, µs UTC, included) are to be judged by `rule`.
+    """The trades of one product from `first_us` to `last_us` (event time, µs UTC, included) must be judged by `rule`.
 
-    With them are judged those of one look-back after, which look back at them. Not later ones: their episodes may be
-    unknown where the judging is done.
+    Trades up to one look-back later are judged too, since their look-backs include these. Later ones are not: their
+    episodes may not be among the known ones.
     """
 
     symbol: str
@@ -60,21 +60,21 @@ class JudgeScope:
 
     @property
     def needs_from_us(self) -> int:
-        """Time of the earliest trade that judging must see."""
+        """Time (µs UTC) of the earliest trade that judging needs."""
         return self.first_us - self.rule.lookback_s * MICROS
 
     @property
     def needs_to_us(self) -> int:
-        """Time of the latest trade that judging must see."""
+        """Time (µs UTC) of the latest trade that judging needs."""
         return self.last_us + self.rule.lookback_s * MICROS
 
 
 def judge(trades: pa.Table, scopes: Iterable[JudgeScope], known: pa.Table, watermark_us: int) -> Judgement | None:
-    """What judging `trades` (silver's COLUMNS, distinct, in any order) by `scopes` changes of the episodes `known`.
+    """How judging `trades` (silver's COLUMNS, distinct, in any order) by `scopes` changes the episodes `known`.
 
     `trades` must hold all trades of each scope from `needs_from_us` to `needs_to_us`; more do no harm. `known` (rows of
-    gold.dm_market_alerts) must hold the episodes that are open, and those that a scope could touch. `watermark_us` is
-    the newest event time of all products: episodes that were quiet since close. None: nothing changes.
+    gold.dm_market_alerts) must hold the open episodes and those that a scope could touch. `watermark_us` (µs UTC) is
+    the newest event time of all products: episodes without a trigger for a cool-down before it close. None: no change.
     """
     todo = sorted(scopes, key=lambda scope: id(scope.rule))
     ordered = OrderedTrades(trades)
@@ -83,7 +83,7 @@ def judge(trades: pa.Table, scopes: Iterable[JudgeScope], known: pa.Table, water
 
 
 def rules_for(symbol: str, rules: Sequence[AlertRule]) -> list[AlertRule]:
-    """The rules by which a product is judged: of each name the first that applies to it."""
+    """The rules for a product: for each rule name the first that applies."""
     chosen: dict[str, AlertRule] = {}
     for rule in rules:
         if rule.applies_to(symbol):
@@ -97,8 +97,7 @@ def lookback_max_s(rules: Sequence[AlertRule]) -> int:
 
 
 def needed_spans(scopes: Iterable[JudgeScope]) -> list[tuple[int, int, list[str]]]:
-    """The spans of time (first and last, µs UTC) whose trades judging must see, apart from each other, and of which
-    products."""
+    """The disjoint spans of time that judging needs, as (first, last, products); times are µs UTC, both included."""
     found: list[tuple[int, int, set[str]]] = []
     for scope in sorted(scopes, key=lambda scope: scope.needs_from_us):
         if found and scope.needs_from_us <= found[-1][1]:
@@ -110,7 +109,7 @@ def needed_spans(scopes: Iterable[JudgeScope]) -> list[tuple[int, int, list[str]
 
 
 def scopes_of(news: pa.Table, rules: Sequence[AlertRule]) -> list[JudgeScope]:
-    """What there is to judge when the trades `news` (symbol, event_time) are new, late ones apart from the others."""
+    """What must be judged for the new trades `news` (symbol, event_time); late trades get scopes of their own."""
     if news.num_rows == 0:
         return []
     symbols = news["symbol"].combine_chunks().dictionary_encode()
@@ -126,7 +125,7 @@ def scopes_of(news: pa.Table, rules: Sequence[AlertRule]) -> list[JudgeScope]:
 
 
 def _near(known: pa.Table, scopes: Sequence[JudgeScope]) -> pa.Table:
-    """Of the episodes `known` those that a scope could touch, and all open ones, which may close."""
+    """The episodes of `known` that a scope could touch, and all open ones, which may close."""
     near = pc.equal(known["state"], "OPEN")
     if scopes:
         quiet_us = pc.multiply(pc.cast(known["cool_down_s"], pa.int64()), MICROS)
@@ -138,7 +137,7 @@ def _near(known: pa.Table, scopes: Sequence[JudgeScope]) -> pa.Table:
 
 
 class OrderedTrades:
-    """Trades by product, time and id, as columns."""
+    """Trades as columns, sorted by product, time and id."""
 
     def __init__(self, trades: pa.Table) -> None:
         symbols = trades["symbol"].combine_chunks().dictionary_encode()
@@ -151,7 +150,7 @@ class OrderedTrades:
         self.price, self.size = (_Exact.of(trades[name])[order] for name in ("price", "trade_size"))
 
     def rows_of(self, symbol: str) -> slice:
-        """Where the trades of one product are."""
+        """The rows of one product."""
         if symbol not in self.symbols:
             return slice(0, 0)
         product = self.symbols.index(symbol)
@@ -159,7 +158,7 @@ class OrderedTrades:
 
 
 class _Exact:
-    """Decimals of SCALE as whole numbers of 128 bits, none below zero."""
+    """Non-negative decimals with SCALE places, as integers of 128 bits."""
 
     def __init__(self, low: Words, high: Ints) -> None:
         self.low, self.high = low, high
@@ -179,15 +178,15 @@ class _Exact:
         return len(self.low)
 
     def value(self, row: int) -> int:
-        """One of them."""
+        """The number in one row."""
         return (int(self.high[row]) << 64) + int(self.low[row])
 
     def rough(self) -> Floats:
-        """To some 1e-16 of each."""
+        """As floats, each with a relative error of about 1e-16."""
         return self.low + self.high * 2.0**64 if self.high.any() else self.low.astype(np.float64)
 
     def ranks(self) -> tuple[Ints, Ints]:
-        """Each one's rank from 0 up, equal ones sharing theirs; and for each rank the place of one that has it."""
+        """The dense rank of each number, from 0; and for each rank the row of one number that has it."""
         order = np.lexsort((self.low, self.high)) if self.high.any() else np.argsort(self.low, kind="stable")
         low, high = self.low[order], self.high[order]
         is_other = np.append(True, (low[1:] != low[:-1]) | (high[1:] != high[:-1]))
@@ -197,9 +196,9 @@ class _Exact:
 
 
 def _by_rule(trades: OrderedTrades, scopes: Sequence[JudgeScope]) -> Iterator[EpisodePart]:
-    """The parts of episodes in `scopes`, which are of one rule."""
+    """The parts of episodes in `scopes`, all with the same rule."""
     rule = scopes[0].rule
-    # The rows that judging must see, and which of them are judged.
+    # The rows that judging needs, and which of them are judged.
     begins = np.zeros((2, len(trades.at) + 1), np.int32)
     for scope in scopes:
         of = trades.rows_of(scope.symbol)
@@ -222,9 +221,9 @@ def _by_rule(trades: OrderedTrades, scopes: Sequence[JudgeScope]) -> Iterator[Ep
 
 
 def _suspects(at: Ints, product: Ints, rough: Floats, rule: AlertRule) -> tuple[Ints, Ints]:
-    """The trades that judging needs to look at: those of blocks in which one can be over, and of the blocks before.
+    """The trades of blocks in which a trade can be over the threshold, and of the blocks directly before those.
 
-    Returns their places, and of each the number of its block; blocks that follow each other have numbers that do.
+    Returns their row numbers, and the block number of each; only adjacent blocks have consecutive numbers.
     """
     lookback_us = rule.lookback_s * MICROS
     block = at // lookback_us
@@ -249,10 +248,10 @@ def _suspects(at: Ints, product: Ints, rough: Floats, rule: AlertRule) -> tuple[
 
 
 class _LookBacks:
-    """The look-back of every trade that can be over the threshold of one rule, and of some others, in order."""
+    """The look-backs of the trades that `_suspects` found for one rule, in order."""
 
     def __init__(self, trades: OrderedTrades, rows: Ints, number: Ints, rule: AlertRule) -> None:
-        """`number`: of each one's block of time, as `_suspects` gives it."""
+        """`rows` of `trades` and `number`, the block of each, are from `_suspects`."""
         self._rule, self._number = rule, number
         self._symbols, self._size = trades.symbols, trades.size[rows]
         self._at, self._ids, self._product = trades.at[rows], trades.ids[rows], trades.product[rows]
@@ -263,15 +262,15 @@ class _LookBacks:
         lookback_us = rule.lookback_s * MICROS
         clock = number * lookback_us + self._at % lookback_us
         self._start = np.searchsorted(clock, clock - lookback_us)
-        """Where each look-back begins."""
+        """The row at which each look-back begins."""
 
     def episodes(self, alert_type: AlertType, is_judged: Flags) -> Iterator[EpisodePart]:
-        """The judged trades that are over the threshold and count, in parts of episodes."""
-        # The rank of each look-back's highest price; of the lowest for a surge.
+        """Parts of episodes: judged trades over the threshold whose look-back has enough trades and volume."""
+        # The rank of each look-back's highest price; for a surge, of the lowest.
         top = len(self._price) - 1
         is_crash = alert_type == "FLASH_CRASH"
         best = self._highest(self._rank) if is_crash else top - self._highest(top - self._rank)
-        # What a move from the best price left: the lower price as a share of the higher one.
+        # Of the trade's price and the best one: the lower as a share of the higher.
         rough, bound = self._price.rough(), threshold_left(alert_type, self._rule)
         left = rough[self._rank] / rough[best] if is_crash else rough[best] / rough[self._rank]
         over = np.flatnonzero(is_judged & (left <= bound * (1 + MARGIN)))
@@ -292,26 +291,26 @@ class _LookBacks:
                 yield self._episode(alert_type, rows, near, best)
 
     def _highest(self, rank: Ints) -> Ints:
-        """Of each look-back: the higher one of the end of a block and the beginning of the next."""
-        base = self._number * len(self._price)  # lifts each block above those before: a running maximum begins anew
+        """The highest rank in each look-back: in the end of one block or the beginning of the next."""
+        base = self._number * len(self._price)  # lifts each block above those before: restarts the running maximum
         so_far = np.maximum.accumulate(rank + base) - base
         to_end = np.maximum.accumulate((rank - base)[::-1])[::-1] + base
         starts_before = self._number[self._start] != self._number
         return np.where(starts_before, np.maximum(so_far, to_end[self._start]), so_far)
 
     def _pairs(self, rows: Ints, best: Ints) -> Ints:
-        """The ranks of each trade's price and of the best one in its look-back, as one number."""
+        """The ranks of each trade's price and of the best price in its look-back, as one number."""
         return self._rank[rows] * len(self._price) + best[rows]
 
     def _is_over(self, alert_type: AlertType, rank: int, best: int) -> bool:
-        """Whether the price of `rank` is over the threshold from that of `best`; exact."""
+        """Whether the move from the price of rank `best` to that of `rank` reaches the threshold; exact."""
         direction = 1 if alert_type == "FLASH_CRASH" else -1
         percent, parts = self._rule.threshold_pct.as_integer_ratio()
         here, there = self._price.value(rank), self._price.value(best)
         return direction * here * 100 * parts <= direction * there * (100 * parts - direction * percent)
 
     def _has_volume(self, rows: Ints) -> Flags:
-        """Whether the look-backs have the least volume; exact, by sums of limbs of 32 bits."""
+        """Whether each look-back has the rule's minimum volume; exact, by sums of 32-bit limbs."""
         limbs = (self._size.low & np.uint64(_LIMB), self._size.low >> np.uint64(32), self._size.high)
         sums = [np.append(np.int64(0), np.cumsum(limb, dtype=np.int64)) for limb in limbs]
         low, middle, high = (upto[rows + 1] - upto[self._start[rows]] for upto in sums)
@@ -324,14 +323,14 @@ class _LookBacks:
         return ~short
 
     def _episode(self, alert_type: AlertType, rows: Ints, near: Ints, best: Ints) -> EpisodePart:
-        """The trades in `rows`; the changes of those in `near` are the deepest, and alike but for rounding."""
+        """The episode of the trades in `rows`; those in `near` have the deepest changes, equal up to rounding."""
 
         def left(row: int) -> Fraction:
             ends = (self._price.value(self._rank[row]), self._price.value(best[row]))
             return Fraction(min(ends), max(ends))
 
         _, firsts = np.unique(self._pairs(near, best), return_index=True)
-        deepest: int = min(sorted(near[firsts].tolist()), key=left)  # exact; the first of those alike
+        deepest: int = min(sorted(near[firsts].tolist()), key=left)  # exact; the first of equal ones
         rule, first, last = self._rule, rows[0], rows[-1]
         back = np.arange(self._start[deepest], deepest + 1)
         starts = back[self._rank[back] == best[deepest]]
@@ -360,6 +359,6 @@ class _LookBacks:
 
 
 def threshold_left(alert_type: AlertType, rule: AlertRule) -> float:
-    """What a move of exactly the threshold leaves: the lower price as a share of the higher one."""
+    """For a move of exactly the threshold: the lower price as a share of the higher one."""
     share = float(rule.threshold_pct) / 100
     return 1 - share if alert_type == "FLASH_CRASH" else 1 / (1 + share)

@@ -1,4 +1,4 @@
-"""Bronze → silver, quarantine and proofs of absent ids, and the intervals of ids beside them."""
+"""Bronze → silver, quarantine, proofs of absent ids, and the intervals of ids held."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from cryptopulse.lake.tables import ABSENT, CONFLICT, COVERAGE, QUARANTINE, SILV
 from cryptopulse.store.table_tail import TableTail
 from cryptopulse.store.table_writer import LOAD, TableWriter
 
-_COVERAGE_MAX_DELAY_S = 5.0  # silver's ids since the last commit are read again after a kill: cheap, so seldom is fine
-_MARKER_MESSAGES = 10_000  # a position that moved so far without rows is committed: bounds what a restart reads again
-_PARSED_MAX = 2  # the batch in work and the next
+_COVERAGE_MAX_DELAY_S = 5.0  # rare commits are fine: after a kill, reading silver's newer ids again is cheap
+_MARKER_MESSAGES = 10_000  # commit a position that moved this far without rows: bounds what a restart reads again
+_PARSED_MAX = 2  # the batch being processed and the next
 
 logger = structlog.get_logger()
 
 
 @dataclass
 class _Batch:
-    """Messages that were parsed."""
+    """A batch of parsed messages."""
 
     parsed: pa.Table
     is_refused: bool
-    """Whether a message of it was refused."""
+    """Whether any message was refused."""
     repeated: pa.Table | None = None
-    """Those of its trades that silver had already; None: not known."""
+    """The trades that silver had already; None: not known."""
 
 
 class MessageSteps:
-    """What is made of messages. One thread at a time."""
+    """The steps from messages to silver, quarantine, absent ids and coverage. One thread at a time."""
 
     def __init__(
         self, tables: Mapping[str, TableWriter], bronze: Bronze, trades: TableTail, coverage: Coverage, absent: pa.Table
     ) -> None:
-        """`trades`: silver's newest rows; `absent`: the intervals proved absent so far. Both and `coverage` are kept up
-        to date here.
+        """`trades`: silver's newest rows; `absent`: the intervals proved absent so far. Both and `coverage` are updated
+        here.
         """
         self._tables = tables
         self._bronze = bronze
@@ -55,12 +55,12 @@ class MessageSteps:
         self._batches: dict[tuple[int, int, int], _Batch] = {}
         self._coverage_committed = time.monotonic()
         self.conflicts: dict[str, int] = {}
-        """By product: how many trades came again with other content, since the start."""
+        """Product → how many trades came again with other content, since the start."""
         self.max_delay_s = _COVERAGE_MAX_DELAY_S
         """How long the intervals may wait to be written."""
 
     def advance_silver(self) -> StepResult | None:
-        """Bronze → silver: the trades not held yet."""
+        """Bronze → silver: appends the trades not held yet; None when there are no new messages."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(SILVER, partition)) is not None:
                 batch = self._parse(news)
@@ -84,13 +84,13 @@ class MessageSteps:
         return None
 
     def advance_quarantine(self) -> StepResult | None:
-        """Bronze → quarantine: the messages that were refused, and those that contradict a trade in silver."""
+        """Bronze → quarantine: refused messages, and those that conflict with a trade in silver."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(QUARANTINE, partition)) is not None:
                 batch = self._parse(news)
                 refused = QUARANTINE.empty
                 repeated = batch.repeated
-                if repeated is None:  # silver took the batch in before a restart
+                if repeated is None:  # silver consumed the batch before a restart
                     repeated = batch.parsed.filter(pc.is_null(batch.parsed["reason"]))
                 found = repeated if repeated.num_rows == 0 else self._conflicting(repeated)
                 if batch.is_refused or found.num_rows:
@@ -100,7 +100,7 @@ class MessageSteps:
         return None
 
     def _conflicting(self, repeated: pa.Table) -> pa.Table:
-        """The trades that silver holds with other content, with the reason. The first copy stays."""
+        """The `repeated` trades that silver holds with other content, with the reason. The first copy stays."""
         found = with_other_content(repeated, self._trades.matching(repeated.select(["symbol", "trade_id"])))
         for symbol, trade_id in zip(found["symbol"].to_pylist(), found["trade_id"].to_pylist(), strict=True):
             if symbol not in self.conflicts:
@@ -110,7 +110,7 @@ class MessageSteps:
         return found.set_column(column, "reason", pa.array([CONFLICT] * found.num_rows, pa.string()))
 
     def advance_absent(self) -> StepResult | None:
-        """Bronze → the ids that pages of REST prove absent. Batches without a page are passed over at a glance."""
+        """Bronze → the ids that pages of REST prove absent. Batches without a page are not parsed."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(ABSENT, partition)) is not None:
                 proofs = ABSENT.empty
@@ -136,8 +136,8 @@ class MessageSteps:
         return StepResult(COVERAGE, rows, rows.num_rows)
 
     def _not_held(self, table: Table, found: pa.Table) -> pa.Table:
-        """`found`, of one partition, without rows that the table holds. The other engine may have stored them, under
-        positions of its own; but only those of messages that were in bronze at the start.
+        """`found`, of one partition, without rows that the table holds. Spark may have stored them under positions of
+        its own, but only for messages that were in bronze at the start.
         """
         if found.num_rows == 0:
             return found
@@ -171,11 +171,11 @@ class MessageSteps:
         return self._bronze.after(partition, self._tables[table.qualified].position(f"bronze/{partition}"))
 
     def parse_ahead(self, messages: pa.Table) -> None:
-        """Parses `messages` before their turn. The one method that another thread may call meanwhile."""
+        """Parses `messages` in advance. The only method that another thread may call meanwhile."""
         self._parse(messages)
 
     def _parse(self, messages: pa.Table) -> _Batch:
-        """The messages parsed; remembered, as three tables are made of them."""
+        """The parsed messages; cached, because three tables are made from them."""
         offsets = messages["offset"]
         key = (messages["partition"][0].as_py(), offsets[0].as_py(), offsets[-1].as_py())
         batch = self._batches.get(key)

@@ -1,8 +1,8 @@
-"""Messages → trades, refusals, and what pages of the REST interface prove absent. The one parser, for both engines.
+"""Messages → trades, refusals, and ids that pages of the REST interface prove absent. Both engines use this parser.
 
-What a message means is defined once, in `exact`, one message at a time. This is the fast path for many: `decode` takes
-what is written as the exchange writes it, columns are made of that at once, and whatever differs goes through `exact`.
-Both ways give the same, as a test with hostile messages shows.
+`exact` defines what a message means, one message at a time. This is the fast path for many: `decode` reads messages
+written as the exchange writes them, their columns are made at once, and all others go through `exact`. Both give the
+same rows, as a test with hostile messages shows.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ PARSED_SCHEMA = pa.schema(
         pa.field("event_time", _TIME_TYPE),
     ]
 )
-"""A row is a trade (`reason` is null) or one refusal, with the place of its message."""
+"""A row is a trade (`reason` is null) or a refusal, with partition and offset of its message."""
 
 _NS = pa.timestamp("ns", "UTC")
-# What is less as floats is surely less as exact numbers.
+# Floats below these are surely below the exact bounds.
 _PRICE_SURELY, _SIZE_SURELY, _VALUE_SURELY = (end * (1 - 2.0**-40) for end in (PRICE_MAX, SIZE_MAX, VALUE_END))
 _PLAIN = f"^[0-9]{{1,{_SIZE_TYPE.precision - SCALE}}}([.][0-9]{{1,{SCALE}}})?$"
-_DIGITS_MAX = 30  # more would overflow the reader's 128 bits, which it does not notice
+_DIGITS_MAX = 30  # more would overflow the cast's 128 bits without an error
 _DIGITS, _POINT = b"0123456789.", ord(".")
 _EXACT = Context(prec=_SIZE_TYPE.precision)
 _REFUSAL = ("partition", "offset", "reason")
 _OF_MESSAGE = ("partition", "offset", "received_time", "source")
-_STEP_BYTES = 350_000  # of bodies at a time: what is made of them stays in the caches, and in the bounds of memory
+_STEP_BYTES = 350_000  # of bodies at a time: keeps the results in the CPU's caches and bounds memory
 _STEP_MESSAGES_MAX = 4_096
 
 
 def parse(messages: pa.Table) -> pa.Table:
     """Rows of bronze → a row of PARSED_SCHEMA for each trade and for each refusal; none for control messages.
 
-    A refused trade keeps its symbol and its trade_id if those can be read, and nothing else. Order: that of the
-    messages, and in a message as written. Never raises for anything that a message may hold.
+    A refused trade keeps its symbol and its trade_id if those can be read, and nothing else. Rows are in the order of
+    the messages, and within a message as written. Never raises for any content of a message.
     """
     rows = messages.num_rows
     step = max(1, min(_STEP_MESSAGES_MAX, _STEP_BYTES * rows // (messages["body"].nbytes + 1)))
@@ -89,13 +89,13 @@ def parse(messages: pa.Table) -> pa.Table:
 
 
 def parse_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same for Spark's `mapInArrow`."""
+    """`parse` for Spark's `mapInArrow`."""
     for batch in batches:
         yield from parse(pa.Table.from_batches([batch])).to_batches()
 
 
 def _table(found: Found, messages: pa.Table) -> pa.Table:
-    """The rows that were found in `messages`, in their order."""
+    """The rows (PARSED_SCHEMA) that were found in `messages`, in their order."""
     columns, is_right = _columns(found)
     places, order = np.array(found.places, np.int64), None
     if found.exact or not is_right.all():
@@ -127,11 +127,11 @@ def _table(found: Found, messages: pa.Table) -> pa.Table:
 
 
 def _columns(found: Found) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
-    """The columns of the trades that are written as usual, and which rows of them are surely right."""
+    """The columns of the trades that are written as usual, and which of their rows are surely right."""
     n = len(found.ids)
     numbers = _decimals(found.prices + found.sizes)
     halves = np.frombuffer(numbers, np.uint64).reshape(2, n, 2)
-    prices, sizes = halves @ np.array([1.0, 2.0**64])  # in units, nearly
+    prices, sizes = halves @ np.array([1.0, 2.0**64])  # in units, approximately
     us = _times(found.times)
     is_right = (prices > 0) & (prices < _PRICE_SURELY) & (sizes > 0) & (sizes < _SIZE_SURELY)
     is_right &= (prices * sizes < _VALUE_SURELY) & (us >= TIME_MIN) & (us <= TIME_MAX)
@@ -150,12 +150,12 @@ def _columns(found: Found) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
 
 
 def _decimals(texts: list[str]) -> pa.Buffer:
-    """`texts` as decimals in units, 128 bits each; 0 for what is not surely right."""
+    """`texts` as decimals in units, 128 bits each; 0 for those not surely right."""
     column = pa.array(texts, pa.string())
     letters, ends = _letters(column)
     starts, ends = ends[:-1], ends[1:]
     lengths = ends - starts
-    # All of them at once if they are digits with at most a point among them.
+    # All at once if they are only digits, with a point at most inside.
     is_plain = ((lengths > 0) & (lengths <= _DIGITS_MAX)).all() and not letters.tobytes().translate(None, _DIGITS)
     if is_plain and not ((letters[starts] == _POINT) | (letters[ends - 1] == _POINT)).any():
         with suppress(pa.ArrowInvalid):
@@ -165,11 +165,11 @@ def _decimals(texts: list[str]) -> pa.Buffer:
 
 
 def _times(texts: list[str]) -> npt.NDArray[np.int64]:
-    """`texts` as µs UTC since 1970; -1 for what is no time."""
+    """`texts` as µs UTC since 1970; -1 for those that are not a time."""
     column = pa.array(texts, pa.string())
     letters, ends = _letters(column)
     starts, ends = ends[:-1], ends[1:]
-    # All of them at once if they have a T and a Z where they belong.
+    # All at once if T and Z are where they belong.
     is_plain = (ends - starts >= len("2026-07-07T12:00:00Z")).all()
     if is_plain and ((letters[starts + len("2026-07-07")] == ord("T")) & (letters[ends - 1] == ord("Z"))).all():
         with suppress(pa.ArrowInvalid):
@@ -179,15 +179,15 @@ def _times(texts: list[str]) -> npt.NDArray[np.int64]:
 
 
 def _letters(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """The bytes of texts, and where each ends, after a 0."""
+    """The bytes of all texts, and a 0 followed by the end of each text."""
     _, ends, letters = column.buffers()
     return np.frombuffer(letters or b"", np.uint8), np.frombuffer(ends or bytes(4), np.int32)[: len(column) + 1]
 
 
 def refused_messages(parsed: pa.Table, messages: pa.Table) -> pa.Table:
-    """The rows of silver.quarantined_messages, without load_timestamp, for what `parse` made of `messages`.
+    """The rows of silver.quarantined_messages, without load_timestamp, from `parsed`, the result of parsing `messages`.
 
-    One row a message with a refusal, in the order of `messages`, with its first reason.
+    One row per message with a refusal, in the order of `messages`, with its first reason.
     """
     refused = parsed.filter(pc.is_valid(parsed["reason"]))
     reasons: dict[tuple[int, int], str] = {}
@@ -205,15 +205,15 @@ def refused_messages(parsed: pa.Table, messages: pa.Table) -> pa.Table:
 
 
 def absent_ids(parsed: pa.Table) -> pa.Table:
-    """The rows of silver.absent_trade_ids, without load_timestamp, that pages of REST among the rows `parsed` prove.
+    """The rows of silver.absent_trade_ids, without load_timestamp, that the REST pages among the rows `parsed` prove.
 
-    A page is a run of a product's trades without a gap, so an id between two of its own that it does not hold is
-    absent. A refused row still shows that its id is there. A page with a row whose id or product can't be read proves
-    nothing: that row may be the very trade that seems to be absent.
+    A page is a run of a product's trades without a gap, so an id that it lacks between two of its ids is absent. A
+    refused row still shows that its id exists. A page with a row whose id or product can't be read proves nothing:
+    that row may be the trade that seems to be absent.
     """
     rows = parsed.filter(pc.equal(parsed["source"], "rest"))
     rows = rows.sort_by([(name, "ascending") for name in ("partition", "offset", "trade_id")])
-    is_next = np.ones(max(rows.num_rows - 1, 0), bool)  # of the same page as the row before it
+    is_next = np.ones(max(rows.num_rows - 1, 0), bool)  # on the same page as the row before it
     for name in ("partition", "offset"):
         is_next &= np.diff(rows[name].to_numpy()) == 0
     page = np.concatenate([[0], np.cumsum(~is_next)])[: rows.num_rows]
@@ -227,10 +227,10 @@ def absent_ids(parsed: pa.Table) -> pa.Table:
 
 
 def with_other_content(repeated: pa.Table, stored: pa.Table) -> pa.Table:
-    """Those of the parsed trades `repeated` that differ from the trade in `stored` with their id.
+    """The parsed trades of `repeated` that differ from the trade with their id in `stored`.
 
-    `stored`: the first copies (rows of silver, or parsed ones), each id once; an id that is not there proves nothing.
-    Compared are price, trade_size, side and event_time, as values.
+    `stored`: the first copies (rows of silver, or parsed ones), each id once; trades without a copy there are left out.
+    Compares the values of price, trade_size, side and event_time.
     """
     row_of = {key: row for row, key in enumerate(_keys(stored))}
     first = stored.take(pa.array([row_of.get(key) for key in _keys(repeated)], pa.int64()))
@@ -243,7 +243,7 @@ def _keys(trades: pa.Table) -> Iterator[tuple[str, int]]:
 
 
 def _shaped(rows: pa.Table, table: Table) -> pa.Table:
-    """The columns of `table` but for load_timestamp; received_date is made of received_time."""
+    """The columns of `table` except load_timestamp; received_date is derived from received_time."""
     names = [name for name in rows.column_names if name != "received_date"]
     rows = rows.select(names).append_column("received_date", pc.cast(rows["received_time"], pa.date32()))
     schema = pa.schema([field for field in table.arrow_schema if field.name != "load_timestamp"])

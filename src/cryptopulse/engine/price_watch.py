@@ -1,9 +1,9 @@
-"""Which new trades can be over a threshold: known at once, from little memory.
+"""Finds the new trades that can be over a threshold, quickly and with little memory.
 
-Live steps come many times a second and nearly all of them change no episode. So for each product the highest and the
-lowest price since any time of the longest look-back are kept in monotonic queues (a trade leaves when a later one is
-higher, or lower): a look-up costs the same however many trades a look-back holds. Prices are floats and thresholds a
-hair wider than exact ones: every trade that is over one is found, with very few that are not. The judge decides.
+Live steps run many times a second, and nearly all change no episode. So the highest and lowest price of each product
+since any time of the longest look-back are kept in monotonic queues (a trade leaves when a later one is higher, or
+lower): a look-up costs the same however many trades a look-back holds. Prices are floats, and thresholds a little
+wider than the exact ones: every trade over a threshold is found, and very few others. The judge decides.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class _Bound(NamedTuple):
     rule: AlertRule
     lookback_us: int
     crash: float
-    """Highest price → the price at which a crash may begin."""
+    """Highest price × this: at or below it a price may be a crash. 0: the rule has no crashes."""
     surge: float
-    """Price → the lowest price from which it may be a surge."""
+    """Price × this: from a lowest price at or below it, the price may be a surge. 0: the rule has no surges."""
 
 
 class _Highest:
-    """The highest level since any time, of levels that come in the order of their times or later."""
+    """The highest level since a given time. Levels are added in the order of their times, or late."""
 
     __slots__ = ("_keep_us", "_levels", "_times")
 
@@ -88,24 +88,24 @@ class _Product:
     complete_from_us: int
     highest: _Highest
     lowest: _Highest
-    """Of prices below zero."""
+    """The highest of the negated prices."""
 
 
 class PriceWatch:
     """The products' highest and lowest prices, and the rules."""
 
     def __init__(self, rules: Sequence[AlertRule]) -> None:
-        """Knows no product."""
+        """Starts without products."""
         self._rules = rules
         self.lookback_us = lookback_max_s(rules) * MICROS
         self._products: dict[str, _Product] = {}
 
     def unknown(self, symbols: Iterable[str]) -> list[str]:
-        """Those of `symbols` that were not loaded."""
+        """The products of `symbols` that are not loaded."""
         return [symbol for symbol in symbols if symbol not in self._products]
 
     def load(self, symbols: Iterable[str], trades: pa.Table, from_us: int) -> None:
-        """Knows products from now on, by all their `trades` (silver's columns) since `from_us`."""
+        """Starts watching products; `trades`: all their trades (silver's columns) since `from_us` (µs UTC)."""
         ordered = OrderedTrades(trades)
         prices = ordered.price.rough()
         for symbol in symbols:
@@ -120,13 +120,13 @@ class PriceWatch:
             )
 
     def forget(self) -> None:
-        """Knows no product any more: trades were judged that it did not see."""
+        """Unloads all products; needed when trades were judged that the watch did not see."""
         self._products.clear()
 
     def take_in(self, news: pa.Table) -> Iterator[Suspect]:
-        """Those of silver's new trades that can be over a threshold; all are of products that are known.
+        """The new trades of silver that can be over a threshold. All must be of loaded products.
 
-        A trade that comes late counts as one: later ones look back at it, and what it looks back at may be forgotten.
+        A late trade is always returned: newer trades look back at it, and its own look-back may be dropped already.
         """
         prices = pc.multiply(pc.cast(news["price"], pa.float64()), 10.0**SCALE)
         columns = (news["symbol"], pc.cast(news["event_time"], pa.int64()), news["trade_id"], prices)

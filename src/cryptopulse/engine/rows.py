@@ -1,4 +1,4 @@
-"""Rows on their way into a table, and which windows they touch."""
+"""Helpers for rows about to be written, and for the windows that they touch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def constant_time(us: int, rows: int) -> pa.Array:
 
 
 def newest_load_us(rows: pa.Table) -> int:
-    """The largest load_timestamp (µs UTC) of `rows`, which are not empty."""
+    """The largest load_timestamp (µs UTC) of `rows`, which must not be empty."""
     return int(pc.cast(pc.max(rows["load_timestamp"]), pa.int64()).as_py())
 
 
@@ -37,7 +37,7 @@ def window_starts(times: pa.ChunkedArray, seconds: int) -> pa.ChunkedArray:
 
 
 def touched_windows(news: pa.Table, time: str, seconds: int) -> pa.Table:
-    """Distinct (symbol, window_us) of the rows `news`, by their column `time`."""
+    """Distinct (symbol, window_us) of the rows `news`, by their column `time`; window_us is µs UTC."""
     window_us = window_starts(news[time], seconds)
     return distinct_windows(pa.table({"symbol": pc.cast(news["symbol"], pa.string()), "window_us": window_us}))
 
@@ -57,7 +57,7 @@ def in_windows(rows: pa.Table, windows: pa.Table) -> pa.Array:
     )
     starts = pc.cast(rows["window_start"], pa.int64()).to_numpy()
     times = np.unique(windows["window_us"].to_numpy())
-    # (product, window) as one number, made of their places: times themselves leave no room for the product.
+    # (product, window) as one number, made of their indexes: the times themselves leave no bits for the product.
     wanted = wanted_place * (len(times) + 1) + np.searchsorted(times, windows["window_us"].to_numpy())
     place = np.searchsorted(times, starts)
     is_time = (place < len(times)) & (times[np.minimum(place, len(times) - 1)] == starts)

@@ -33,8 +33,8 @@ class SqlSession:
     ) -> pa.Table:
         """The rows of the canonical statement `lake/sql/<name>.sql` over `inputs` (qualified name → rows).
 
-        `given`: expressions of the statement (in DuckDB's dialect) that are a column of an input already, which is
-        taken in their place.
+        `given`: expression of the statement (in DuckDB's dialect) → the input column that has its value already and
+        replaces it.
         """
         sql = duckdb_sql(name, is_bulk=_are_many(inputs))
         for expression, column in given.items():
@@ -47,7 +47,7 @@ class SqlSession:
         for name, rows in inputs.items():
             self._db.register(name, rows)
         try:
-            # `sql` plans a statement twice (5 ms more on the parsing of 100 messages), `execute` copies the rows.
+            # `sql` plans a statement twice (5 ms more for parsing 100 messages), `execute` copies the rows.
             if _are_many(inputs):
                 return self._db.sql(sql).to_arrow_table()
             return self._db.execute(sql).to_arrow_table()

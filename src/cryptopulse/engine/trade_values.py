@@ -1,4 +1,4 @@
-"""What trades are worth, price times size: as the statements round it, and where DuckDB takes eight times as long."""
+"""Values of trades (price times size), rounded as the SQL statements do; DuckDB takes eight times as long."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 VALUE_SQL: Final = "CAST(price * trade_size AS DECIMAL(38, 12))"
-"""How a statement in DuckDB's dialect says it."""
+"""The value as an expression of DuckDB's dialect."""
 VALUE: Final = "trade_value"
 """The column that `with_values` adds."""
 
@@ -27,8 +27,8 @@ def with_values(trades: pa.Table) -> pa.Table:
 def rounded_products(prices: pa.Array, sizes: pa.Array) -> pa.Array:
     """Each price times its size (decimals above 0 of 12 places), rounded to 12 places, half up: DECIMAL(38, 12).
 
-    In units of 10^-12 that is a product divided by 10^12. As a float it is less than 2^12 off when it is below 2^62; so
-    what the float leaves over fits 64 bits, and is what arithmetic modulo 2^64 says it is.
+    In units of 10^-12 the value is the product of the units divided by 10^12. Below 2^62 its float is off by less than
+    2^12, so the remainder left by the float quotient fits 64 bits, and arithmetic modulo 2^64 gives it exactly.
     """
     (price_low, price_high), (size_low, size_high) = _halves(prices), _halves(sizes)
     with np.errstate(over="ignore"):

@@ -1,7 +1,7 @@
 """Silver → alerts: the embedded engine's step over Spark's trades.
 
-A batch comes to the driver as Arrow, in one job; that bounds its size. Nearly all batches end there: the step reads
-silver only for products with a trade over a threshold or new to it, and writes only when an episode changed.
+One job brings each batch to the driver as Arrow, so batches must be small. Most batches need nothing else: the step
+reads silver only for products that are new to it or have a trade over a threshold, and writes only changed episodes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cryptopulse.engine.spark.tables import SparkTables, Turn, micros_of, shaped
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
 
-# Of silver's files, which hold some 40 bytes a trade; as Arrow a trade of the batch takes 80 bytes.
+# Bytes of silver's files, about 40 per trade; in Arrow a trade takes 80 bytes.
 _BATCH_MAX_BYTES = 64 << 20
 _TAKEN = pa.schema([SILVER.arrow_schema.field(name) for name in (*COLUMNS, "ingestion_time", "load_timestamp")])
 
@@ -34,14 +34,14 @@ class AlertsStep:
     name = "alerts"
 
     def __init__(self, tables: SparkTables, rules: list[AlertRule], files_max: int) -> None:
-        """`files_max`: how many files of silver make a batch at most."""
+        """`files_max`: most files of silver in one batch."""
         self._tables = tables
         self._rules = rules
         self._files_max = files_max
         self._trades: _Trades
         self._episodes: _Episodes
         self._step: AlertStep
-        """As long as the query runs."""
+        """These three are made when the query starts."""
 
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:  # noqa: ARG002 - judging again changes nothing
         """Silver's trades."""
@@ -51,7 +51,7 @@ class AlertsStep:
         return self._tables.stream(sql.session, SILVER, self._files_max, _BATCH_MAX_BYTES)
 
     def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
-        """Judges the batch; returns how many episodes changed."""
+        """Judges the batch; returns the number of rows written, as `alerts`."""
         self._trades.take_in(sql, batch)
         self._episodes.begin(sql, turn)
         commit = self._step.advance()
@@ -59,7 +59,7 @@ class AlertsStep:
 
 
 class _Trades:
-    """Silver's trades: the batch, and by their time."""
+    """Silver's trades, as a `TradeSource`: the current batch, and reads by event time."""
 
     def __init__(self, sql: SparkSql, tables: SparkTables) -> None:
         self._sql, self._tables = sql, tables
@@ -91,14 +91,14 @@ class _Trades:
 
 
 class _Episodes:
-    """The table of episodes; a batch's transaction tells a repetition."""
+    """The table of episodes, as an `EpisodeTable`. A batch's transaction number keeps repeated batches out."""
 
     def __init__(self, sql: SparkSql, tables: SparkTables) -> None:
         self._sql, self._tables = sql, tables
         self._turn: Turn | None = None
         self._positions = {"load": micros_of(tables.read(sql.session, ALERTS), "MAX(load_timestamp)", 0)}
         self._ids = ALERTS.empty.select(["alert_id"])
-        """Of all episodes that the table has or had."""
+        """Ids of all episodes that the table has or had."""
 
     def begin(self, sql: SparkSql, turn: Turn) -> None:
         self._sql, self._turn = sql, turn

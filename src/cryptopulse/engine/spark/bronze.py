@@ -24,12 +24,12 @@ logger = structlog.get_logger()
 
 
 class BronzeStep:
-    """Takes records from Kafka as they are."""
+    """Appends records from Kafka to bronze as they are."""
 
     name = "bronze"
 
     def __init__(self, tables: SparkTables, address: KafkaAddress, log: Log, settings: Settings) -> None:
-        """`log` tells partitions and bounds; Spark reads the records by itself, from `address`."""
+        """`log` gives partitions and bounds; Spark itself reads the records from `address`."""
         self._tables = tables
         self._address = address
         self._log = log
@@ -38,12 +38,12 @@ class BronzeStep:
         self._stored: dict[int, int] = {}
         self._is_checked = False
         self.expired = 0
-        """Messages that were gone before they were read, since the start."""
+        """How many messages expired before they were read, since the start."""
 
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:
-        """The topic: after what bronze holds when the `checkpoint` is new, else Spark knows where.
+        """The topic, from the `checkpoint` on; with a new one, from the end of what bronze holds.
 
-        Raises ConfigurationError when the log ends before what was read of it.
+        Raises ConfigurationError when the log ends before the position already read.
         """
         read_to = checkpoint.offsets().get(self._address.topic)
         if read_to is None:  # also in the checkpoint of another topic
@@ -53,21 +53,20 @@ class BronzeStep:
             continuity.check_start(lambda partition: self._stored.get(partition, -1))
             self.expired += continuity.expired
         else:
-            # Where bronze has come further than the checkpoint: the other engine has worked on the lake since. Only
-            # files are read that may hold such messages.
+            # Find partitions where bronze is ahead of the checkpoint, because the embedded engine has worked on the
+            # lake since. Reads only the files that may hold such messages.
             known = {int(partition) + self._first_partition: offset for partition, offset in read_to.items()}
             beyond = [f"(`partition` = {partition} AND `offset` >= {offset})" for partition, offset in known.items()]
             new = f"`partition` >= {self._first_partition} AND `partition` NOT IN ({', '.join(map(str, known))})"
             rows = self._tables.read(sql.session, BRONZE).where(" OR ".join([*beyond, f"({new})"]))
             held = rows.groupBy("partition").agg(F.max("offset").alias("last"))
             self._stored = {row["partition"]: row["last"] for row in held.collect()}
-        if (
-            read_to is not None and not self._is_checked
-        ):  # once: of brokers away later the log tells what they last said
+        # Only at the first start: while the brokers are away later, the log returns their last known bounds.
+        if read_to is not None and not self._is_checked:
             last = {int(partition) + self._first_partition: offset - 1 for partition, offset in read_to.items()}
             check_follows(self._log, lambda partition: last.get(partition, -1))
         self._is_checked = True
-        # For each partition what follows the last offset held. Spark looks at it for a new checkpoint only.
+        # The offset after the last one held, per partition. Spark uses it for a new checkpoint only.
         starting = "earliest"
         if self._stored:
             starts = {
@@ -81,14 +80,14 @@ class BronzeStep:
             **self._address.spark_options(databricks="DATABRICKS_RUNTIME_VERSION" in os.environ),
             "subscribe": self._address.topic,
             "includeHeaders": "true",
-            "failOnDataLoss": "false",  # what retention has taken is said by `passed`, and shows in the coverage
+            "failOnDataLoss": "false",  # `passed` reports what retention has deleted, and the coverage shows it
             "maxOffsetsPerTrigger": str(self._messages_max),
             "startingOffsets": starting,
         }
         return sql.session.readStream.format("kafka").options(**options).load()
 
     def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
-        """Appends one batch; returns nothing to count: the query's progress has the number of messages."""
+        """Appends one batch. Returns no counts: the query's progress has the number of messages."""
         records = batch.withColumn("partition", F.col("partition") + F.lit(self._first_partition))
         for partition, last in self._stored.items():
             records = records.where(f"`partition` <> {partition} OR `offset` > {last}")
@@ -98,22 +97,22 @@ class BronzeStep:
         return {}
 
     def passed(self, sql: SparkSql, start: Offsets | None, end: Offsets | None, rows: int) -> None:
-        """A batch from `start` to `end` is done, of which Spark has read `rows` messages: says what had expired.
+        """Counts and logs expired messages after a batch from `start` to `end` in which Spark read `rows` messages.
 
-        Before the first batch of a checkpoint there is no `start`; `source` has looked at that one. Raises
-        ConfigurationError when the topic's offsets have gone back: Spark only warns, and would go on from there.
+        The first batch of a checkpoint has no `start`; `source` has checked it. Raises ConfigurationError when the
+        topic's offsets have gone back: Spark only warns, and would go on from there.
         """
         for topic, partition, offset in _offsets(start):
             if (behind := (end or {}).get(topic, {}).get(partition, offset)) < offset:
                 raise began_anew(f" {topic}", int(partition) + self._first_partition, offset - 1, behind)
-        # (partition of Kafka, first offset, offset behind the last) of what lies between.
+        # (Kafka partition, first offset, offset after the last) of the batch.
         spans = [
             (int(partition), start[topic][partition], offset)
             for topic, partition, offset in _offsets(end)
             if start and offset > start.get(topic, {}).get(partition, offset)
         ]
         lost = sum(behind - first for _, first, behind in spans) - rows
-        if lost > 0 and rows == 0:  # a batch that bronze held already, from before a kill, is not read again
+        if lost > 0 and rows == 0:  # Spark reads no rows if bronze had the whole batch, from before a kill
             lost -= self._held(sql, spans)
         if lost > 0:
             self.expired += lost
@@ -129,7 +128,7 @@ class BronzeStep:
 
 
 def _offsets(offsets: Offsets | None) -> Iterator[tuple[str, str, int]]:
-    """Topic, partition of Kafka and offset, one by one."""
+    """Each (topic, Kafka partition, offset)."""
     for topic, partitions in (offsets or {}).items():
         for partition, offset in partitions.items():
             yield topic, partition, offset

@@ -1,4 +1,4 @@
-"""The folder in which a streaming query keeps how far it is."""
+"""The folder in which a streaming query keeps its progress."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any, TypeAlias
 from pyspark.sql import SparkSession
 
 Offsets: TypeAlias = Mapping[str, Mapping[str, int]]
-"""Kafka's offsets as Spark writes them: topic → partition → the offset that comes next."""
+"""Kafka's offsets as Spark writes them: topic → partition → next offset."""
 
 
 class Checkpoint:
-    """One query's checkpoint as it was when this was made."""
+    """One query's checkpoint."""
 
     def __init__(self, session: SparkSession, url: str) -> None:
-        """`url`: of the query's own folder."""
+        """`url`: the query's own folder."""
         self._session = session
         self._url = url
 
     @cached_property
     def is_new(self) -> bool:
-        """Whether it has no batch yet."""
+        """Whether it had no batch when this was first read."""
         if self._url.startswith("/Volumes/"):  # Unity Catalog shows its volumes as folders, not to Hadoop
             return not Path(self._url, "offsets").exists()
         jvm: Any = self._session.sparkContext._jvm
@@ -32,7 +32,7 @@ class Checkpoint:
         return not path.getFileSystem(self._session.sparkContext._jsc.hadoopConfiguration()).exists(path)
 
     def offsets(self) -> Offsets:
-        """Up to where the newest batch reads, done or not, of a query whose one source is Kafka; empty for none.
+        """The end offsets of the newest batch, finished or not, of a query that reads only Kafka; empty for none.
 
         The file of a batch has a line for the version, one for the batch, and one for each source.
         """

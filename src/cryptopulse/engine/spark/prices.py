@@ -18,18 +18,18 @@ _NEIGHBOURS = "silver.neighbour_ids"
 
 
 class PricesStep:
-    """Derives again every window that new trades, their neighbours, or new proofs of absent ids concern."""
+    """Derives again every window affected by new trades, their neighbours, or new proofs of absent ids."""
 
     name = "prices"
 
     def __init__(self, tables: SparkTables, files_max: int) -> None:
-        """`files_max`: how many files of silver make a batch at most."""
+        """`files_max`: most files of silver in one batch."""
         self._tables = tables
         self._files_max = files_max
         self._load_us = 0
 
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:  # noqa: ARG002 - deriving again changes nothing
-        """Intervals of ids: silver's trades, which have a time, and those that were proved absent, which have none."""
+        """Intervals of ids: trades of silver, with event_time, and ids proved absent, with a null event_time."""
         self._load_us = micros_of(self._tables.read(sql.session, STATS), "MAX(load_timestamp)", 0)
         trades = self._tables.stream(sql.session, SILVER, self._files_max)
         absent = self._tables.stream(sql.session, ABSENT, self._files_max)
@@ -39,10 +39,10 @@ class PricesStep:
         )
 
     def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:  # noqa: ARG002 - see below
-        """Replaces the touched bars, statistics and hours of completeness; returns how many bars.
+        """Replaces the touched bars, statistics and hours of completeness; returns how many minutes, as `bars`.
 
-        No turn is needed: what is written is what silver holds, however often it is written. When two drivers do it at
-        once, Delta refuses one of them, as both replace rows of the same windows.
+        No turn is needed: the rows are derived from silver, so writing them again changes nothing. When two drivers
+        write at once, Delta refuses one of them, as both replace rows of the same windows.
         """
         self._load_us = max(time.time_ns() // 1000, self._load_us + 1)
         coverage = coverage_now(sql, self._tables).persist()
@@ -76,8 +76,8 @@ class PricesStep:
         return minutes.unionByName(neighbours.select("symbol", "window_start")).distinct()
 
     def _hours(self, sql: SparkSql, batch: DataFrame, touched: DataFrame) -> DataFrame:
-        """(symbol, window_start) of the hours that `touched` minutes lie in, of those with holes among the batch's ids,
-        and of those in which a product's record began until now.
+        """(symbol, window_start) of the hours of the `touched` minutes, of those with holes among the batch's ids, and
+        of each product's first hour so far if the batch has older ids.
         """
         known = self._tables.read(sql.session, COMPLETENESS)
         begin = known.groupBy("symbol").agg(F.min("first_trade_id").alias("begin"))
@@ -96,7 +96,7 @@ class PricesStep:
     def _replace(
         self, sql: SparkSql, upstream: Table, table: Table, touched: DataFrame, beside: dict[str, DataFrame]
     ) -> int:
-        """Derives the `touched` windows of `table` from `upstream`; returns how many there are."""
+        """Derives the `touched` windows of `table` from `upstream`; returns how many windows."""
         ends = touched.selectExpr(
             "COUNT(*) AS windows", "UNIX_MICROS(MIN(window_start)) AS first", "UNIX_MICROS(MAX(window_start)) AS last"
         ).first()

@@ -1,4 +1,4 @@
-"""Keeping a lake up to date with Spark: what `process --engine spark` runs."""
+"""Keeps a lake up to date with Spark: `process --engine spark`."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _WRITTEN = {
     "alerts": (ALERTS,),
     "prices": (BARS, STATS, COMPLETENESS),
 }
-"""Step → the tables that it alone writes."""
+"""Step → the tables that only it writes."""
 
 Report = Callable[[dict[str, object]], None]
 
 
 def process(settings: Settings, log: Log, stop: threading.Event, report: Report, steps: Sequence[str] = STEPS) -> None:
-    """Keeps the tables of `steps` up to date until `stop` is set; calls `report` with the state now and then.
+    """Keeps the tables of `steps` up to date until `stop` is set; calls `report` with the state twice a second.
 
-    Raises LakeBusy when the embedded engine works on the lake, Fenced when it has taken the tables over from another
-    machine or another driver works on the same checkpoints, ProcessFailed when a query can't be kept running.
+    Raises LakeBusy when the embedded engine works on the lake, Fenced when an embedded engine on another machine has
+    taken the tables over or another driver works on the same checkpoints, ProcessFailed when a query keeps failing.
     """
     with _streams(settings, log, steps) as streams:
         for stream in streams:
@@ -58,7 +58,7 @@ def process(settings: Settings, log: Log, stop: threading.Event, report: Report,
 
 
 def drain(settings: Settings, log: Log, steps: Sequence[str] = STEPS) -> dict[str, object]:
-    """Brings the tables of `steps` up to what the log holds now, upstream first; returns what was counted."""
+    """Brings the tables of `steps` up to the log's present end, upstream first; returns the counts of the status."""
     with _streams(settings, log, steps) as streams:
         for stream in streams:
             stream.start(to_the_end_only=True)
@@ -102,7 +102,7 @@ def _streams(settings: Settings, log: Log, steps: Sequence[str]) -> Iterator[lis
 
 
 def _checkpoint(settings: Settings, step: str) -> str:
-    """URL of a step's own folder. Offsets of the log that began anew are another checkpoint's."""
+    """URL of a step's own folder. A new epoch of the log has new offsets, so bronze needs a new checkpoint then."""
     epoch = settings.log.epoch if step == BronzeStep.name else 0
     return f"{checkpoints(settings)}/{step}" + (f"-epoch-{epoch}" if epoch else "")
 
@@ -122,7 +122,7 @@ def checkpoints(settings: Settings) -> str:
 
 
 def _state(streams: Sequence[Stream]) -> dict[str, object]:
-    """What the status shows; see `cryptopulse.telemetry` for the embedded engine's."""
+    """The figures of the status file; those of the embedded engine are in `cryptopulse.telemetry`."""
     totals = {stream.step.name: stream.totals for stream in streams}
     silver = totals.get("silver", {})
     return {

@@ -1,4 +1,4 @@
-"""A Spark session as the steps use it: canonical statements over named inputs, small tables in and out."""
+"""A Spark session for the steps: canonical statements over named inputs, small tables in and out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DELTA = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 _PACKAGES = {
-    # Spark's version up to its minor number → Scala, the Delta Lake that belongs to it, the Hadoop that it comes with.
+    # Spark's major and minor version → Scala, the matching Delta Lake, the Hadoop that Spark ships with.
     "3.5": ("2.12", "io.delta:delta-spark_2.12:3.3.2", "3.3.4"),
     "4.0": ("2.13", "io.delta:delta-spark_2.13:4.0.1", "3.4.1"),
 }
@@ -48,20 +48,20 @@ _SQL_TYPES = {
 
 
 def spark_session(settings: Settings) -> SparkSession:
-    """On Databricks the runtime's session as it is; elsewhere the one that runs already (spark-submit) or a new one.
+    """On Databricks the runtime's session; elsewhere the running session (spark-submit) or a new one.
 
-    Without `spark.jars` or `spark.jars.packages` in `spark.conf` a new session asks Maven for Delta Lake and the Kafka
-    source. Raises ConfigurationError when Spark can't start.
+    Without `spark.jars` or `spark.jars.packages` in `spark.conf` a new session gets Delta Lake and the Kafka source
+    from Maven. Raises ConfigurationError when Spark can't start.
     """
     if "DATABRICKS_RUNTIME_VERSION" in os.environ:  # our settings would replace its Delta Lake and its catalog
         session = SparkSession.builder.getOrCreate()
     else:
         session = SparkSession.getActiveSession() or _new_session(settings)
         session.conf.set("spark.databricks.delta.autoCompact.enabled", "true")
-    for name, value in SPARK_SETTINGS.items():  # what the statements mean depends on them
+    for name, value in SPARK_SETTINGS.items():  # the meaning of the statements depends on them
         session.conf.set(name, value)
     if settings.spark.catalog is None and (hadoop := settings.location.hadoop_options):
-        # Given to the builder they would be arguments of the Java process, for everybody on the machine to read.
+        # Passed to the builder they would be arguments of the Java process, which everybody on the machine can read.
         configuration = session.sparkContext._jsc.hadoopConfiguration()
         for name, value in hadoop.items():
             configuration.set(name, value)
@@ -82,7 +82,7 @@ def _new_session(settings: Settings) -> SparkSession:
         if module := {"s3": "hadoop-aws", "azure": "hadoop-azure"}.get(settings.location.kind):
             packages.append(f"org.apache.hadoop:{module}:{hadoop}")
         conf["spark.jars.packages"] = ",".join(packages)
-    # The parser runs in Spark's Python workers, which by default are whatever python3 the path has.
+    # The parser runs in Spark's Python workers, which by default use the first python3 on the path.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName("cryptopulse")
     for name, value in conf.items():
@@ -97,10 +97,10 @@ def _new_session(settings: Settings) -> SparkSession:
 
 
 class SparkSql:
-    """Runs canonical statements in one session. A streaming query has a session of its own, so names don't meet."""
+    """Runs canonical statements in one session. Each streaming query has its own session, so names don't collide."""
 
     def __init__(self, session: SparkSession) -> None:
-        """`session` is where inputs are bound."""
+        """`session`: where inputs are bound to names."""
         self.session = session
 
     def rows(self, name: str, inputs: Mapping[str, Input]) -> DataFrame:
@@ -111,11 +111,11 @@ class SparkSql:
         return self.session.sql(spark_sql(name))
 
     def derive(self, name: str, inputs: Mapping[str, Input]) -> pa.Table:
-        """As `rows`, worked out and brought here: for results of few rows."""
+        """Like `rows`, but computed and collected: for results of few rows."""
         return collected(self.rows(name, inputs))
 
     def local(self, rows: pa.Table) -> DataFrame:
-        """Few rows as a data frame, exact in every type. Without Python workers: Spark reads them from a literal."""
+        """A few rows as a data frame, exact in every type. Spark reads them from JSON, without Python workers."""
         columns = [(field.name, _sent(field.type), _received(field.name, field.type)) for field in rows.schema]
         record = ", ".join(f"`{name}`: {sent}" for name, sent, _ in columns)
         selected = ", ".join(expression for *_, expression in columns)
@@ -129,7 +129,7 @@ class SparkSql:
 
 
 def collected(frame: DataFrame) -> pa.Table:
-    """A data frame's rows here; times are µs UTC."""
+    """A data frame's rows, collected to this process; times are µs UTC."""
     if hasattr(frame, "toArrow"):  # from Spark 4.0 on
         return frame.toArrow()
     batches = frame._collect_as_arrow()

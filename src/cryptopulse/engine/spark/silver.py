@@ -1,4 +1,4 @@
-"""Bronze → silver, quarantine, proofs of absent ids, and the intervals of ids."""
+"""Bronze → silver, quarantine, proofs of absent ids, and the intervals of ids held."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _SAME_CONTENT = " AND ".join(f"p.{name} = s.{name}" for name in ("price", "trade
 
 
 class SilverStep:
-    """Parses messages, keeps each trade once, and says which ids are held and which are proved absent."""
+    """Parses messages, keeps each trade once, and writes which ids are held and which are proved absent."""
 
     name = "silver"
 
     def __init__(self, tables: SparkTables, files_max: int) -> None:
-        """`files_max`: how many files of bronze make a batch at most."""
+        """`files_max`: most files of bronze in one batch."""
         self._tables = tables
         self._files_max = files_max
         self._coverage: pa.Table | None = None
@@ -40,10 +40,10 @@ class SilverStep:
         self._conflicting: set[str] = set()
 
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:  # noqa: ARG002 - a new checkpoint reads all again
-        """Bronze. Reads from the tables which ids silver holds; what a new checkpoint reads again is known by them.
+        """Bronze. Loads the ids that silver holds from the tables, so a new checkpoint can read all of bronze again.
 
-        The intervals must count as many ids as silver has rows. They don't when rows of silver were deleted or an older
-        version restored: intervals that claim ids which are gone would keep them out for ever, so all are made again.
+        The intervals must count as many ids as silver has rows. They don't if rows of silver were deleted or an older
+        version restored. Intervals that claim ids which are gone would block them for ever, so all are then rebuilt.
         """
         self._coverage = collected(coverage_now(sql, self._tables))
         silver = self._tables.read(sql.session, SILVER)
@@ -56,7 +56,7 @@ class SilverStep:
         return self._tables.stream(sql.session, BRONZE, self._files_max)
 
     def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
-        """Messages → new trades, refused messages, intervals; returns how many of each."""
+        """Messages → new trades, refused messages, intervals, proofs of absent ids; returns counts by name."""
         assert self._coverage is not None
         parsed = batch.mapInArrow(parse_batches, _PARSED_TYPE).persist()
         try:
@@ -92,9 +92,9 @@ class SilverStep:
             trades.unpersist()
 
     def _quarantine(self, sql: SparkSql, parsed: DataFrame, batch: DataFrame) -> tuple[int, int]:
-        """Keeps the messages that were refused, and those that tell a held trade otherwise.
+        """Writes refused messages, and those that conflict with a trade in silver, to the quarantine.
 
-        Returns how many of the latter there are, and how many trades they tell so.
+        Returns how many messages conflict, and how many trades in them.
         """
         silver = self._tables.read(sql.session, SILVER)
         told = parsed.where("reason IS NULL").alias("p").join(silver.alias("s"), ["symbol", "trade_id"])
@@ -149,7 +149,7 @@ def _without_load(table: Table) -> pa.Schema:
 
 
 def coverage_now(sql: SparkSql, tables: SparkTables) -> DataFrame:
-    """The intervals of ids that silver holds at this moment: those written, and silver's trades since then."""
+    """The intervals of ids that silver holds now: those in the table, and silver's trades since they were written."""
     session: SparkSession = sql.session
     written = tables.read(session, COVERAGE)
     position = micros_of(written, "MAX(load_timestamp)", -1)
@@ -158,7 +158,7 @@ def coverage_now(sql: SparkSql, tables: SparkTables) -> DataFrame:
 
 
 def _held(intervals: pa.Table | None) -> int:
-    """How many ids intervals hold."""
+    """How many ids the intervals hold."""
     assert intervals is not None
     spans = zip(intervals["first_trade_id"].to_pylist(), intervals["last_trade_id"].to_pylist(), strict=True)
     return sum(last - first + 1 for first, last in spans)

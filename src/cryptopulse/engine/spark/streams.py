@@ -1,4 +1,4 @@
-"""The streaming queries: started, watched, started again, stopped."""
+"""Starts, watches, restarts and stops the streaming queries."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ logger = structlog.get_logger()
 
 
 class Step(Protocol):
-    """One streaming query's part of the way."""
+    """The work of one streaming query."""
 
     name: str
 
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:
-        """What streams in; reads the state that the step keeps. `checkpoint`: how far the query has come."""
+        """The streaming input. Also loads the step's state from the tables. `checkpoint`: the query's progress."""
 
     def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
-        """Works off one batch; returns what is to be counted."""
+        """Processes one batch; returns counts by name, for the totals."""
 
 
 class Stream:
     """One step's streaming query."""
 
     def __init__(self, session: SparkSession, step: Step, checkpoint: str, guard: Guard, interval_s: float = 0) -> None:
-        """`checkpoint`: URL of the query's own folder; `guard` is called before each batch; `interval_s`: between the
-        starts of two batches at least."""
+        """`checkpoint`: URL of the query's own folder; `guard` is called before each batch; `interval_s`: least time
+        between the starts of two batches."""
         self.step = step
         self._interval_s = interval_s
         self._guard = guard
         self.totals: dict[str, int] = {}
-        """What the step has counted, and `rows`: what came in."""
+        """The step's counts, and `rows`, the input rows."""
         self._session = session
         self._checkpoint = checkpoint
         self._query: StreamingQuery | None = None
@@ -58,7 +58,7 @@ class Stream:
         self._seen_batch = -1
 
     def start(self, *, to_the_end_only: bool) -> None:
-        """Starts the query: until it is stopped, or only `to_the_end` of what is there now."""
+        """Starts the query. It runs until it is stopped, or `to_the_end_only` of the present input."""
         self._raised = None
         query_id: Future[str] = Future()
         source = self.step.source(SparkSql(self._session), Checkpoint(self._session, self._checkpoint))
@@ -84,9 +84,9 @@ class Stream:
         query_id.set_result(str(self._query.id))
 
     def watch(self) -> bool:
-        """Looks at the query, and starts it again when it failed; returns whether it still runs.
+        """Updates the totals, and starts a failed query again after a pause; False if the query has ended by itself.
 
-        Raises Fenced when another driver has taken over, ProcessFailed when it fails again and again.
+        Raises Fenced when another driver has taken over, ProcessFailed when the query fails again and again.
         """
         self._look_at_progress()
         if self._retry_at is not None:
@@ -117,13 +117,13 @@ class Stream:
             raise self._judged(error) from error
 
     def stop(self) -> None:
-        """Ends the query. A batch in work is left: it is done again at the next start."""
+        """Ends the query. An unfinished batch is repeated at the next start."""
         if self._query is not None and self._query.isActive:
             self._query.stop()
 
     @property
     def last_batch_ms(self) -> float | None:
-        """How long the newest batch took, with its commits."""
+        """Duration of the newest batch with its commits, in ms; None before the first."""
         progress = self._query.lastProgress if self._query is not None else None
         return None if progress is None else float(progress["durationMs"].get("triggerExecution", 0))
 
@@ -145,7 +145,7 @@ class Stream:
                 f"Another driver works on the step {self.step.name} with the same checkpoint. This one stops and has "
                 "written nothing since. Run each step once."
             )
-        # The cause in one line: Spark puts its own story before it.
+        # The cause in one line, without the stack traces that Spark puts before it.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         causes = [line for line in lines if line.startswith("Caused by:")]
         cause = causes[-1] if causes else lines[0] if lines else type(error).__name__
@@ -157,9 +157,9 @@ class Stream:
         for progress in self._query.recentProgress:
             if progress["batchId"] <= self._seen_batch:
                 continue
-            # From Spark 4.0 on an object, whose members are texts of Python's; before, plain dictionaries.
+            # An object with Python strings as members from Spark 4.0 on, a plain dictionary before.
             found = json.loads(progress.json) if hasattr(progress, "json") else progress
-            # A query that waits for news reports as well, under the number of the batch to come.
+            # Skip reports of an idle query; they have the number of the next batch.
             if all(source["startOffset"] == source["endOffset"] for source in found["sources"]):
                 continue
             self._seen_batch = found["batchId"]

@@ -18,23 +18,23 @@ from cryptopulse.settings import Settings
 from cryptopulse.store.table_writer import owner_id
 
 _LOG_RETENTION = {"delta.logRetentionDuration": "interval 30 days"}
-"""Streams read a table's log: it must outlast every pause of theirs."""
+"""Streams read a table's log, so it must be kept longer than any pause of a stream."""
 
 
 Guard = Callable[[], None]
-"""Raises Fenced when the tables are another's."""
+"""Raises Fenced when another pipeline has taken the tables over."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Which batch of which streaming query writes."""
+    """The batch and the streaming query that write."""
 
     query_id: str
-    """Belongs to the checkpoint: a new checkpoint counts its batches anew, under another id."""
+    """Belongs to the checkpoint: a new checkpoint counts its batches from 0, under another id."""
     batch: int
 
     def app_id(self, table: Table) -> str:
-        """Whose batches Delta counts in `table`."""
+        """The `txnAppId` under which Delta counts the query's batches in `table`."""
         return f"cryptopulse:{table.qualified}:spark/{self.query_id}"
 
 
@@ -42,18 +42,18 @@ class SparkTables:
     """Reads and writes the tables of one lake."""
 
     def __init__(self, settings: Settings) -> None:
-        """By name when `spark.catalog` is set, else by path under the lake."""
+        """Tables are found by name if `spark.catalog` is set, else by path under the lake."""
         self._location = settings.location
         self._catalog = settings.spark.catalog
 
     def name(self, table: Table) -> str:
-        """The table as it is named in SQL."""
+        """The table's name in SQL."""
         if self._catalog:
             return f"`{self._catalog}`.`{table.schema}`.`{table.name}`"
         return "delta.`{}`".format(self._location.spark_table_url(table).replace("`", "``"))
 
     def create(self, session: SparkSession) -> None:
-        """Creates what is not there. Raises ConfigurationError for a table of another version of CryptoPulse."""
+        """Creates missing tables. Raises ConfigurationError for a table of another version of CryptoPulse."""
         if self._catalog:
             for schema in dict.fromkeys(table.schema for table in TABLES):
                 session.sql(f"CREATE SCHEMA IF NOT EXISTS `{self._catalog}`.`{schema}`")
@@ -77,20 +77,20 @@ class SparkTables:
         )
 
     def take_over(self, session: SparkSession, tables: Sequence[Table]) -> Guard:
-        """Fences an embedded engine on another machine from `tables`, as one that starts there fences this driver: a
-        commit without rows carries the number of the take-over (see `cryptopulse.store.table_writer`).
+        """Fences an embedded engine on another machine from `tables` (one that starts there fences this driver).
 
-        Returns what is to be called before each batch: it raises Fenced once somebody else has taken one of them over.
-        Tables of a catalog are Spark's alone, and on S3 nothing is exclusive that Spark writes.
+        A commit without rows carries the number of the take-over (see `cryptopulse.store.table_writer`). Returns the
+        guard to call before each batch; it raises Fenced once another pipeline has taken over a table. Only Spark
+        writes tables of a catalog, so they need no guard. On S3 Spark's commits are not exclusive.
         """
         if self._catalog:
             return lambda: None
-        owner = time.time_ns() // 1000  # more than any number before: those of the embedded engine count on from it
+        owner = time.time_ns() // 1000  # more than any number before; the embedded engine counts on from it
         for table in tables:
             nothing = self.read(session, table).limit(0)
             self._writer(nothing, table, owner_id(table), owner).append()
 
-        # Kept open: to open a table of some hundred commits takes six times as long as to read on from there.
+        # Kept open: opening a table of some hundred commits takes six times as long as reading only the new ones.
         kept = [(table, opened(self._location, table)) for table in tables]
 
         def check() -> None:
@@ -107,8 +107,8 @@ class SparkTables:
         return session.table(self.name(table))
 
     def stream(self, session: SparkSession, table: Table, files_max: int, bytes_max: int | None = None) -> DataFrame:
-        """What is appended to the table from its beginning on; at once at most `files_max` files, and no further one
-        when they have `bytes_max` bytes."""
+        """A stream of the rows appended to the table, from its beginning. A batch has at most `files_max` files, and no
+        further file once they have `bytes_max` bytes."""
         reader = session.readStream.option("maxFilesPerTrigger", files_max).option("skipChangeCommits", "true")
         if bytes_max is not None:
             reader = reader.option("maxBytesPerTrigger", bytes_max)
@@ -117,15 +117,15 @@ class SparkTables:
         return reader.format("delta").load(self._location.spark_table_url(table))
 
     def append(self, rows: DataFrame, table: Table, turn: Turn) -> None:
-        """Adds `rows`, once a turn."""
+        """Appends `rows`, once per turn."""
         self._writer(rows, table, turn.app_id(table), turn.batch).append()
 
     def replace(self, rows: DataFrame, table: Table, turn: Turn, predicate: str = "true") -> None:
-        """Puts `rows` in the place of those that match `predicate`, in one commit, once a turn."""
+        """Replaces the rows that match `predicate` by `rows`, in one commit, once per turn."""
         self._writer(rows, table, turn.app_id(table), turn.batch).overwrite(F.expr(predicate))
 
     def upsert(self, rows: DataFrame, table: Table, prune: str) -> None:
-        """Replaces the rows of the same key and adds the others. `prune`: SQL that is true for all of both."""
+        """Replaces rows with the same key and adds the others. `prune`: SQL that holds for all old and new rows."""
         rows.createOrReplaceTempView("upserted")
         same = " AND ".join(f"t.`{name}` = s.`{name}`" for name in table.key)
         rows.sparkSession.sql(
@@ -134,7 +134,7 @@ class SparkTables:
         )
 
     def add_missing(self, rows: DataFrame, table: Table) -> None:
-        """Adds those of `rows` whose key the table does not hold."""
+        """Adds the rows whose key the table does not have."""
         rows.createOrReplaceTempView("offered")
         same = " AND ".join(f"t.`{name}` = s.`{name}`" for name in table.key)
         rows.sparkSession.sql(
@@ -154,7 +154,7 @@ def shaped(rows: DataFrame, table: Table, load_us: int | None = None) -> DataFra
 
 
 def micros_of(frame: DataFrame, expression: str, default: int) -> int:
-    """One time of a table in µs UTC (`expression`: an aggregate), `default` when there is none."""
+    """A time from a table in µs UTC (`expression`: an aggregate), `default` if it is null."""
     row = frame.select(F.expr(f"UNIX_MICROS({expression}) AS us")).first()
     return default if row is None or row["us"] is None else int(row["us"])
 
@@ -169,6 +169,6 @@ _TAKEN_OVER = (
 def is_taken_over(error: Exception) -> bool:
     """Whether another driver works on this query's checkpoint.
 
-    Delta's error comes as Java's own, in Py4J's wrapping: pyspark knows no class for it.
+    Delta's error is a Java exception wrapped by Py4J: pyspark has no class for it.
     """
     return any(sign in str(error) for sign in _TAKEN_OVER)

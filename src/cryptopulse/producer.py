@@ -1,8 +1,7 @@
-"""The producer: everything of the feed put together.
+"""The producer: feed and healing, put together.
 
-Products are known or asked for; their sessions are spread over connections; messages flow through one
-buffer into the log, and so do the pages that heal holes; what happens is said in the structured log and in a status
-report.
+Products come from the settings or from the exchange; their sessions are spread over connections; messages, and pages
+that heal holes, go through one buffer into the log. Events go to the structured log, figures to a status report.
 """
 
 from __future__ import annotations
@@ -34,31 +33,29 @@ from cryptopulse.venues.coinbase_exchange import ExchangeDialect
 
 REPORT_INTERVAL_S = 0.5
 UNCHANGED_S = 4.0
-"""A report that says nothing new is made so seldom. Readers call a process silent that says nothing for 10 s."""
+"""Time between reports while nothing changes. Readers treat a process without a report for 10 s as silent."""
 
 RATE_WINDOW_S = 2.0
 
 CONNECTS_PER_SECOND = 4
-"""Half of Coinbase's limit for one address (8 a second, bursts of 20)."""
+"""Half of Coinbase's limit per IP address (8 a second, bursts of 20)."""
 
 CONNECTS_BURST = 8
 
 _AGES = frozenset({"time", "last_message_age_s", "last_logged_age_s"})
-"""What grows by itself: a reader adds the age of the report."""
+"""Values that change with time alone; a reader adds the age of the report."""
 
 _log = structlog.get_logger()
 
 
 async def produce(settings: Settings, log: Log, stop: asyncio.Event, report: Callable[[dict[str, Any]], None]) -> None:
-    """Records the feed into `log` until `stop` is set; then closes the connections, writes what is held,
-    returns.
+    """Records the feed into `log` until `stop` is set; then closes the connections, writes the buffer and returns.
 
-    `report` is called when the state changes, at most twice a second, every few seconds otherwise, and at the end,
-    with the state, ready for JSON. Times in it are seconds since 1970 (UTC).
+    `report` is called with the state, ready for JSON: when it changes, at most twice a second; every few seconds
+    otherwise; and at the end. Times in it are seconds since 1970 (UTC).
 
-    Raises ConfigurationError for settings that can't work, and what `log.append` raises when the log
-    refuses for good (LogFull and others): what was held in memory is lost then, and the structured log says
-    how much.
+    Raises ConfigurationError for settings that can't work, and the error of `log.append` when the log fails for good
+    (LogFull and others): messages in memory are then lost, and the structured log has their number.
     """
     async with RestClient(settings.feed.rest_url, allowance=settings.rest_allowance) as rest:
         feed = _Feed(settings, log, rest, report)
@@ -85,7 +82,7 @@ async def produce(settings: Settings, log: Log, stop: asyncio.Event, report: Cal
 
 
 class _FeedSource(NamedTuple):
-    """One of the exchange's feeds, and where it is."""
+    """One of the exchange's feeds and its address."""
 
     dialect: Dialect
     url: str
@@ -118,22 +115,22 @@ class _Feed:
         self._connects = RateLimiter(per_second=CONNECTS_PER_SECOND, burst=CONNECTS_BURST)
         self._connections: list[FeedConnection] = []
         self.log_end = LogEnd([], {}, is_all=True)
-        """What the producer before this one recorded last."""
+        """The newest messages of the previous producer."""
         self._state = "waiting for products"
         self._lost_logged = 0
         self._totals: deque[tuple[float, int]] = deque()
 
     def _fail(self) -> None:
-        """Called by the writer's thread when the log has refused for good."""
+        """Called by the writer's thread when the log has failed for good."""
         self._loop.call_soon_threadsafe(self.log_failed.set)
 
     def _check(self, products: list[str]) -> None:
-        """One feed must take every product; of two, one takes what the other does not."""
+        """A single feed must take every product; with two, each product needs only one of them."""
         if len(self._sources) == 1:
             self._sources[0].dialect.check_products(products)
 
     async def record(self) -> None:
-        """Connects and keeps connected until cancelled; fetches what is missing."""
+        """Connects and stays connected until cancelled; fetches missing trades."""
         products = self._settings.products or await self._fetch_products()
         self._check(products)
         self._watch.follow(products)
@@ -150,7 +147,7 @@ class _Feed:
                 group.create_task(self._record_new_products(group))
 
     async def _heal(self) -> None:
-        """Heals until cancelled. A fault in it is said, and does not end the recording."""
+        """Heals until cancelled. An error in it is logged and does not end the recording."""
         try:
             await self._healer.run()
         except Exception as error:  # noqa: BLE001 - trades that are not recorded now are lost for longer
@@ -159,7 +156,7 @@ class _Feed:
             await self._healer.close()
 
     async def _record_new_products(self, group: asyncio.TaskGroup) -> None:
-        """Asks now and then which products there are, and records new ones on connections of their own."""
+        """Fetches the list of products at intervals, and records new ones on connections of their own."""
         while True:
             await asyncio.sleep(self._settings.products_refresh_s)
             try:
@@ -178,7 +175,7 @@ class _Feed:
                 self._connect(group, products)
 
     def _connect(self, group: asyncio.TaskGroup, products: list[str]) -> None:
-        """Makes connections, each with a part of `products`; all share what is known of the ids."""
+        """Makes connections, each for a part of `products`; all share one IdWatch."""
         size, missed_max = self._settings.products_per_connection_max, self._settings.heartbeats_missed_max
         for dialect, url in self._sources * self._settings.connections:
             shared = Shared(url, self._settings, self._buffer, self._connects, self._on_event)
@@ -201,7 +198,10 @@ class _Feed:
                 self._lines.event(connection.name, event)
 
     async def _fetch_products(self) -> list[str]:
-        """All online products of the quote currency; keeps asking until there is an answer."""
+        """All online products of the quote currency; retries until there is an answer.
+
+        Raises ConfigurationError if there are none.
+        """
         currency = self._settings.quote_currency
 
         def waiting(error: TransientError, pause_s: float) -> None:
@@ -217,7 +217,7 @@ class _Feed:
         return products
 
     async def keep_reporting(self) -> None:
-        """Calls `report` until cancelled."""
+        """Calls `report` at intervals until cancelled."""
         reported: dict[str, Any] = {}
         due_s = 0.0
         while True:
@@ -230,7 +230,7 @@ class _Feed:
             await asyncio.sleep(REPORT_INTERVAL_S)
 
     def finish(self) -> None:
-        """Says what became of the messages; after everything has ended."""
+        """Logs losses and makes the last report; call it after everything has ended."""
         self._state = "stopped"
         self._log_losses()
         held = len(self._buffer) + self.writer.in_flight
@@ -252,7 +252,7 @@ class _Feed:
             self._lost_logged = lost
 
     def state(self, lost_in_memory: int = 0) -> dict[str, Any]:
-        """The state of everything, ready for JSON."""
+        """The producer's state, ready for JSON."""
         now_ns = time.time_ns()
         traffic = [connection.traffic for connection in self._connections]
         sessions = [connection.session for connection in self._connections]
@@ -302,7 +302,7 @@ class _Feed:
         }
 
     def _rate(self, messages: int) -> float:
-        """Messages a second over the last two seconds."""
+        """Messages per second over the last two seconds."""
         now_s = time.monotonic()
         self._totals.append((now_s, messages))
         while len(self._totals) > 2 and self._totals[0][0] < now_s - RATE_WINDOW_S:
@@ -312,7 +312,7 @@ class _Feed:
 
 
 def _sources(settings: FeedSettings) -> list[_FeedSource]:
-    """The feeds to record. Raises ConfigurationError for an address that is none."""
+    """The feeds to record. Raises ConfigurationError for an address that is not a WebSocket address."""
     exchange, advanced = ExchangeDialect(), AdvancedDialect()
     first: Dialect = advanced if settings.dialect == "advanced" else exchange
     made = [_FeedSource(first, first.default_url if settings.websocket_url is None else settings.websocket_url)]

@@ -1,11 +1,11 @@
-"""Recordings: files of raw messages as an exchange sent them, one a line.
+"""Recordings: files of raw messages as an exchange sent them, one per line.
 
-A line is either the message itself, or `{"recv": epoch seconds, "raw": "the exact message"}` when the time of
-receipt was kept. Both kinds may stand in one file, which may begin with a byte order mark, end its lines with CR LF, be
-compressed (gzip, Zstandard), and come through a pipe or as standard input (`-`).
+A line is either the message itself, or `{"recv": epoch seconds, "raw": "the exact message"}` if the receive time was
+recorded. A file may contain both kinds, begin with a byte order mark, end its lines with CR LF, be compressed (gzip,
+Zstandard), and come through a pipe or standard input (`-`).
 
-A recorder that was stopped may have left a part of a last line: it is skipped and logged (`truncated_line_skipped`).
-Any other line that is no recorded message is an error.
+A recorder that was stopped may have left an incomplete last line: it is skipped and logged (`truncated_line_skipped`).
+Any other line that is not a recorded message is an error.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from cryptopulse.errors import ConfigurationError
 
 STANDARD_INPUT = Path("-")
 
-# What the cache of a core holds while it goes from text to messages: a third less time than 4 MB.
+# Fits a core's cache while text becomes messages: takes a third less time than 4 MB.
 _CHUNK_BYTES = 256 << 10
 _LINE_BYTES_MAX = 64 << 20  # four times the largest message that the feed takes
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_SKIPPED = b"\x2a\x4d\x18"  # from the second byte on, of a frame without content that pzstd begins with
+_SKIPPED = b"\x2a\x4d\x18"  # second to fourth byte of a skippable frame; files of pzstd begin with one
 _CUT_OFF = (
     " Fetch it again, or take what is whole of it: `gzip -dc FILE | cryptopulse replay -` (`zstd -dc` for Zstandard)."
 )
-_RECV_END = 7_258_118_400  # the year 2200: seconds are below it, milliseconds far beyond
+_RECV_END = 7_258_118_400  # the year 2200: seconds are below it, milliseconds far above
 _UNKNOWN = -1
 
 _log = structlog.get_logger()
 
 
 class _Line(msgspec.Struct, gc=False):
-    """What matters of a line; other members are only checked to be JSON."""
+    """The members of a line that are used; others are only checked to be JSON."""
 
     recv: float | None = None
     raw: str | None = None
@@ -57,15 +57,15 @@ class Chunk(NamedTuple):
     """Some messages of a recording, in its order."""
 
     received_us: npt.NDArray[np.int64]
-    """UTC since 1970, to the nearest microsecond; below 0 where the recording does not say."""
+    """µs since 1970 (UTC); below 0 if the recording has no receive time."""
     bodies: list[bytes] | list[str]
-    """Exactly what was received; as text (to be encoded as UTF-8) where the recording has it so."""
+    """The messages exactly as received, as bytes or as text (to be encoded as UTF-8)."""
 
 
 def read_chunks(path: Path) -> Iterator[Chunk]:
     """All messages of the recording at `path` (`-`: standard input), some thousand at a time. Empty lines are skipped.
 
-    Raises ConfigurationError when the file can't be read, or naming the line that is not a recorded message.
+    Raises ConfigurationError if the file can't be read or a line is not a recorded message; it names the line.
     """
     name = "from standard input" if path == STANDARD_INPUT else str(path)
     number, rest = 1, bytearray()
@@ -89,7 +89,7 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
         try:
             _decoder.decode(last)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if number == 1 or not _is_torn(last, error):  # it was never one, or it is whole and wrong
+            if number == 1 or not _is_torn(last, error):  # not a recording at all, or a complete but wrong line
                 raise _BrokenLineError(number, error) from error
             _log.warning("truncated_line_skipped", recording=name, line=number, bytes=len(last))
         else:
@@ -97,20 +97,20 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
 
 
 def _is_torn(line: bytes, error: Exception) -> bool:
-    """Whether `line`, of whose reading came `error`, is the beginning of a message whose end was never written."""
+    """Whether `line`, whose decoding raised `error`, is a message whose end was never written."""
     if line.endswith(b"\0"):  # as a power cut leaves it
         return True
     if isinstance(error, UnicodeDecodeError):
         return error.end >= len(line)
-    said = str(error)  # within a number the reader only names the place: the end
+    said = str(error)  # for an incomplete number the decoder only names the position: the end
     return "truncated" in said or ("trailing" not in said and f"(byte {len(line)})" in said)
 
 
 def read_recording(path: Path) -> Iterator[tuple[int | None, bytes]]:
     """Messages of a file in its order, as (received, message).
 
-    `received` is nanoseconds UTC since 1970 (whole microseconds), or None when the file does not say. Raises
-    ConfigurationError as `read_chunks`.
+    `received` is ns since 1970 (UTC; whole microseconds), or None if the file has no receive time. Raises
+    ConfigurationError like `read_chunks`.
     """
     for received_us, bodies in read_chunks(path):
         times = (None if at_us < 0 else at_us * 1000 for at_us in received_us.tolist())
@@ -118,7 +118,7 @@ def read_recording(path: Path) -> Iterator[tuple[int | None, bytes]]:
 
 
 class _BrokenLineError(Exception):
-    """A line that is no recorded message."""
+    """A line that is not a recorded message."""
 
     def __init__(self, number: int, why: object) -> None:
         super().__init__(f"line {number} is not a recorded message: {why}. Remove or repair the line.")
@@ -138,8 +138,8 @@ def _errors(name: str) -> Iterator[None]:
 
 
 def _chunk(block: bytes, number: int, lines: int) -> Chunk:
-    """The messages in so many whole lines, of which the first has this number."""
-    # A block that has only whole lines of the kind with `raw`: all at once, in half the time.
+    """The messages of a block of `lines` whole lines; `number` is that of the first."""
+    # If all lines have `raw`, decode them at once, in half the time.
     with suppress(msgspec.DecodeError, UnicodeDecodeError):
         rows = _decoder.decode_lines(block)
         raws, received_us = [row.raw for row in rows], _micros([row.recv for row in rows])
@@ -172,13 +172,13 @@ def _message(line: bytes, number: int) -> tuple[float | None, bytes]:
 
 
 def _micros(seconds: list[float | None]) -> npt.NDArray[np.int64]:
-    """To the nearest microsecond, which is exact for six decimals; _UNKNOWN for None."""
+    """As µs, rounded to the nearest, which is exact for six decimals; _UNKNOWN for None."""
     found = np.rint(np.array(seconds, dtype=np.float64) * 1e6)
     return np.nan_to_num(found, nan=_UNKNOWN, posinf=np.inf).clip(-1e18, 1e18).astype(np.int64)
 
 
 def _decompressed(file: BinaryIO) -> BinaryIO:
-    """What is in `file`; no more of it is looked at than its first bytes."""
+    """`file`, decompressed if its first bytes are those of gzip or Zstandard."""
     text = io.BufferedReader(cast("io.RawIOBase", file)) if not isinstance(file, io.BufferedReader) else file
     magic = text.peek(4)[:4]
     if magic.startswith(_GZIP):

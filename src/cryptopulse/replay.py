@@ -1,5 +1,4 @@
-"""Brings recordings of raw messages into a lake, through the same log and the same processing as the live
-feed."""
+"""Brings recordings of raw messages into a lake, through the same log and processing as the live feed."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from cryptopulse.settings import Settings
 from cryptopulse.telemetry import Telemetry
 from cryptopulse.venues.coinbase_advanced import AdvancedDialect
 
-_APPENDED_MAX = 2_000_000  # messages, then the log is trimmed: about 1 GB, so that a long recording has room in it
+_APPENDED_MAX = 2_000_000  # messages (about 1 GB) between trims of the log, so that a long recording does not fill it
 
 Progress = Callable[[int, int], None]
 
@@ -31,17 +30,17 @@ Progress = Callable[[int, int], None]
 def replay(settings: Settings, log: Log, recording: Path, batch_messages: int, progress: Progress) -> dict[str, object]:
     """Appends `recording` to the log, `batch_messages` at a time, and processes the log through gold.
 
-    Messages keep the receive time of the recording; without one they count as received now. All of the recording is
-    read before anything of it is kept, so that one with a broken line can be mended and replayed without a message
-    that is there twice. Returns `Telemetry.summary`. Raises ConfigurationError when the file can't be read, LakeBusy
-    when a pipeline already works on the lake, LakeFull.
+    Messages keep the receive time of the recording; without one they count as received now. The whole recording is read
+    before any message is kept, so a recording with a broken line can be repaired and replayed without duplicates.
+    Returns `Telemetry.summary`. Raises ConfigurationError when the file can't be read, LakeBusy when a pipeline already
+    works on the lake, LakeFull.
     """
     with (
         _staged(recording, settings.state_dir) as (staged, count),
         Pipeline(settings, log) as lake,  # refuses a busy lake before the log grows
         ThreadPoolExecutor(1, thread_name_prefix="append") as pool,
     ):
-        lake.drain(progress)  # what the log holds already is not the recording's
+        lake.drain(progress)  # so that the summary counts only the recording
         lake.telemetry = Telemetry(lake.engine)
         batches, stop = _batches(staged, batch_messages), threading.Event()
         try:
@@ -54,7 +53,7 @@ def replay(settings: Settings, log: Log, recording: Path, batch_messages: int, p
 
 
 def _append(log: Log, batches: Iterator[pa.Table], messages: int, stop: threading.Event) -> None:
-    """Appends so many of the messages, in whole batches, unless `stop` is set."""
+    """Appends at least `messages` messages, in whole batches, unless `stop` is set or there are no more."""
     while messages > 0 and not stop.is_set() and (batch := next(batches, None)) is not None:
         log.append(batch)
         messages -= batch.num_rows
@@ -62,10 +61,10 @@ def _append(log: Log, batches: Iterator[pa.Table], messages: int, stop: threadin
 
 @contextmanager
 def _staged(recording: Path, folder: Path) -> Iterator[tuple[pa.RecordBatchReader, int]]:
-    """The messages of a recording (MESSAGE_SCHEMA), all of them read and found good, and their number.
+    """The messages of a recording (MESSAGE_SCHEMA), all read and valid, and their number.
 
-    They wait in a file without a name in `folder`, as large as the recording: to read it twice would take three times
-    as long, and a pipe can't be.
+    They are kept in an unnamed temporary file in `folder`, as large as the recording: reading the recording twice would
+    take three times as long, and a pipe can't be read twice.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +73,7 @@ def _staged(recording: Path, folder: Path) -> Iterator[tuple[pa.RecordBatchReade
             with pa.ipc.new_stream(file, MESSAGE_SCHEMA) as writer:
                 for received_us, bodies in read_chunks(recording):
                     times = np.where(received_us < 0, time.time_ns() // 1000, received_us)
-                    try:  # in half the time, if all of them are JSON
+                    try:  # takes half the time if all bodies are JSON
                         found = list(map(_product_fields.decode, bodies))
                     except (ValueError, RecursionError):
                         keys = list(map(partition_key, bodies))
@@ -92,7 +91,7 @@ def _staged(recording: Path, folder: Path) -> Iterator[tuple[pa.RecordBatchReade
 
 
 def _batches(messages: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """The same messages, `size` at a time; the last are fewer."""
+    """The same messages in tables of `size` rows; the last may have fewer."""
     waiting: list[pa.RecordBatch] = []
     count = 0
     for batch in messages:
@@ -109,7 +108,7 @@ def _batches(messages: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table
 
 
 class _ProductFields(msgspec.Struct, gc=False):
-    """Where a message of either feed may say which product it is about."""
+    """The members in which a message of either feed may name its product."""
 
     product_id: str = ""
     channel: str = ""

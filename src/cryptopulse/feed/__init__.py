@@ -1,7 +1,7 @@
 """The feed: exchange → raw messages with their receive time → log.
 
-`protocol` decides what follows from what the exchange says, without sockets or clocks; `sequence_gaps` keeps track of
-missing trade ids; `client` owns the sockets; `buffer` holds messages until the log has taken them; `rest` requests
-products and trades; `recovery` finds out how far the producer before had come; `event_log` logs what happens. What is
-particular to an exchange is in `cryptopulse.venues`; `cryptopulse.producer` puts the parts together.
+`protocol` is the session core, without sockets or clocks; `sequence_gaps` tracks missing trade ids; `client` has the
+sockets; `buffer` holds messages until the log has acknowledged them; `rest` requests products, trades and candles;
+`recovery` finds the last ids that the previous producer recorded; `event_log` logs events. Code for one exchange is in
+`cryptopulse.venues`; `cryptopulse.producer` puts the parts together.
 """

@@ -1,8 +1,8 @@
-"""Between the socket and the log: messages in memory, bounded, and the thread that writes them.
+"""Between the socket and the log: a bounded buffer of messages in memory, and the thread that writes them.
 
-The event loop puts messages in and never waits; a thread of its own takes them out, as one Arrow table for
-each group, and appends them to the log, which waits for the disk. What the log has not acknowledged yet
-still counts against the bound.
+The event loop puts messages in and never waits; a separate thread takes them out in groups and appends each group, as
+an Arrow table, to the log, which waits for the disk. Messages that the log has not acknowledged still count against
+the bound.
 """
 
 from __future__ import annotations
@@ -28,27 +28,26 @@ REST = "rest"
 """Where a message came from."""
 
 MESSAGE_OVERHEAD_BYTES = 200
-"""Memory of a held message beside its bytes: object headers, the receive time, the tuple, its place in the
-queue."""
+"""Memory of a held message beside its bytes: object headers, the receive time, the tuple, its slot in the queue."""
 
 GROUP_MESSAGES_MAX = 20_000
 GROUP_BYTES_MAX = 64 << 20
-"""Largest group. They limit what is in memory twice (as objects and as a table) when the log was slow for
-long."""
+"""Largest group. Bounds what is in memory twice (as objects and as a table) after the log was slow for long."""
 
 CLUSTER_S = 0.002
-"""What a lone message waits for others. Trades come in clusters, one taker's order against several makers': of real
-trades, 7 a second, 2 ms put as many into one synced write as 20 ms did (4 writes a second)."""
+"""How long a lone message waits for others. Trades come in clusters, one taker's order against several makers'. With
+7 real trades a second, 2 ms put as many into one synced write as 20 ms did (4 writes a second)."""
 
 _log = structlog.get_logger()
 
 
 SPARE_SHARE = 4
-"""Pages of the REST interface may use this part of the bound; the rest is for what can't be asked for again."""
+"""Pages of the REST interface may use 1/SPARE_SHARE of the bound; the rest is for messages that can't be requested
+again."""
 
 
 class ReceivedMessage(NamedTuple):
-    """A message as it came: product id or "", UTC nanoseconds, the bytes, WEBSOCKET or REST."""
+    """A message as received: product id or "", receive time (ns UTC), the bytes, WEBSOCKET or REST."""
 
     partition_key: str
     received_ns: int
@@ -62,7 +61,7 @@ class MessageBuffer:
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._messages: deque[ReceivedMessage] = deque()
-        # Each counter is written by one thread only, so that no lock is needed to compare them.
+        # Each counter is written by one thread only, so comparing them needs no lock.
         self._bytes_put = 0
         self._bytes_done = 0
         self.news = threading.Event()
@@ -73,7 +72,7 @@ class MessageBuffer:
 
     @property
     def bytes_held(self) -> int:
-        """Memory of all messages that are not done, in bytes."""
+        """Memory of all unacknowledged messages, in bytes."""
         return self._bytes_put - self._bytes_done
 
     def has_room(self, size: int) -> bool:
@@ -81,27 +80,27 @@ class MessageBuffer:
         return self.bytes_held + size + MESSAGE_OVERHEAD_BYTES <= self._bytes_max
 
     def has_room_to_spare(self, size: int) -> bool:
-        """Whether a message of `size` bytes takes no room from what comes off the sockets."""
+        """Whether a message of `size` bytes fits the share for pages, so that it takes no room from the sockets."""
         return self.bytes_held + size + MESSAGE_OVERHEAD_BYTES <= self._bytes_max // SPARE_SHARE
 
     @property
     def position(self) -> int:
-        """The place behind what was put last; see `is_done`."""
+        """The position after the last message put; see `is_done`."""
         return self._bytes_put
 
     def is_done(self, position: int) -> bool:
-        """Whether the log has acknowledged all that was put before `position`."""
+        """Whether the log has acknowledged all messages put before `position`."""
         return self._bytes_done >= position
 
     def put(self, partition_key: str, received_ns: int, body: bytes, source: str = WEBSOCKET) -> None:
-        """Adds a message; ask `has_room` first."""
+        """Adds a message; check `has_room` first."""
         self._bytes_put += len(body) + MESSAGE_OVERHEAD_BYTES
         self._messages.append(ReceivedMessage(partition_key, received_ns, body, source))
         if not self.news.is_set():
             self.news.set()
 
     def take(self) -> list[ReceivedMessage]:
-        """Takes the oldest messages out, as many as make a group. They count against the bound until `done`."""
+        """Takes out the oldest messages, at most one group. They count against the bound until `done`."""
         messages, size = self._messages, 0
         taken: list[ReceivedMessage] = []
         while messages and len(taken) < GROUP_MESSAGES_MAX and size < GROUP_BYTES_MAX:
@@ -110,29 +109,28 @@ class MessageBuffer:
         return taken
 
     def done(self, size: int) -> None:
-        """Frees the room of messages that were taken; `size` is the sum of their bytes and overheads."""
+        """Frees the room of messages taken; `size` is the sum of their bytes and overheads."""
         self._bytes_done += size
 
 
 class LogWriter:
     """The thread that empties a buffer into a log.
 
-    It sleeps until a message comes, gathers what follows within `CLUSTER_S`, and appends the group; but no sooner than
-    `group_commit_ms` after it began to append the one before. So a lone message is on disk at once, and a busy feed
-    shares each synced write among what came meanwhile. It ends when it is closed and the buffer is empty, or when the
-    log refuses for good: then `error` says why, `failed` has been called (from the thread), and what is still held is
-    lost.
+    It sleeps until a message comes, gathers what follows within `CLUSTER_S`, and appends the group, but no sooner than
+    `group_commit_ms` after it began to append the previous one. So a lone message is on disk at once, and with a busy
+    feed each synced write has many messages. It ends when it is closed and the buffer is empty, or when the log fails
+    for good: then `error` is set, `failed` has been called (from the thread), and the messages still held are lost.
     """
 
     def __init__(self, buffer: MessageBuffer, log: Log, *, group_commit_ms: int, failed: Callable[[], None]) -> None:
         self.error: BaseException | None = None
         self.messages_logged = 0
         self.messages_refused = 0
-        """Messages that the log does not take for their size: lost, and said so."""
+        """Messages too large for the log: lost, and logged as errors."""
         self.last_logged_ns = 0
-        """When the log acknowledged the newest of them, UTC; 0: never."""
+        """When the log last acknowledged messages (ns UTC); 0: never."""
         self.latency = Latency()
-        """From the socket to the acknowledgement."""
+        """From receiving a message to its acknowledgement, in ms."""
         self.in_flight = 0
         """Messages taken from the buffer that the log has not acknowledged."""
         self._buffer = buffer
@@ -148,7 +146,7 @@ class LogWriter:
         self._thread.start()
 
     def close(self) -> None:
-        """Returns when everything that was put is in the log, or the log has failed."""
+        """Returns when all messages put are in the log, or the log has failed."""
         self._closing.set()
         self._buffer.news.set()
         self._thread.join()
@@ -162,7 +160,7 @@ class LogWriter:
                         return
                     buffer.news.wait()
                     buffer.news.clear()
-                # What belongs to the same group may still come.
+                # More messages of the same group may still come.
                 due_s = max(time.monotonic() + CLUSTER_S, self._appended_s + self._group_s)
                 self._closing.wait(due_s - time.monotonic())
                 self._appended_s = time.monotonic()
@@ -184,7 +182,7 @@ class LogWriter:
         self.latency.add((self.last_logged_ns // 1000 - received_us) / 1000)
 
     def _append(self, table: pa.Table) -> None:
-        """Appends, again and again while the log says that it may pass: nothing is lost, the buffer fills."""
+        """Appends, with retries while errors are transient; meanwhile the buffer fills."""
         backoff = Backoff(longest_s=5.0)
         while True:
             try:
@@ -199,13 +197,13 @@ class LogWriter:
                 self._closing.wait(pause_s)
 
     def _append_apart(self, table: pa.Table, error: MessageTooLarge) -> None:
-        """Appends the halves: of a group that is refused for one message the others must not be lost."""
+        """Appends the halves: if one message makes the log refuse a group, the others must not be lost."""
         half = table.num_rows // 2
         if half:
             self._append(table.slice(0, half))
             self._append(table.slice(half))
             return
-        # The feed goes on: a hole of one message is better than one that grows until somebody comes.
+        # Go on without it: a hole of one message is better than one that grows until an operator reacts.
         self.messages_refused += 1
         key, size = table["partition_key"][0].as_py(), len(table["body"][0].as_buffer())
         _log.error("message_refused", product=key, bytes=size, error=str(error))

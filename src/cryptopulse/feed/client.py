@@ -1,12 +1,11 @@
 """Sockets, clocks and retries around the session core.
 
-A `FeedConnection` keeps one session connected: it opens a socket, hands every message to the session and to the
-buffer, replaces the socket when the session says that it is stale or when it breaks, and waits between
-attempts by the retry policy. It runs on the event loop and never waits for the log.
+A `FeedConnection` keeps one session connected: it opens a socket, passes every message to the session and to the
+buffer, replaces the socket when it breaks or the session reports it as stale, and waits between attempts by the retry
+policy. It runs on the event loop and never waits for the log.
 
-The WebSocket library is picows: it takes 267,000 messages of 280 bytes a second from a loopback socket on
-one core of a two-core cloud machine, websockets 17 takes 160,000 (both under uvloop, payload copied and
-time taken).
+The WebSocket library is picows: it takes 267,000 messages of 280 bytes a second from a loopback socket on one core of a
+two-core cloud machine, websockets 17 takes 160,000 (both under uvloop, payload copied, receive time noted).
 """
 
 from __future__ import annotations
@@ -46,18 +45,17 @@ MESSAGE_MAX_BYTES = 16 * 1024 * 1024
 """Above the largest message seen on either feed (a book snapshot of 5.1 MB)."""
 
 HEALTHY_S = 10.0
-"""A subscription that lived this long was a good one: the next attempt is made with the shortest pause."""
+"""After a subscription that lived this long the next attempt starts with the shortest pause again."""
 
 CLOSE_TIMEOUT_S = 1.0
 
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""Seconds until probes start, between probes, and how many may fail. Heartbeats notice a dead peer sooner;
-this is for routers that forget idle connections while thin products are quiet. Not every system has every
-option."""
+"""Seconds until probes start, seconds between probes, and how many may fail. Heartbeats detect a dead peer sooner; this
+is for routers that drop idle connections while thin products are quiet. Not every system has every option."""
 
 _log = structlog.get_logger()
 
-# What picows would say about broken connections we say ourselves, once.
+# Broken connections are logged here, once, instead of by picows.
 _silent = logging.Logger("picows", level=logging.CRITICAL + 1)
 
 
@@ -70,12 +68,12 @@ class Traffic:
     lost_messages: int = 0
     lost_bytes: int = 0
     last_received_ns: int = 0
-    """UTC; 0 when nothing has come yet."""
+    """ns UTC; 0: nothing received yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all connections of a feed have in common."""
+    """What all connections of a feed share."""
 
     url: str
     settings: FeedSettings
@@ -83,7 +81,7 @@ class Shared:
     connects: RateLimiter
     """Limits the attempts of all connections together."""
     on_event: Callable[[FeedConnection, Event], None]
-    """Is told what a connection's session finds."""
+    """Called with each event of a connection's session."""
 
 
 class FeedConnection(WSListener):
@@ -95,7 +93,7 @@ class FeedConnection(WSListener):
         self.traffic = Traffic()
         self.sockets_opened = 0
         self.since = time.time()
-        """When the present state began (UTC, seconds since 1970)."""
+        """When the present state began (seconds since 1970, UTC)."""
         self._shared = shared
         self._buffer = shared.buffer
         self._backoff = Backoff(longest_s=shared.settings.backoff_max_s)
@@ -107,14 +105,14 @@ class FeedConnection(WSListener):
         self._timer_due_ns = NEVER_NS
 
     async def run(self) -> None:
-        """Connects again and again until it is cancelled; closes the socket then."""
+        """Connects again and again until cancelled; then closes the socket."""
         while True:
             await self._shared.connects.acquire()
             try:
                 await self._one_socket()
             except WSProtocolError as error:
                 reason = str(error.args[-1])
-            except (WSError, OSError, Disconnected, ValueError) as error:  # ValueError: of a name that can't be one
+            except (WSError, OSError, Disconnected, ValueError) as error:  # ValueError: an impossible host name
                 reason = self._ended_because or str(error) or type(error).__name__
             else:
                 reason = self._ended_because or "closed by the exchange"
@@ -131,7 +129,7 @@ class FeedConnection(WSListener):
             await asyncio.sleep(pause_s)
 
     async def _one_socket(self) -> None:
-        """Opens a socket and returns when it has ended; `_ended_because` says why if that is known.
+        """Opens a socket and returns when it has ended; `_ended_because` has the reason if it is known.
 
         Raises OSError, WSError or Disconnected.
         """
@@ -148,7 +146,7 @@ class FeedConnection(WSListener):
             await _close(transport)
             self.session.disconnected()
             self._changed()
-            # Gaps that are open now become certain while there is no connection.
+            # The grace of open gaps ends while there is no connection.
             self._schedule()
 
     async def _open(self) -> WSTransport:
@@ -174,13 +172,13 @@ class FeedConnection(WSListener):
     # What picows calls. All of it runs on the event loop.
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        """Subscribes at once: the exchange gives 5 s."""
+        """Subscribes at once: the exchange allows 5 s."""
         self._transport = transport
         self._fragments.clear()
         self.sockets_opened += 1
         sock = transport.underlying_transport.get_extra_info("socket")
         if sock is not None:  # lets the system probe a silent peer
-            with contextlib.suppress(OSError):  # a liveness aid that the system lacks is no reason to fail
+            with contextlib.suppress(OSError):  # don't fail if the system lacks this aid
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 for option, value in KEEPALIVE.items():
                     if hasattr(socket, option):
@@ -191,7 +189,7 @@ class FeedConnection(WSListener):
         self._schedule()
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        """Takes a message; the receive time is the first thing that is done."""
+        """Takes a message; notes the receive time before anything else."""
         received_ns = time.time_ns()
         kind = frame.msg_type
         if frame.fin and kind in {WSMsgType.TEXT, WSMsgType.BINARY}:
@@ -200,7 +198,7 @@ class FeedConnection(WSListener):
             transport.send_close(WSCloseCode.OK)
             transport.disconnect()
         elif kind is not WSMsgType.PONG:
-            # A message that comes in several frames; its receive time is that of the last.
+            # A message of several frames; its receive time is that of the last.
             self._fragments += frame.get_payload_as_memoryview()
             if len(self._fragments) > MESSAGE_MAX_BYTES:
                 raise WSProtocolError(WSCloseCode.MESSAGE_TOO_BIG, f"message over {MESSAGE_MAX_BYTES} bytes")
@@ -210,7 +208,7 @@ class FeedConnection(WSListener):
                 self._take(body, received_ns)
 
     def _take(self, body: bytes, received_ns: int) -> None:
-        """The way of every message: it is kept if there is room, or else its loss is recorded."""
+        """Puts a message into the buffer if there is room; otherwise records its loss."""
         session = self.session
         traffic = self.traffic
         size = len(body)
@@ -229,7 +227,7 @@ class FeedConnection(WSListener):
             self._schedule()
 
     def _send(self) -> None:
-        """Sends what the session wants to say, if there is still somebody to say it to."""
+        """Sends the session's frames if there is a transport."""
         for frame in self.session.frames_to_send():
             if self._transport is not None:
                 self._transport.send(WSMsgType.TEXT, frame)
@@ -243,14 +241,14 @@ class FeedConnection(WSListener):
             elif isinstance(event, Stale) and self._transport is not None:
                 self._ended_because = event.reason
                 self._changed()
-                # Not gracefully: a peer that is gone would never take what is left to send.
+                # Not gracefully: a dead peer would never take the data still to send.
                 self._transport.disconnect(graceful=False)
         self._send()
 
     def _changed(self) -> None:
         self.since = time.time()
 
-    # Time for the session: one timer, moved when the session asks for an earlier moment.
+    # The session's timer: there is one, moved when the session's deadline gets earlier.
 
     def _schedule(self) -> None:
         if self._timer is not None:
@@ -271,12 +269,12 @@ class FeedConnection(WSListener):
 
 
 def check_url(url: str, setting: str) -> None:
-    """Raises ConfigurationError if `url`, the value of `setting`, is no WebSocket address, or the environment's proxy
-    for it is none."""
+    """Raises ConfigurationError if `url`, the value of `setting`, is not a WebSocket address, or if the environment's
+    proxy for it is not usable."""
     try:
         parts = urlsplit(url)
         right = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, an IPv6 address without its end
+    except ValueError:  # a port that is not a number, an incomplete IPv6 address
         right = False
     if not right:
         raise ConfigurationError(f"Setting {setting}: {url!r} is not a WebSocket address (wss://… or ws://…).")
@@ -284,12 +282,12 @@ def check_url(url: str, setting: str) -> None:
 
 
 async def _close(transport: WSTransport) -> None:
-    """Closes politely, then firmly. Returns when no frame can come any more."""
+    """Closes gracefully, after a timeout forcibly. Returns when no frame can come any more."""
     if transport.is_disconnected:
         return
     transport.send_close(WSCloseCode.OK)
     transport.disconnect()
-    # Whatever ended the connection has been said; only its end is awaited here.
+    # The error that ended the connection is known already; here only its end matters.
     with contextlib.suppress(WSError, OSError):
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):

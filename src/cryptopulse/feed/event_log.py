@@ -1,4 +1,4 @@
-"""What is said about a feed in the structured log: a bounded number of lines."""
+"""Log events about a feed, with a bound on their number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cryptopulse.feed.protocol import (
 )
 
 LINES_PER_REPORT_MAX = 10
-"""Lines about one kind of event between two reports; a broken feed could say thousands."""
+"""Lines about one kind of event between two reports; a broken feed could cause thousands."""
 
 Level = Literal["info", "warning", "error"]
 
@@ -37,19 +37,19 @@ _log = structlog.get_logger()
 
 
 class EventLines:
-    """Logs what happens, at most `LINES_PER_REPORT_MAX` times of each kind between two reports."""
+    """Logs events, at most `LINES_PER_REPORT_MAX` of each kind between two reports."""
 
     def __init__(self) -> None:
         self._said: Counter[str] = Counter()
 
     def log(self, name: str, level: Level, **values: Any) -> None:
-        """One line, unless there have been many of its kind lately."""
+        """Logs one line, unless its kind has reached the limit."""
         self._said[name] += 1
         if self._said[name] <= LINES_PER_REPORT_MAX:
             getattr(_log, level)(name, **values)
 
     def event(self, connection: str, event: Event) -> None:
-        """The line about what a session found; most kinds have one, holes have their own (`hole`)."""
+        """Logs a session's event if its kind is logged; holes are logged by `hole`."""
         if isinstance(event, Subscribed):
             level: Level = "warning" if event.refused else "info"
             counts = {"products": len(event.products), "refused": list(event.refused)}
@@ -58,7 +58,7 @@ class EventLines:
             self.log(*_NAMES[type(event)], connection=connection, **msgspec.structs.asdict(event))
 
     def hole(self, product: str, first: int, last: int, witness: str) -> None:
-        """The line about ids that are missing."""
+        """Logs missing ids."""
         values = {"first_missing": first, "last_missing": last, "missing": last - first + 1, "witness": witness}
         self.log("hole_found", "warning", product=product, **values)
 

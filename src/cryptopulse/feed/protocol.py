@@ -1,27 +1,25 @@
-"""The session core: what Coinbase says, and what follows from it.
+"""The session core: a state machine for one subscription, without socket, clock or logging.
 
-Everything that decides lives here, and nothing that waits: no socket, no clock, no logging. Messages go in
-(`receive`), so does time (`tick`) and what happens to the connection (`connected`, `disconnected`); out
-come frames to send (`frames_to_send`), events (`take_events`) and the time at which the core wants to be
-asked again (`deadline_ns`). All times are integer nanoseconds of one clock that never goes back.
+Messages go in (`receive`), and so do times (`tick`) and changes of the connection (`connected`, `disconnected`). Frames
+to send (`frames_to_send`), events (`take_events`) and the time of the next tick (`deadline_ns`) come out. All times are
+integer nanoseconds of one clock that never goes back.
 
-A session belongs to a set of products and outlives its connections: the highest id of each product is kept
-(in an `IdWatch`, which sessions of the same products share), so what was traded between two connections is
-known to be missing as soon as a new one brings its first trade::
+A session belongs to a set of products and outlives its connections: the highest id of each product is kept (in an
+`IdWatch`, which sessions of the same products share). So the first trade of a new connection shows which trades were
+missed between two connections::
 
     disconnected ──connected──▶ subscribing ──answer──▶ live
          ▲                          │ no answer           │ no trade or heartbeat
          └───────disconnected───────┴──────▶ stale ◀──────┘
 
-One product that the exchange does not know makes it refuse the whole request. When a refusal names products of the
-session, the others are requested again without them; when it names none, the request is split in halves until the
-product that is refused stands alone.
+The exchange refuses a whole request for one product that it does not know. If a refusal names products of the session,
+the others are requested again without them; if it names none, the request is split in halves until the refused product
+is alone.
 
-A connection can be half alive: one product, or one channel of it, falls silent while others go on. Then that product
-is subscribed again, at growing intervals; the connection stays, for the sake of the others.
+A connection can be half alive: one product, or one of its channels, falls silent while others go on. Then that product
+is subscribed again, at growing intervals; the connection stays open for the other products.
 
-What differs between the two feeds is in a `Dialect`, which turns a raw message into one of the `FeedMessage`
-types.
+The differences between the two feeds are in a `Dialect`, which turns a raw message into one of the `FeedMessage` types.
 """
 
 from __future__ import annotations
@@ -38,37 +36,36 @@ from cryptopulse.venues import Dialect, FeedMessage, Heartbeat, Refusal, Subscri
 SECOND_NS = 1_000_000_000
 
 CONFIRM_NS = 5 * SECOND_NS
-"""The exchange cuts connections that do not subscribe within 5 s; an answer that takes longer will not
-come."""
+"""The exchange cuts connections that do not subscribe within 5 s; an answer that takes longer will not come."""
 
 HEARTBEAT_NS = SECOND_NS
 """Both feeds promise one heartbeat a second."""
 
 OVERSLEPT_NS = SECOND_NS
-"""A tick that comes this much after its deadline says that this process stood still (suspended, swapping),
-so that the silence may be its own: heartbeats may wait in the socket."""
+"""A tick this late shows that this process was stopped (suspended, swapping). Then the exchange may not have been
+silent: heartbeats may wait in the socket."""
 
 
 RESUBSCRIBE_NS = 10 * SECOND_NS
 RESUBSCRIBE_MAX_NS = 300 * SECOND_NS
-"""Pauses between the attempts to subscribe a silent product again: doubling from the first to the longest. A product
+"""Pauses between attempts to subscribe a silent product again: they double from the first to the longest. A product
 that the exchange has halted stays silent for hours."""
 
 RESUBSCRIBED_AT_ONCE_MAX = 10
-"""Products in one second: with two frames each they stay below the exchange's limit of messages, 100 a second."""
+"""Products per second: with two frames each they stay below the exchange's limit of 100 messages a second."""
 
 THIN_NS = 60 * SECOND_NS
 THIN_MESSAGES = 100
 THIN_GAPS = 50
-"""Where no heartbeat names a product, its silence is judged by its own pace: a product that has sent so many messages
-is silent after a minute, and after so many of its mean gaps between messages."""
+"""If heartbeats name no products, silence is judged by a product's own pace: a product with at least THIN_MESSAGES
+messages is silent after a minute without one, but not before THIN_GAPS of its mean gaps between messages."""
 
 TEXT_MAX = 300
-"""Characters of foreign text in an event; the whole message is in the log."""
+"""Most characters of the exchange's text in an event; the whole message is in the log."""
 
 
 _WORD = re.compile(r"[A-Z0-9]+(?:-[A-Z0-9]+)+")
-"""What may be a product id in a refusal, as in "XYZ-USD is not a valid product"."""
+"""Possible product ids in a refusal, as in "XYZ-USD is not a valid product"."""
 
 
 class Subscribed(msgspec.Struct, frozen=True):
@@ -88,21 +85,21 @@ class HoleFound(msgspec.Struct, frozen=True):
 
 
 class CameLate(msgspec.Struct, frozen=True):
-    """A trade came after all that the work list may be waiting for."""
+    """A trade came late that the work list may be waiting for."""
 
     product: str
     trade_id: int
 
 
 class Stale(msgspec.Struct, frozen=True):
-    """The connection is of no use any more and must be replaced."""
+    """The connection is dead and must be replaced."""
 
     reason: str
 
 
 class ProductSilent(msgspec.Struct, frozen=True):
-    """Nothing of `missing` ("trades", "heartbeats", or "trades and heartbeats") came of `product` for so long, while
-    the connection was alive; it is subscribed again. `product` is "" for heartbeats that name none."""
+    """`product` sent no `missing` ("trades", "heartbeats", or "trades and heartbeats") for `silent_s` seconds while the
+    connection was alive; it is subscribed again. `product` is "" for heartbeats that name no product."""
 
     product: str
     missing: str
@@ -110,7 +107,7 @@ class ProductSilent(msgspec.Struct, frozen=True):
 
 
 class ProductRecovered(msgspec.Struct, frozen=True):
-    """What was missing of `product` comes again."""
+    """`product` sends again what was missing."""
 
     product: str
     silent_s: int
@@ -130,8 +127,8 @@ class Malformed(msgspec.Struct, frozen=True):
 
 
 class MessagesSkipped(msgspec.Struct, frozen=True):
-    """`count` messages of the connection did not come, by their sequence numbers (Advanced Trade). A hint
-    of trouble only: whether trades are missing is decided by trade ids."""
+    """`count` messages of the connection did not come, by their sequence numbers (Advanced Trade). Only a hint: trade
+    ids decide whether trades are missing."""
 
     count: int
 
@@ -150,7 +147,7 @@ Event = (
 
 
 class State(Enum):
-    """Where a session stands."""
+    """State of a session."""
 
     DISCONNECTED = "disconnected"
     SUBSCRIBING = "subscribing"
@@ -159,7 +156,7 @@ class State(Enum):
 
 
 class _ProductState:
-    """What a session knows of one product's life on the present connection."""
+    """Liveness of one product on the present connection. Times are those of the session's clock."""
 
     __slots__ = ("ahead_ns", "heartbeat_ns", "ids", "messages", "pause_ns", "retry_ns", "silent_ns", "trade_ns")
 
@@ -170,13 +167,13 @@ class _ProductState:
     def restart(self, now_ns: int) -> None:
         """The product has just been subscribed on a new connection."""
         self.trade_ns = self.heartbeat_ns = now_ns
-        """When the newest came."""
+        """When the newest trade and the newest heartbeat came."""
         self.ahead_ns = NEVER_NS
-        """Since when heartbeats name trades that have not come."""
+        """Since when heartbeats have named trades that have not come."""
         self.messages = 0
-        """With trades."""
+        """Messages with trades."""
         self.silent_ns = NEVER_NS
-        """Since when something is missing; NEVER_NS: nothing is."""
+        """Since when trades or heartbeats are missing; NEVER_NS: none are."""
         self.retry_ns = 0
         self.pause_ns = RESUBSCRIBE_NS
 
@@ -187,12 +184,12 @@ class FeedSession:
     def __init__(
         self, dialect: Dialect, products: Sequence[str], *, heartbeats_missed_max: int, watch: IdWatch | None = None
     ) -> None:
-        """`watch`: what is known of the products' ids, shared with other sessions; unset: this session's own."""
+        """`watch`: the ids seen of the products, shared with other sessions; None: this session's own."""
         self.products = tuple(products)
         self.watch = watch or IdWatch(products)
         self.state = State.DISCONNECTED
         self.deadline_ns = NEVER_NS
-        """When `tick` is due. It may come earlier after any input; too early a tick does no harm."""
+        """When `tick` is due. Any input may make it earlier; a tick that is too early does no harm."""
         self.trades = 0
         """Trades received, repeated ones included."""
         self.malformed = 0
@@ -211,23 +208,23 @@ class FeedSession:
         self._channels: dict[str, frozenset[str]] = {}
         self._requested: Sequence[str] = ()
         self._groups: list[Sequence[str]] = []
-        """Products that are still to be requested, after a refusal that named none: the next group is the last."""
+        """Groups of products still to be requested after a refusal that named none; the last is requested next."""
         self._frames: list[bytes] = []
         self.events: list[Event] = []
-        """What has happened since `take_events`; to be looked at, not changed."""
+        """Events since the last `take_events`; read only."""
 
     def frames_to_send(self) -> list[bytes]:
-        """Text frames to send now, in order; each is handed out once."""
+        """Text frames to send now, in order; each is returned once."""
         frames, self._frames = self._frames, []
         return frames
 
     def take_events(self) -> list[Event]:
-        """What has happened since the last call, in order."""
+        """Events since the last call, in order."""
         events, self.events = self.events, []
         return events
 
     def connected(self, now_ns: int) -> None:
-        """A connection is open: subscribe, and expect the answer in time."""
+        """A connection is open: subscribes, and expects the answer within CONFIRM_NS."""
         self.state = State.SUBSCRIBING
         self._frames = []
         self._channels = {}
@@ -238,7 +235,7 @@ class FeedSession:
         self._request(self.products, now_ns)
 
     def disconnected(self) -> None:
-        """The connection is gone. What is known about trade ids stays."""
+        """The connection is gone. The state of trade ids is kept."""
         self.state = State.DISCONNECTED
         self._frames = []
         self._confirmed = self.refused_products = ()
@@ -247,13 +244,13 @@ class FeedSession:
 
     @property
     def silent(self) -> list[str]:
-        """Products of which something is missing while the connection is alive."""
+        """Products whose trades or heartbeats are missing while the connection is alive."""
         return [product for product in self._confirmed if self._states[product].silent_ns != NEVER_NS]
 
     def receive(self, raw: bytes, now_ns: int) -> str:
         """Takes a message that will be kept; returns its product id, "" if it is about none or several.
 
-        Only products that were subscribed to are named: a message can't make up others. Never raises.
+        Returns only products of this session: a message can't introduce others. Never raises.
         """
         message = self._dialect.read(raw)
         if isinstance(message, TradesMessage):
@@ -277,9 +274,9 @@ class FeedSession:
         return message.product if message.product in self._states else ""
 
     def refused(self, raw: bytes, now_ns: int) -> None:
-        """Takes a message that came but could not be kept: it is a sign of life, but its trades are lost.
+        """Takes a message that came but could not be kept: it counts as a sign of life, but its trades are lost.
 
-        For the ids it is as if it had not come, so the loss is found and reported like every other hole.
+        Its ids count as missing, so the loss is reported like any other hole.
         """
         message = self._dialect.read(raw)
         if isinstance(message, TradesMessage):
@@ -292,7 +289,7 @@ class FeedSession:
         self._follow(message, raw, now_ns)
 
     def tick(self, now_ns: int) -> None:
-        """Time has passed: reports holes whose grace is over, and a connection that is silent too long."""
+        """Time has passed: reports holes whose grace is over, a stale connection, and silent products."""
         if now_ns >= self.watch.due_ns:
             self._report_holes(now_ns)
         if now_ns >= self._silence_due_ns:
@@ -313,9 +310,9 @@ class FeedSession:
         self._set_deadline()
 
     def _follow(self, message: FeedMessage, raw: bytes, now_ns: int) -> None:
-        """What a message means for the connection."""
+        """Updates the state of the connection after a message."""
         if (number := message.sequence_num) is not None:
-            # A message that comes late was counted as skipped, and stays so.
+            # A late message was counted as skipped; the count is not corrected.
             expected = self._next_sequence
             if expected is not None and number > expected:
                 self.messages_skipped += number - expected
@@ -328,7 +325,7 @@ class FeedSession:
         elif isinstance(message, Heartbeat):
             self._heartbeat(message, now_ns)
         elif isinstance(message, Subscriptions):
-            # Counts when both channels have been named; Advanced Trade answers for one after the other.
+            # Complete when both channels have been named; Advanced Trade confirms them one after the other.
             for channel, named in message.channels.items():
                 self._channels[channel] = self._channels.get(channel, frozenset()) | named
             if self.state is State.SUBSCRIBING and not self._answered().isdisjoint(self._requested):
@@ -361,16 +358,16 @@ class FeedSession:
         self._expect_by(now_ns + CONFIRM_NS)
 
     def _request_others(self, refusal: str, now_ns: int) -> None:
-        """Requests again without the products that a refusal names. With each there are fewer, so it comes to an end.
+        """Requests again without the products that a refusal names. Each time there are fewer, so this ends.
 
-        A refusal that names none is of some product of the request: its halves are requested one after the other.
+        A refusal without names is about some product of the request: its halves are requested one after the other.
         """
         if self.state is not State.SUBSCRIBING:
             return
         named = set(_WORD.findall(refusal)) & set(self.products)
         others = [product for product in self._requested if product not in named]
         if named and len(others) == len(self._requested):
-            return  # that was said of a request before
+            return  # the refusal is about an earlier request
         if not named:
             half = len(others) // 2
             self._groups += [part for part in (others[half:], others[:half]) if 0 < len(part) < len(others)]
@@ -381,7 +378,7 @@ class FeedSession:
             self._request_next(now_ns)
 
     def _request_next(self, now_ns: int) -> None:
-        """Goes on with the next group; after the last one the session is live, with what was answered."""
+        """Requests the next group; after the last one the session is live, with the confirmed products."""
         answered = self._answered()
         while self._groups:
             group = [product for product in self._groups.pop() if product not in answered]
@@ -401,7 +398,7 @@ class FeedSession:
         self.events.append(Subscribed(products, self.refused_products))
 
     def _answered(self) -> frozenset[str]:
-        """The products of which the exchange has confirmed the trades; none before it has confirmed heartbeats."""
+        """The products whose trades the exchange has confirmed; none before it has confirmed heartbeats."""
         if self._dialect.heartbeat_channel not in self._channels:
             return frozenset()
         return self._channels.get(self._dialect.trades_channel, frozenset())
@@ -423,15 +420,15 @@ class FeedSession:
             if now_ns >= state.retry_ns and left:
                 left -= 1
                 self.events.append(ProductSilent(product, missing, (now_ns - state.silent_ns) // SECOND_NS))
-                if product:  # by itself: a refusal of one must not keep the others out
+                if product:  # alone: a refusal of one must not keep the others out
                     self._frames += self._dialect.resubscribe_frames([product])
-                else:  # the trades come, and are not to be interrupted
+                else:  # trades still come and must not be interrupted
                     self._frames += self._dialect.subscribe_frames(self._confirmed)
                 state.retry_ns = now_ns + state.pause_ns
                 state.pause_ns = min(2 * state.pause_ns, RESUBSCRIBE_MAX_NS)
 
     def _silence(self, product: str, state: _ProductState, now_ns: int) -> tuple[str, int]:
-        """What is missing of a product, "" if nothing is, and since when."""
+        """What is missing from a product, "" for nothing, and since when."""
         silent_to_ns = now_ns - self._silence_ns
         has_heartbeats = state.heartbeat_ns > silent_to_ns
         if not product:
@@ -449,7 +446,7 @@ class FeedSession:
         return "trades and heartbeats", max(state.trade_ns, state.heartbeat_ns)
 
     def _out_of_order(self, product: str, ids: TradeIds, trade_id: int, now_ns: int) -> None:
-        """A trade that is not the next one: the first, one ahead, one late, one repeated."""
+        """Takes a trade that is not the next one: the first, one ahead, a late one, or a repeated one."""
         if not ids.believable(trade_id):
             self._unreadable(f"trade id {trade_id} of {product} is far beyond {ids.highest}", 0)
             return
@@ -464,7 +461,7 @@ class FeedSession:
             self._set_deadline()
 
     def _report_holes(self, now_ns: int) -> None:
-        """Turns what is certain now into events."""
+        """Adds an event for each hole that is certain now."""
         for product, hole in self.watch.report(now_ns):
             self.events.append(HoleFound(product, hole.first_missing, hole.last_missing, hole.witness))
 

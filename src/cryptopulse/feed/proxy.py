@@ -1,7 +1,7 @@
-"""Which proxy the environment names for an address: one answer for the feed's sockets and for REST requests.
+"""The environment's proxy for an address, the same for the feed's sockets and for REST requests.
 
 The rules are those of curl: `https_proxy`, else `all_proxy`, in small or large letters, unless `no_proxy` names the
-host. Libraries differ in what they take, so an address is put into a form that all of them read.
+host. Libraries accept different forms, so the address is brought into a form that all of them accept.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from urllib.request import getproxies, proxy_bypass
 from cryptopulse.errors import ConfigurationError
 
 _SCHEMES = {"http": "http", "https": "https", "socks5": "socks5", "socks5h": "socks5", "socks": "socks5"}
-"""As people write them → as libraries read them. Names are looked up by the SOCKS proxy in any case."""
+"""Schemes as users write them → as libraries accept them. The SOCKS proxy resolves host names in any case."""
 
 _SOCKS_PORT = 1080
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy on the way to `url`, as `http://…`, `https://…` or `socks5://…`; None: there is none.
+    """The proxy for `url`, as `http://…`, `https://…` or `socks5://…`; None: no proxy.
 
-    Unencrypted addresses are local, and have none. Raises ConfigurationError for a proxy's address that can't be used.
+    Unencrypted addresses are local and have no proxy. Raises ConfigurationError for an unusable proxy address.
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
@@ -37,10 +37,10 @@ def proxy_for(url: str) -> str | None:
         parts = urlsplit(text)
         scheme = _SCHEMES.get(parts.scheme)
         is_address = bool(parts.hostname) and parts.port != 0 and text.isprintable() and " " not in text
-    except ValueError:  # a port that is no number, an IPv6 address without its end
+    except ValueError:  # a port that is not a number, an incomplete IPv6 address
         scheme, is_address = None, False
     if scheme is None or not is_address:
-        shown = text.rpartition("@")[2]  # what stands before may be a password
+        shown = text.rpartition("@")[2]  # a password may come before the @
         raise ConfigurationError(
             f"Environment variable HTTPS_PROXY or ALL_PROXY: {shown!r} is no proxy; write http://host:port or "
             "socks5h://host:port."
@@ -50,7 +50,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def _is_excepted(host: str, port: int) -> bool:
-    """Whether `no_proxy` names the host: by its name, a domain, a network, or with its port; `*` names all."""
+    """Whether `no_proxy` has the host: by its name, a domain, a network, or with its port; `*` means all."""
     names = [name.strip() for name in getproxies().get("no", "").split(",")]
     if "*" in names or proxy_bypass(host) or proxy_bypass(f"{host}:{port}"):
         return True

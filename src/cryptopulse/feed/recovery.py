@@ -1,8 +1,8 @@
-"""How far the producer before this one had come, from the end of the log.
+"""Finds where the previous producer stopped, from the end of the log.
 
-The newest messages of the log say which ids were seen last, so the first message of a new connection shows what was
-traded while nobody listened. They also show holes that the producer before found and had not healed when it
-ended: for the watch those are over (they were reported), for the work list they are not.
+The newest messages of the log have the ids seen last, so the first message of a new connection shows which trades were
+missed in between. They also show holes that the previous producer had found but not healed: the watch has reported
+them already, the work list still needs them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from cryptopulse.venues.coinbase_advanced import AdvancedDialect
 from cryptopulse.venues.coinbase_exchange import ExchangeDialect
 
 MESSAGES_MAX = 50_000
-"""Newest messages of the log that a new producer looks at (0.1 s of work): at 20,000 a second they hold two
-heartbeats of each product, and so its last trade id."""
+"""Newest messages of the log that a new producer reads (0.1 s of work): at 20,000 a second they have two heartbeats of
+each product, and so its last trade id."""
 
-_DIALECTS = (ExchangeDialect(), AdvancedDialect())  # the producer before may have recorded another feed than this one
+_DIALECTS = (ExchangeDialect(), AdvancedDialect())  # the previous producer may have recorded the other feed
 
 _log = structlog.get_logger()
 
@@ -37,26 +37,26 @@ class LogEnd(NamedTuple):
     """The newest messages of a log."""
 
     live: list[tuple[bytes, int]]
-    """Those that came off a socket, oldest first, and when they came by the monotonic clock (ns)."""
+    """(body, receive time in ns of the monotonic clock) of messages from a WebSocket, oldest first."""
     paged: dict[str, Intervals]
-    """Ids of each product on pages of the REST interface."""
+    """Product → ids on pages of the REST interface."""
     is_all: bool
-    """Whether the log holds no others."""
+    """Whether these are all messages of the log."""
 
 
 class Resumed(NamedTuple):
-    """What the end of the log says, by product."""
+    """What the end of the log shows, by product."""
 
     held: dict[str, Intervals]
-    """Ids that are in the log."""
+    """Ids in the log."""
     holes: dict[str, list[Interval]]
-    """Ids between them that are not, and that nobody will report any more."""
+    """Ids missing between them that the watch will not report any more."""
     is_all: bool
-    """Whether the log holds nothing else."""
+    """Whether these are all messages of the log."""
 
 
 def log_end(log: Log, messages_max: int = MESSAGES_MAX) -> LogEnd:
-    """Reads the end of `log`. A damaged one counts as not known: recording goes on, it is what can still be saved."""
+    """Reads the last `messages_max` messages of `log`. Stops at damage and logs it, so that recording can go on."""
     live: list[tuple[int, int, int, bytes]] = []  # receive time (µs UTC), partition, offset, body
     paged: dict[str, Intervals] = {}
     is_all = True
@@ -72,16 +72,16 @@ def log_end(log: Log, messages_max: int = MESSAGES_MAX) -> LogEnd:
     except LogDamaged as error:
         _log.error("holes_before_start_unknown", error=str(error))
         is_all = False
-    if len(partitions) > 1:  # within one the order is the log's
+    if len(partitions) > 1:  # one partition is in order already
         live.sort()
     to_monotonic_ns = time.monotonic_ns() - time.time_ns()
     return LogEnd([(body, at_us * 1000 + to_monotonic_ns) for at_us, _, _, body in live], paged, is_all)
 
 
 def _live_messages(records: pa.Table, paged: dict[str, Intervals]) -> list[tuple[int, int, int, bytes]]:
-    """The messages of `records` that came off a socket.
+    """The messages of `records` from a WebSocket, as (receive time in µs UTC, partition, offset, body).
 
-    What is on pages goes into `paged` at once: a thousand of them would be 150 MB.
+    Ids on pages are added to `paged` at once: keeping a thousand pages would take 150 MB.
     """
     live: list[tuple[int, int, int, bytes]] = []
     for batch in records.to_batches():  # by hand: pyarrow.compute costs 30 ms to import
@@ -91,17 +91,17 @@ def _live_messages(records: pa.Table, paged: dict[str, Intervals]) -> list[tuple
             if source != REST:
                 live.append((*place, body))
                 continue
-            with suppress(ValueError, RecursionError):  # no page: the parser refuses it
+            with suppress(ValueError, RecursionError):  # not a page: the parser refuses it
                 for first, last in runs(sorted(set(page_ids(body)))):
                     paged.setdefault(product, Intervals()).add(first, last)
     return live
 
 
 def resume(watch: IdWatch, end: LogEnd) -> Resumed:
-    """Lets `watch` go on where the record ends. To be called before any connection of its sessions.
+    """Sets `watch` to the end of the log. Must be called before any of its sessions connects.
 
-    Holes whose grace still ran when the record ended, or ran out so shortly before that nobody may have said
-    so, are left to the watch to report.
+    The watch still reports holes whose grace was running when the log ended, or had ended so shortly before that they
+    may not have been reported.
     """
     held = {product: Intervals(ids) for product, ids in end.paged.items() if product in watch.ids}
     at_ns = 0
@@ -130,7 +130,7 @@ def resume(watch: IdWatch, end: LogEnd) -> Resumed:
 
 
 def _read(body: bytes) -> FeedMessage:
-    """What a message of either feed says."""
+    """Reads a message of either feed."""
     message: FeedMessage = Unreadable("")
     for dialect in _DIALECTS:
         message = dialect.read(body)

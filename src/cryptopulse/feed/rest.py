@@ -1,9 +1,9 @@
-"""The exchange's REST interface: which products there are, trades that the feed did not bring, and candles.
+"""The exchange's REST interface: the list of products, trades that the feed missed, and candles.
 
-Requests of the whole program share one rate limit, so one `RestClient` is made and passed around. Errors
-come as the kinds that the retry policy knows: RateLimited, Disconnected and TransientError may pass,
-ConfigurationError and UnknownProduct won't. Between here and the exchange stand others that answer in its place, so
-only what is JSON, as the exchange's own answers are, counts as a refusal of the exchange.
+All requests of the program share one rate limit, so one `RestClient` is made and passed around. Errors are of the kinds
+that the retry policy knows: RateLimited, Disconnected and TransientError may pass, ConfigurationError and
+UnknownProduct won't. Proxies and gateways may answer in the exchange's place, so only a JSON answer, as the exchange
+sends it, counts as a refusal.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from cryptopulse.feed.proxy import proxy_for
 from cryptopulse.token_bucket import RateLimiter
 
 REQUESTS_PER_SECOND = 10
-"""Coinbase's limit for one address."""
+"""Coinbase's limit per IP address."""
 
 REQUESTS_BURST = 15
 
 TIMEOUT_S = 10.0
-"""For each part of an answer; the whole may take `_WHOLE` times as long, or one that trickles would never end."""
+"""For each part of an answer. The whole answer may take `_WHOLE` times as long, so that a trickling one ends too."""
 
 _WHOLE = 3
 
 ANSWER_MAX_BYTES = 16 * 1024 * 1024
-"""The largest answer, all products, has half a megabyte; a page of trades 150 kB."""
+"""The largest real answer, all products, has half a megabyte; a page of trades has 150 kB."""
 
 RETRY_AFTER_MAX_S = 60.0
-"""A longer wish is not granted: it may be a mistake, and one request a minute hurts nobody."""
+"""A longer Retry-After is cut to this: it may be a mistake, and one request a minute does no harm."""
 
 PAGE_MAX = 1000
-"""Rows of a page of trades, as the exchange limits them."""
+"""The exchange's limit of rows per page of trades."""
 
 _OK = 200
 _NOT_FOUND = 404
 _TOO_MANY_REQUESTS = 429
 _REFUSALS = frozenset({400, 401, 404, 405, 406, 410, 414, 422, 451})
-"""About what was asked for. All others are about the moment or the way, and may pass."""
+"""Statuses about the request itself. All others are about the moment or the network path, and may pass."""
 
-_SHOWN_MAX = 200  # letters of what somebody else wrote, in an error of one line
+_SHOWN_MAX = 200  # most characters of foreign text in an error message
 
 Answer = TypeVar("Answer")
 
@@ -73,7 +73,7 @@ class ListedProduct(msgspec.Struct, frozen=True):
 
 
 class _Row(msgspec.Struct, gc=False):
-    """Of a trade only the id is looked at; the rest is the parser's business."""
+    """A trade, of which only the id is read here; the parser checks the rest."""
 
     trade_id: Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 
@@ -83,17 +83,17 @@ class _Refusal(msgspec.Struct):
 
 
 class TradePage(NamedTuple):
-    """Trades of one product exactly as the exchange sent them, and their ids, newest first."""
+    """Trades of one product, newest first: the body exactly as the exchange sent it, and the ids."""
 
     body: bytes
     ids: list[int]
     """See `page_ids`."""
     received_ns: int
-    """UTC, nanoseconds since 1970."""
+    """ns since 1970, UTC."""
 
 
 class Candle(msgspec.Struct, frozen=True, array_like=True):
-    """What was traded in one minute; a minute without trades has none."""
+    """One minute of trading; a minute without trades has no candle."""
 
     time: int
     """Start of the minute, seconds since 1970 (UTC)."""
@@ -105,11 +105,11 @@ class Candle(msgspec.Struct, frozen=True, array_like=True):
 
 
 CANDLES_MAX = 300
-"""As many candles are in one answer at most."""
+"""Most candles in one answer."""
 
 _refusal = msgspec.json.Decoder(_Refusal)
 _product = msgspec.json.Decoder(ListedProduct)
-_row = msgspec.json.Decoder(_Row, strict=False)  # the parser, too, takes an id in quotes
+_row = msgspec.json.Decoder(_Row, strict=False)  # like the parser, accepts an id in quotes
 _rows = msgspec.json.Decoder(list[_Row])
 _any_row = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _any_rows = msgspec.json.Decoder(list[msgspec.Raw])
@@ -118,26 +118,25 @@ _candles = msgspec.json.Decoder(list[Candle])
 
 
 class RestClient:
-    """Asks the REST interface at `base_url`, within the rate limit. To be closed, or used with `async
-    with`."""
+    """Sends requests to the REST interface at `base_url`, within the rate limit. Use it with `async with`."""
 
     def __init__(self, base_url: str, *, allowance: Path | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        """`allowance`: a file by which the processes of a lake share the limit; None: it is this object's own.
+        """`allowance`: a file by which processes share the rate limit; None: the limit is for this object alone.
 
-        Raises ConfigurationError for a `base_url` that is no address.
+        Raises ConfigurationError for a `base_url` that is not a web address.
         """
         try:
             parts = urlsplit(base_url)
             httpx.URL(base_url)
             is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-        except (ValueError, httpx.InvalidURL):  # a port that is none, an IPv6 address without its end
+        except (ValueError, httpx.InvalidURL):  # a port that is not a number, an incomplete IPv6 address
             is_address = False
         if not is_address:
             raise ConfigurationError(f"Setting feed.rest_url: {base_url!r} is not a web address (https://…).")
         self.base_url = base_url.rstrip("/")
         self.requests = 0
         self.failures = 0
-        """Requests that brought no answer of use."""
+        """Requests without a usable answer."""
         self._limiter = RateLimiter(per_second=REQUESTS_PER_SECOND, burst=REQUESTS_BURST, shared=allowance)
         self._timeout_s = timeout_s
         self._http: asyncio.Task[httpx.AsyncClient] | None = None
@@ -153,7 +152,7 @@ class RestClient:
             await self._http.result().aclose()
 
     async def products(self) -> list[ListedProduct]:
-        """All products, in the order of the exchange; without rows that can't be read.
+        """All products, in the order of the exchange; unreadable rows are left out.
 
         Raises TransientError (any kind) when it may work later, ConfigurationError when the address is wrong.
         """
@@ -172,14 +171,14 @@ class RestClient:
     async def trades(self, product: str, *, after: int | None, limit: int) -> TradePage:
         """The newest `limit` trades of `product` (at most PAGE_MAX) with ids below `after`; None: the newest of all.
 
-        Raises TransientError (any kind) when it may work later, UnknownProduct, or ConfigurationError when
-        the address is wrong.
+        Raises TransientError (any kind) when it may work later, UnknownProduct when the exchange refuses the product,
+        or ConfigurationError when requests can't be set up.
         """
         query: dict[str, int | str] = {"limit": limit} if after is None else {"limit": limit, "after": after}
 
         def read(body: bytes) -> TradePage:
             received_ns = time.time_ns()
-            body.decode()  # what is no UTF-8 is no message for the parser
+            body.decode()  # the parser refuses anything that is not UTF-8
             ids = page_ids(body, after)
             if not all(newer > older for newer, older in pairwise(ids if after is None else [after, *ids])):
                 raise ValueError(f"ids are not newest first{'' if after is None else f', below {after}'}")
@@ -188,9 +187,9 @@ class RestClient:
         return await self._get(f"/products/{quote(product, safe='')}/trades", "trades", read, query, product)
 
     async def candles(self, product: str, first: datetime, last: datetime) -> list[Candle]:
-        """The minutes that start from `first` to `last` (UTC, at most CANDLES_MAX), newest first.
+        """The candles of the minutes that start from `first` to `last` (UTC, at most CANDLES_MAX), newest first.
 
-        Raises as `trades`.
+        Raises the same errors as `trades`.
         """
         start, end = (f"{when:%Y-%m-%dT%H:%M:%SZ}" for when in (first, last))
         query: dict[str, int | str] = {"granularity": 60, "start": start, "end": end}
@@ -205,11 +204,10 @@ class RestClient:
         query: Mapping[str, int | str] | None = None,
         product: str = "",
     ) -> Answer:
-        """What `read` makes of the answer; it raises ValueError for a body that is not `what`. `product`: see
-        `_check`."""
+        """The result of `read`, which raises ValueError for a body that is not `what`. `product`: see `_check`."""
         await self._limiter.acquire()
         if self._http is None:
-            # In a thread: certificates take 40 ms to load, and the feed must not wait for them.
+            # In a thread: loading certificates takes 40 ms, and the feed must not wait for that.
             self._http = asyncio.create_task(asyncio.to_thread(self._open))
         client = await asyncio.shield(self._http)
         self.requests += 1
@@ -229,7 +227,7 @@ class RestClient:
     async def _answered(
         self, client: httpx.AsyncClient, url: str, query: Mapping[str, int | str] | None
     ) -> tuple[httpx.Response, bytes]:
-        """Any answer, and its whole body."""
+        """An answer with any status, and its whole body. Raises Disconnected or TransientError."""
         request = client.build_request("GET", url, params=query)
         body = bytearray()
         try:
@@ -251,7 +249,7 @@ class RestClient:
         return answer, bytes(body)
 
     def _open(self) -> httpx.AsyncClient:
-        # Unencrypted addresses are local: neither the environment's proxy nor certificates are for them.
+        # Unencrypted addresses are local: they need neither the environment's proxy nor certificates.
         is_encrypted = self.base_url.startswith("https:")
         try:
             return httpx.AsyncClient(
@@ -262,12 +260,13 @@ class RestClient:
                 ),
             )
         except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-            # An address that is none, or a proxy or certificate file of the environment that is of no use.
+            # A bad address, or an unusable proxy or certificate file of the environment.
             raise ConfigurationError(f"Cannot set up requests to {self.base_url}: {error}.") from error
 
 
 def _check(url: str, answer: httpx.Response, body: bytes, product: str) -> None:
-    """Raises what an answer other than 200 means. `product`: whom a refusal is about, "" if about the address."""
+    """Raises the error for a status other than 200. `product`: the product requested; "" if none, then a refusal is
+    about the address."""
     status = answer.status_code
     if status == _OK:
         return
@@ -292,7 +291,7 @@ def _check(url: str, answer: httpx.Response, body: bytes, product: str) -> None:
 
 
 def _retry_after_s(header: str) -> float:
-    """How long a header Retry-After asks to wait, at most RETRY_AFTER_MAX_S; 0 when it can't be read."""
+    """Seconds to wait by a Retry-After header, at most RETRY_AFTER_MAX_S; 0 if it can't be read."""
     text = header.strip()
     if text.isascii() and text.isdigit():
         return min(float(text), RETRY_AFTER_MAX_S)
@@ -305,7 +304,7 @@ def _retry_after_s(header: str) -> float:
 
 
 def _said(body: bytes) -> str:
-    """What an answer of no use says, for the end of a sentence; "" when it says nothing that can be read."""
+    """The message in an unusable answer, as the end of a sentence; "" if there is none that can be read."""
     if body.lstrip().startswith(b"<"):
         return " (a web page)"
     try:
@@ -316,10 +315,10 @@ def _said(body: bytes) -> str:
 
 
 def page_ids(body: bytes, after: int | None = None) -> list[int]:
-    """The ids of a page of trades below `after`, in its order.
+    """The ids of a page of trades below `after`, in the page's order.
 
-    A row whose id can't be read has the id that its place leaves for it, since ids are dense: the row is there, and it
-    is for the parser to refuse it. Raises ValueError for what is no page of trades.
+    A row whose id can't be read gets the ids that fit its place, since ids are dense: the row exists, and the parser
+    will refuse it. Raises ValueError for a body that is not a page of trades.
     """
     try:
         return [row.trade_id for row in _rows.decode(body)]
@@ -337,7 +336,7 @@ def page_ids(body: bytes, after: int | None = None) -> list[int]:
 
 
 def id_of(row: msgspec.Raw) -> int | None:
-    """The id of a row of a page; None when it can't be read."""
+    """The id of a row of a page; None if it can't be read."""
     try:
         return _row.decode(row).trade_id
     except (ValueError, RecursionError):
@@ -345,7 +344,7 @@ def id_of(row: msgspec.Raw) -> int | None:
 
 
 def _completed(ids: Sequence[int | None], after: int | None) -> list[int]:
-    """`ids`, newest first, with numbers in the place of None."""
+    """`ids`, newest first, with None replaced by the ids that fit."""
     found: list[int] = []
     unread = 0
     for number in ids:
@@ -353,7 +352,7 @@ def _completed(ids: Sequence[int | None], after: int | None) -> list[int]:
             unread += 1
             continue
         if unread:
-            # Which of the ids between two rows are the unread ones nobody can say: all of them may be.
+            # Any of the ids between two rows may be that of an unreadable row, so take all of them.
             above = found[-1] if found else min(number + unread + 1, after or 2**63)
             found += range(above - 1, number, -1)[: max(unread, PAGE_MAX)]
         found.append(number)
@@ -363,7 +362,7 @@ def _completed(ids: Sequence[int | None], after: int | None) -> list[int]:
 
 
 def online_products(products: list[ListedProduct], quote_currency: str) -> list[str]:
-    """Ids of the products that are traded against `quote_currency` now, sorted."""
+    """Ids of the products now traded against `quote_currency`, sorted."""
     return sorted(
         product.id for product in products if product.quote_currency == quote_currency and product.status == "online"
     )

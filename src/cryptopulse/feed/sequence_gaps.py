@@ -1,17 +1,15 @@
-"""Which trade ids of a product are missing.
+"""Finds the missing trade ids of a product.
 
-Ids are dense: every trade has the id of the one before plus one. So an id that is jumped over is a trade
-that has not come, and a heartbeat that names a higher id than any seen is a witness for trades that have
-not come either.
+Ids are dense: every trade has the previous id plus one. So a skipped id is a trade that has not come, and a heartbeat
+with a higher id than any seen is a witness for trades that have not come either.
 
-Late is not lost: an id that comes within the grace after it was jumped over closes its gap and nobody hears
-of it. One second of grace is long for messages that overtake each other (fractions of a second), and short
-for healing, which has to wait some seconds for the exchange's REST pages anyway. A gap that outlives the
-grace is reported as a hole, once, and forgotten: from then on it is on the work list
-(`cryptopulse.healing`), and the ids that the lake holds are the authority.
+Late is not lost: an id that comes within the grace after it was skipped closes its gap, and nothing is reported. One
+second of grace is long for messages that overtake each other (fractions of a second), and short for healing, which
+has to wait some seconds for the exchange's REST pages anyway. A gap that outlives the grace is reported as a hole,
+once, and dropped here: from then on it is on the work list (`cryptopulse.healing`), and the lake's ids decide.
 
-Several connections may record the same products at once. They share one `IdWatch`, so an id is missing only
-when it came on none of them.
+Several connections may record the same products at once. They share one `IdWatch`, so an id is missing only if it came
+on none of them.
 """
 
 from __future__ import annotations
@@ -29,19 +27,19 @@ NEVER_NS = 2**63 - 1
 """A time that never comes."""
 
 OPEN_GAPS_MAX = 1000
-"""Gaps of one product that may wait for their grace. A feed that skips more than this in a second is
-broken, not reordered: the oldest are reported early, so that memory stays bounded."""
+"""Most gaps of one product within their grace. A feed that skips more than this in a second is broken, not reordered:
+the oldest gaps are reported early, so that memory stays bounded."""
 
 JUMP_MAX = 100_000_000
-"""An id further ahead than this is garbage, not a trade: the busiest product has about a million trades a
-day. Believing it would make every real trade after it look old."""
+"""An id further ahead than this is garbage: the busiest product has about a million trades a day. Accepting it would
+make every real trade after it look old."""
 
 UNKNOWN = -1
-"""`highest` of a product of which nothing has been seen; an id follows it as 0 would."""
+"""`highest` of a product before any id was seen. Below every id."""
 
 Witness = Literal["trade", "heartbeat", "refused"]
-"""What showed that trades are missing: a later trade, a heartbeat, or the missing trade itself, which came
-but could not be kept."""
+"""What showed that trades are missing: a later trade, a heartbeat, or the missing trade itself, which came but could
+not be kept."""
 
 
 class IdGap(msgspec.Struct, frozen=True):
@@ -65,7 +63,7 @@ class _Gap:
 
 
 class TradeIds:
-    """The ids seen of one product. Times are nanoseconds of a clock that never goes back."""
+    """The ids seen and missing of one product. Times are nanoseconds of a clock that never goes back."""
 
     __slots__ = (
         "_claim",
@@ -81,16 +79,15 @@ class TradeIds:
 
     def __init__(self) -> None:
         self.first = UNKNOWN
-        """Where the record of this watch begins: nothing is known of lower ids."""
+        """First id that this watch follows; nothing is known of lower ids."""
         self.highest = UNKNOWN
-        """Highest id that was seen or reported missing; the next trade is expected to be one above."""
+        """Highest id seen, or known to be missing; the next trade should be one above."""
         self.unsettled = UNKNOWN
-        """Highest id that something waits for. A copy of a higher one says nothing new, and of two connections every
-        second trade is such a copy: this is what makes it cheap."""
+        """Highest id in an open gap or wanted by the work list. A repeated id above it needs no work. With two
+        connections every second trade is such a repetition, so this check keeps them cheap."""
         self.repeated = 0
         """Ids that came again, or came after they were reported missing."""
-        # A gap opens above all others and later than all others: this list is in the order of ids AND of
-        # due times.
+        # A gap opens above all others and later than all others: this list is in the order of ids AND of due times.
         self._open: list[_Gap] = []
         self._wanted_to = UNKNOWN
         self._early: list[IdGap] = []
@@ -99,24 +96,24 @@ class TradeIds:
 
     @property
     def due_ns(self) -> int:
-        """When `expired` has something to say if nothing comes until then; NEVER_NS if all is well."""
+        """When `expired` will return a hole if nothing comes before; NEVER_NS if nothing is missing."""
         if self._early:
             return 0
         return min(self._open[0].due_ns if self._open else NEVER_NS, self._claim_due_ns)
 
     @property
     def open_count(self) -> int:
-        """Ids that are missing now and have not been reported."""
+        """How many ids are missing now and not reported yet."""
         return sum(last - first + 1 for first, last in self.open_gaps)
 
     @property
     def open_gaps(self) -> list[Interval]:
-        """Which ids those are."""
+        """The intervals of these ids."""
         return [(gap.first, gap.last) for gap in self._open]
 
     @property
     def wanted_to(self) -> int:
-        """Highest id that somebody else waits for (the work list); UNKNOWN for none."""
+        """Highest id that the work list waits for; UNKNOWN for none."""
         return self._wanted_to
 
     @wanted_to.setter
@@ -125,15 +122,15 @@ class TradeIds:
         self._note_unsettled()
 
     def believable(self, trade_id: int) -> bool:
-        """Whether `trade_id` can be an id of this product."""
+        """Whether `trade_id` can be an id of this product: not more than JUMP_MAX ahead."""
         return self.highest == UNKNOWN or trade_id - self.highest <= JUMP_MAX
 
     def seen(self, trade_id: int, now_ns: int) -> None:
-        """A trade came. The first of a product is where its record begins: nothing below it is missing."""
+        """A trade came. Nothing below the first trade of a product counts as missing."""
         if self.highest == UNKNOWN:
             self.first = trade_id
             if self._claim < trade_id:
-                # A heartbeat came first: what it names is history, what was traded since then is not.
+                # A heartbeat came first: trades up to its id are history, those after it count.
                 self.highest = self._claim
                 self.first = self._claim + 1 if self._claim != UNKNOWN else trade_id
         highest = self.highest
@@ -146,7 +143,7 @@ class TradeIds:
             self._fill(trade_id)
 
     def lost(self, trade_id: int, now_ns: int) -> None:
-        """A trade came but could not be kept: it is missing, with everything that it jumped over."""
+        """A trade came but could not be kept: it is missing, and so are the ids that it skipped."""
         highest = self.highest
         if trade_id <= highest:
             return
@@ -161,23 +158,23 @@ class TradeIds:
         self.highest = trade_id
 
     def held_to(self, trade_id: int) -> None:
-        """The tables hold this id and whatever they hold below it: the next trade is expected above."""
+        """The tables hold ids up to this one: the next trade is expected above it."""
         if self.highest == UNKNOWN:
             self.first = trade_id
         self.highest = max(self.highest, trade_id)
 
     def claimed(self, trade_id: int, now_ns: int) -> None:
-        """A heartbeat names `trade_id` as the product's last trade (0: it doesn't know, as in 2020).
+        """A heartbeat names `trade_id` as the product's last trade (0: not known, as in 2020).
 
-        It may have overtaken the trade itself, so it counts when the grace is over. One claim is looked at
-        at a time; heartbeats come every second, so the next one continues where this one ends.
+        It may have overtaken the trade itself, so it counts only after the grace. One claim is checked at a time;
+        heartbeats come every second, so the next one continues where this one ends.
         """
         if self.highest < trade_id != 0 and self._claim == UNKNOWN and self.believable(trade_id):
             self._claim = trade_id
             self._claim_due_ns = now_ns + GRACE_NS
 
     def expired(self, now_ns: int) -> list[IdGap]:
-        """The holes that are certain at `now_ns`; each is returned once."""
+        """The holes whose grace is over at `now_ns`; each is returned once."""
         holes, self._early = self._early, []
         count = 0
         for gap in self._open:
@@ -200,7 +197,7 @@ class TradeIds:
         self.unsettled = max(self._wanted_to, self._open[-1].last if self._open else UNKNOWN)
 
     def _fill(self, trade_id: int) -> None:
-        """Takes an id out of the gap that it is in, if it is in one."""
+        """Removes an id from its gap, or counts it as repeated if it is in none."""
         index = bisect_right(self._open, trade_id, key=lambda gap: gap.first) - 1
         if index < 0 or trade_id > self._open[index].last:
             self.repeated += 1
@@ -224,24 +221,24 @@ class TradeIds:
         self._bound()
 
     def _bound(self) -> None:
-        """Reports the oldest gap early if there are too many."""
+        """Marks the oldest gap for reporting if there are too many."""
         if len(self._open) > OPEN_GAPS_MAX:
             gap = self._open.pop(0)
             self._early.append(IdGap(gap.first, gap.last, gap.witness))
 
 
 class IdWatch:
-    """The ids of several products, as all connections that record them see them together."""
+    """The ids of several products, seen by all connections that record them together."""
 
     def __init__(self, products: Iterable[str] = ()) -> None:
         self.ids: dict[str, TradeIds] = {}
         """By product."""
         self.due_ns = NEVER_NS
-        """When `report` has something to say."""
+        """When `report` will have a hole to report."""
         self.holes = 0
         self.ids_missing = 0
-        """Holes that were reported, and the trades in them."""
-        # Products with gaps or claims whose grace is running; empty nearly always.
+        """Counts of the holes reported, and of the ids in them."""
+        # Products with gaps or claims within their grace; nearly always empty.
         self._uncertain: set[str] = set()
         self.follow(products)
 
@@ -252,7 +249,7 @@ class IdWatch:
 
     @property
     def ids_open(self) -> int:
-        """Ids that were jumped over and whose grace is running."""
+        """How many skipped ids are within their grace."""
         return sum(self.ids[product].open_count for product in self._uncertain)
 
     @property
@@ -261,7 +258,7 @@ class IdWatch:
         return sum(ids.repeated for ids in self.ids.values())
 
     def changed(self, product: str) -> None:
-        """To be called when the ids of `product` may have become uncertain, or certain again."""
+        """Must be called when gaps or claims of `product` may have changed."""
         due_ns = self.ids[product].due_ns
         if due_ns == NEVER_NS:
             self._uncertain.discard(product)
@@ -270,7 +267,7 @@ class IdWatch:
         self.due_ns = min(self.due_ns, due_ns)
 
     def report(self, now_ns: int) -> list[tuple[str, IdGap]]:
-        """What is certainly missing now; each hole is reported once."""
+        """The holes (product, ids) whose grace is over now; each is reported once."""
         found: list[tuple[str, IdGap]] = []
         for product in sorted(self._uncertain):
             ids = self.ids[product]

@@ -1,7 +1,6 @@
-"""Nothing missing, and proof of it.
+"""Healing: fetches missing trades over REST, and proves which ids are absent.
 
 `work_list` decides which page of the exchange's REST interface is requested next, and what an answer means; `reconcile`
-compares what the tables hold with what this producer knows; both without I/O. `heal` is the shell around them: it
-requests pages and puts them into the log. `backfill` does the same for history on request. `known_ids` reads what the
-lake holds.
+finds ids that the tables lack; both do no I/O. `heal` does it for them: it requests pages and puts them into the log.
+`backfill` fetches history on request. `known_ids` reads the ids held and absent from the tables.
 """

@@ -1,8 +1,8 @@
-"""The command `backfill`: history into the log, and into the tables when no pipeline does that already.
+"""The command `backfill`: fetches history into the log, and into the tables if no pipeline is running.
 
-Trade ids are dense, so it is known beforehand which trades there are between two moments, and those that the lake holds
-are left out: a backfill that was stopped goes on where it was when it is run again. What is missing goes through a work
-list as holes do, so a page proves the same here as there. Pages enter the log as they came.
+Trade ids are dense, so the ids between two times are known beforehand, and those that the lake holds are left out: a
+backfill that was stopped goes on where it was when it is run again. Missing ids go through a work list as holes do, so
+pages prove absences in the same way. Pages enter the log unchanged.
 """
 
 from __future__ import annotations
@@ -31,30 +31,29 @@ from cryptopulse.settings import Settings
 from cryptopulse.token_bucket import RateLimiter
 
 REQUESTS_PER_SECOND = 7
-"""Of the ten that one address may make; the others are left to the producer, which heals what is newer."""
+"""Of the ten that one IP address may make; the rest is for the producer, which heals newer holes."""
 
 ATTEMPTS_MAX = 20
-"""For one page, some six minutes with the pauses: then the next product has its turn."""
+"""For one page, about six minutes with the pauses; then the product fails and the next one starts."""
 
 SPAN = PAGE_MAX - 2
-"""Ids that one request is for: the trades on either side come along, so that an id that the exchange does not have
-stands between two that it has."""
+"""Ids per request. The page also has one trade on either side, so that an absent id lies between two that exist."""
 
 REQUESTS_AT_ONCE = 8
-"""So many pages are one append to the log, and wait for each other: the answers take 0.1 to 0.5 s."""
+"""Pages requested together and appended to the log at once; an answer takes 0.1 to 0.5 s."""
 
 HOLES_AT_ONCE = 1_000
-"""Requests that are on the work list at most, of which some wait for the second page that proves an absence."""
+"""Most holes on the work list, each at most one request wide. Some wait for the second page that proves an absence."""
 
 UNANSWERED_MAX_S = 60.0
-"""Pages that say nothing about some ids are asked for again after growing pauses. When only such ids are left and the
-pause would be longer than this, some minute has passed without news."""
+"""Ids about which pages say nothing are requested again after growing pauses. The backfill gives up when only such ids
+are left and the next pause would be longer than this."""
 
 _STORE_EVERY_PAGES = 200  # some 30 MB of log, and a batch of 200,000 trades
 _PAUSE_MAX_S = 5.0
-_PAUSES_MAX = 30  # of up to 5 s, for a pipeline that is far behind to make room in the log
+_PAUSES_MAX = 30  # of up to 5 s, so that a pipeline far behind can make room in the log
 _FIRST_STEP = 1_000  # ids, to learn how fast a product is traded
-_NEWEST = 100  # trades to find the newest that can be read among
+_NEWEST = 100  # newest trades to read; the first readable one counts as the newest
 
 _logger = structlog.get_logger()
 
@@ -62,17 +61,17 @@ Progress = Callable[[int, int], None]
 
 
 class TradePages(Protocol):
-    """The part of the REST interface that is needed."""
+    """The part of the REST interface that a backfill needs."""
 
     async def trades(self, product: str, *, after: int | None, limit: int) -> TradePage:
-        """The newest `limit` trades of ids below `after` (None: of all), newest first.
+        """The newest `limit` trades with ids below `after` (None: of all), newest first.
 
-        What may pass has been waited for: raises UnknownProduct, NotFetched, or ConfigurationError.
+        Retries transient errors. Raises UnknownProduct, NotFetched, or ConfigurationError.
         """
 
 
 class PageTrade(NamedTuple):
-    """What is known of a trade on a page."""
+    """Id and time (UTC) of a trade on a page."""
 
     trade_id: int
     time: datetime
@@ -84,29 +83,29 @@ class _Dated(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to fetch."""
+    """The ids of the requested time, and those to fetch."""
 
     product: str
     first_trade_id: int
     last_trade_id: int
-    """Less than the first when the exchange has no trade of that time."""
+    """Less than the first if the exchange has no trade of that time."""
     missing: tuple[Interval, ...]
-    """Those of them that the lake does not hold, in order."""
+    """Intervals of ids that the lake neither holds nor knows to be absent, in order."""
 
     @property
     def trades(self) -> int:
-        """How many trades the exchange has of that time."""
+        """How many ids belong to that time."""
         return max(self.last_trade_id - self.first_trade_id + 1, 0)
 
     @property
     def to_fetch(self) -> int:
-        """How many of them the lake does not hold."""
+        """How many ids must be fetched."""
         return sum(last - first + 1 for first, last in self.missing)
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What was fetched."""
+    """Counts of ids fetched and of ids proved absent."""
 
     fetched: int
     absent: int
@@ -114,30 +113,30 @@ class Filled:
 
 
 class Backfill:
-    """History of one lake. The log may be appended to by a producer at the same time."""
+    """Fetches history for one lake. A producer may append to the log at the same time."""
 
     def __init__(self, settings: Settings, log: Log) -> None:
-        """Whether a pipeline works on the lake is found out when there is something to store."""
+        """Opens nothing yet; a running pipeline is detected when there is something to store."""
         self._settings = settings
         self._log = log
         self._unstored_pages = 0
         self.stored = True
-        """Whether the tables hold what was fetched; if not, the pipeline that runs, or the next one, stores it."""
+        """Whether the fetched trades are in the tables; if not, the running pipeline or the next one stores them."""
         self.in_tables = 0
-        """How many of the trades that were fetched silver holds, by its coverage; known when they are `stored`."""
+        """How many of the fetched ids silver holds, by its coverage; known only if `stored`."""
         self.conflicts = 0
-        """How many trades that this stored were held already with other content."""
+        """How many trades stored by this object were held already with other content."""
 
     async def run(
         self, product: str, start: datetime, end: datetime | None, planned: Callable[[Plan], None], progress: Progress
     ) -> tuple[Plan, Filled]:
         """Fetches the trades of `product` from `start` on and before `end` (UTC; None: until now).
 
-        `planned` is called with what there is to do, `progress` with (ids done, ids to fetch). Raises UnknownProduct,
-        NotFetched when the exchange answers nothing of use again and again (what came before is kept),
-        ConfigurationError for a wrong address, and what the log and the tables raise.
+        `planned` is called with the plan, `progress` with (ids done, ids to fetch). Raises UnknownProduct, NotFetched
+        when the exchange gives no usable answer again and again (pages fetched before are kept), ConfigurationError for
+        a wrong address, and the errors of the log and the tables.
         """
-        self._store()  # what an earlier backfill left in the log counts as held
+        self._store()  # so that pages left in the log by an earlier backfill count as held
         known = known_ids(self._settings.location)
         held = Intervals([*known.held.get(product, ()), *known.absent.get(product, ())])
         async with RestClient(self._settings.feed.rest_url, allowance=self._settings.rest_allowance) as rest:
@@ -162,7 +161,7 @@ class Backfill:
             await asyncio.to_thread(self._store)
 
     def _append(self, messages: pa.Table) -> None:
-        """Waits for room in the log, which a pipeline makes; but not for ever."""
+        """Appends to the log; waits a limited time for a pipeline to make room in it."""
         backoff = Backoff(longest_s=_PAUSE_MAX_S)
         for _ in range(_PAUSES_MAX):
             try:
@@ -177,7 +176,7 @@ class Backfill:
         self._log.append(messages)
 
     def _store(self) -> None:
-        """Brings the log into the tables, unless a pipeline does."""
+        """Brings the log into the tables, unless another pipeline does."""
         self._unstored_pages = 0
         self.stored = False
         if self._settings.processing.engine != "embedded":
@@ -191,8 +190,7 @@ class Backfill:
 
 
 class _PacedPages:
-    """The REST interface, asked by this process no more often than `REQUESTS_PER_SECOND`, and again when that may
-    help."""
+    """The REST interface with at most `REQUESTS_PER_SECOND` requests of this process, and with retries."""
 
     def __init__(self, rest: RestClient, pause_max_s: float) -> None:
         self._rest = rest
@@ -210,7 +208,7 @@ class _PacedPages:
             _logger.warning("waiting_for_rest", error=str(error), retry_in_s=round(pause_s, 2))
 
         try:
-            for _ in range(2):  # that there are no trades is also what a server says that lost sight of them
+            for _ in range(2):  # a faulty server may answer once that there are no trades
                 backoff = Backoff(longest_s=self._pause_max_s)
                 page = await retrying(fetch, backoff, waiting, attempts_max=ATTEMPTS_MAX)
                 if page.ids:
@@ -224,9 +222,9 @@ class _PacedPages:
 
 
 async def plan(rest: TradePages, product: str, start: datetime, end: datetime | None, held: Intervals) -> Plan:
-    """The trades of `product` from `start` on and before `end` (UTC; None: until now).
+    """The plan for the trades of `product` from `start` on and before `end` (UTC; None: until now).
 
-    `held`: the ids that need not be fetched. Raises UnknownProduct for a product without trades, and what `rest` does.
+    `held`: ids that need not be fetched. Raises UnknownProduct for a product without trades, and the errors of `rest`.
     """
     trades, _ = await _read(rest, product, None, _NEWEST, None)
     if not trades:
@@ -240,10 +238,10 @@ async def plan(rest: TradePages, product: str, start: datetime, end: datetime | 
 async def fill(
     rest: TradePages, wanted: Plan, keep: Callable[[pa.Table], Awaitable[None]], progress: Progress
 ) -> Filled:
-    """Fetches what is missing, the newest first; `keep` gets the pages as messages for the log.
+    """Fetches missing trades, the newest first; `keep` gets the pages as messages for the log (MESSAGE_SCHEMA).
 
-    `progress` is called with (ids done, ids to fetch). Raises what `rest` does, after the pages beside it are kept, and
-    NotFetched when the exchange's pages say nothing about some ids for a minute.
+    `progress` is called with (ids done, ids to fetch). Raises the errors of `rest`, after keeping the other pages
+    requested at the same time, and NotFetched when pages still say nothing about some ids after growing pauses.
     """
     work = WorkList()
     start_ns = time.monotonic_ns()
@@ -284,7 +282,7 @@ async def fill(
 
 
 async def _next_requests(work: WorkList, product: str) -> list[PageRequest]:
-    """What to ask for now; waits until something is due."""
+    """The requests to make now; waits until one is due. Raises NotFetched if that takes too long."""
     while True:
         now_ns = time.monotonic_ns()
         found: list[PageRequest] = []
@@ -302,10 +300,10 @@ async def _next_requests(work: WorkList, product: str) -> list[PageRequest]:
 
 
 async def _first_id_at(rest: TradePages, newest: PageTrade, product: str, moment: datetime) -> int:
-    """The lowest id that was traded at `moment` or later; the next id when there is none yet.
+    """The lowest id traded at `moment` (UTC) or later; the next id if there is none yet.
 
-    REST can't be asked by time. Times follow ids, nearly evenly, so a rule of three finds the page in a few requests;
-    every third one halves what is left, so they never become many.
+    REST can't be queried by time. Times grow with ids, nearly evenly, so interpolation finds the page in a few
+    requests; every third request halves the range instead, which bounds their number.
     """
     if newest.time < moment:
         return newest.trade_id + 1
@@ -326,7 +324,7 @@ async def _first_id_at(rest: TradePages, newest: PageTrade, product: str, moment
         later = [trade for trade in page if trade.time >= moment]
         if later:
             above = later[-1]
-            if page[-1].time < moment:  # the trade before is on the page
+            if page[-1].time < moment:  # the previous trade is on the page
                 break
         else:
             low, below, is_short = after, page[0] if page else below, False
@@ -340,10 +338,10 @@ _dated = msgspec.json.Decoder(_Dated)
 async def _read(
     rest: TradePages, product: str, after: int | None, limit: int, above: datetime | None
 ) -> tuple[list[PageTrade], bool]:
-    """The trades of one page, and whether there are less than `limit`. `above`: when the trade above it was made.
+    """The trades of one page, and whether it has fewer than `limit` rows. `above`: time of the next newer trade.
 
-    One whose time can't be read has that of the next newer one: it belongs there as well as anywhere, and the parser
-    will refuse it. Raises NotFetched when there is no newer one.
+    A trade with an unreadable time gets that of the next newer one; any time near it will do, as the parser will refuse
+    the trade. Raises NotFetched if no trade has a readable time.
     """
     page = await rest.trades(product, after=after, limit=limit)
     rows = _rows.decode(page.body)

@@ -1,10 +1,10 @@
-"""Fetches what is missing: sockets, clocks and retries around the work list.
+"""Fetches missing trades: requests, clocks and retries around the work list.
 
-A few workers ask the exchange for pages and put them into the same buffer as the feed's messages, from which they
-take the same way into the log and the tables. Live data comes first: nothing is asked for while the buffer is not
-nearly empty, and at most one page for each worker is on its way. A page counts when the log has acknowledged it.
+A few workers request pages from the exchange and put them into the same buffer as the feed's messages, so they take the
+same path into the log and the tables. Live data comes first: pages are requested only while the buffer is nearly empty,
+and each worker has at most one page under way. A page counts when the log has acknowledged it.
 
-The tables are read at the start, and now and then: see `reconcile`.
+The tables are read at the start and at intervals: see `reconcile`.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ from cryptopulse.retry import Backoff
 from cryptopulse.settings import Settings
 
 REQUESTS_AT_ONCE = 4
-"""An answer takes some 100 ms: enough to use the ten requests a second that the exchange allows, and a bound of what
-is on its way, 1 MB."""
+"""An answer takes some 100 ms, so this is enough for the ten requests a second that the exchange allows. It also bounds
+the pages under way to 1 MB."""
 
 SECOND_COMPARISON_S = 5.0
-"""The first two comparisons follow each other soon: a gap of before the start is not to wait for a minute."""
+"""Time between the first two comparisons. It is short, so that a gap from before the start does not wait a minute."""
 
 PUT_OFF_NS = 600 * SECOND_NS
-"""Pause of a product that the exchange does not know, or does not tell about."""
+"""Pause of a product that the exchange refuses."""
 
 AGAIN_S = 600.0
-"""Pause of ids that the tables lack although they were fetched: a trade that they refuse is fetched in vain."""
+"""Pause of ids that the tables lack although they were fetched: fetching does not help if the tables refuse a trade."""
 
 FAILED_S = 1.0
-"""Pause of a worker whose request failed: one product's trouble is not to keep it from the others for longer, and when
-nothing answers four requests a second are enough."""
+"""Longest pause of a worker after a failed request. One product's trouble must not keep it from the others for longer,
+and if nothing answers, four requests a second are enough."""
 
 PROGRESS_S = 10.0
 CLOSE_S = 2.0
-_ROOM_S = 0.1  # between two checks of a buffer without room
-_ACKNOWLEDGED_S = 0.02  # between two checks whether the log has a page
+_ROOM_S = 0.1  # between two checks of a full buffer
+_ACKNOWLEDGED_S = 0.02  # between two checks whether the log has acknowledged a page
 
 _log = structlog.get_logger()
 
 
 class Healer:
-    """Keeps the work list of the producer, and works it off."""
+    """Keeps the producer's work list and fetches its ids."""
 
     def __init__(
         self, settings: Settings, rest: RestClient, buffer: MessageBuffer, watch: IdWatch, lines: EventLines
@@ -77,12 +77,12 @@ class Healer:
         self._is_working = self._is_full = False
         self._can_read = True
         self._backoffs: dict[str, Backoff] = {}
-        """Of products whose last request failed."""
+        """For products whose last request failed."""
         self._refused: set[str] = set()
-        """Products of which it has been said that the exchange refuses them."""
+        """Products whose refusal by the exchange has been logged."""
 
     def resume(self, resumed: Resumed) -> None:
-        """What the end of the log says; to be called before `run`."""
+        """Takes over what the end of the log shows. Must be called before `run`."""
         self._reconciler = Reconciler(log_is_known=resumed.is_all)
         for product, held in resumed.held.items():
             for first, last in held:
@@ -92,7 +92,7 @@ class Healer:
                 self._add(product, first, last)
 
     def found(self, product: str, first: int, last: int) -> None:
-        """The feed has found that ids are missing. What the tables hold or know to be absent is not."""
+        """The feed misses ids `first` … `last`; those that the tables hold or know to be absent are left out."""
         known = [known.get(product, Intervals()).within(first, last) for known in self._tables]
         for part in Intervals(known[0] + known[1]).gaps(first, last):
             self._add(product, *part)
@@ -111,8 +111,8 @@ class Healer:
                 group.create_task(self._fetch())
 
     async def close(self) -> None:
-        """After `run`: waits a little for a read of the tables that is under way. A thread that comes back from it
-        while the interpreter ends would take the process down."""
+        """After `run`: waits up to CLOSE_S for a read of the tables that is under way. If its thread came back while
+        the interpreter ends, the process would crash."""
         if self._reader.is_alive():
             await asyncio.to_thread(self._reader.join, CLOSE_S)
 
@@ -128,7 +128,7 @@ class Healer:
         }
 
     def _add(self, product: str, first: int, last: int, wait_s: float | None = None) -> bool:
-        """Puts missing ids on the list, to be asked for after `healing.wait_s`; whether any are new there."""
+        """Lists missing ids, to be requested after `wait_s` (None: `healing.wait_s`); returns whether any are new."""
         now_ns = time.monotonic_ns()
         wait_ns = int((self._settings.wait_s if wait_s is None else wait_s) * SECOND_NS)
         is_news = bool(self.work.add(product, first, last, now_ns, now_ns + wait_ns))
@@ -136,7 +136,7 @@ class Healer:
         return is_news
 
     def _changed(self, product: str) -> None:
-        """After every change of the work list: wakes those who wait, and logs what became of it."""
+        """Must be called after every change of the work list: wakes waiting workers and logs the list's events."""
         ids = self._watch.ids.get(product)
         if ids is not None:
             highest = self.work.highest(product)
@@ -174,7 +174,7 @@ class Healer:
                 self._lines.log("waiting_for_rest", "warning", error=str(error), retry_in_s=round(pause_s, 2))
                 await asyncio.sleep(min(pause_s, FAILED_S))
             except TerminalError as error:
-                # Recording goes on: what is missing can wait until somebody has read this.
+                # Recording goes on; missing ids can wait until an operator has read this.
                 self._put_off(request, PUT_OFF_NS)
                 if request.product not in self._refused:
                     self._refused.add(request.product)
@@ -186,14 +186,14 @@ class Healer:
                 await self._keep(request, page)
 
     def _put_off(self, request: PageRequest, pause_ns: int) -> None:
-        """There was no answer to `request`; nothing of its product is asked for during the pause."""
+        """There was no answer to `request`: pauses all requests for its product."""
         now_ns = time.monotonic_ns()
         self.work.failed(request, now_ns, 0)
         self.work.put_off(request.product, now_ns + pause_ns)
         self._changed(request.product)
 
     async def _next_request(self) -> PageRequest:
-        """What to ask for, as soon as there is something and live data leaves room."""
+        """The next request, as soon as one is due and live data leaves room in the buffer."""
         async with self._planning:
             while True:
                 await _until(lambda: self._buffer.has_room_to_spare(0), _ROOM_S)
@@ -210,7 +210,7 @@ class Healer:
                     continue
 
     async def _keep(self, request: PageRequest, page: TradePage) -> None:
-        """Puts a page that is of use into the log."""
+        """Puts a useful page into the buffer and waits until the log has it."""
         is_useful = self.work.answered(request, page.ids, time.monotonic_ns())
         self._changed(request.product)
         if not is_useful:
@@ -239,7 +239,7 @@ class Healer:
         interval_s = self._settings.look_interval_s
         pause_s = min(SECOND_COMPARISON_S, interval_s)
         while True:
-            # In a thread that nobody waits for at the end: storage may keep it for minutes.
+            # In a daemon thread: storage may block it for minutes, and the process must not wait that long at its end.
             outcome: Future[KnownIds] = Future()
             outcome.set_running_or_notify_cancel()
             self._reader = threading.Thread(target=self._read, args=(outcome,), name="tables-reader", daemon=True)
@@ -256,7 +256,7 @@ class Healer:
 
     def _read(self, outcome: Future[KnownIds]) -> None:
         try:
-            # delta-rs costs 40 ms and 20 MB, which a producer that only records need not pay.
+            # Imported here: delta-rs costs 40 ms and 20 MB, which a producer that only records need not pay.
             from cryptopulse.healing.known_ids import known_ids  # noqa: PLC0415
 
             outcome.set_result(known_ids(self._lake))
@@ -264,7 +264,7 @@ class Healer:
             outcome.set_exception(error)
 
     def _reconcile(self, tables: KnownIds) -> None:
-        """Takes what the tables hold off the list, and puts on it what they lack."""
+        """Takes ids that the tables hold off the list, and adds those that they lack."""
         self._tables = tables
         now_ns = time.monotonic_ns()
         live: dict[str, LiveIds] = {}
@@ -278,7 +278,7 @@ class Healer:
             for first, last in held:
                 self.work.arrived(product, first, last, now_ns)
             for first, last in absent:
-                # Once this producer has asked, the tables may know no more than the first page of its own proof.
+                # Once this producer has made requests, the tables' proof may be only the first of its own two pages.
                 known = self.work.known(product, first, last) if self.work.requests else Intervals()
                 for part in known.gaps(first, last):
                     self.work.proved_absent(product, *part, now_ns)

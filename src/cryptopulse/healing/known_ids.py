@@ -1,4 +1,4 @@
-"""What the tables say about ids: which are held, and which are proved to exist nowhere."""
+"""Reads from the tables which ids are held and which are proved absent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLUMNS = ("symbol", "first_trade_id", "last_trade_id")
 
 
 def known_ids(lake: LakeLocation) -> KnownIds:
-    """The newest version of both tables; those that are not there count as empty.
+    """Ids held and absent by the newest versions of both tables; a missing table counts as empty.
 
     Raises ConfigurationError or LakeUnreachable when they can't be read.
     """
@@ -26,14 +26,14 @@ def known_ids(lake: LakeLocation) -> KnownIds:
     except CryptoPulseError:
         raise
     except (DeltaError, OSError, pa.ArrowException) as error:
-        # A table that is being replaced, or damaged: whoever owns it says more.
+        # A table that is being replaced, or damaged; the pipeline's own error says more.
         raise LakeUnreachable(f"The tables of {lake} can't be read: {str(error).splitlines()[0]}") from error
 
 
 def _intervals(lake: LakeLocation, table: Table) -> dict[str, Intervals]:
     if not is_there(lake, table):
         return {}
-    with storage(lake):  # by delta-rs alone: an Arrow dataset takes 7 MB more, and a third more time
+    with storage(lake):  # only delta-rs: an Arrow dataset takes 7 MB more, and a third more time
         query = QueryBuilder().register("t", opened(lake, table))
         rows = pa.table(query.execute(f"SELECT {', '.join(_COLUMNS)} FROM t").read_all())  # noqa: S608 - ours
     found: dict[str, list[tuple[int, int]]] = {}

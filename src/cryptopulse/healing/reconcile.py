@@ -1,13 +1,12 @@
-"""What the tables miss, by reading them now and then.
+"""Finds ids that the tables lack, by comparing their states at intervals.
 
-The feed sees holes while they happen. The tables are the authority afterwards: whatever was lost on the way, by
-whatever cause, is a gap between two of their intervals of ids. A gap that two successive comparisons show, and
-that nobody works on, is a hole.
+The feed sees holes while they happen. Afterwards the tables decide: anything lost, for any reason, is a gap between two
+of their intervals of ids. A gap that two successive comparisons show, and that is not on the work list, is a hole.
 
-The tables are behind the log, sometimes by hours, so a gap may just not have been read yet. What this producer put
-into the log it knows: it counts as there until the tables show an id that came after it, for they take in the
-messages of a product in their order. What earlier producers put into the log can be seen only near its end
-(`feed/recovery.py`), so the gaps of a product count from when the tables have come to where that begins.
+The tables are behind the log, sometimes by hours, so a gap may only not be processed yet. The ids that this producer
+put into the log are known: they count as held until the tables show an id that came later, since the tables consume a
+product's messages in order. Messages of earlier producers are known only near the log's end (`feed/recovery.py`), so
+the gaps of a product count only after the tables have reached that point.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from typing import NamedTuple
 from cryptopulse.intervals import Interval, Intervals
 
 _MARKS_MAX = 60
-"""Comparisons whose pages the tables have not reached; older ones are merged. An hour with the usual minute."""
+"""Most comparisons whose ids the tables may not show yet; beyond that the oldest are merged. One hour at the usual
+interval of a minute."""
 
 
 class KnownIds(NamedTuple):
-    """What the tables say, by product; no product is without ids."""
+    """Ids in the tables, by product; no product has empty intervals."""
 
     held: dict[str, Intervals]
     absent: dict[str, Intervals]
-    """Ids that no trade has."""
+    """Ids that the exchange does not have."""
 
 
 class LiveIds(NamedTuple):
-    """What this producer knows of a product: every id from `first` to `highest` is in the log, or is on the work
-    list, or was dealt with."""
+    """Range of ids that this producer has followed: each id is in the log, on the work list, or dealt with."""
 
     first: int
     highest: int
@@ -42,26 +41,26 @@ class Holes(NamedTuple):
 
     new: list[Interval]
     again: list[Interval]
-    """Those that an earlier comparison has shown as well: they were fetched, and the tables may refuse them."""
+    """Holes that an earlier comparison returned too: they were fetched, and the tables may refuse them."""
 
 
 class _LoggedIds:
-    """Ids of one product in the log that the tables need not show yet."""
+    """Ids of one product that are in the log and that the tables may not show yet."""
 
     __slots__ = ("fresh", "marked")
 
     def __init__(self) -> None:
         self.fresh = Intervals()
-        """Since the last comparison."""
+        """Ids logged since the last comparison."""
         self.marked: list[tuple[Intervals, int]] = []
-        """Ids of earlier comparisons, each with an id that came after all of them."""
+        """Ids logged before, and for each group an id that is logged after all of it."""
 
     def forget(self, highest: int) -> None:
-        """The tables hold `highest`: they have taken in what came before."""
+        """Drops the groups logged before id `highest`, which the tables hold."""
         self.marked = [(ids, mark) for ids, mark in self.marked if mark > highest]
 
     def mark(self, highest: int) -> None:
-        """The newest id that came so far is `highest`."""
+        """Closes the fresh group; `highest` is the highest id received so far."""
         if self.fresh:
             self.marked.append((self.fresh, max(highest, self.fresh.highest) + 1))
             self.fresh = Intervals()
@@ -74,7 +73,7 @@ class Reconciler:
     """Compares successive states of the tables."""
 
     def __init__(self, log_is_known: bool) -> None:
-        """`log_is_known`: whether all that the log held at the start has been seen."""
+        """`log_is_known`: whether all messages that the log held at the start were read."""
         self._log_is_known = log_is_known
         self._before: dict[str, Intervals] = {}
         self._highest: dict[str, int] = {}
@@ -82,7 +81,7 @@ class Reconciler:
         self._logged: dict[str, _LoggedIds] = {}
 
     def logged(self, product: str, first: int, last: int) -> None:
-        """Trades `first` … `last` are in the log, out of the order of their ids."""
+        """Trades `first` … `last` are in the log, not in the order of their ids."""
         self._logged.setdefault(product, _LoggedIds()).fresh.add(first, last)
 
     def compare(
@@ -91,20 +90,20 @@ class Reconciler:
         seen: Mapping[str, LiveIds],
         known: Callable[[str, int, int], Intervals],
     ) -> dict[str, Holes]:
-        """The holes that this comparison shows like the one before.
+        """The holes that both this comparison and the previous one show, by product.
 
-        `tables`: ids that are held or proved absent, by product, none of them empty. `known` says which of a
-        range of ids nobody needs to hear of. Only products of `seen` are compared.
+        `tables`: ids held or proved absent, by product, none of them empty. `known` returns the ids of a range that are
+        on the work list or dealt with. Only products of `seen` are compared.
         """
         before, self._before = self._before, {}
         found: dict[str, Holes] = {}
         for product in seen.keys() & tables.keys():
             held, live = tables[product], seen[product]
-            if held.highest < self._highest.get(product, held.highest):  # the tables are being made again
+            if held.highest < self._highest.get(product, held.highest):  # the tables are being rebuilt
                 continue
             self._highest[product] = held.highest
             ranges = held.holes()
-            if held.highest < live.first - 1:  # the tables end before that which this producer knows begins
+            if held.highest < live.first - 1:  # the tables have not reached this producer's first id
                 if not self._log_is_known:
                     continue
                 ranges.append((held.highest + 1, live.first - 1))

@@ -1,19 +1,18 @@
-"""What is to be fetched, in which order, and what a page of the exchange says about it.
+"""The work list: which ids to fetch, in which order, and what a page of the exchange proves about them.
 
-Everything that decides lives here, and nothing that waits: no socket, no clock, no logging. Missing ids go in
-(`add`), so does whatever else brings them (`arrived`); out come requests (`next_request`), the time at which to
-ask again (`due_ns`) and events (`take_events`). Each request is answered by `answered` or `failed`; a page that
-is of use is `kept` when it is safe. All times are integer nanoseconds of one clock that never goes back.
+A state machine without socket, clock or logging. Missing ids go in (`add`), and so do trades that come by other ways
+(`arrived`); requests (`next_request`), the time of the next one (`due_ns`) and events (`take_events`) come out. Each
+request ends with `answered` or `failed`; `kept` is called when a useful page is safe. All times are integer nanoseconds
+of one clock that never goes back.
 
-The exchange is asked for the ids below X and answers newest first, at most `PAGE_MAX` of them. A request asks for
-a range of ids with one neighbour on either side, so that the page also proves what the exchange does not have:
-an id that is not on the page, between two that are. Once is not enough, for the exchange's newest pages may be
-some seconds old; an id counts as absent when two pages, fetched `PROOF_NS` apart, lack it.
+The exchange takes requests for the ids below X and answers newest first, with at most `PAGE_MAX` of them. A request is
+for a range of ids with one neighbour on either side, so that the page also proves which ids the exchange does not have:
+those missing between two on the page. One page is not enough, since the exchange's newest pages may be some seconds
+old; an id counts as absent when two pages, fetched `PROOF_NS` apart, lack it.
 
-Holes are walked downwards, page by page, several pages at once, but no id is asked for twice at a time. What one
-page can bring goes first, and of that the newest: a page costs the same whether it heals a second or a year, and
-it is the last minutes that people look at. Every tenth request goes to the oldest hole, so that none waits for
-ever.
+Holes are fetched downwards, page by page, several pages at once, but no id is requested twice at a time. Holes that one
+page can close go first, the newest of them first: a page costs the same whether it heals a second or a year, and people
+look at the last minutes. Every tenth request goes to the oldest hole, so that none waits for ever.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ from typing import NamedTuple
 from cryptopulse.intervals import Interval, Intervals, runs
 
 PAGE_MAX = 1000
-"""Rows of a page, as the exchange limits them."""
+"""The exchange's limit of rows per page."""
 
 SECOND_NS = 1_000_000_000
 
 PROOF_NS = 5 * SECOND_NS
-"""Between the two pages that prove an absence: more than the age of a cached page (some seconds were seen)."""
+"""Time between the two pages that prove an absence: more than the age of a cached page (some seconds were seen)."""
 
 FIRST_PAUSE_NS = 2 * SECOND_NS
 LONGEST_PAUSE_NS = 300 * SECOND_NS
-"""Pauses of ids about which a page says nothing: it was older than they are, or the exchange's record ends above
+"""Pauses of ids about which a page says nothing: it was older than they are, or the exchange's history begins above
 them. They double from the first to the longest."""
 
 RANGES_MAX = 10_000
-"""Ranges of missing ids on the list: 3 MB, and 4 ms for choosing, in which no message is received. Further ones are
-not taken; the tables show them again when there is room."""
+"""Most ranges of missing ids on the list: 3 MB, and 4 ms for choosing one, during which no message is received. Further
+ones are refused; comparing the tables finds them again later."""
 
 OLDEST_EVERY = 10
 
 
 class PageRequest(NamedTuple):
-    """Ids `first` … `last` of `product` are to be fetched. To be asked: `limit` ids below `after`."""
+    """A request for ids `first` … `last` of `product`: ask the exchange for `limit` ids below `after`."""
 
     number: int
     product: str
@@ -55,13 +54,13 @@ class PageRequest(NamedTuple):
 
     @property
     def limit(self) -> int:
-        """With one neighbour on either side."""
+        """Rows to request: the ids and one neighbour on either side."""
         return self.last - self.first + 3
 
 
 class HoleClosed(NamedTuple):
-    """All ids of a hole have been dealt with. `first` … `last` is how it was found; of its ids so many were
-    `fetched`, came by another way (`late`), or are not there at all (`absent`)."""
+    """All ids of the hole found as `first` … `last` have been dealt with: counts of ids `fetched`, received another
+    way (`late`), and not at the exchange (`absent`)."""
 
     product: str
     first: int
@@ -81,7 +80,7 @@ class IdsAbsent(NamedTuple):
 
 
 class NoRoom(NamedTuple):
-    """The list is full; ids `first` … `last` were not taken."""
+    """The list is full; ids `first` … `last` were refused."""
 
     product: str
     first: int
@@ -92,7 +91,7 @@ Event = HoleClosed | IdsAbsent | NoRoom
 
 
 class Hole:
-    """What was found missing at one moment, and what became of it."""
+    """Ids found missing at one moment, and counts of how they were dealt with."""
 
     __slots__ = ("absent", "fetched", "first", "found_ns", "last", "late", "left", "product")
 
@@ -102,7 +101,7 @@ class Hole:
         self.last = parts[-1][1]
         self.found_ns = now_ns
         self.left = sum(last - first + 1 for first, last in parts)
-        """Ids that are neither safe nor known to be absent."""
+        """How many ids are neither safe nor known to be absent."""
         self.fetched = self.late = self.absent = 0
 
 
@@ -116,22 +115,22 @@ class MissingRange:
         self.first = first
         self.last = last
         self.due_ns = due_ns
-        """When it may be asked for."""
+        """When it may be requested."""
         self.pause_ns = pause_ns
-        """How long to wait after an answer that says nothing about it."""
+        """Next pause after an answer that says nothing about it."""
         self.request = 0
-        """Number of the request that is out for it, 0: none."""
+        """Number of its open request; 0: none."""
         self.lacked_ns: int | None = None
         """When a page first lacked it."""
 
     def part(self, first: int, last: int) -> MissingRange:
-        """A range like this with other ends."""
+        """A copy of this range with other ends."""
         made = MissingRange(self.hole, first, last, self.due_ns, self.pause_ns)
         made.request, made.lacked_ns = self.request, self.lacked_ns
         return made
 
     def less(self, taken: Sequence[Interval]) -> list[MissingRange]:
-        """What is left without `taken`."""
+        """The parts of this range outside `taken`."""
         return [self.part(*gap) for gap in Intervals(taken).gaps(self.first, self.last)]
 
 
@@ -143,14 +142,14 @@ class MissingIds:
     def __init__(self) -> None:
         self.ranges: list[MissingRange] = []
         self.underway = Intervals()
-        """Ids on pages that are not safe yet."""
+        """Ids on pages that are not in the log yet."""
         self.absent = Intervals()
         """Ids that the exchange does not have."""
         self.put_off_ns = 0
-        """Nothing is asked for before."""
+        """No requests before this time."""
 
     def between(self, first: int, last: int) -> tuple[int, int]:
-        """The ranges (from, to) that have an id of `first` … `last`."""
+        """The slice (start, end) of `ranges` that overlap `first` … `last`."""
         return (
             bisect_left(self.ranges, first, key=lambda missing: missing.last),
             bisect_right(self.ranges, last, key=lambda missing: missing.first),
@@ -161,10 +160,10 @@ class MissingIds:
         return self.absent.end_of(missing.last + 1) + 1
 
     def waiting(self) -> Iterator[MissingRange]:
-        """The ranges that may be asked for when they are due.
+        """The ranges that may be requested when they are due.
 
-        A page proves an absence by what lies above and below. So of ids in a row that were lacking once only the
-        topmost are asked for; their page shows what is below as well.
+        A page proves an absence by the ids above and below. So of adjacent ranges that a page has lacked only the
+        topmost is requested; its page covers those below as well.
         """
         above: MissingRange | None = None
         for missing in reversed(self.ranges):
@@ -174,29 +173,29 @@ class MissingIds:
             above = missing
 
     def requested_by(self, number: int, first: int, last: int) -> list[MissingRange]:
-        """The ranges that request `number` for `first` … `last` is out for."""
+        """The ranges within `first` … `last` whose open request is `number`."""
         start, end = self.between(first, last)
         return [missing for missing in self.ranges[start:end] if missing.request == number]
 
     def known(self, first: int, last: int) -> Intervals:
-        """What of `first` … `last` nobody needs to add: it is missing, underway, or absent."""
+        """The ids of `first` … `last` that need not be added: on the list, on a page under way, or absent."""
         start, end = self.between(first, last)
         listed = [(missing.first, missing.last) for missing in self.ranges[start:end]]
         return Intervals([*listed, *self.underway.within(first, last), *self.absent.within(first, last)])
 
     def due_ns(self, missing: MissingRange) -> int:
-        """When `missing` may be asked for."""
+        """When `missing` may be requested."""
         return max(missing.due_ns, self.put_off_ns)
 
 
 class _OpenRequest:
-    """A request that is out, and then what its page brought."""
+    """An open request, and after its answer the result of its page."""
 
     __slots__ = ("at_ns", "found", "lacking", "request")
 
     def __init__(self, request: PageRequest, at_ns: int) -> None:
         self.request: PageRequest | None = request
-        """None once it is answered."""
+        """None after the answer."""
         self.at_ns = at_ns
         self.found: list[tuple[Hole, int, int]] = []
         self.lacking: list[tuple[Hole, int, int]] = []
@@ -206,16 +205,16 @@ class WorkList:
     """The missing ids of all products."""
 
     def __init__(self, page_max: int = PAGE_MAX) -> None:
-        """`page_max`: rows of a page, at least 3."""
+        """`page_max`: most rows of a page; at least 3."""
         self.holes_open = 0
         self.ids_missing = 0
-        """Ids that are neither safe nor known to be absent."""
+        """How many ids are neither safe nor known to be absent."""
         self.ids_fetched = 0
         self.ids_late = 0
-        """Ids that came by another way."""
+        """How many ids came by another way."""
         self.ids_absent = 0
         self.requests = 0
-        """How many have been handed out."""
+        """How many requests `next_request` has returned."""
         self._span_max = page_max - 2  # two neighbours are on the page as well
         self._products: dict[str, MissingIds] = {}
         self._open: dict[int, _OpenRequest] = {}
@@ -223,27 +222,27 @@ class WorkList:
         self._events: list[Event] = []
 
     def take_events(self) -> list[Event]:
-        """What has happened since the last call, in order."""
+        """Events since the last call, in order."""
         events, self._events = self._events, []
         return events
 
     def highest(self, product: str) -> int | None:
-        """The highest id of `product` that is still waited for, None when there is none."""
+        """The highest missing id of `product`; None if there is none."""
         state = self._products.get(product)
         return state.ranges[-1].last if state and state.ranges else None
 
     def known(self, product: str, first: int, last: int) -> Intervals:
-        """What of `first` … `last` nobody needs to add: it is on the list, underway on a page, or absent."""
+        """The ids of `first` … `last` that need not be added: on the list, on a page under way, or absent."""
         state = self._products.get(product)
         return state.known(first, last) if state else Intervals()
 
     @property
     def due_ns(self) -> int | None:
-        """When there is something to ask if nothing happens until then; None: never."""
+        """When the next request is due if nothing changes before; None: no request."""
         return min((state.due_ns(missing) for state, missing in self._waiting()), default=None)
 
     def add(self, product: str, first: int, last: int, now_ns: int, due_ns: int) -> list[Interval]:
-        """Ids `first` … `last` are missing, to be asked for from `due_ns` on. Returns those that are new here."""
+        """Ids `first` … `last` are missing and may be requested from `due_ns` on. Returns those that are new here."""
         state = self._products.setdefault(product, MissingIds())
         parts = state.known(first, last).gaps(first, last)
         if not parts:
@@ -261,7 +260,7 @@ class WorkList:
         return parts
 
     def _as_requested(self, missing: MissingRange) -> list[MissingRange]:
-        """`missing`, whose ids may lie among those that a request is already out for."""
+        """`missing`, split where its ids are within open requests; these parts get the request's number."""
         for request in (pending.request for pending in self._open.values()):
             if request is None or request.product != missing.hole.product:
                 continue
@@ -274,21 +273,21 @@ class WorkList:
         return [missing]
 
     def arrived(self, product: str, first: int, last: int, now_ns: int) -> None:
-        """Trades `first` … `last` came by another way: those that are on the list leave it."""
+        """Trades `first` … `last` came by another way: takes their ids off the list."""
         for hole, count in self._taken_off(product, first, last):
             hole.late += count
             self.ids_late += count
             self._settle(hole, count, now_ns)
 
     def proved_absent(self, product: str, first: int, last: int, now_ns: int) -> None:
-        """Somebody has proved before that there are no trades `first` … `last`: nobody needs to ask for them."""
+        """Ids `first` … `last` were proved absent before: takes them off the list, and they won't be added again."""
         for hole, count in self._taken_off(product, first, last):
             hole.absent += count
             self._settle(hole, count, now_ns)
         self._products.setdefault(product, MissingIds()).absent.add(first, last)
 
     def _taken_off(self, product: str, first: int, last: int) -> list[tuple[Hole, int]]:
-        """Takes ids off the list; to which holes they belonged, and how many."""
+        """Takes ids off the list; returns (hole, number of ids) for those that were on it."""
         state = self._products.setdefault(product, MissingIds())
         start, end = state.between(first, last)
         left: list[MissingRange] = []
@@ -301,7 +300,7 @@ class WorkList:
         return taken
 
     def next_request(self, now_ns: int) -> PageRequest | None:
-        """What to ask for now; None when nothing is due."""
+        """The request to make now; None if nothing is due."""
         ready = [(state, missing) for state, missing in self._waiting() if state.due_ns(missing) <= now_ns]
         if not ready:
             return None
@@ -318,7 +317,7 @@ class WorkList:
         return self._make_request(state, chosen, now_ns)
 
     def _make_request(self, state: MissingIds, chosen: MissingRange, now_ns: int) -> PageRequest:
-        """A request for the top of `chosen`, and for whatever else lies within the same page."""
+        """A request for the top of `chosen`, and for other due ranges that fit the same page."""
         ranges = state.ranges
         top = state.between(chosen.last, chosen.last)[0]
         lowest = chosen.last - self._span_max + 1
@@ -344,8 +343,8 @@ class WorkList:
     def answered(self, request: PageRequest, ids: Sequence[int], now_ns: int) -> bool:
         """The exchange answered with `ids`, newest first: all that it has from the first to the last of them.
 
-        Returns whether the page is of use: then it is to be put where it is safe, and `kept` to be called. Other
-        holes that the page happens to cover are healed by it as well.
+        Returns whether the page is useful; if so, store it and then call `kept`. A page also heals other holes that it
+        happens to cover.
         """
         pending, state = self._open[request.number], self._products[request.product]
         pending.request = None
@@ -364,7 +363,7 @@ class WorkList:
                     pending.lacking.append((part.hole, part.first, part.last))
                     state.absent.add(part.first, part.last)
                 else:
-                    # To be asked for once more when that would be a proof.
+                    # Request it again when a second page would be a proof.
                     useful = useful or part.lacked_ns is None
                     part.lacked_ns = now_ns if part.lacked_ns is None else part.lacked_ns
                     part.request = 0 if part.request == request.number else part.request
@@ -372,8 +371,8 @@ class WorkList:
                     left.append(part)
         self._replace(state, start, end, left)
         useful = useful or bool(pending.found or pending.lacking)
-        # The page says nothing about what is left of the request: to be asked for again, at once if the page brought
-        # anything at all, else after a pause.
+        # The page says nothing about the rest of the request. Request it again: at once if the page was useful, else
+        # after a pause.
         for missing in state.requested_by(request.number, request.first, request.last):
             missing.request = 0
             missing.due_ns = now_ns if useful else now_ns + missing.pause_ns
@@ -385,7 +384,7 @@ class WorkList:
         return useful
 
     def kept(self, request: PageRequest, now_ns: int) -> list[Interval]:
-        """The page of `request` is safe. Returns the ids that it brought."""
+        """The page of `request` is in the log. Returns the missing ids that it brought."""
         pending, state = self._open.pop(request.number), self._products[request.product]
         for hole, first, last in pending.found:
             state.underway.remove(first, last)
@@ -401,14 +400,14 @@ class WorkList:
         return list(Intervals((first, last) for _, first, last in pending.found))
 
     def failed(self, request: PageRequest, now_ns: int, pause_ns: int) -> None:
-        """There was no answer: its ids may be asked for again after `pause_ns`."""
+        """There was no answer to `request`: its ids may be requested again after `pause_ns`."""
         del self._open[request.number]
         for missing in self._products[request.product].requested_by(request.number, request.first, request.last):
             missing.request = 0
             missing.due_ns = now_ns + pause_ns
 
     def put_off(self, product: str, until_ns: int) -> None:
-        """Nothing of `product` is asked for before `until_ns`: the exchange says that it is of no use."""
+        """Makes no requests for `product` before `until_ns`, because requests for it fail."""
         self._products.setdefault(product, MissingIds()).put_off_ns = until_ns
 
     def _settle(self, hole: Hole, count: int, now_ns: int) -> None:

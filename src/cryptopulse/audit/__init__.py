@@ -1,9 +1,9 @@
 """An independent checker of a lake: is everything there, once, and do the tables agree?
 
 It shares no code with the pipeline. It reads the Delta tables and computes with SQL of its own, so a fault of the
-pipeline can't hide itself. `scope` says what is audited, `snapshot` opens the tables and their files, `progress` tells
-what is still on its way, `ids`, `messages` and `absence` find out what is known of each trade id, `ledger` puts that
-together, `contents`, `windows`, `hours`, `offsets` and `candles` compare, and `report` is the result.
+pipeline can't hide itself. `scope` defines what is audited, `snapshot` opens the tables and their files, `progress`
+finds what is still on its way, `ids`, `messages` and `absence` collect the evidence for each trade id, `ledger`
+combines it, `contents`, `windows`, `hours`, `offsets` and `candles` compare, and `report` is the result.
 """
 
 from cryptopulse.audit.candles import CandleSource

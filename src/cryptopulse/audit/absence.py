@@ -1,4 +1,4 @@
-"""Ids that the exchange itself leaves out, and whether the page that is to prove it does."""
+"""Ids that the exchange itself does not have, and whether the pages named as proof prove it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _Claim = Mapping[str, Any]
 
 
 class AbsenceProofs:
-    """The rows of `silver.absent_trade_ids`, each checked when the message that it names comes by."""
+    """The rows of `silver.absent_trade_ids`, each checked when the message that it names is read."""
 
     def __init__(self, snapshot: LakeSnapshot, scope: AuditScope) -> None:
-        """Reads the table; without one there is nothing to check."""
+        """Reads the table; if it is missing there is nothing to check."""
         self._snapshot = snapshot
         self._is_part = scope.from_us is not None
         self._claims: dict[tuple[int, int], list[_Claim]] = {}
@@ -57,9 +57,9 @@ class AbsenceProofs:
                     self._proven.setdefault(symbol, []).append(Absence(first, last, *place))
 
     def finish(self) -> dict[str, list[Absence]]:
-        """By product what is proven, in order; reports claims whose message never came by.
+        """Product → proven absences, in order. Reports claims whose message was not found.
 
-        An audit of some time does not read older messages: what those prove is older as well.
+        An audit with a start time does not report them: it reads no older messages, and what those prove is older too.
         """
         for claims in self._claims.values() if not self._is_part else ():
             for claim in claims:

@@ -1,7 +1,7 @@
-"""Bars against the exchange's own candles: a second opinion from outside.
+"""Compares bars with the exchange's own candles, as an independent source.
 
-Only minutes that are proven complete are compared, and only those that ended some time ago: the exchange publishes a
-candle a moment after its minute.
+Only minutes that are proven complete and ended some time ago are compared: the exchange publishes a candle a moment
+after its minute.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from cryptopulse.text import decimal_text
 
 _MINUTE_US = 60_000_000
 _PUBLISHED_US = 120_000_000
-_ATTEMPTS_MAX = 6  # some 6 s of pauses: an audit is not there to wait for a network
+_ATTEMPTS_MAX = 6  # some 6 s of pauses: an audit should not wait long for a network
 _PRICES = ("open", "high", "low", "close")
-# Volumes come as binary floating-point numbers, of 8 decimals.
+# The exchange's volumes are binary floating-point numbers with 8 decimals.
 _NEAR, _NEAR_ENOUGH = Decimal("1e-9"), Decimal("5e-9")
 
 
@@ -40,12 +40,12 @@ class CandleSource:
 
     rest_url: str
     allowance: Path | None = None
-    """A file by which the processes of this machine share the limit of requests."""
+    """A file by which processes share the exchange's limit of requests."""
 
 
 @dataclass(frozen=True)
 class _Bars:
-    """One product's bars, in the order of time."""
+    """One product's bars, in the order of time; minutes are counted since 1970 (UTC)."""
 
     symbol: str
     minutes: Ints
@@ -53,7 +53,7 @@ class _Bars:
     rows: pa.Table
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """First and last minute of each request that is needed to compare all complete bars."""
+        """First and last minute of each request needed to compare all complete bars."""
         wanted = self.minutes[self.is_complete]
         while len(wanted):
             first = int(wanted[0])
@@ -62,12 +62,12 @@ class _Bars:
             wanted = wanted[len(inside) :]
 
     def within(self, first: int, last: int) -> dict[int, dict[str, Decimal]]:
-        """The complete bars of some minutes."""
+        """Minute → complete bar, from minute `first` to `last`."""
         chosen = (self.minutes >= first) & (self.minutes <= last) & self.is_complete
         return {row["minute"]: row for row in self.rows.filter(pa.array(chosen)).to_pylist()}
 
     def was_quiet(self, minute: int) -> bool:
-        """Whether the bars around a minute without one prove that nothing was traded in it."""
+        """Whether the bars around a minute without a bar prove that nothing was traded in it."""
         place = int(np.searchsorted(self.minutes, minute))
         if place == 0 or place == len(self.minutes) or self.minutes[place] == minute:
             return False
@@ -78,7 +78,7 @@ class _Bars:
 def check_candles(
     snapshot: LakeSnapshot, scope: AuditScope, exchange: CandleSource, progressed: Callable[[int, int], None]
 ) -> list[AuditCheck]:
-    """Reports complete bars that the exchange's candles contradict; `progressed(requests done, all)` is called."""
+    """Reports complete bars that contradict the exchange's candles; calls `progressed(requests done, all)`."""
     if BARS not in snapshot.tables:
         return []
     files = [file for file in snapshot.files(BARS) if file.day is None or scope.has_day(file.day)]
@@ -113,7 +113,7 @@ async def _compare_all(
             fetch = partial(client.candles, bars.symbol, utc(first * _MINUTE_US), utc(last * _MINUTE_US))
             try:
                 candles = await retrying(fetch, Backoff(), lambda _error, _pause_s: None, attempts_max=_ATTEMPTS_MAX)
-            except UnknownProduct as error:  # delisted, as it may be; the others have candles
+            except UnknownProduct as error:  # perhaps delisted; other products have candles
                 _report_unreachable(snapshot, bars.symbol, first, str(error))
                 unknown.add(bars.symbol)
                 continue

@@ -1,4 +1,4 @@
-"""The audit itself: everything once, in the order in which one result needs another."""
+"""The audit itself: runs each check once, in the order of their dependencies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.location import LakeLocation
 
 Progressed = Callable[[int, int], None]
-"""Called with the days compared and all days; then the same for requests of candles."""
+"""Called with (days compared, all days), then with (requests of candles done, all)."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Resources:
     """What an audit may use."""
 
     memory_max_mb: int = 1024
-    """Memory of its database before that spills to disk."""
+    """Memory of its database before it spills to disk."""
     threads: int = 2
     exchange: CandleSource | None = None
-    """Where to ask for candles; None: they are not compared."""
+    """Source of candles; None: they are not compared."""
 
 
 def audit(
@@ -51,9 +51,9 @@ def audit(
     repairs: Repairs,
     progressed: Progressed = lambda _done, _all: None,
 ) -> Report:
-    """Checks `lake` from outside and says what is missing, what does not agree, and how to repair it.
+    """Checks `lake` from outside; the report has what is missing, what does not agree, and how to repair it.
 
-    Reads only. A pipeline may work on the lake meanwhile. Raises ConfigurationError when there is no lake or a named
+    Writes nothing to the lake; a pipeline may run meanwhile. Raises ConfigurationError when there is no lake or a named
     product is not in it, LakeUnreachable when its storage does not answer.
     """
     with LakeSnapshot(lake, resources.memory_max_mb, resources.threads, repairs) as snapshot:
@@ -80,7 +80,7 @@ def audit(
         for account in accounts:
             report_ids(snapshot, account, account.refused & kept.ids(account.symbol))
         refused_ids = report_refused(snapshot, accounts, kept)
-        for name in (ALERTS, QUARANTINE):  # the others are read anyway
+        for name in (ALERTS, QUARANTINE):  # the other tables have been read by the checks
             snapshot.read_all(name)
         windows, healed = check_windows(snapshot, scope, progress, accounts, progressed)
         checks = [

@@ -1,8 +1,8 @@
-"""Whether silver says of each trade what the messages in bronze say: price, size, side and time.
+"""Compares each trade in silver with its messages in bronze: price, size, side and time.
 
-The first look is at 64 ids at a time: marks of the contents, put together on both sides by `xor`, are equal when all
-of the contents are. Where they differ, or an id came again, each trade's own mark is compared; and of those that differ
-the message is read by the letter, which decides.
+First 64 ids are compared at a time: hashes of the contents, combined by `xor` on both sides, are equal if all contents
+are. Where they differ, or an id came again, each trade's own hash is compared; and for those that differ the message
+itself is parsed exactly, which decides.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\
 _TAKER = {"sell": "BUY", "SELL": "BUY", "buy": "SELL", "BUY": "SELL"}
 
 _Content = tuple[Decimal, Decimal, str, int]
-"""Price, size, taker's side, µs UTC."""
+"""Price, size, taker's side, event time (µs UTC)."""
 
 
 @dataclass
 class _Differing:
-    """The trades of one product that messages describe otherwise than silver."""
+    """The trades of one product whose messages differ from silver."""
 
     count: int = 0
     ids: list[int] = field(default_factory=list)
     example: tuple[int, int, int, _Content, _Content] | None = None
-    """Of the lowest offset: offset, partition, trade id, what silver holds, what the message says."""
+    """The one with the lowest offset: offset, partition, trade id, content in silver, content in the message."""
 
 
 class Contents:
-    """The comparison: collects what messages say while bronze is read, and then reads silver."""
+    """The comparison: collects hashes of the messages while bronze is read, then reads silver."""
 
     def __init__(self, snapshot: LakeSnapshot, scope: AuditScope, progress: Progress) -> None:
-        """Nothing so far."""
+        """Reads nothing yet."""
         self._snapshot = snapshot
         self._scope = scope
         self._progress = progress
@@ -62,16 +62,16 @@ class Contents:
         self._found: dict[tuple[str, str], _Differing] = {}
 
     def add(self, masks: pa.Table) -> None:
-        """What messages say: see `received`."""
+        """Adds the masks and hashes of some messages; see `received`."""
         columns = ["symbol", "chunk", "any", "mark", "versions", "first_offset", "last_offset"]
         self._snapshot.keep("received", masks.filter(pc.is_valid(masks["chunk"])).select(columns))
         self._has_news = True
 
     def compare(self, held: Mapping[str, SilverIds], received: Mapping[str, ReceivedIds]) -> None:
-        """Reports trades that a message describes otherwise than silver, by product."""
+        """Reports trades whose message differs from silver, by product."""
         if not self._has_news or not held:
             return
-        # The days of silver that can hold trades which came in the messages that were read.
+        # The days of silver that can have trades of the messages read.
         days = {
             day
             for symbol, product in held.items()
@@ -146,7 +146,7 @@ class Contents:
         self._snapshot.report(kind, SILVER, text, repair, symbol, details)
 
     def _read_exactly(self, messages: pa.Table, differing: pa.Table) -> None:
-        """Reads the messages whose trades seem to differ, by the letter, and notes those that do."""
+        """Parses exactly the messages whose trades seem to differ, and notes those that do."""
         wanted: dict[tuple[int, int], dict[tuple[str, int], dict[str, Any]]] = {}
         for row in differing.to_pylist():
             wanted.setdefault((row["p"], row["o"]), {})[row["symbol"], row["trade_id"]] = row
@@ -156,7 +156,7 @@ class Contents:
         for message in messages.filter(pc.is_in(messages["offset"], offsets)).to_pylist():
             partition, offset = message["partition"], message["offset"]
             rows = wanted.get((partition, offset), {})
-            # A message can hold other trades than the one for which it was refused.
+            # A refused message may also have trades that are not the reason of its refusal.
             has_several = message["source"] == "rest" or b'"market_trades"' in message["body"]
             for symbol, trade_id, received in _contents(message) if rows else ():
                 row = rows.get((symbol, trade_id))
@@ -168,7 +168,7 @@ class Contents:
                     for us in (held[3], received[3])
                 ):
                     continue
-                # Right after silver took a message in quarantine may not have it yet.
+                # Quarantine may not have a message yet that silver has just consumed.
                 is_known = row["is_kept"] or row["is_beyond"] or self._progress.is_midway
                 kind = "trades_conflict" if is_known else "trades_differ"
                 found = self._found.setdefault((kind, symbol), _Differing())
@@ -200,10 +200,10 @@ _HELD = f"""
 
 
 def _contents(message: Mapping[str, Any]) -> Iterator[tuple[str, int, _Content]]:
-    """Product, id and content of each trade of a message that can be read."""
+    """Product, id and content of each readable trade of a message."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """An object, without the members that stand in it more than once: nobody knows what those say."""
+        """An object without the members that occur more than once: their value is ambiguous."""
         names = Counter(name for name, _ in pairs)
         return {name: value for name, value in pairs if names[name] == 1}
 

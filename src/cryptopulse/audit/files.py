@@ -1,4 +1,4 @@
-"""The files of a table: what the Delta log says of each, and whether it is there and can be read."""
+"""The files of a table: their entries in the Delta log, and how to read them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cryptopulse.audit.report import micros, moment
 
 BATCH_BYTES = 16 << 20
 _BATCH_ROWS_MAX = 100_000
-_READ_AHEAD = 4 << 20  # bytes of a column: on S3 and Azure each is a request
+_READ_AHEAD = 4 << 20  # bytes of a column per read; on S3 and Azure each read is a request
 _PLAIN = {"string_view": pa.string(), "binary_view": pa.binary()}  # by name: pyarrow 15 has no such functions
 
 
@@ -29,7 +29,7 @@ class TableFile:
     """Path under the table's folder."""
     size: int
     rows: int | None
-    """None when the Delta log does not say."""
+    """None if the Delta log does not have it."""
     day: date | None
     """Its partition."""
     stats: Mapping[str, tuple[object, object]]
@@ -37,7 +37,7 @@ class TableFile:
     is_sound: bool = True
 
     def bounds(self) -> str:
-        """What the statistics say of its rows, for people."""
+        """The statistics of its rows as text."""
         count = "an unknown number of rows" if self.rows is None else f"{self.rows:,} row{'s' * (self.rows != 1)}"
         named = [count] + ([f"day {self.day}"] if self.day else [])
         for column, ends in self.stats.items():
@@ -46,12 +46,12 @@ class TableFile:
         return ", ".join(named)
 
     def latest_us(self, column: str) -> int:
-        """The highest value of a column of times, µs UTC, to the millisecond, cut or rounded up; -1 when not known."""
+        """The highest value of a column of times, as µs UTC, cut or rounded up to whole milliseconds; -1 if unknown."""
         high = self.stats.get(column, (None, None))[1]
         return micros(high) if isinstance(high, datetime) else -1
 
     def may_hold(self, column: str, low: int, high: int) -> bool:
-        """Whether a column of whole numbers can have a value from `low` to `high` here."""
+        """Whether a column of integers can have a value from `low` to `high` in this file."""
         first, last = self.stats.get(column, (None, None))
         return not (isinstance(first, int) and isinstance(last, int)) or (first <= high and last >= low)
 
@@ -77,14 +77,14 @@ def live_files(delta: DeltaTable) -> list[TableFile]:
 
 
 def schema_of(delta: DeltaTable) -> pa.Schema:
-    """A table's columns in Arrow's plain types."""
+    """A table's columns as Arrow types without views."""
     return _plain(pa.schema(delta.schema().to_arrow()))
 
 
 def batches_of(source: Any, columns: list[str] | None = None, sized_by: str | None = None) -> Iterator[pa.Table]:
-    """The rows of a Parquet file (a path or an open file), some at a time: about BATCH_BYTES of the column `sized_by`.
+    """The rows of a Parquet file (a path or an open file), in batches of about BATCH_BYTES of the column `sized_by`.
 
-    Raises what Arrow raises for a file that can't be read.
+    Raises Arrow's error for a file that can't be read.
     """
     with pq.ParquetFile(source, buffer_size=_READ_AHEAD, pre_buffer=False) as file:
         rows = _BATCH_ROWS_MAX
@@ -100,12 +100,12 @@ def batches_of(source: Any, columns: list[str] | None = None, sized_by: str | No
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
-    """Without the views of texts and bytes that some writers leave behind, which Arrow can do little with."""
+    """Replaces views of strings and bytes, which some writers use and Arrow hardly supports, by plain types."""
     return pa.schema([field.with_type(_PLAIN.get(str(field.type), field.type)) for field in schema])
 
 
 def footer_rows(path: Path) -> int | None:
-    """How many rows a Parquet file says it has; None when it is no whole one.
+    """The number of rows in a Parquet file's footer; None if the file is not a complete Parquet file.
 
     Raises FileNotFoundError.
     """

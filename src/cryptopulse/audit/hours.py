@@ -1,7 +1,7 @@
 """`gold.dm_completeness` against the audit's own counts.
 
-An hour of a product answers for the ids from its first to its last; the hours follow on from each other, so that every
-id is answered for once.
+Each hour of a product covers a range of ids, from its first to its last. The ranges of successive hours are adjacent,
+so every id is covered once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OTHERS = {
 def check_hours(
     snapshot: LakeSnapshot, scope: AuditScope, progress: Progress, accounts: Sequence[Account], healed: HealedCounts
 ) -> list[AuditCheck]:
-    """Reports hours that are wrong, missing or doubled. `healed`: of the trades in silver."""
+    """Reports hours that are wrong, missing or doubled. `healed`: counts from the trades in silver."""
     if COMPLETENESS not in snapshot.tables:
         return []
     rows = snapshot.rows(
@@ -46,7 +46,7 @@ def check_hours(
         ORDER BY symbol, start_us""",
         {COMPLETENESS: [f for f in snapshot.files(COMPLETENESS) if f.day is None or scope.has_day(f.day)]},
     )
-    # Absences that the hours may not have taken in yet.
+    # Absences that the hours may not include yet.
     young: dict[str, IdSet] = {}
     if ABSENT in snapshot.tables and "load_timestamp" in snapshot.tables[ABSENT].columns:
         absences = snapshot.rows(
@@ -60,7 +60,7 @@ def check_hours(
     count = skipped = 0
     for account in accounts:
         part = parts.get(account.symbol, rows.slice(0, 0))
-        # Late trades may not be in the hours yet, nor the holes below them, which count with them.
+        # The hours may not include late trades yet, nor the holes below those, which count with them.
         late = account.held.late
         gaps = IdSet.of([(account.first, account.last)]) - account.held.all
         is_below = late.touch(gaps.ends + 1, gaps.ends + 1)
@@ -69,7 +69,7 @@ def check_hours(
         count += part.num_rows
         skipped += _compare(snapshot, account, part, unsure, healed.get(account.symbol, {}))
 
-        # Ids, up to the last one held, that no hour answers for.
+        # Ids, up to the last one held, that no hour covers.
         if held := account.held.all.within(account.first, account.last):
             answered = IdSet.of_arrays(part["first_trade_id"].to_numpy(), part["last_trade_id"].to_numpy())
             for first, last in IdSet.of([(account.first, held.last)]) - answered - unsure - account.lost:
@@ -95,14 +95,14 @@ def _compare(snapshot: LakeSnapshot, account: Account, rows: pa.Table, unsure: I
     says = rows["is_complete"].to_numpy(zero_copy_only=False)
     wrong["is_complete"] = says & (expected["missing_ids"] > 0)
     starts = rows["start_us"].to_numpy()
-    # Healed are trades of the hour, not ids between its first and last: where ids are not in the order of time, those
-    # are others. Of an hour of which the audit was to read only a part the ids are what can be compared.
+    # `healed_ids` counts trades of the hour, not ids between its first and last; the two differ if ids are not in the
+    # order of time. For an hour that the audit has read only in part, the count by ids is compared.
     in_time = np.array([healed.get(start, 0) for start in starts.tolist()])
     wrong["healed_ids"] &= rows["healed_ids"].to_numpy() != in_time
     wrong["window_end"] = rows["end_us"].to_numpy() != starts + _HOUR_US
     wrong["copies"] = rows["copies"].to_numpy() > 1
     is_wrong = np.logical_or.reduce(list(wrong.values()))
-    # What rests on trades that silver lost may be right; what changes now may be right in a moment.
+    # An hour with trades that silver lost may be right; an hour that is changing now may be right in a moment.
     is_unsure: Bools = (account.lost | unsure).touch(firsts - 1, lasts + 1)
     for place in np.flatnonzero(is_wrong & ~is_unsure).tolist():
         columns = {

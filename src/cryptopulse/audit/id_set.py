@@ -1,6 +1,6 @@
-"""Sets of trade ids as closed intervals: a billion ids in a row are two numbers.
+"""Sets of trade ids as closed intervals: a billion adjacent ids are two numbers.
 
-Everything is numpy, so that a record with a million holes is no slower for each than one without.
+Everything is numpy, so that a million holes stay fast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 MASK_IDS = 64
-"""Ids that one mask stands for."""
+"""Ids per mask."""
 
 _FULL = np.uint64(2**64 - 1)
 
@@ -27,9 +27,9 @@ def _empty() -> Ints:
 
 @dataclass(frozen=True)
 class IdSet:
-    """A set of whole numbers: sorted, disjoint intervals [starts[i], ends[i]], no two of which touch.
+    """An immutable set of integers: sorted, disjoint intervals [starts[i], ends[i]] that do not touch each other.
 
-    Made by `of` or `of_masks`; never changed.
+    Made by `of`, `of_arrays` or `of_masks`.
     """
 
     starts: Ints
@@ -43,15 +43,15 @@ class IdSet:
 
     @classmethod
     def of_arrays(cls, starts: npt.ArrayLike, ends: npt.ArrayLike) -> IdSet:
-        """The same of the intervals [starts[i], ends[i]]."""
+        """The union of the intervals [starts[i], ends[i]], in any order."""
         return _united(np.asarray(starts, dtype=np.int64), np.asarray(ends, dtype=np.int64))
 
     @classmethod
     def of_masks(cls, chunks: Ints, masks: npt.NDArray[np.uint64]) -> IdSet:
-        """The ids `chunk` · 64 + the number of each set bit of its mask; each chunk at most once, in order."""
+        """The ids `chunk` · 64 + n for each set bit n of its mask; each chunk at most once, in order."""
         base = chunks * MASK_IDS
         is_full = masks == _FULL
-        # Of a part-filled mask every change from 0 to 1 starts an interval, every change back ends one.
+        # In a partly filled mask every change from 0 to 1 starts an interval, every change back ends one.
         bits = np.unpackbits(masks[~is_full].astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
         edge = np.zeros((len(bits), 1), dtype=np.int8)
         changes = np.diff(np.hstack([edge, bits.astype(np.int8), edge]), axis=1)
@@ -71,7 +71,7 @@ class IdSet:
         return len(self.starts)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """The intervals, in order, as plain numbers."""
+        """The intervals, in order, as Python integers."""
         return zip(self.starts.tolist(), self.ends.tolist(), strict=True)
 
     def __eq__(self, other: object) -> bool:
@@ -107,7 +107,7 @@ class IdSet:
         high = np.searchsorted(other.starts, self.ends, side="right")
         meets = np.maximum(high - low, 0)
         mine = np.repeat(np.arange(len(self.starts)), meets)
-        # The number of each meeting within its interval of mine: 0, 1, …
+        # The number of each overlap within its interval of `self`: 0, 1, …
         nth = np.arange(len(mine)) - np.repeat(np.cumsum(meets) - meets, meets)
         theirs = low[mine] + nth
         return _united(
@@ -128,7 +128,7 @@ class IdSet:
         return self & IdSet.of([(first, last)]) if first <= last else IdSet.of()
 
     def counts_up_to(self, ids: npt.ArrayLike) -> Ints:
-        """For each of `ids` how many ids here are not above it."""
+        """For each of `ids` the number of ids in this set up to it, itself included."""
         wanted = np.asarray(ids, dtype=np.int64)
         if not self:
             return np.zeros(wanted.shape, dtype=np.int64)
@@ -141,21 +141,21 @@ class IdSet:
         return found
 
     def counts_between(self, firsts: npt.ArrayLike, lasts: npt.ArrayLike) -> Ints:
-        """For each pair how many ids here lie from the first to the last, both included."""
+        """For each pair the number of ids in this set from the first to the last, both included."""
         return self.counts_up_to(lasts) - self.counts_up_to(np.asarray(firsts, dtype=np.int64) - 1)
 
     def touch(self, firsts: npt.ArrayLike, lasts: npt.ArrayLike) -> Bools:
-        """For each pair whether any id from the first to the last is here."""
+        """For each pair whether this set has any id from the first to the last, both included."""
         found: Bools = self.counts_between(firsts, lasts) > 0
         return found
 
     def before(self, number: int) -> int | None:
-        """The highest id below `number`."""
+        """The highest id below `number`; None if there is none."""
         place = int(np.searchsorted(self.starts, number, side="left")) - 1
         return None if place < 0 else min(int(self.ends[place]), number - 1)
 
     def after(self, number: int) -> int | None:
-        """The lowest id above `number`."""
+        """The lowest id above `number`; None if there is none."""
         place = int(np.searchsorted(self.ends, number, side="right"))
         return None if place >= len(self.starts) else max(int(self.starts[place]), number + 1)
 

@@ -1,7 +1,7 @@
-"""Which trade ids silver holds, exactly, in one pass over a few of its columns.
+"""Finds exactly which trade ids silver holds, in one pass over a few of its columns.
 
-DuckDB makes a mask of every 64 ids, so that ids need not be sorted and a copy shows as a row more than the mask has
-bits. A day at a time, so that memory does not grow with the lake.
+DuckDB makes a bit mask of every 64 ids, so ids need not be sorted, and a copy shows as more rows than the mask has
+bits. Days are read one by one, so that memory does not grow with the lake.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ MARK = (
     "hash(hash(trade_id, try_cast({price} AS DECIMAL(24, 12)), try_cast({size} AS DECIMAL(28, 12)), {is_buy}, "
     "epoch_us({time})))"
 )
-"""SQL: 64 bits for a trade's id and content. Of the inner hash alone those of two trades that have changed their prices
-would cancel each other out.
+"""SQL: a 64-bit hash of a trade's id and content. It is hashed twice: with the inner hash alone, two trades with
+swapped prices would cancel each other out.
 """
 
 
 @dataclass
 class SilverIds:
-    """What silver holds of one product."""
+    """The ids of one product in silver."""
 
     all: IdSet = _NONE
     rest: IdSet = _NONE
-    """Those that came over REST."""
+    """Ids that came over REST."""
     late: IdSet = _NONE
-    """Those that the tables made of silver may not have taken in."""
+    """Ids that the tables derived from silver may not have consumed."""
     doubled: IdSet = _NONE
     earlier: IdSet = _NONE
-    """Those of trades before the audited time."""
+    """Ids of trades before the audited time."""
     later: IdSet = _NONE
-    """Those of trades after it."""
+    """Ids of trades after it."""
     days: list[tuple[date | None, int, int]] = field(default_factory=list)
-    """By day the lowest and the highest id."""
+    """(day, lowest id, highest id)."""
 
 
 def held_ids(snapshot: LakeSnapshot, scope: AuditScope, settled_us: int) -> dict[str, SilverIds]:
-    """By product what silver holds, of all time. Reports ids that are there twice, and trades in a wrong day."""
+    """Product → ids in silver, of all time. Reports ids that occur more than once, and trades in the wrong day."""
     found: dict[str, SilverIds] = {}
     if SILVER not in snapshot.tables:
         return found
@@ -75,7 +75,7 @@ def held_ids(snapshot: LakeSnapshot, scope: AuditScope, settled_us: int) -> dict
             details = {"rows": misplaced, "day": str(day)}
             snapshot.report("trades_misplaced", SILVER, text, rebuild, details=details)
 
-        # A mask that has fewer bits than there were rows: some of its ids are there more than once.
+        # A mask with fewer bits than rows has ids that occur more than once.
         held_masks = np.ascontiguousarray(_numbers(masks, "held").astype(np.uint64))
         bits = np.unpackbits(held_masks.view(np.uint8)).reshape(-1, 64).sum(axis=1)  # NumPy 1 has no function for it
         suspects = masks.filter(pa.array(_numbers(masks, "copies") > bits)).select(["symbol", "chunk"])
@@ -99,7 +99,7 @@ def held_ids(snapshot: LakeSnapshot, scope: AuditScope, settled_us: int) -> dict
 
 
 def by_product(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of each product, of a table that is sorted by `symbol`."""
+    """The rows of each product, from a table sorted by `symbol`."""
     start = 0
     for counted in pc.value_counts(rows["symbol"].combine_chunks()).to_pylist():
         yield counted["values"], rows.slice(start, counted["counts"])
@@ -107,7 +107,7 @@ def by_product(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 
 
 def of_masks(rows: pa.Table, column: str) -> IdSet:
-    """The ids of a column of masks, beside the column `chunk`."""
+    """The ids in a column of masks; `rows` also has the column `chunk`."""
     masks = _numbers(rows, column).astype(np.uint64)
     is_any = masks != 0
     return IdSet.of_masks(_numbers(rows, "chunk")[is_any].astype(np.int64), masks[is_any])
@@ -116,7 +116,7 @@ def of_masks(rows: pa.Table, column: str) -> IdSet:
 def times_of(
     snapshot: LakeSnapshot, held: Mapping[str, SilverIds], wanted: Mapping[str, set[int]]
 ) -> dict[tuple[str, int], datetime]:
-    """When (UTC) the `wanted` trades, which are held, were made. Reads only the days that they lie in."""
+    """(product, id) → event time (UTC) of the `wanted` trades, which silver holds. Reads only the days with them."""
     by_day: dict[date | None, list[dict[str, object]]] = {}
     for symbol, ids in wanted.items():
         for day, first, last in held[symbol].days:

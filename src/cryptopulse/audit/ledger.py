@@ -1,8 +1,8 @@
-"""The ledger: by product what there should be, and what became of each id.
+"""The ledger: which ids each product should have, and the state of each.
 
 An id between the first and the last is held, proven to be absent at the exchange, on its way from bronze to silver, or
-missing. Something is known of an id when silver holds it, when `silver.trade_id_coverage` claims it, when a message in
-bronze carries it, or when a heartbeat names it as the last.
+missing. The range comes from ids in silver, ids that `silver.trade_id_coverage` claims, ids in messages of bronze, and
+the last id that a heartbeat names.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NONE = IdSet.of()
 
 @dataclass
 class Account:
-    """All that is known of one product's ids within the audited time."""
+    """The evidence about one product's ids within the audited time."""
 
     symbol: str
     held: SilverIds
@@ -50,21 +50,21 @@ class Account:
 
     @property
     def lost(self) -> IdSet:
-        """Missing ids that silver must have had."""
+        """Missing ids that silver should have."""
         return self.missing & (self.claimed | self.received.settled)
 
     @property
     def refused(self) -> IdSet:
-        """Missing ids that came in refused messages alone."""
+        """Missing ids that came only in refused messages."""
         return (self.missing & self.received.any) - self.lost
 
     def time_of(self, trade_id: int | None) -> datetime | None:
-        """When the trade was made, if `find_times` found it."""
+        """Event time (UTC) of a trade; None if `find_times` has not found it."""
         return None if trade_id is None else self.times.get((self.symbol, trade_id))
 
 
 def claimed_ids(snapshot: LakeSnapshot, scope: AuditScope) -> dict[str, IdSet]:
-    """By product the ids that `silver.trade_id_coverage` claims."""
+    """Product → ids that `silver.trade_id_coverage` claims."""
     if COVERAGE not in snapshot.tables:
         return {}
     rows = snapshot.rows(
@@ -85,7 +85,7 @@ def accounts_of(
     claimed: Mapping[str, IdSet],
     absences: Mapping[str, Sequence[Absence]],
 ) -> list[Account]:
-    """An account for each product of which any trade is known in the audited time."""
+    """An account for each product with any known trade in the audited time."""
     found = []
     for symbol in sorted({*held, *received, *claimed}):
         account = Account(
@@ -107,7 +107,7 @@ def accounts_of(
         account.first, account.last = audited.first, audited.last
         rest = IdSet.of([(account.first, account.last)]) - account.held.all
         absent = IdSet.of((absence.first_trade_id, absence.last_trade_id) for absence in account.absences)
-        # A message of it in bronze says more than a page without it: silver must have it.
+        # A message with the id in bronze outweighs a page without it: silver must have it.
         account.absent = (rest & absent) - account.claimed - account.received.settled
         rest -= account.absent
         account.on_the_way = (rest & account.received.beyond) - account.claimed - account.received.settled
@@ -117,10 +117,10 @@ def accounts_of(
 
 
 def _within_time(held: SilverIds, first: int, last: int) -> IdSet:
-    """Of the ids from `first` to `last` those of trades in the audited time, and the holes that may belong to it.
+    """The ids from `first` to `last` of trades in the audited time, and the holes that may belong to it.
 
-    Ids are not quite in the order of time. So a hole is left out only if the trades on both sides of it were made
-    before the audited time, or both after it.
+    Ids are not quite in the order of time. So a hole is left out only if the trades on both sides of it are before the
+    audited time, or both after it.
     """
     inside = held.all - held.earlier - held.later
     holes = IdSet.of([(first, last)]) - held.all
@@ -133,7 +133,7 @@ def _within_time(held: SilverIds, first: int, last: int) -> IdSet:
 
 
 def find_times(snapshot: LakeSnapshot, accounts: Sequence[Account]) -> None:
-    """Finds out when the trades beside holes, and at the ends of what was healed, were made."""
+    """Reads the event times of the trades beside holes and at the ends of healed ranges."""
     wanted: dict[str, set[int]] = {}
     for account in accounts:
         held, ids = account.held.all, set()
@@ -182,7 +182,7 @@ def ledger_of(account: Account) -> ProductLedger:
 
 
 def report_ids(snapshot: LakeSnapshot, account: Account, refused: IdSet) -> None:
-    """A finding for each range of ids that is missing, and for each on which silver and its coverage differ.
+    """Reports each range of missing ids, each on which silver and its coverage differ, and ids without a message.
 
     `refused`: missing ids whose messages are in quarantine, which are reported elsewhere.
     """
@@ -234,7 +234,7 @@ def report_waiting(
     received: Mapping[str, ReceivedIds],
     claimed: Mapping[str, IdSet],
 ) -> None:
-    """A finding when bronze holds trades that silver should have taken in for some time."""
+    """Reports trades in bronze that silver should have consumed some time ago."""
     waiting = {
         symbol: (product.waiting - held.get(symbol, SilverIds()).all - claimed.get(symbol, _NONE)).count
         for symbol, product in sorted(received.items())
@@ -251,7 +251,7 @@ def _healed(account: Account) -> IdSet:
 
 
 def _around(account: Account, first: int, last: int) -> tuple[datetime | None, datetime | None]:
-    """Times of the nearest trades held before and after."""
+    """Times (UTC) of the nearest trades held before and after."""
     held = account.held.all
     return account.time_of(held.before(first)), account.time_of(held.after(last))
 

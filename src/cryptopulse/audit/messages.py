@@ -1,6 +1,6 @@
-"""What bronze says: which ids came in its messages, with what content, and which the exchange named as the last.
+"""Reads bronze: which ids are in its messages, with what content, and which id the exchange named as the last.
 
-The bodies are read with SQL of the audit's own, some megabytes at a time: a page of REST is as large as a thousand
+The bodies are read with the audit's own SQL, some megabytes at a time: a page of REST is as large as a thousand
 messages of the feed.
 """
 
@@ -26,14 +26,14 @@ from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BRONZE, QUARANTINE, LakeSnapshot
 
 _NONE = IdSet.of()
-_MASKS_MAX = 500_000  # rows of masks that wait to be put together, some 30 MB
-_QUARANTINE_S = 3.0  # alerts come before it, and take a second at most
-_SKEW = timedelta(hours=1)  # a message is received after its trade was made, but clocks differ
+_MASKS_MAX = 500_000  # rows of masks that wait to be merged, some 30 MB
+_QUARANTINE_S = 3.0  # the step of alerts runs before quarantine's, and takes a second at most
+_SKEW = timedelta(hours=1)  # a message is received after its trade, but clocks differ
 _COLUMNS = ["body", "partition", "offset", "partition_key", "source", "received_time", "bronze_ingestion_time"]
 CONFLICT = "trade_id is held with another price, size, side or time"
 _KEPT = pa.schema([("kept_partition", pa.int32()), ("kept_offset", pa.int64()), ("is_refused", pa.bool_())])
 NONE_KEPT = _KEPT.empty_table()
-"""What `kept_messages` gives of an empty quarantine."""
+"""The result of `kept_messages` for an empty quarantine."""
 
 _CONTENT = ("price", "size", "side", "time")
 _NAMES = ("type", "product_id", "trade_id", "last_trade_id", *_CONTENT)
@@ -44,25 +44,25 @@ _BATCH = f'{{"channel": "VARCHAR", "events": [{{"trades": [{{{_TRADE}}}]}}]}}'
 
 @dataclass
 class ReceivedIds:
-    """What came of one product."""
+    """The ids of one product in messages."""
 
     any: IdSet = _NONE
-    """Ids in any message, refused ones as well."""
+    """Ids in any message, even a refused one."""
     settled: IdSet = _NONE
     """Ids that silver must hold by now."""
     beyond: IdSet = _NONE
-    """Ids in messages that silver may not have taken in yet."""
+    """Ids in messages that silver may not have consumed yet."""
     waiting: IdSet = _NONE
-    """Those of them that have been there for long."""
+    """The part of `beyond` that is older than PATIENCE_US."""
     heartbeat_id: int | None = None
     """The last trade id that the newest heartbeat names."""
     heartbeat_us: int = 0
-    """When that heartbeat came, µs UTC."""
+    """Receive time of that heartbeat, µs UTC."""
 
 
 @dataclass
 class BronzeMessages:
-    """What bronze holds."""
+    """Number of bronze's messages, and the ids in them by product."""
 
     count: int = 0
     products: dict[str, ReceivedIds] = field(default_factory=dict)
@@ -75,11 +75,11 @@ def received(
     on_batch: Callable[[pa.Table], None],
     on_masks: Callable[[pa.Table], None],
 ) -> BronzeMessages:
-    """By product what came in bronze's messages: since the audited time began, or of all time.
+    """Reads bronze's messages: since the start of the audited time, or of all time.
 
-    `on_batch` gets every batch of messages on the way (body, partition, offset, partition_key, source, …); `on_masks`
-    what they say of each 64 ids: `symbol`, `chunk`, `any` (mask of the ids), `mark` and `versions` (of their contents),
-    `first_offset`, `last_offset`. Several rows may be about the same chunk.
+    `on_batch` gets every batch of messages (body, partition, offset, partition_key, source, …). `on_masks` gets rows
+    per 64 ids: `symbol`, `chunk`, `any` (mask of the ids), `mark` (hash of their contents), `versions` (number of
+    distinct contents), `first_offset`, `last_offset`. Several rows may be about the same chunk.
     """
     reading = _Reading(snapshot, scope, progress, kept_messages(snapshot), on_masks)
     for batch in messages_since(snapshot, scope):
@@ -91,9 +91,9 @@ def received(
 def messages_since(
     snapshot: LakeSnapshot, scope: AuditScope, offsets: tuple[int, int] | None = None
 ) -> Iterator[pa.Table]:
-    """Bronze's messages, some megabytes at a time, of the files that can hold any about the audited time.
+    """Bronze's messages, some megabytes at a time, from the files with messages received since the audited time began.
 
-    `offsets`: only files with offsets from the first to the last. A trade that was fetched later came later.
+    Trades that were fetched later were received later. `offsets`: only files with offsets from the first to the last.
     """
     start_us = None if scope.from_us is None else micros(utc(scope.from_us) - _SKEW)
     for file in snapshot.files(BRONZE):
@@ -104,10 +104,10 @@ def messages_since(
 
 
 def refused_meanwhile(snapshot: LakeSnapshot, scope: AuditScope, progress: Progress) -> dict[str, IdSet]:
-    """By product the ids of messages that went into quarantine after the snapshot's version of it.
+    """Product → ids of messages that were quarantined after the snapshot was taken.
 
-    Silver takes in a batch a moment before quarantine does, so a refused message can look like a lost one. Waits for
-    that moment when a pipeline seems to be in the middle of it.
+    Silver consumes a batch a moment before quarantine does, so a refused message can look like a lost one. Waits that
+    moment if a pipeline seems to be between the two.
     """
     if progress.is_midway:
         time.sleep(_QUARANTINE_S)
@@ -130,7 +130,7 @@ def refused_meanwhile(snapshot: LakeSnapshot, scope: AuditScope, progress: Progr
 
 
 def page_ids(body: bytes) -> list[int] | None:
-    """The trade ids of a page of REST, in its order; None when it is none."""
+    """The trade ids of a page of REST, in its order; None if `body` is not a page."""
     try:
         return [int(trade.trade_id) for trade in _page.decode(body)]
     except (TypeError, ValueError):  # msgspec's errors are ValueErrors
@@ -138,7 +138,7 @@ def page_ids(body: bytes) -> list[int] | None:
 
 
 _ID = "CASE WHEN regexp_full_match({0}, '[0-9]+') THEN try_cast({0} AS BIGINT) END"
-"""SQL: a text as an id. A cast alone would round 1.5 to 2, an id that never came."""
+"""SQL: a string as an id. A cast alone would round 1.5 to 2, an id that never came."""
 
 
 class _PageRow(msgspec.Struct):
@@ -155,22 +155,22 @@ _rows = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class TradeReader:
-    """Runs a statement over the trades in messages, whatever kind those are."""
+    """Runs a statement over the trades in messages of any kind."""
 
     def __init__(
         self, snapshot: LakeSnapshot, progress: Progress, kept: pa.Table, statement: Callable[[str], str]
     ) -> None:
-        """`kept`: see `kept_messages`; `statement` makes SQL of a subquery.
+        """`kept`: see `kept_messages`; `statement` makes the SQL from a subquery.
 
-        The subquery has a row for each trade and heartbeat: symbol, trade_id, named_id (of a heartbeat), mark (of the
-        content), received_us, p and o (place in bronze), is_refused, is_kept (in quarantine), is_beyond, is_waiting.
-        The statement must let rows without a symbol through: messages that this reader has to read in another way.
+        The subquery has a row for each trade and heartbeat: symbol, trade_id, named_id (in a heartbeat), mark (hash of
+        the content), received_us, p and o (partition and offset), is_refused, is_kept (in quarantine), is_beyond,
+        is_waiting. The statement must pass rows without a symbol: messages that must be read in another way.
         """
         self._snapshot = snapshot
         self._kept = kept
 
-        # Messages of the Exchange feed: a trade or a heartbeat each. Those without a type are rows without a symbol.
-        # `unnest` keeps DuckDB from reading a body again for each of its members.
+        # Messages of the Exchange feed: one trade or heartbeat each. Messages without a type give rows without a
+        # symbol. `unnest` keeps DuckDB from parsing a body again for each of its members.
         members = f"unnest([try(json_extract_string(try(decode(m.body)), {_MEMBERS}))]) AS f"
         single = f"""
             SELECT
@@ -181,7 +181,7 @@ class TradeReader:
             FROM ({_messages_sql(progress, members)})
             WHERE f IS NULL OR f[1] IS NULL OR f[1] IN ('match', 'last_match', 'heartbeat')"""
 
-        # Messages of the Advanced Trade feed, with the trades of some events each.
+        # Messages of the Advanced Trade feed: each has events with trades.
         batch = f"unnest([try(from_json(try(decode(m.body)), '{_BATCH}'))]) AS b"
         batches = f"""
             SELECT
@@ -209,7 +209,7 @@ class TradeReader:
         )
 
     def read(self, messages: pa.Table, beside: Mapping[str, pa.Table] | None = None) -> Iterator[pa.Table]:
-        """The rows that the statement makes of the trades in `messages`; `beside`: more tables for it."""
+        """The statement's rows for the trades in `messages`; `beside`: more tables for it."""
         beside = {**(beside or {}), "kept": self._kept}
         is_page = pc.equal(messages["source"], "rest")
         pages = messages.filter(is_page)
@@ -228,7 +228,7 @@ class TradeReader:
 
 
 class _Reading:
-    """Puts together what batches of messages say."""
+    """Combines the ids and heartbeats of batches of messages."""
 
     def __init__(
         self,
@@ -285,7 +285,7 @@ _MERGED = """
 def kept_messages(snapshot: LakeSnapshot) -> pa.Table:
     """(kept_partition, kept_offset, is_refused) of the messages in quarantine.
 
-    One that is there only because it contradicts a trade in silver is not refused: all its trades must be held.
+    A message that is there only for a conflict is not refused: silver must hold all its trades.
     """
     if QUARANTINE not in snapshot.tables:
         return NONE_KEPT
@@ -297,7 +297,7 @@ def kept_messages(snapshot: LakeSnapshot) -> pa.Table:
 
 
 def _page_rows(pages: pa.Table) -> pa.Table:
-    """A row for each trade of some pages, with the place of its page. A row with an id that can't be read is none."""
+    """A row for each trade of the pages, with the columns of its page. Rows with an unreadable id are left out."""
     found: list[list[_PageRow]] = []
     for body in pages["body"].to_pylist():
         trades = []
@@ -321,7 +321,7 @@ def _page_rows(pages: pa.Table) -> pa.Table:
 
 
 def _messages_sql(progress: Progress, more: str) -> str:
-    """Each message with what is known of it, and `more` columns."""
+    """SQL: each message with its state in quarantine and silver, and `more` columns."""
     return f"""
         SELECT
             m."partition" AS p, m."offset" AS o, m.partition_key, epoch_us(m.received_time) AS received_us,
@@ -336,10 +336,10 @@ _PLACE = "received_us, p, o, is_refused, is_kept, is_beyond, is_waiting"
 
 
 def _masks_sql(trades: str, scope: AuditScope, progress: Progress) -> str:
-    """Masks of the ids in `trades`, what marks their contents, and the heartbeat that names the latest trade."""
-    # In 2020 every heartbeat named 0. Of several that came at once, as in a recording without times, the latest counts.
+    """SQL: masks of the ids in `trades`, hashes of their contents, and the newest heartbeat."""
+    # In 2020 every heartbeat named 0. If several came at once, as in a recording without times, the highest id counts.
     counts = f"named_id > 0 AND received_us <= {progress.heartbeats_until_us}"
-    # A copy of a trade, as two connections bring it, is no other version.
+    # An equal copy of a trade, as a second connection brings it, does not count as another version.
     return f"""
         SELECT
             symbol, trade_id >> 6 AS chunk, bit_or(bit) AS "any",

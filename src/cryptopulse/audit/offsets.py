@@ -1,4 +1,4 @@
-"""Whether bronze holds every message of the log: offsets are dense, so one that is missing is a message that is."""
+"""Checks that bronze holds every message of the log: offsets are dense, so a missing offset is a missing message."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cryptopulse.audit.snapshot import BRONZE, LakeSnapshot
 
 _SLICE_ROWS = 10_000_000
 _NEW_LOG_JUMP = 1_000_000
-"""An embedded log begins with the time of its making in µs as its first offset, so a new one jumps by a second at
-least."""
+"""The first offset of an embedded log is the time of its creation in µs, so a new log's offsets jump by at least a
+second."""
 
 
 def check_offsets(snapshot: LakeSnapshot, scope: AuditScope) -> int:
-    """Reports offsets that are missing or doubled; returns how many there are. Only for an audit of all time: a part
-    of the messages has no dense offsets.
+    """Reports missing and doubled offsets; returns the number of messages. Does nothing in an audit of a limited time,
+    whose messages have no dense offsets.
     """
     if BRONZE not in snapshot.tables or scope.from_us is not None or scope.to_us is not None:
         return 0
@@ -27,7 +27,7 @@ def check_offsets(snapshot: LakeSnapshot, scope: AuditScope) -> int:
     group: list[TableFile] = []
     files = snapshot.files(BRONZE)
     for file in files:
-        # Some ten million rows at a time, whose masks are some megabytes.
+        # Some ten million rows at a time; their masks take some megabytes.
         group.append(file)
         if file is not files[-1] and sum(part.rows or 0 for part in group) < _SLICE_ROWS:
             continue
@@ -58,7 +58,7 @@ def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> None
     positions = [snapshot.tables[BRONZE].position(f"log/{partition}")]
     positions += [table.position(f"bronze/{partition}") for table in snapshot.tables.values()]
     stored_to = max((position for position in positions if position is not None), default=held.last)
-    # The offsets of files that can't be read are reported as such.
+    # The offsets in unreadable files are reported with those files.
     lost = [file.stats for file in snapshot.files(BRONZE) if not file.is_sound]
     known = held | IdSet.of(
         stats["offset"]  # type: ignore[misc]
@@ -77,7 +77,7 @@ def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> None
 
 
 def _is_new_log(snapshot: LakeSnapshot, partition: int, before: int, after: int) -> bool:
-    """Whether the jump from `before` to `after` is that from one embedded log to a later one."""
+    """Whether the jump from offset `before` to `after` is from one embedded log to a later one."""
     enqueued_us = {}
     for offset in (before, after):
         files = [file for file in snapshot.files(BRONZE) if file.may_hold("offset", offset, offset)]

@@ -1,7 +1,7 @@
-"""How far the pipeline has come in each table, so that what is on its way is not taken for missing.
+"""The pipeline's position in each table, so that rows on their way do not count as missing.
 
-Every commit of the embedded engine says in a `txn` action how much of its upstream table it has taken in. Spark keeps
-that in checkpoints of its own, so there whatever was loaded in the last ten minutes counts as on its way.
+Every commit of the embedded engine has its position in the upstream table in a `txn` action. Spark keeps positions in
+checkpoints instead, so with Spark everything loaded in the last ten minutes counts as on its way.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ from cryptopulse.audit.snapshot import (
 )
 
 PATIENCE_US = 60_000_000
-"""What a pipeline has not taken in after so long is waiting for one. Coverage, the slowest, is written every 2 s."""
+"""Rows not consumed for this long show that no pipeline runs. The slowest, coverage and completeness, take 5 s."""
 
 _UNKNOWN_US = 600_000_000  # without positions: a Spark batch, with start-up, takes some seconds to minutes
-_STATS_US = 1_000  # Delta keeps times in its statistics in whole milliseconds; a highest may be cut or rounded up
-_HEARTBEAT_GRACE_US = 10_000_000  # a trade may be a moment behind the heartbeat that names it
-_COMMIT_US = 10_000_000  # a commit takes far less, from the moment that its rows are stamped with
+_STATS_US = 1_000  # Delta's statistics have times in whole milliseconds; the highest may be cut or rounded up
+_HEARTBEAT_GRACE_US = 10_000_000  # a trade may come a moment after the heartbeat that names it
+_COMMIT_US = 10_000_000  # from the load_timestamp of rows to their commit; really it takes far less
 _NOTHING = -1
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The positions that matter; all that came later is on its way."""
+    """The positions that the audit needs; anything later is on its way."""
 
     settled_us: int
-    """Trades loaded until then (µs UTC) are in every table made of silver."""
+    """Trades loaded until then (µs UTC) are in every table derived from silver."""
     bars_us: int | None
-    """Bars loaded until then are in the statistics; None: not known."""
+    """Bars loaded until then (µs UTC) are in the statistics; None: not known."""
     offsets: Mapping[int, int] | None
-    """By partition the last offset of bronze that silver has taken in; None: not known."""
+    """Partition → last offset of bronze that silver has consumed; None: not known."""
     opened_us: int
     heartbeats_until_us: int
-    """Heartbeats that came until then (µs UTC) count: the trades that they name had time to come, too."""
+    """Heartbeats received until then (µs UTC) count: the trades that they name had time to come, too."""
     is_midway: bool = False
-    """Whether silver holds trades of a batch that other tables have not taken in: a moment, when the pipeline runs."""
+    """Whether silver holds trades of a batch that other tables have not consumed, as in a running pipeline."""
 
     def is_beyond(self) -> str:
-        """SQL that is true for a message of bronze (`p`, `o`, `ingested_us`) that silver may not have taken in."""
+        """SQL that is true for a message of bronze (`p`, `o`, `ingested_us`) that silver may not have consumed."""
         if self.offsets is None:
             return f"ingested_us > {self.opened_us - _UNKNOWN_US}"
         cases = " ".join(f"WHEN {partition} THEN {offset}" for partition, offset in sorted(self.offsets.items()))
         return f"o > CASE p {cases} ELSE {_NOTHING} END" if cases else "true"
 
     def is_waiting(self) -> str:
-        """SQL that is true for such a message that has been there for longer than a running pipeline would take."""
+        """SQL that is true for a message that is in bronze for longer than a running pipeline would need."""
         return "false" if self.offsets is None else f"ingested_us <= {self.opened_us - PATIENCE_US}"
 
 
@@ -63,7 +63,7 @@ def progress_of(snapshot: LakeSnapshot) -> Progress:
     silver = snapshot.tables.get(SILVER)
     newest_us = max((file.latest_us("load_timestamp") for file in snapshot.files(SILVER)), default=_NOTHING)
     own_us = None if silver is None else silver.position("load")
-    if silver is not None and not silver.files and own_us is None:  # nothing was ever taken in
+    if silver is not None and not silver.files and own_us is None:  # nothing was ever consumed
         return Progress(_NOTHING, None, {}, snapshot.opened_us, _heartbeats_until_us(snapshot))
     if silver is None or own_us is None or own_us + _STATS_US <= newest_us:
         unknown_us = snapshot.opened_us - _UNKNOWN_US
@@ -72,12 +72,12 @@ def progress_of(snapshot: LakeSnapshot) -> Progress:
     of_bars = {
         name: _position(snapshot, name, "bars")
         for name in (STATISTICS, COMPLETENESS)
-        # Rows without a position are another program's.
+        # Rows without a position were written by another program.
         if (table := snapshot.tables.get(name)) and (table.position("bars") is not None or table.rows == 0)
     }
     _report_behind(snapshot, SILVER, of_silver)
     _report_behind(snapshot, BARS, of_bars)
-    # Bronze's partitions stand in the statistics of its files; merged ones may hold several.
+    # The files' statistics have bronze's partitions; merged files may have several.
     bounds = [(file, *file.stats.get("partition", (None, None))) for file in snapshot.files(BRONZE)]
     partitions = {low for _, low, high in bounds if isinstance(low, int) and low == high}
     if mixed := [file for file, low, high in bounds if low is None or low != high]:
@@ -87,7 +87,7 @@ def progress_of(snapshot: LakeSnapshot) -> Progress:
     settled_us = min([own_us, *of_silver.values()])
     hours_us = of_bars.get(COMPLETENESS)
     if hours_us is not None and BARS in snapshot.tables and hours_us < _position(snapshot, BARS, "load"):
-        # It says which bars it has, by when those were loaded. A trade that was loaded well before was among them.
+        # Completeness has consumed bars loaded until `hours_us`. Trades loaded well before that were in these bars.
         settled_us = min(settled_us, hours_us - _COMMIT_US)
     bars_us = of_bars.get(STATISTICS)
     # Coverage is written after quarantine.
@@ -96,7 +96,7 @@ def progress_of(snapshot: LakeSnapshot) -> Progress:
 
 
 def _heartbeats_until_us(snapshot: LakeSnapshot) -> int:
-    """In the time of the stream while bronze grows, as it may be far behind; else by the clock."""
+    """Measured in stream time while bronze grows, as the stream may be far behind; otherwise by the clock."""
     if BRONZE not in snapshot.tables:
         return _NOTHING
     newest = snapshot.rows(
@@ -114,7 +114,7 @@ def _position(snapshot: LakeSnapshot, name: str, source: str) -> int:
 
 
 def _report_behind(snapshot: LakeSnapshot, upstream: str, taken_in: Mapping[str, int]) -> None:
-    """A finding for each table that has not taken in what its upstream table holds for some time."""
+    """Reports each table that has not consumed upstream rows for longer than PATIENCE_US."""
     for name, position in taken_in.items():
         news = [file for file in snapshot.files(upstream) if file.latest_us("load_timestamp") + _STATS_US > position]
         if not news:

@@ -1,4 +1,4 @@
-"""Trades that were received and refused: their messages are in quarantine, and nothing that is fetched again helps."""
+"""Trades that were received and refused: their messages are in quarantine, and fetching them again does not help."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cryptopulse.lake.products import is_product_id
 _COLUMNS = ["body", "partition", "offset", "partition_key", "source", "received_time", "load_timestamp", "reason"]
 _TWICE = "a member is there twice"  # perhaps the product or the id
 _REASONS_MAX = 3
-_ROWS_MAX = 500_000  # that wait to be put together, some 60 MB
+_ROWS_MAX = 500_000  # rows that wait to be merged, some 60 MB
 _FOUND = pa.schema(
     [
         ("symbol", pa.string()), ("trade_id", pa.int64()), ("partition", pa.int32()), ("offset", pa.int64()),
@@ -33,27 +33,27 @@ _NONE = IdSet.of()
 
 @dataclass
 class RefusedTrades:
-    """What is in quarantine, but for messages that only tell a held trade otherwise."""
+    """The quarantined messages and their trades, without conflicts."""
 
     messages: int = 0
-    """How many came within the audited time."""
+    """How many messages were received within the audited time."""
     first: tuple[int, int, str] | None = None
     """Partition, offset and reason of one of them."""
     trades: Mapping[str, pa.Table] = field(default_factory=dict)
-    """By product the trades whose id can be read, by id: trade_id, partition, offset and reason of the first message,
-    is_inside (it came within the audited time, and it is sure which trade it names)."""
+    """Product → trades with a readable id, sorted by id: trade_id, partition, offset and reason of the first message,
+    is_inside (received within the audited time, and its product and id are unambiguous)."""
 
     def ids(self, symbol: str) -> IdSet:
-        """Those of a product."""
+        """The ids of a product."""
         return _ids(self.trades[symbol]) if symbol in self.trades else _NONE
 
     def ids_inside(self, symbol: str) -> IdSet:
-        """Those that came within the audited time, and are sure."""
+        """The ids of a product that are `is_inside`."""
         return _ids(self.trades[symbol].filter(self.trades[symbol]["is_inside"]))
 
 
 def refused(snapshot: LakeSnapshot, scope: AuditScope, progress: Progress) -> RefusedTrades:
-    """Reads quarantine, some megabytes at a time."""
+    """Reads the quarantine, some megabytes at a time."""
     found = RefusedTrades()
     if QUARANTINE not in snapshot.tables or not set(_COLUMNS) <= snapshot.tables[QUARANTINE].columns:
         return found
@@ -93,9 +93,9 @@ def refused(snapshot: LakeSnapshot, scope: AuditScope, progress: Progress) -> Re
 
 
 def report_refused(snapshot: LakeSnapshot, accounts: Sequence[Account], found: RefusedTrades) -> int:
-    """A finding for each range of ids that is missing because its messages were refused: between the first and the
-    last id that is known, or of a product of which nothing else is known. One, too, when there is nothing but refused
-    messages. Returns how many refused ids lie outside of the ids that the ledger counts.
+    """Reports each range of ids that is missing because its messages were refused: within a product's ledger, or of a
+    product without a ledger. Also reports if there are only refused messages. Returns how many refused ids are outside
+    the ids that the ledger counts.
     """
     repair = (
         "look at the message: one that says the same is refused again. When a later version accepts it, run "
@@ -140,7 +140,7 @@ def _ids(rows: pa.Table) -> IdSet:
 
 
 def _firsts(snapshot: LakeSnapshot, parts: Sequence[pa.Table]) -> pa.Table:
-    """Each trade once, by product and id, with its first message."""
+    """Each trade once, sorted by product and id, with its first message."""
     rows = pa.concat_tables([part.cast(_FOUND) for part in parts]) if parts else _FOUND.empty_table()
     return snapshot.rows(
         "SELECT DISTINCT ON (symbol, trade_id) * FROM refused "

@@ -1,4 +1,4 @@
-"""What an audit says: the ledger of each product, what was checked, and what is wrong, each with its remedy."""
+"""The result of an audit: the ledger of each product, what was checked, and findings, each with its repair."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 KIND_FINDINGS_MAX = 1000
-"""Findings of one kind that are named one by one; the rest are counted."""
+"""Findings of one kind that are listed; the rest are only counted."""
 
 INTERVALS_MAX = 1000
-"""Intervals of one product (holes, healed, absent) that are named one by one."""
+"""Intervals of one product that are listed, each for holes, healed and absent ids; the rest are only counted."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is missing or does not agree."""
+    """One fault: something that is missing or does not agree."""
 
     kind: str
-    """Which kind of thing, in a word that scripts can rely on."""
+    """Kind of fault, as a stable word for scripts."""
     table: str
-    """The table that has to be repaired, `schema.name`; "" for what is outside of the lake."""
+    """The table to repair, `schema.name`; "" for faults outside the lake."""
     text: str
-    """What is wrong, in one line."""
+    """The fault in one line."""
     repair: str
-    """The command, or the steps, that put it right."""
+    """The command or the steps that repair it."""
     symbol: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, flat."""
+        """All fields as one flat object."""
         about = {"kind": self.kind, "table": self.table, "symbol": self.symbol}
         return {**about, **self.details, "text": self.text, "repair": self.repair}
 
 
 @dataclass(frozen=True)
 class AuditCheck:
-    """How much of one thing was looked at."""
+    """How much one check has compared."""
 
     name: str
     count: int
-    """How many were compared."""
+    """How many items were compared."""
     skipped: int = 0
-    """How many could not be judged: the pipeline was working on them, or what they rest on is missing."""
+    """How many could not be judged: the pipeline was working on them, or their input is missing."""
 
 
 @dataclass(frozen=True)
 class LedgerHole:
-    """Ids that are missing, between two trades that are held."""
+    """Missing ids between two trades that are held."""
 
     first_trade_id: int
     last_trade_id: int
     witness: str
-    """`trade`: a later trade is held; `heartbeat`: the exchange named a later id; `table`: a table of the lake did."""
+    """`trade`: a later trade is held; `heartbeat`: the exchange named the last id or a later one; `table`: a table."""
     after_time: datetime | None
     """Time (UTC) of the nearest trade held before it."""
     before_time: datetime | None
@@ -64,13 +64,13 @@ class LedgerHole:
 
     @property
     def missing_ids(self) -> int:
-        """How many."""
+        """Number of ids."""
         return self.last_trade_id - self.first_trade_id + 1
 
 
 @dataclass(frozen=True)
 class HealedRange:
-    """Trades in a row that came over REST."""
+    """Adjacent trades that came over REST. Times are UTC."""
 
     first_trade_id: int
     last_trade_id: int
@@ -81,7 +81,7 @@ class HealedRange:
 
 @dataclass(frozen=True)
 class Absence:
-    """Ids that the exchange itself leaves out, by the page that shows it."""
+    """Ids that the exchange does not have, and partition and offset of the page that proves it."""
 
     first_trade_id: int
     last_trade_id: int
@@ -91,7 +91,7 @@ class Absence:
 
 @dataclass
 class ProductLedger:
-    """One product: what there should be, and what became of it."""
+    """The ids that one product should have, and their states."""
 
     symbol: str
     first_trade_id: int
@@ -101,55 +101,55 @@ class ProductLedger:
     absent_ids: int
     missing_ids: int
     on_their_way_ids: int
-    """In bronze, but not in silver yet."""
+    """Ids in bronze, but not in silver yet."""
     witness: str
-    """What says that nothing came after the last id: `heartbeat`, or only the last `trade` itself."""
+    """What shows the last id: a `heartbeat`, or only the last `trade` itself."""
     heartbeat_trade_id: int | None
     """The last trade id that the newest heartbeat in bronze names."""
     heartbeat_time: datetime | None
-    """When that heartbeat came (UTC)."""
+    """Receive time of that heartbeat (UTC)."""
     holes: list[LedgerHole] = field(default_factory=list)
     healed: list[HealedRange] = field(default_factory=list)
     absent: list[Absence] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
-    """Of holes, healed and absent: how many intervals are not listed."""
+    """`holes`, `healed`, `absent` → how many intervals are not listed."""
 
     @property
     def expected_ids(self) -> int:
-        """From the first to the last."""
+        """Number of ids from the first to the last."""
         return self.last_trade_id - self.first_trade_id + 1
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, plain."""
+        """All fields as plain data."""
         holes = [{**vars(hole), "missing_ids": hole.missing_ids} for hole in self.holes]
         parts = {"holes": holes, "healed": list(map(vars, self.healed)), "absent": list(map(vars, self.absent))}
         return {**vars(self), "expected_ids": self.expected_ids, **parts}
 
 
 class Findings:
-    """Collects what is wrong; bounded, whatever state the lake is in."""
+    """Collects findings; bounded, whatever state the lake is in."""
 
     def __init__(self) -> None:
-        """Nothing so far."""
+        """Starts empty."""
         self.listed: list[Finding] = []
         self.counts: Counter[str] = Counter()
-        """How many there are of each kind, listed or not."""
+        """Kind → number of findings, listed or not."""
 
     def add(self, finding: Finding) -> None:
-        """Takes one in; from KIND_FINDINGS_MAX on only its kind is counted."""
+        """Adds a finding; after KIND_FINDINGS_MAX of its kind it is only counted."""
         self.counts[finding.kind] += 1
         if self.counts[finding.kind] <= KIND_FINDINGS_MAX:
             self.listed.append(finding)
 
     @property
     def left_out(self) -> dict[str, int]:
-        """How many of each kind are not listed."""
+        """Kind → number of findings that are not listed."""
         return {kind: n - KIND_FINDINGS_MAX for kind, n in self.counts.items() if n > KIND_FINDINGS_MAX}
 
 
 @dataclass
 class Report:
-    """Everything that an audit has to say."""
+    """The result of an audit. Times are UTC."""
 
     lake: str
     audited_at: datetime
@@ -158,18 +158,18 @@ class Report:
     ledgers: list[ProductLedger]
     checks: list[AuditCheck]
     refused_ids: int
-    """Ids that came in refused messages alone, and are before the first or after the last of their product's ledger."""
+    """Number of ids that came only in refused messages and are outside their product's ledger."""
     findings: Findings
     tables: dict[str, dict[str, Any]]
-    """By name: the version that was read, its files and rows."""
+    """Table name → version read, and its numbers of files and rows."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is missing and everything agrees."""
+        """Whether there are no findings."""
         return not self.findings.counts
 
     def as_json(self) -> dict[str, Any]:
-        """One object with everything."""
+        """The whole report as one object."""
         return {
             "lake": self.lake,
             "audited_at": self.audited_at,
@@ -187,33 +187,33 @@ class Report:
 
 @dataclass(frozen=True)
 class Repairs:
-    """The commands that put things right, ready to be typed."""
+    """The commands that repair faults, ready to be typed."""
 
     options: str = ""
-    """What each needs to find the lake, as in ` --lake demo-lake`."""
+    """Options that each command needs to find the lake, as in ` --lake demo-lake`."""
 
     @property
     def rebuild(self) -> str:
-        """Silver and gold again from bronze."""
+        """Derives silver and gold again from bronze."""
         return f"cryptopulse rebuild{self.options}"
 
     @property
     def process(self) -> str:
-        """Works off what is waiting."""
+        """Processes everything that is waiting."""
         return f"cryptopulse process --once{self.options}"
 
     def backfill(self, symbol: str, after: datetime | None, before: datetime | None) -> str:
-        """Fetches what was traded from `after` to `before`, whole seconds around them; one of them must be known."""
+        """Fetches the trades from `after` to `before` (UTC), widened to whole seconds; one of them must be known."""
         if after and before and before < after:  # ids are in order, times nearly
             after, before = before, after
         if after is None and before is not None:
-            after = before - timedelta(days=1)  # how long before is not known: some time, and the audit tells the rest
+            after = before - timedelta(days=1)  # the real start is unknown; the next audit shows what is left
         since = f" --from {_second(after)}" if after else ""
         until = f" --to {_second(before + timedelta(seconds=1))}" if before else ""
         return f"cryptopulse backfill {symbol}{since}{until}{self.options}"
 
     def table(self, name: str, place: str) -> str:
-        """For a table at `place` whose files are damaged."""
+        """The repair of a table at `place` with damaged files."""
         if name.startswith("bronze."):
             return (
                 f"restore {place} from a copy; do not run `cryptopulse rebuild` before, it would lose the trades that "
@@ -235,7 +235,7 @@ def micros(when: datetime) -> int:
 
 
 def moment(when: datetime | None) -> str:
-    """A time (UTC) as text, as short as it can be exactly."""
+    """A time (UTC) as text, with no more precision than it needs to be exact."""
     if when is None:
         return "?"
     precision = "microseconds" if when.microsecond else "seconds" if when.second else "minutes"
@@ -252,5 +252,5 @@ def span(first: int, last: int) -> str:
 
 
 def id_range(first: int, last: int) -> dict[str, Any]:
-    """The same for the details of a finding."""
+    """The same range for the details of a finding."""
     return {"first_trade_id": first, "last_trade_id": last, "ids": last - first + 1}

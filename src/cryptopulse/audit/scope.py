@@ -1,4 +1,4 @@
-"""What an audit is about: some products or all, some hours or all time."""
+"""The scope of an audit: some products or all, some hours or all time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HOUR_US = 3_600_000_000
 
 @dataclass(frozen=True)
 class AuditScope:
-    """Made by `of`, which checks it."""
+    """Products and time of an audit. Made by `of`, which checks them."""
 
     products: tuple[str, ...] = ()
     """Empty: all."""
@@ -28,10 +28,10 @@ class AuditScope:
 
     @classmethod
     def of(cls, products: Sequence[str] = (), start: str | None = None, end: str | None = None) -> AuditScope:
-        """`products` in any letters; `start` and `end` in ISO 8601, UTC when they don't say.
+        """`products` in upper or lower case; `start` and `end` in ISO 8601, UTC if they have no offset.
 
-        Times are widened to whole hours, so that no bar, statistic or hour is looked at in part. Raises
-        ConfigurationError for what is no product or time.
+        Times are widened to whole hours, so that no bar, statistic or hour is compared in part. Raises
+        ConfigurationError for an invalid product or time.
         """
         names = tuple(dict.fromkeys(product.strip().upper() for product in products))
         for name in names:
@@ -48,23 +48,23 @@ class AuditScope:
 
     @property
     def is_open_ended(self) -> bool:
-        """Whether it reaches to the newest trade."""
+        """Whether the scope has no end time."""
         return self.to_us is None
 
     def has_product(self, column: str = "symbol") -> str:
-        """SQL that is true for the products."""
+        """SQL that is true for rows of the products."""
         if not self.products:
             return f"{column} IS NOT NULL"
         return f"{column} IN ({', '.join(repr(name) for name in self.products)})"
 
     def has_time(self, column: str) -> str:
-        """SQL that is true for a `column` of µs UTC within the time."""
+        """SQL that is true if `column` (µs UTC) is within the time."""
         parts = [] if self.from_us is None else [f"{column} >= {self.from_us}"]
         parts += [] if self.to_us is None else [f"{column} < {self.to_us}"]
         return " AND ".join(parts) or "true"
 
     def has_day(self, day: date) -> bool:
-        """Whether any moment of the day (UTC) is within the time."""
+        """Whether the day (UTC) overlaps the time."""
         start_us = day_start_us(day)
         return (self.from_us is None or start_us + DAY_US > self.from_us) and (
             self.to_us is None or start_us < self.to_us
@@ -72,7 +72,7 @@ class AuditScope:
 
 
 def day_start_us(day: date) -> int:
-    """Midnight that begins the day, µs UTC."""
+    """The start of the day, µs UTC."""
     return micros(datetime(day.year, day.month, day.day, tzinfo=UTC))
 
 

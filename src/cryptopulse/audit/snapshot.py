@@ -1,7 +1,7 @@
 """The lake as an audit reads it: each table at one version, file by file, with a DuckDB of its own.
 
-The tables are opened downstream first. A pipeline that works meanwhile commits upstream first, so whatever a table was
-made of is in the tables that are opened after it.
+The tables are opened downstream first. A running pipeline commits upstream first, so the input of each table is in the
+tables that are opened after it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _COLUMNS = {
     SILVER: "symbol trade_id price trade_size side source event_time load_timestamp",
     BRONZE: "partition offset partition_key source received_time enqueued_time bronze_ingestion_time body",
 }
-"""What the audit reads of each table."""
+"""The columns that the audit needs of each table."""
 
 _BODIES = "body"  # the column that makes rows large: a page of REST has 150 kB
 
@@ -71,11 +71,11 @@ class TableSnapshot:
     name: str
     delta: DeltaTable
     place: str
-    """Where the table is: folder or URL."""
+    """The table's folder or URL."""
     schema: pa.Schema
     files: list[TableFile]
     fragments: Mapping[str, Any] = field(default_factory=dict)
-    """Of a lake elsewhere: Arrow's reader of each file, by name."""
+    """File name → Arrow's reader, for a lake that is not in a plain folder."""
 
     @property
     def version(self) -> int:
@@ -84,7 +84,7 @@ class TableSnapshot:
 
     @property
     def rows(self) -> int:
-        """How many rows the Delta log counts."""
+        """The number of rows by the Delta log."""
         return sum(file.rows or 0 for file in self.files)
 
     @property
@@ -98,11 +98,11 @@ class TableSnapshot:
         return set(self.schema.names)
 
     def position(self, source: str) -> int | None:
-        """How far the table's commits say that they consumed `source`; None when they do not say."""
+        """The table's position in `source` by its commits; None if they have none."""
         return self.delta.transaction_version(f"cryptopulse:{self.name}:{source}")
 
     def on(self, day: date) -> list[TableFile]:
-        """The files that can hold rows of a day."""
+        """The files that can have rows of a day."""
         return [file for file in self.files if file.day in (day, None)]
 
     def days(self) -> set[date]:
@@ -110,7 +110,7 @@ class TableSnapshot:
         return {file.day for file in self.files if file.day is not None}
 
     def source(self, file: TableFile) -> Any:
-        """A file's path, or the file opened where it is."""
+        """A file's path, or the opened file for a lake that is not in a plain folder."""
         if file.name not in self.fragments:
             return Path(self.place, file.name)
         fragment = self.fragments[file.name]
@@ -118,12 +118,12 @@ class TableSnapshot:
 
 
 class LakeSnapshot:
-    """All tables, and the database that asks them. To be used as a context manager."""
+    """All tables, and the database that queries them. Use as a context manager."""
 
     def __init__(self, lake: LakeLocation, memory_max_mb: int, threads: int, repairs: Repairs) -> None:
-        """Opens every table and looks at every file; what is wrong with them stands in `findings`.
+        """Opens every table and checks every file; faults are in `findings`.
 
-        Raises ConfigurationError when there is no lake, and what `cryptopulse.lake.storage` raises.
+        Raises ConfigurationError when there is no lake, and the errors of `cryptopulse.lake.storage`.
         """
         self.lake = lake
         self.repairs = repairs
@@ -157,7 +157,7 @@ class LakeSnapshot:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Frees its memory and what it spilled."""
+        """Frees its memory and deletes what it spilled to disk."""
         self._db.close()
         self._spill.cleanup()
 
@@ -174,7 +174,7 @@ class LakeSnapshot:
         self.findings.add(Finding(kind, table, text, repair, symbol, details or {}))
 
     def files(self, name: str) -> list[TableFile]:
-        """The files of a table, none when it is not there."""
+        """The files of a table; none if the table is missing."""
         return self.tables[name].files if name in self.tables else []
 
     def rows(
@@ -183,10 +183,10 @@ class LakeSnapshot:
         inputs: Mapping[str, Sequence[TableFile]] | None = None,
         beside: Mapping[str, pa.Table] | None = None,
     ) -> pa.Table:
-        """The rows of `sql`, in which a table's name without its schema stands for the given files of it.
+        """The rows of `sql`, in which a table's name without its schema means the given files of the table.
 
-        `inputs`: by qualified name; `beside`: more tables by the name that the statement has for them. A file that
-        turns out to be unreadable becomes a finding and is left out.
+        `inputs`: qualified name → files; `beside`: name in the statement → further rows. An unreadable file becomes a
+        finding and is left out.
         """
         inputs, beside = inputs or {}, beside or {}
         while True:
@@ -216,7 +216,7 @@ class LakeSnapshot:
                     f"and --to ({str(error).splitlines()[0]})."
                 ) from error
             except (duckdb.Error, OSError):
-                # Each file by itself: those that can't be read become findings, and the statement is tried without.
+                # Read each file alone: unreadable ones become findings, and the statement is run again without them.
                 if not [name for name in inputs if not self.read_all(name)]:
                     raise
             finally:
@@ -224,7 +224,7 @@ class LakeSnapshot:
                     self._db.unregister(name)
 
     def keep(self, name: str, rows: pa.Table) -> None:
-        """Adds rows to a table of the audit's own, which `rows` may ask; what does not fit into memory goes to disk."""
+        """Adds rows to a temporary table that `rows` can query; it spills to disk if it does not fit into memory."""
         self._db.register("added", rows)
         try:
             self._db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} AS SELECT * FROM added LIMIT 0")
@@ -233,7 +233,7 @@ class LakeSnapshot:
             self._db.unregister("added")
 
     def batches(self, name: str, file: TableFile, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of one file, some megabytes at a time. A file that can't be read becomes a finding; its rows end."""
+        """The rows of one file, some megabytes at a time. An unreadable file becomes a finding and ends the rows."""
         table = self.tables[name]
         try:
             with storage(self.lake):
@@ -248,7 +248,7 @@ class LakeSnapshot:
             self._report_file(table, file, "file_unreadable", f"can't be read ({str(error).splitlines()[0][:200]})")
 
     def read_all(self, name: str) -> bool:
-        """Reads every column of a table, to see that it can be; returns whether it could."""
+        """Reads every column of a table's sound files; returns whether all could be read."""
         sound = [file for file in self.files(name) if file.is_sound]
         for file in sound:
             for _ in self.batches(name, file):
@@ -256,14 +256,14 @@ class LakeSnapshot:
         return all(file.is_sound for file in sound)
 
     def newest(self, name: str) -> TableSnapshot | None:
-        """A table as it is now, which may be newer than the snapshot's."""
+        """A table's present version, which may be newer than the snapshot's; None if it is missing or unreadable."""
         found = self._open(name)
         if found is not None:
             self._check_files(found)
         return found
 
     def _open(self, name: str) -> TableSnapshot | None:
-        """Not as the pipeline opens a table: what it would refuse is to be told together with all else."""
+        """Opens a table without the pipeline's checks, so that its faults are reported together with all others."""
         place, options = f"{self.lake.url}/{name.replace('.', '/')}", self.lake.storage_options
         try:
             with storage(self.lake):
@@ -294,7 +294,7 @@ class LakeSnapshot:
         return TableSnapshot(name, delta, place, schema, live_files(delta), fragments)
 
     def _check_files(self, table: TableSnapshot) -> None:
-        """Compares each file's size, and of a local one the rows that its footer names, with the Delta log."""
+        """Compares each file's size, and for a local file the number of rows in its footer, with the Delta log."""
         infos: Sequence[Any] = [None] * len(table.files)
         if not self.lake.folder:
             with storage(self.lake):

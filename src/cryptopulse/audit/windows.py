@@ -1,6 +1,6 @@
-"""Bars and statistics, computed again from silver's trades and compared, a day at a time.
+"""Computes bars and statistics again from silver's trades and compares them, a day at a time.
 
-Exact columns must be equal to the last decimal; quotients and roots, which are floating-point numbers, nearly so.
+Exact columns must be equal to the last decimal; quotients and roots are floating-point numbers and may differ slightly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BAR_EXACT = (
 )  # fmt: skip
 _BAR_NEAR = ("vwap",)
 _BAR_NEWER = ("rest_count",)
-"""Exact columns that bars of an earlier version do not have."""
+"""Exact columns that bars of earlier versions lack."""
 _STATS_EXACT = (
     "window_end", "max_price", "min_price", "total_trade_volume", "trade_count", "open_price", "close_price",
 )  # fmt: skip
@@ -41,7 +41,7 @@ _INTERVAL = pa.schema([("symbol", pa.string()), ("first_trade_id", pa.int64()), 
 
 
 HealedCounts = Mapping[str, Mapping[int, int]]
-"""By product and hour (its start, µs since 1970 UTC) how many of silver's trades of that hour came over REST."""
+"""Product → start of the hour (µs since 1970, UTC) → how many of silver's trades of that hour came over REST."""
 
 
 def check_windows(
@@ -51,7 +51,7 @@ def check_windows(
     accounts: Sequence[Account],
     progressed: Callable[[int, int], None],
 ) -> tuple[list[AuditCheck], HealedCounts]:
-    """Compares the bars and statistics of the audited time; `progressed(days done, all days)` is called."""
+    """Compares the bars and statistics of the audited time; calls `progressed(days done, all days)`."""
     if SILVER not in snapshot.tables:
         return [], {}
     tables = [snapshot.tables[name] for name in (SILVER, BARS, STATISTICS) if name in snapshot.tables]
@@ -64,7 +64,7 @@ def check_windows(
 
 
 class _Windows:
-    """The comparison; keeps what does not change from day to day."""
+    """The comparison, with the state that all days share."""
 
     def __init__(
         self, snapshot: LakeSnapshot, scope: AuditScope, progress: Progress, accounts: Sequence[Account]
@@ -160,14 +160,14 @@ class _Windows:
             wrong = rows["wrong"].to_pylist()
             is_missing = np.array([names == ["missing"] for names in wrong])
             only_incomplete = np.array([names == ["is_complete"] for names in wrong])
-            # Where silver lost trades a bar that differs may well be right, as may its statistic. Whether it is
-            # complete rests on the trades beside it, too. A bar that is missing is so in any case.
+            # Where silver lost trades, a differing bar and its statistic may be right. `is_complete` also depends on
+            # the trades beside the bar. A missing bar is a fault in any case.
             inside, beside = lost.touch(firsts, lasts), lost.touch(firsts - 1, lasts + 1)
             slots = rows["window"].to_numpy()[inside | (beside & is_missing)] // 5
             self._slots_of_lost |= {(symbol, slot) for slot in slots.tolist()}
             is_unsure: Bools = ~is_missing & (inside | (beside & only_incomplete))
             self.skipped["bars"] += int(is_unsure.sum())
-            # A bar may only not know yet that the trade beside it has come.
+            # The bar may not have been updated yet for a late trade beside it.
             is_settling = only_incomplete & late.touch(firsts - 1, lasts + 1)
             self._report_all(BARS, "bar", rows.filter(pa.array(~is_unsure & ~is_settling)).to_pylist())
 
@@ -238,7 +238,7 @@ class _Windows:
         return f"{self._scope.has_product()} AND {day_only} AND {self._scope.has_time(us)}"
 
     def _report_all(self, table: str, noun: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Neighbouring windows of one product with the same fault are one finding."""
+        """Reports differing windows; neighbouring windows of one product with the same fault are one finding."""
         runs: list[list[Mapping[str, Any]]] = []
         for row in rows:
             last = runs[-1][-1] if runs else None
@@ -285,7 +285,7 @@ def _intervals(parts: Iterable[tuple[str, IdSet]]) -> pa.Table:
 
 
 def _wrong(columns: Sequence[str]) -> str:
-    """SQL: the names of what is wrong with a row of `made` (m) and `stored` (b), which are joined."""
+    """SQL: the names of the faults in a joined row of `made` (m) and `stored` (b)."""
     differing = (
         f"list_filter([{', '.join(columns)}, CASE WHEN b.copies > 1 THEN 'copies' END], lambda x: x IS NOT NULL)"
     )
@@ -297,7 +297,7 @@ def _exact(names: Iterable[str]) -> list[str]:
 
 
 def _near(names: Iterable[str]) -> list[str]:
-    # Sums of floating-point numbers differ in their last digits with the order of their parts.
+    # The last digits of floating-point sums depend on the order of the terms.
     near = "abs(b.{0} - m.{0}) <= 1e-9 * abs(m.{0}) + 1e-11"
     return [f"CASE WHEN NOT coalesce({near.format(name)}, false) THEN '{name}' END" for name in names]
 

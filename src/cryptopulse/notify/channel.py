@@ -1,7 +1,7 @@
-"""One target's way out: the only module that knows apprise, and the only one that sees an address in clear text.
+"""Sends messages to one target: the only module that uses apprise, and the only one that has addresses in clear text.
 
-apprise writes addresses, or parts of them, into errors and log lines. So its log goes nowhere; what it logs about a
-message becomes the reason of a failure, without anything that the address is made of.
+apprise writes addresses, or parts of them, into errors and log lines. So its log is discarded; its log lines about a
+message become the reason of a failure, without any part of the address.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cryptopulse.notify.render import AlertMessage
 from cryptopulse.settings.notify import NotifyTarget
 
 _CONNECT_TIMEOUT_S = 10.0
-# Whoever is slow has mostly taken the message; to give up early means to send it again. apprise's own are 4 s.
+# A slow service has usually taken the message, and giving up early would send it again. apprise's default is 4 s.
 _ANSWER_TIMEOUT_S = 60.0
 _WEBHOOKS = frozenset({"json", "jsons", "form", "forms", "xml", "xmls"})
 _SHORTEST_SECRET = 3  # "of" is no secret, and hiding it would make every reason unreadable
@@ -26,12 +26,12 @@ _LIBRARIES = ("apprise", "urllib3", "requests")
 
 
 class Channel:
-    """Sends messages to one target. From one thread at a time."""
+    """Sends messages to one target. Use it from one thread at a time."""
 
     def __init__(self, number: int, target: NotifyTarget) -> None:
-        """`number`: its place in `notify.targets`, from 1, which names it in logs and messages.
+        """`number`: position of the target in `notify.targets`, from 1; part of its name in logs and messages.
 
-        Raises ConfigurationError when the address is none that apprise knows, or apprise is not installed.
+        Raises ConfigurationError when apprise can't use the address or is not installed.
         """
         try:
             import apprise  # noqa: PLC0415 - takes a quarter of a second, and is not there everywhere
@@ -39,10 +39,10 @@ class Channel:
             if error.name is None or error.name.split(".")[0] != "apprise":
                 raise
             raise ConfigurationError("Notifications need apprise: pip install 'cryptopulse[notify]'.") from error
-        for name in _LIBRARIES:  # their log is kept to themselves
+        for name in _LIBRARIES:  # discard their logs
             library = logging.getLogger(name)
             library.propagate = False
-            library.setLevel(logging.WARNING)  # below it whole addresses are written
+            library.setLevel(logging.WARNING)  # lower levels log whole addresses
             library.addHandler(logging.NullHandler())
         url = target.url.get_secret_value().strip()
         self._secrets = _secrets(url)
@@ -51,12 +51,12 @@ class Channel:
         asset = apprise.AppriseAsset(app_id="CryptoPulse", app_desc="CryptoPulse alerts", async_mode=False)
         service = _service(apprise, number, url, asset)
         self.name = f"{number} ({service.service_name})"
-        """How it is named in logs and messages."""
+        """The target's name in logs and messages."""
         if "rto=" not in url:
             service.socket_read_timeout = _ANSWER_TIMEOUT_S
         if "cto=" not in url:
             service.socket_connect_timeout = _CONNECT_TIMEOUT_S
-        service.retry, service.optional = 0, False  # whether to try again, and what failed, is decided by us
+        service.retry, service.optional = 0, False  # `Delivery` retries and judges failures
         self._service = service
         self._sender = apprise.Apprise(service, asset=asset)
         self._is_webhook = bool(service.schemas() & _WEBHOOKS)
@@ -64,13 +64,13 @@ class Channel:
             self._extras, self._headers = dict(service.payload_extras), dict(service.headers)
 
     def send(self, message: AlertMessage) -> str | None:
-        """Sends, and waits for the answer; None when it was accepted, else why not, without secrets."""
-        if self._is_webhook:  # the episodes as fields, and a header by which a repeated message is known
+        """Sends and waits for the answer; returns None if it was accepted, else the reason, without secrets."""
+        if self._is_webhook:  # the episodes as fields, and a header to recognize repeated messages
             fields: dict[str, Any] = {"alerts": list(message.alerts)}
             alert = message.alerts[0] if len(message.alerts) == 1 else {}
             if alert:
                 fields |= {name: alert[name] for name in ("alert_id", "event")}
-            if "json" not in self._service.schemas():  # forms and XML hold texts only
+            if "json" not in self._service.schemas():  # forms and XML have only strings
                 fields = {name: str(value) for name, value in alert.items() if value is not None}
                 fields["alert_ids"] = ",".join(alert["alert_id"] for alert in message.alerts)
             self._service.payload_extras = self._extras | fields
@@ -91,7 +91,7 @@ class Channel:
 
 
 def open_channels(targets: Sequence[NotifyTarget]) -> list[Channel]:
-    """A channel for each target. Raises ConfigurationError that names the first that is wrong by its number."""
+    """A channel for each target. Raises ConfigurationError with the number of the first invalid one."""
     return [Channel(number, target) for number, target in enumerate(targets, 1)]
 
 
@@ -109,7 +109,7 @@ def _service(apprise: Any, number: int, url: str, asset: Any) -> Any:
 
 
 def _secrets(url: str) -> list[str]:
-    """Everything an address is made of but its scheme, as it is written and as it is meant, the longest first."""
+    """All parts of an address except its scheme, as written and percent-decoded, the longest first."""
     scheme, _, rest = url.partition("://")
     parts = {url, rest}
     for text in (rest, unquote(rest)):

@@ -1,10 +1,10 @@
-"""At least once: what one target is to be notified of, the record of what it has accepted, and the thread that sends.
+"""At-least-once delivery: the notifications due for one target, the record of what it accepted, and the sending thread.
 
-`Outbox` decides, without I/O: episodes, answers and times go in, notifications come out. It holds no messages. It holds
-the newest row of each episode of which the target does not know all, and works out the next notification when it can be
-sent. `Ledger` is what each target has accepted, on disk: written after the target has accepted and before the next
-message, and synced, so that neither a kill nor a power cut forgets it. `Delivery` is the thread of one target. Killed,
-nothing is lost: the rows are in the table, and a kill between acceptance and record repeats that one message.
+`Outbox` is a state machine without I/O: episodes, answers and times go in, notifications come out. It holds no
+messages, only the newest row of each episode with news for the target, and makes the next notification when it can be
+sent. `NotificationLedger` has on disk what each target has accepted: it is written and synced after each acceptance and
+before the next message, so that neither a kill nor a power cut loses it. `Delivery` is the thread of one target. A kill
+loses nothing: the rows are in the table, and a kill between acceptance and record repeats that one message.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from cryptopulse.token_bucket import TokenBucket
 _log = structlog.get_logger()
 
 WAITING_MAX = 10_000
-"""Episodes that may wait for a target that accepts nothing: some 10 MB. Beyond it the oldest are dropped, aloud."""
+"""Most episodes that wait for a target that accepts nothing: some 10 MB. Beyond it the oldest are dropped, with a log
+event."""
 
 TOGETHER_MAX = 500
-"""Episodes in one message: 250 kB of JSON for a webhook. Others see the first few of them and a count."""
+"""Most episodes in one message: 250 kB of JSON for a webhook. Other services get the worst few and a count."""
 
 OPEN_KEPT_US = 30 * 86_400_000_000
-"""How long an episode that never closed is remembered: rules that changed, or a rebuild, can take its row away."""
+"""How long an episode that never closed is remembered: its row may disappear after a change of rules or a rebuild."""
 
 _REFUSALS_MAX = 3
 _HOUR_US = 3_600_000_000
@@ -57,22 +58,22 @@ CREATE TABLE IF NOT EXISTS told (
 
 
 class Outbox:
-    """What a target knows and what it is to be notified of.
+    """What a target has accepted, and the episodes waiting for it.
 
-    Times: µs since 1970 (UTC) for what is in the world, seconds of one clock that never goes back for the pace.
+    Times: µs since 1970 (UTC) for episodes and ages; seconds of one clock that never goes back for the pace.
     """
 
     def __init__(self, target: NotifyTarget, known: Mapping[str, Known], since_us: int, age_max_us: int) -> None:
-        """`known`: what the ledger holds. Of other episodes only those are news that were over the threshold after
-        `since_us`, and within `age_max_us` of now."""
+        """`known`: the ledger's entries. Other episodes are news only if they were last over the threshold at
+        `since_us` or later, and at most `age_max_us` ago."""
         self._target = target
         self._since_us, self._age_max_us = since_us, age_max_us
         self._known = dict(known)
         self._waiting: dict[str, AlertEpisode] = {}
-        self._live: dict[str, set[str]] = {}  # by family: what waits, and what is known as open
+        self._live: dict[str, set[str]] = {}  # family → episodes that wait or are known as open
         for alert_id in known:
             self._index(alert_id)
-        # Half of a minute's messages at once: a burst is passed on at once, and the next one waits for seconds only.
+        # Half of a minute's messages at once: a burst is sent immediately, and the next one waits only seconds.
         at_once = target.messages_per_minute_max // 2
         self._bucket = TokenBucket(at_once, 60 / (target.messages_per_minute_max - at_once))
         self._refused, self._refusals = "", 0
@@ -83,18 +84,18 @@ class Outbox:
         return len(self._waiting)
 
     def oldest_us(self, now_us: int) -> int:
-        """Rows that were last over the threshold before this time can't be news."""
+        """Time (µs UTC); episodes last over the threshold before it can't be news."""
         still_open = (known.last_trigger_us for known in self._known.values() if not known.is_closed)
         return min(max(self._since_us, now_us - self._age_max_us), *still_open, now_us)
 
     def take_in(self, episodes: Iterable[AlertEpisode], now_us: int) -> dict[str, Known]:
-        """Takes rows that are new or have changed, in any order; returns what is to be recorded without being sent."""
+        """Takes new and changed rows, in any order; returns what must be recorded without being sent, by alert_id."""
         recorded: dict[str, Known] = {}
         oldest_news_us = max(self._since_us, now_us - self._age_max_us)
         for episode in sorted(episodes, key=lambda episode: (episode.opened_at, episode.alert_id)):
             if not self._target.watches(episode.rule, episode.symbol):
                 continue
-            # Of one family, no episode begins within another: what does has become part of this one, and is closed.
+            # In one family no episode begins within another: one that does has become part of this one, and is closed.
             begins_within = range(episode.trigger_trade_id + 1, episode.last_trigger_trade_id + 1)
             live = self._live.get(family_of(episode.alert_id), ())
             for alert_id in sorted(one for one in live if trigger_of(one) in begins_within):
@@ -108,7 +109,7 @@ class Outbox:
         return recorded
 
     def drop_excess(self, now_us: int) -> int:
-        """Drops what is too much or too old; returns how many episodes those are."""
+        """Drops waiting episodes that are too many or too old; returns how many."""
         old_us = now_us - self._age_max_us
         gone = [i for i, e in self._waiting.items() if i not in self._known and e.last_trigger_us < old_us]
         for alert_id in gone:
@@ -119,8 +120,8 @@ class Outbox:
         return len(gone) + len(too_much)
 
     def next_notification(self, now_s: float) -> Notification | None:
-        """What to send now, None when there is nothing or when it must wait (`wait_s`). The same again until it is
-        `accepted` or often `refused`, or rows have changed; each attempt counts against the pace."""
+        """What to send now; None if there is nothing or it must wait (`wait_s`). Returns the same again until it is
+        `accepted`, was `refused` several times, or rows have changed; each attempt counts against the pace."""
         left = self._bucket.left(now_s)
         if not (self._waiting and left):
             return None
@@ -140,11 +141,11 @@ class Outbox:
         return Notification(tuple(items))
 
     def wait_s(self, now_s: float) -> float | None:
-        """Seconds until there may be a notification; None: not before other rows come."""
+        """Seconds until there may be a notification; None: not before new rows come."""
         return self._bucket.wait_s(now_s) if self._waiting else None
 
     def accepted(self, notification: Notification) -> dict[str, Known]:
-        """The target has taken `notification`; returns what it knows now, to be recorded, by alert_id."""
+        """The target has accepted `notification`; returns what must be recorded, by alert_id."""
         recorded = {item.episode.alert_id: item.after for item in notification.items}
         self._known |= recorded
         for alert_id in list(recorded):
@@ -155,8 +156,8 @@ class Outbox:
         return recorded
 
     def refused(self, notification: Notification) -> None:
-        """The target did not take `notification`. It gets the same again, but an episode that it refuses again and
-        again lets the others go first.
+        """The target did not accept `notification`. It gets the same again, but after _REFUSALS_MAX refusals in a row
+        the episode moves behind the others.
         """
         alert_id = notification.items[0].episode.alert_id
         self._refusals = self._refusals + 1 if alert_id == self._refused else 1
@@ -174,7 +175,7 @@ class Outbox:
                 self._index(alert_id)
 
     def _update(self, episode: AlertEpisode, recorded: dict[str, Known]) -> None:
-        """Records what the target has not subscribed to; the episode waits when there is more."""
+        """Adds events that the target has not subscribed to to `recorded`; the episode waits if there are others."""
         alert_id = episode.alert_id
         while (step := next_step(episode, self._known.get(alert_id), self._target)) and step.event is None:
             self._known[alert_id] = recorded[alert_id] = step.after
@@ -200,19 +201,19 @@ class Outbox:
 
 
 def retention_limits(now_us: int, age_max_us: int) -> tuple[int, int]:
-    """Episodes closed, and those still open, whose last trigger is older than these times need not be remembered: a row
-    of them that came again would be no news."""
+    """Two times (µs UTC), for closed and for open episodes. Episodes with an older last trigger need not be remembered:
+    their rows would not be news if they came again."""
     return now_us - age_max_us - _HOUR_US, now_us - age_max_us - OPEN_KEPT_US
 
 
 class NotificationLedger:
-    """The file `<state_dir>/notify.db`, for one process at a time; from any of its threads."""
+    """The file `<state_dir>/notify.db`. One process at a time, any of its threads."""
 
     def __init__(self, state_dir: Path) -> None:
-        """Opens the file, or begins it. A damaged one is put aside, aloud: episodes of the last minutes may then be
-        sent again, which is better than to send nothing.
+        """Opens or creates the file. A damaged file is put aside and logged: episodes of the last minutes may then be
+        sent again, which is better than sending nothing.
 
-        Raises LakeBusy when another process has it, ConfigurationError when it can't be written.
+        Raises LakeBusy when another process has the file open, ConfigurationError when it can't be written.
         """
         self._path = state_dir / "notify.db"
         self._lock = threading.Lock()
@@ -247,24 +248,24 @@ class NotificationLedger:
         self.close()
 
     def since_us(self, target: str, first_us: int) -> int:
-        """From when on episodes are news to `target` (µs UTC): the `first_us` that was given the first time."""
+        """The time (µs UTC) from which episodes are news to `target`: the `first_us` of the first call for it."""
         with self._lock, self._db:
             self._db.execute("INSERT OR IGNORE INTO targets VALUES (?, ?)", (target, first_us))
             found = self._db.execute("SELECT since_us FROM targets WHERE target = ?", (target,)).fetchone()
         return int(found[0])
 
     def known(self, target: str) -> dict[str, Known]:
-        """What `target` knows, by alert_id."""
+        """What `target` has accepted, by alert_id."""
         query = "SELECT alert_id, severity, is_closed, last_trigger_us FROM told WHERE target = ?"
         with self._lock:
             rows = self._db.execute(query, (target,)).fetchall()
         return {alert_id: Known(rank, bool(closed), last_us) for alert_id, rank, closed, last_us in rows}
 
     def record(self, target: str, known: Mapping[str, Known]) -> None:
-        """Returns when it is on disk that `target` knows this.
+        """Records what `target` has accepted; returns when it is on disk.
 
-        A disk that takes nothing is no reason to stop sending: it is logged, and tried again with the next record.
-        Until then a restart would repeat these messages.
+        A failed write does not stop sending: it is logged, and tried again with the next record. Until then a restart
+        would repeat these messages.
         """
         if not known:
             return
@@ -280,7 +281,7 @@ class NotificationLedger:
             self._unwritten.clear()
 
     def prune(self, now_us: int, age_max_us: int) -> None:
-        """Drops what can't be news any more; see `Outbox.prune`."""
+        """Deletes entries of episodes that can't be news any more; see `Outbox.prune`."""
         query = "DELETE FROM told WHERE last_trigger_us < CASE WHEN is_closed THEN ? ELSE ? END"
         try:
             with self._lock, self._db:
@@ -289,7 +290,7 @@ class NotificationLedger:
             _log.warning("ledger_not_trimmed", error=str(error))
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         with self._lock:
             self._db.close()
 
@@ -308,8 +309,8 @@ class NotificationLedger:
 
 
 def ledger_names(targets: Sequence[NotifyTarget]) -> list[str]:
-    """Under which names the ledger knows `targets`: digests of their addresses, numbered where several have the same,
-    so that an entry stays with its address when the list changes."""
+    """The names of `targets` in the ledger: digests of their addresses, numbered if several have the same address, so
+    that entries stay with their address when the list changes."""
     names: list[str] = []
     for target in targets:
         digest = hashlib.sha256(target.url.get_secret_value().encode()).hexdigest()[:16]
@@ -319,15 +320,15 @@ def ledger_names(targets: Sequence[NotifyTarget]) -> list[str]:
 
 @dataclass
 class Figures:
-    """What became of one target's messages since the start."""
+    """Figures of one target since the start."""
 
     target: str
     sent: int = 0
     """Messages that it accepted."""
     failed: int = 0
-    """Attempts that it did not."""
+    """Failed attempts."""
     given_up: int = 0
-    """Episodes that were too many or too old by the time it would have accepted."""
+    """Episodes dropped because too many were waiting or they became too old."""
     last_sent_at: str | None = None
     is_failing: bool = False
     """Whether the last attempt failed."""
@@ -336,28 +337,28 @@ class Figures:
 
 
 class Delivery:
-    """Sends to one target, in a thread of its own, from `start` on.
+    """Sends to one target, in a thread of its own.
 
-    Targets know nothing of each other: one that is dead or slow keeps only its own thread waiting.
+    Targets are independent: a dead or slow one blocks only its own thread.
     """
 
     def __init__(self, channel: Channel, outbox: Outbox, ledger: NotificationLedger, ledger_name: str) -> None:
-        """`ledger_name`: under which the ledger knows the target."""
+        """`ledger_name`: the target's name in the ledger."""
         self._channel, self._outbox = channel, outbox
         self._ledger, self._ledger_name = ledger, ledger_name
         self._figures = Figures(channel.name)
         self._news = threading.Condition()
         self._is_ending = False
         self._error: BaseException | None = None
-        # Not waited for at the end of the process: a service may take a minute to answer.
+        # A daemon, so that the process can end while a service takes a minute to answer.
         self._thread = threading.Thread(target=self._run, name=f"notify-{channel.name}", daemon=True)
 
     def start(self) -> None:
-        """Begins to send."""
+        """Starts the thread."""
         self._thread.start()
 
     def take_in(self, episodes: Iterable[AlertEpisode]) -> None:
-        """Hands over what has changed; returns at once."""
+        """Adds new and changed episodes to the outbox; does not wait for sending."""
         with self._news:
             self._record(self._outbox.take_in(episodes, _now_us()))
             self._news.notify()
@@ -373,22 +374,22 @@ class Delivery:
             self._outbox.prune(_now_us())
 
     def check(self) -> None:
-        """Raises what ended the thread, if something did: a fault of ours."""
+        """Raises the unexpected error that ended the thread, if there was one."""
         if self._error is not None:
             raise self._error
 
     def end(self) -> None:
-        """From now on nothing is tried again; the thread ends when nothing is left to send at once."""
+        """Stops retrying; the thread ends when nothing can be sent immediately."""
         with self._news:
             self._is_ending = True
             self._news.notify()
 
     def join(self, timeout_s: float) -> None:
-        """Waits for the thread's end after `end`, for so long. What it had no time for is sent at the next start."""
+        """Waits up to `timeout_s` for the thread's end after `end`. The rest is sent at the next start."""
         self._thread.join(timeout_s)
 
     def state(self) -> dict[str, object]:
-        """Its figures, ready for JSON."""
+        """The target's figures, ready for JSON."""
         with self._news:
             return {**vars(self._figures), "waiting": self._outbox.waiting}
 
@@ -425,7 +426,7 @@ class Delivery:
             self._error = error
 
     def _next(self) -> Notification | None:
-        """Waits for something that may be sent now; None at the end."""
+        """The next notification, when it may be sent; None at the end."""
         with self._news:
             while True:
                 if count := self._outbox.drop_excess(_now_us()):
@@ -440,7 +441,7 @@ class Delivery:
                 self._news.wait(self._outbox.wait_s(now_s))
 
     def _record(self, known: Mapping[str, Known]) -> None:
-        # While the lock is held: two records of one episode must not change places.
+        # The caller holds the lock, so that two records of one episode can't swap.
         self._ledger.record(self._ledger_name, known)
 
 

@@ -1,4 +1,4 @@
-"""One episode of an alert, what a target knows of it, and the notification that follows from the two."""
+"""An alert episode, what a target knows of it, and the next event to notify the target of."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class AlertEpisode:
-    """A row of `gold.dm_market_alerts`, as far as notifications show it. Times are UTC."""
+    """A row of `gold.dm_market_alerts`, with the columns that notifications show. Times are UTC."""
 
     alert_id: str
     symbol: str
@@ -38,36 +38,36 @@ class AlertEpisode:
     last_trigger_trade_id: int
     detected_at: datetime
     continued_as: str | None = None
-    """The alert_id of the episode that this one has become a part of, when late trades have shown that; no column."""
+    """The alert_id of the episode that this one became part of because of late trades; not a column of the table."""
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Self:
-        """The episode of one row, which has COLUMNS."""
+        """The episode of one row with COLUMNS."""
         return cls(**row)
 
     @property
     def rank(self) -> int:
-        """Its severity's place in SEVERITIES, by which it is recorded."""
+        """Index of its severity in SEVERITIES; the ledger records it."""
         return SEVERITIES.index(self.severity)
 
     @property
     def is_closed(self) -> bool:
-        """Whether it is over."""
+        """Whether the episode is closed."""
         return self.state == "CLOSED"
 
     @property
     def last_trigger_us(self) -> int:
-        """When it was last over the threshold, µs UTC."""
+        """Time of its last trade over the threshold, µs UTC."""
         return (self.last_trigger_at - _EPOCH) // timedelta(microseconds=1)
 
     def absorbed(self, alert_id: str, known: Known) -> AlertEpisode:
-        """What became of the episode `alert_id`, whose row is gone because this one covers it now: it is closed."""
+        """The closed state of the episode `alert_id`, whose row is gone because this episode includes it now."""
         severity = SEVERITIES[min(known.rank, self.rank)]
         return replace(self, alert_id=alert_id, state="CLOSED", severity=severity, continued_as=self.alert_id)
 
 
 COLUMNS = tuple(field.name for field in fields(AlertEpisode) if field.name != "continued_as")
-"""The columns that `Episode.of` takes."""
+"""The columns that `AlertEpisode.of` needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,10 @@ class Known:
     """What a target knows of an episode."""
 
     rank: int
-    """The severity that it was notified of (or that was too low for it)."""
+    """The severity that it was notified of, or one that it does not subscribe to; an index of SEVERITIES."""
     is_closed: bool
     last_trigger_us: int
-    """When the episode was last over the threshold, as known then; by it old entries are deleted."""
+    """Time of the last trade over the threshold known then (µs UTC); old entries are deleted by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,33 +87,33 @@ class Item:
 
     episode: AlertEpisode
     events: tuple[Event, ...]
-    """What has happened, in order; more than one only in a notification of several episodes."""
+    """Its events, in order; more than one only in a notification of several episodes."""
     after: Known
-    """What the target knows of it when it has accepted the notification."""
+    """What the target knows of the episode after accepting the notification."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """What is to be sent as one message: one event of one episode, or several episodes together."""
+    """The content of one message: one event of one episode, or several episodes together."""
 
     items: tuple[Item, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class NotificationStep:
-    """The next thing that a target must learn of an episode."""
+    """The next event of an episode for a target."""
 
     event: Event | None
-    """None: it is only recorded, the target has not subscribed to it."""
+    """None: the target has not subscribed to it, so it is only recorded."""
     after: Known
-    """What the target knows then."""
+    """What the target knows after this step."""
 
 
 def next_step(episode: AlertEpisode, known: Known | None, target: NotifyTarget) -> NotificationStep | None:
-    """What `target`, of which it is `known` what it knows, must learn of `episode` next; None when it knows all.
+    """The next step of `episode` for `target`, which knows `known` of it (None: nothing); None if it knows all.
 
-    An episode opens once, escalates once for each severity that it is seen to reach, and closes once; only an
-    escalation after its close, which late trades can bring, closes a second time.
+    An episode opens once, escalates once for each severity that it is seen to reach, and closes once. Only if late
+    trades make it escalate after its close, it closes a second time.
     """
     least = SEVERITIES.index(target.severity)
     seen_us = episode.last_trigger_us
@@ -122,7 +122,7 @@ def next_step(episode: AlertEpisode, known: Known | None, target: NotifyTarget) 
         return NotificationStep(opened, Known(episode.rank, is_closed=False, last_trigger_us=seen_us))
     if episode.rank > known.rank:
         event: Event | None = None
-        if episode.rank >= least:  # for one that wants only severe episodes a rise is the opening
+        if episode.rank >= least:  # for a target with a higher minimum severity, reaching it is the opening
             wanted: Event = "opened" if known.rank < least and "opened" in target.on else "escalated"
             event = wanted if wanted in target.on else None
         return NotificationStep(

@@ -1,4 +1,4 @@
-"""The notifier process: polls the table of alerts, hands changes to the targets' threads, reports."""
+"""The notifier process: polls the table of alerts, passes changes to the targets' threads, reports its state."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from cryptopulse.settings.notify import NotifyTarget
 
 _log = structlog.get_logger()
 
-_REPORT_S = 0.5  # as the other processes
+_REPORT_S = 0.5  # like the other processes
 _PRUNE_S = 3600.0
 _END_WITHIN_S = 10.0
-"""What targets may take at the end for what is left; the rest is sent at the next start."""
+"""Time for the last notifications at the end; the rest is sent at the next start."""
 
 Report = Callable[[Mapping[str, object]], None]
 
 
 def notify(settings: Settings, stop: threading.Event, report: Report) -> None:
-    """Notifies the targets until `stop` is set; then of what the table holds at that moment, within seconds.
+    """Notifies the targets until `stop` is set; then sends the last changes of the table, for some seconds at most.
 
-    Calls `report` with its figures every half second. Raises ConfigurationError for targets that can't be used, and
-    LakeBusy when another notifier works on this lake.
+    Calls `report` with its figures every half second. Raises ConfigurationError for unusable targets, LakeBusy when
+    another notifier uses the same state folder.
     """
     channels = open_channels(_targets(settings))
     age_max_us = settings.notify.age_max_s * 1_000_000
@@ -53,7 +53,7 @@ def notify(settings: Settings, stop: threading.Event, report: Report) -> None:
         _log.info("notifier_started", targets=[channel.name for channel in channels])
 
         def poll() -> float:
-            """Hands over what has changed; seconds until the next time. What can't be read now is read later."""
+            """Passes changes to the deliveries; returns seconds until the next poll. Retries failed reads later."""
             try:
                 if table.has_news():
                     episodes = table.read(min(delivery.oldest_us() for delivery in deliveries))
@@ -93,9 +93,9 @@ def notify(settings: Settings, stop: threading.Event, report: Report) -> None:
 
 
 def send_test(settings: Settings, number: int | None) -> list[tuple[str, str | None]]:
-    """Sends a test message to each target, or to the one of this `number`: its name, and why it was not accepted.
+    """Sends a test message to each target, or only to target `number` (from 1).
 
-    Raises ConfigurationError as `notify`, and when there is no such target.
+    Returns (name, reason of the failure or None) of each. Raises ConfigurationError for unusable targets or number.
     """
     targets = _targets(settings)
     if number is not None and number > len(targets):

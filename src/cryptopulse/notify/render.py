@@ -15,7 +15,7 @@ from cryptopulse.text import decimal_text, price_text
 Kind = Literal["info", "success", "warning", "failure"]
 
 LINES_MAX = 10
-"""Episodes that a message of several shows in words: 1,500 letters, of which Discord takes 2,000."""
+"""Most episodes described in a message of several: about 1,500 characters; Discord takes 2,000."""
 
 _KINDS: dict[str, Kind] = {"WARNING": "warning", "HIGH": "warning", "CRITICAL": "failure"}
 _PREFIXES: dict[Event, str] = {"opened": "", "escalated": "Escalated: ", "closed": "Closed: "}
@@ -23,14 +23,14 @@ _PREFIXES: dict[Event, str] = {"opened": "", "escalated": "Escalated: ", "closed
 
 @dataclass(frozen=True)
 class AlertMessage:
-    """What goes out."""
+    """A message to send."""
 
     title: str
     body: str
     kind: Kind
-    """What apprise chooses colours and symbols by."""
+    """Decides apprise's colours and symbols."""
     key: str
-    """The same whenever the same is sent: by it a receiver knows a repeated message."""
+    """Equal for repeated messages, so that a receiver can recognize them."""
     alerts: tuple[dict[str, Any], ...] = ()
     """The episodes as plain data, ready for JSON."""
 
@@ -82,7 +82,7 @@ def message_of(notification: Notification) -> AlertMessage:
 
 
 def test_message(name: str, lake: str) -> AlertMessage:
-    """A message that only shows that it arrives. `name`: of the target."""
+    """A test message; `name`: that of the target."""
     body = f"Target {name} of notify.targets accepts messages about the lake {lake}. Nothing happened: this is a test."
     return AlertMessage("CryptoPulse: a test message", body, "info", "test")
 
@@ -107,12 +107,12 @@ def _badness(item: Item) -> tuple[int, float]:
 
 
 def _key(item: Item) -> str:
-    """The alert_id, and what has happened to it."""
+    """The alert_id, its events and its severity."""
     return ":".join((item.episode.alert_id, *item.events, item.episode.severity))
 
 
 def fields_of(item: Item) -> dict[str, Any]:
-    """One episode as plain data: the columns of the table, times as ISO 8601 (UTC), exact numbers as texts."""
+    """One episode as plain data: its events and the table's columns, times in ISO 8601 (UTC), decimals as strings."""
     episode = item.episode
     return {
         "alert_id": episode.alert_id,
@@ -148,7 +148,7 @@ def change_text(percent: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A length of time: `0.4 s`, `41 s`, `3 min 5 s`."""
+    """A duration: `0.4 s`, `41 s`, `3 min 5 s`."""
     if seconds < 10:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     whole = round(seconds)
@@ -159,7 +159,7 @@ def duration_text(seconds: float) -> str:
 
 
 def time_text(moment: datetime) -> str:
-    """A moment to the millisecond, UTC."""
+    """A time with milliseconds, UTC."""
     return f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03} UTC"
 
 

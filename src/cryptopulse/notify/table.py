@@ -1,4 +1,4 @@
-"""The table of alerts as the notifier sees it: the episodes that a commit brought or changed."""
+"""The table of alerts for the notifier: episodes that new commits added or changed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class AlertsTable:
-    """Gives the episodes that are new or have changed. From one thread."""
+    """Reads new and changed episodes. Use it from one thread."""
 
     def __init__(self, lake: LakeLocation) -> None:
-        """Nothing is opened yet; the table need not be there."""
+        """Opens nothing yet; the table need not exist."""
         self._follower = Follower(lake, ALERTS, COLUMNS)
 
     def poll_s(self, wanted_s: float) -> float:
-        """How often to ask `has_news`; see `Follower.poll_s`."""
+        """Seconds between calls of `has_news`; see `Follower.poll_s`."""
         return self._follower.poll_s(wanted_s)
 
     def has_news(self) -> bool:
@@ -29,10 +29,10 @@ class AlertsTable:
         return self._follower.has_news()
 
     def read(self, oldest_us: int) -> list[AlertEpisode]:
-        """Episodes that have changed since the last call and were over the threshold after `oldest_us` (µs UTC).
+        """Episodes changed since the last call that were last over the threshold at `oldest_us` (µs UTC) or later.
 
-        At first, and of a table that was made anew, all of the latter. Raises as `has_news`; then nothing counts as
-        seen.
+        The first call, and the first one after the table was recreated, return all of the latter. Raises the errors of
+        `has_news`; then nothing counts as seen.
         """
         news = self._follower.read(lambda _table: f"last_trigger_at >= {delta_time(oldest_us)}")
         oldest = _EPOCH + timedelta(microseconds=oldest_us)

@@ -119,7 +119,7 @@ def try_targets(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Send a test message to the targets of `notify.targets`. Exit code 1: not every one took it."""
+    """Send a test message to the targets of `notify.targets`. Exit code 1: a target refused it."""
     from cryptopulse import logging_setup
     from cryptopulse.notify.notifier import send_test
 

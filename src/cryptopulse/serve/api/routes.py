@@ -32,7 +32,7 @@ router = APIRouter()
 
 @router.get("/products", summary="Products", responses=page_responses("Product", PRODUCT_ROW))
 async def products(request: Request, params: Annotated[PageParams, Query()]) -> Response:
-    """The products of which trades are held, by name."""
+    """The products that have trades, by name."""
     return await _respond(request, params, lambda service: service.products(params))
 
 

@@ -18,7 +18,7 @@ const COLUMNS = [
   { key: "notional_24h", label: "Volume 24 h", kind: "amount", hide: "phone", title: "In the quote currency" },
   { key: "range", label: "Low – high 24 h", kind: "range", sortKey: "place", hide: "tablet", title: "Where the price stands between the lowest and the highest" },
   { key: "trades_24h", label: "Trades 24 h", kind: "count", hide: "tablet" },
-  { key: "buy_share_1h", label: "Buyers 1 h", kind: "share", hide: "tablet", title: "Share of the volume of which the taker bought" },
+  { key: "buy_share_1h", label: "Buyers 1 h", kind: "share", hide: "tablet", title: "Share of the volume that takers bought" },
 ];
 const SPARKS_EVERY_MS = 1000;
 

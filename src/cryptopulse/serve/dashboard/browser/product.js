@@ -46,7 +46,7 @@ export function mount(element, { symbol, grains, path }) {
     notional: [`Volume 24 h, ${rest.slice(1)}`],
     trades: ["Trades 24 h"],
     average: ["Average 1 h", "Mean price of the trades of the last hour, each counting once"],
-    buyers: ["Buyers 1 h", "Share of the volume of the last hour of which the taker bought"],
+    buyers: ["Buyers 1 h", "Share of the last hour's volume that takers bought"],
   });
   const note = find(".cp-note");
   const status = find(".cp-said");

@@ -32,7 +32,7 @@ def backfill(
 ) -> None:
     """Fetch the trades of the past that the lake does not hold. Resumable: rerun the same command.
 
-    A product that the exchange refuses (exit code 2) or gives nothing useful about (9) is reported; the others continue.
+    A product that the exchange refuses (exit code 2) or says nothing useful about (9) is reported; others continue.
     """
     import asyncio
 

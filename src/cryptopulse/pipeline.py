@@ -47,7 +47,7 @@ from cryptopulse.telemetry import Telemetry
 _FAST = (SILVER, ALERTS, QUARANTINE, ABSENT, COVERAGE)
 _SLOW = (BARS, STATS, COMPLETENESS)
 _BEHIND_MESSAGES = 20_000  # a batch this large means that the lane is behind: gold then runs along with the batches
-_MESSAGES_A_STEP = 40  # enough to share the fixed cost of a step
+_MESSAGES_PER_STEP = 40  # enough to share the fixed cost of a step
 _WITHOUT_GOLD_MAX = 200_000  # trades that gold has not consumed; they stay in memory, and one REST page has a thousand
 _RATE_S = 1.0
 _REPORT_S = 0.5
@@ -101,14 +101,14 @@ class Pipeline:
         if records.num_rows >= _BEHIND_MESSAGES:
             return self._catch_up(partition, records)
         self._store(records)
-        self._round(_FAST)
+        self._advance_each(_FAST)
         return int(records.num_rows)
 
     def gold(self) -> None:
         """Brings bars, statistics and completeness up to date."""
         with self._slow_lane:
             self._trades_without_gold = 0
-            self._round(_SLOW)
+            self._advance_each(_SLOW)
 
     def drain(self, progress: ProgressBar, appending: Future[None] | None = None, coming: int = 0) -> None:
         """Processes until every table is up to the log's present end, then trims the log.
@@ -146,7 +146,7 @@ class Pipeline:
         with ThreadPoolExecutor(3, thread_name_prefix="catch-up") as pool:
             gold = pool.submit(self.gold)
             while records.num_rows >= _BEHIND_MESSAGES:
-                work: list[Future[Any]] = [pool.submit(self._store, records), pool.submit(self._round, _FAST)]
+                work: list[Future[Any]] = [pool.submit(self._store, records), pool.submit(self._advance_each, _FAST)]
                 messages += records.num_rows
                 self.engine.parse_ahead(records)
                 records = self._read(partition, records["offset"][-1].as_py())
@@ -157,7 +157,7 @@ class Pipeline:
                     gold = pool.submit(self.gold)
             gold.result()
         self._store(records)
-        self._round(_FAST)
+        self._advance_each(_FAST)
         return messages + int(records.num_rows)
 
     def _read(self, partition: int, after: int) -> pa.Table:
@@ -173,11 +173,11 @@ class Pipeline:
     def _finish(self) -> None:
         """Brings every table up to the end of bronze."""
         self.engine.wait_for_news(False)
-        while self._round((*_FAST, *_SLOW)):
+        while self._advance_each((*_FAST, *_SLOW)):
             pass
         self.engine.wait_for_news(True)
 
-    def _round(self, tables: Sequence[Table]) -> bool:
+    def _advance_each(self, tables: Sequence[Table]) -> bool:
         """One step of each of `tables`, in this order; whether any had new input."""
         results = [self._advance(table) for table in tables]
         return any(result is not None for result in results)
@@ -199,7 +199,7 @@ class Pipeline:
         self.telemetry = Telemetry(self.engine)
         count = _Counter(self.engine.stored_messages(), progress)
         while (result := self._advance(SILVER)) is not None:
-            self._round(_FAST[1:])
+            self._advance_each(_FAST[1:])
             self.gold()
             self.maintenance.run_due()
             count(result.consumed)
@@ -255,7 +255,7 @@ def process(settings: Settings, log: Log, stop: threading.Event, report: Report)
 
 
 class Pace:
-    """How long to wait for messages, so that about `_MESSAGES_A_STEP` share the cost of a step, within the bounds of
+    """How long to wait for messages, so that about `_MESSAGES_PER_STEP` share the cost of a step, within the bounds of
     the settings. The rate is that of the last step or of about the last second, whichever is higher: messages come in
     groups, and a step without any shows little.
     """
@@ -264,7 +264,7 @@ class Pace:
         """Starts with the shortest wait."""
         self._shortest_s, self._longest_s = settings.step_interval_ms / 1000, settings.step_interval_max_ms / 1000
         self._seconds = _RATE_S
-        self._messages = _MESSAGES_A_STEP * _RATE_S / max(self._shortest_s, 0.001)
+        self._messages = _MESSAGES_PER_STEP * _RATE_S / max(self._shortest_s, 0.001)
 
     def step_s(self, messages: int, since_last_s: float) -> float:
         """Seconds from the start of this step to the next. It found `messages`, `since_last_s` after the last one."""
@@ -272,7 +272,7 @@ class Pace:
         self._messages = self._messages * kept + messages
         self._seconds = self._seconds * kept + since_last_s
         rate = max(self._messages / self._seconds, messages / max(since_last_s, 0.001))
-        return max(self._shortest_s, min(self._longest_s, _MESSAGES_A_STEP / max(rate, 1e-9)))
+        return max(self._shortest_s, min(self._longest_s, _MESSAGES_PER_STEP / max(rate, 1e-9)))
 
 
 def _opened(settings: Settings, log: Log, stop: threading.Event) -> Pipeline | None:

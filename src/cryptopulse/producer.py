@@ -18,7 +18,7 @@ from cryptopulse.errors import ConfigurationError, CryptoPulseError, TransientEr
 from cryptopulse.feed.buffer import LogWriter, MessageBuffer
 from cryptopulse.feed.client import FeedConnection, Shared, check_url
 from cryptopulse.feed.event_log import EventLines
-from cryptopulse.feed.protocol import CameLate, Event, FeedSession, HoleFound, State
+from cryptopulse.feed.protocol import Event, FeedSession, HoleFound, LateTrade, State
 from cryptopulse.feed.recovery import LogEnd, log_end, resume
 from cryptopulse.feed.rest import RestClient, online_products
 from cryptopulse.feed.sequence_gaps import IdWatch
@@ -192,7 +192,7 @@ class _Feed:
             case HoleFound(product, first, last, witness):
                 self._lines.hole(product, first, last, witness)
                 self._healer.found(product, first, last)
-            case CameLate(product, trade_id):
+            case LateTrade(product, trade_id):
                 self._healer.arrived(product, trade_id)
             case _:
                 self._lines.event(connection.name, event)

@@ -195,9 +195,9 @@ def test_a_message_is_done_when_the_log_has_acknowledged_it_and_not_before() -> 
 
 def test_pages_find_no_room_long_before_live_messages_do() -> None:
     buffer = MessageBuffer(SPARE_SHARE * 1000)
-    assert buffer.has_room_to_spare(1000 - MESSAGE_OVERHEAD_BYTES)
+    assert buffer.has_room_for_page(1000 - MESSAGE_OVERHEAD_BYTES)
     buffer.put("A-USD", 0, b"live")
-    assert not buffer.has_room_to_spare(1000 - MESSAGE_OVERHEAD_BYTES)
+    assert not buffer.has_room_for_page(1000 - MESSAGE_OVERHEAD_BYTES)
     assert buffer.has_room(1000)
 
 

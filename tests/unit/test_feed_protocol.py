@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cryptopulse.feed.protocol import (
     CONFIRM_NS,
-    CameLate,
     Event,
     FeedSession,
     HoleFound,
+    LateTrade,
     Malformed,
     MessagesSkipped,
     ProductRecovered,
@@ -605,7 +605,7 @@ def test_a_trade_that_somebody_waits_for_is_told_and_other_copies_are_not() -> N
     session.watch.ids["A-USD"].wanted_to = 12
     for trade_id in (14, 13, 12, 9):
         session.receive(_match(trade_id), 3 * S)
-    assert session.take_events() == [CameLate("A-USD", 12), CameLate("A-USD", 9)]
+    assert session.take_events() == [LateTrade("A-USD", 12), LateTrade("A-USD", 9)]
     assert session.watch.repeated == 4
 
 

@@ -13,8 +13,8 @@ from cryptopulse.serve.http.auth import (
     TokenAuth,
     is_allowed_host,
     is_allowed_origin,
-    network_of,
     server_names,
+    visitor_key,
 )
 from cryptopulse.settings.serve import ServeSettings
 from support_serve import TOKEN
@@ -100,10 +100,10 @@ def test_guessing_for_an_hour_tries_some_hundred_tokens_at_most() -> None:
 
 
 def test_one_visitor_has_many_addresses_of_ipv6_and_is_counted_once() -> None:
-    assert network_of("2001:db8::1") == network_of("2001:db8::ffff")
-    assert network_of("2001:db8::1") != network_of("2001:db8:0:1::1")
-    assert network_of("::ffff:192.0.2.1") == network_of("192.0.2.1")
-    assert network_of("fe80::1%eth0") == network_of("fe80::2")
+    assert visitor_key("2001:db8::1") == visitor_key("2001:db8::ffff")
+    assert visitor_key("2001:db8::1") != visitor_key("2001:db8:0:1::1")
+    assert visitor_key("::ffff:192.0.2.1") == visitor_key("192.0.2.1")
+    assert visitor_key("fe80::1%eth0") == visitor_key("fe80::2")
 
 
 def test_guesses_of_ever_new_addresses_take_bounded_memory() -> None:

@@ -114,7 +114,7 @@ class AlertStep:
             waiting = pa.array(sorted({symbol for symbol, _ in self._scopes}))
             rows, fresh = _NO_EPISODES, fresh.filter(pc.invert(pc.is_in(fresh["symbol"], waiting)))
         else:
-            rows = self._judge() if self._scopes or is_due else self._move_on()
+            rows = self._judge() if self._scopes or is_due else self._advance_position()
         if fresh is None:
             return StepResult(ALERTS, rows, 0)
         return StepResult(ALERTS, rows, fresh.num_rows, received=fresh["ingestion_time"])
@@ -156,7 +156,7 @@ class AlertStep:
         self._series.clear()
         self._judged_s = time.monotonic()
         if found is None:
-            return self._move_on()
+            return self._advance_position()
         load = self._table.next_load()
         rows, positions = shaped(stamped(found.episodes, load), ALERTS), {"silver": self._seen_to, LOAD: load}
         ids = pa.array(found.replaced, pa.string())
@@ -173,7 +173,7 @@ class AlertStep:
         self._keep(pa.concat_tables([self.episodes.filter(pc.invert(pc.is_in(self.episodes["alert_id"], ids))), rows]))
         return rows
 
-    def _move_on(self) -> pa.Table:
+    def _advance_position(self) -> pa.Table:
         """Counts new trades as judged; now and then commits the position."""
         if self._seen_to - self._table.recorded("silver") > _MARKER_US:
             self._table.append(_NO_EPISODES, {"silver": self._seen_to})

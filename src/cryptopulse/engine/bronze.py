@@ -14,7 +14,7 @@ from cryptopulse.lake.reading import quoted
 from cryptopulse.lake.tables import BRONZE
 from cryptopulse.store.table_writer import NOTHING_YET, TableWriter
 
-_HANDED_MAX = 2  # stored batches kept in memory: the one being processed, and the one stored meanwhile
+_RECENT_MAX = 2  # stored batches kept in memory: the one being processed, and the one stored meanwhile
 _PAGES_MAX = 500  # each up to 1,000 trades and 150 kB: together as much work as half a million messages
 _COLUMNS = quoted(BRONZE.arrow_schema.names)
 
@@ -30,7 +30,7 @@ class Bronze:
         """`batch_max`: how many messages are read from the table at once."""
         self._table = table
         self._batch_max = batch_max
-        self._handed: deque[pa.Table] = deque(maxlen=_HANDED_MAX)
+        self._recent: deque[pa.Table] = deque(maxlen=_RECENT_MAX)
         self._read_last: pa.Table | None = None
         """The part of the table that was read last."""
         self.partitions: set[int] = {0, *table.read('DISTINCT "partition" AS p')["p"].to_pylist()}
@@ -68,7 +68,7 @@ class Bronze:
         if self.stored_to(partition) == NOTHING_YET:
             self._first[partition] = records["offset"][0].as_py()
         self.partitions |= {partition}
-        self._handed.append(rows)
+        self._recent.append(rows)
         self._stored[partition] = last
         return StepResult(BRONZE, rows, rows.num_rows)
 
@@ -77,7 +77,7 @@ class Bronze:
         if position >= self.stored_to(partition):
             return None
         position = max(position, self._first.get(partition, 0) - 1)
-        handed = {t["offset"][0].as_py(): t for t in tuple(self._handed) if t["partition"][0].as_py() == partition}
+        handed = {t["offset"][0].as_py(): t for t in tuple(self._recent) if t["partition"][0].as_py() == partition}
         if position + 1 in handed:
             self._read_last = None
             return handed[position + 1]

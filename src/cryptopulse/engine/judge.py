@@ -147,7 +147,7 @@ class OrderedTrades:
         self.symbols: list[str] = symbols.dictionary.to_pylist()
         self.product, self.ids, self.at = codes[order], ids[order], at[order]
         self._starts = np.searchsorted(self.product, np.arange(len(self.symbols) + 1))
-        self.price, self.size = (_Exact.of(trades[name])[order] for name in ("price", "trade_size"))
+        self.price, self.size = (_ExactDecimals.of(trades[name])[order] for name in ("price", "trade_size"))
 
     def rows_of(self, symbol: str) -> slice:
         """The rows of one product."""
@@ -157,22 +157,22 @@ class OrderedTrades:
         return slice(*self._starts[product : product + 2].tolist())
 
 
-class _Exact:
+class _ExactDecimals:
     """Non-negative decimals with SCALE places, as integers of 128 bits."""
 
     def __init__(self, low: Words, high: Ints) -> None:
         self.low, self.high = low, high
 
     @classmethod
-    def of(cls, decimals: pa.ChunkedArray) -> _Exact:
+    def of(cls, decimals: pa.ChunkedArray) -> _ExactDecimals:
         plain = decimals.combine_chunks()
         if len(plain) == 0:
             return cls(np.empty(0, np.uint64), np.empty(0, np.int64))
         words = np.frombuffer(plain.buffers()[1], np.int64)[2 * plain.offset : 2 * (plain.offset + len(plain))]
         return cls(words[::2].view(np.uint64), words[1::2])
 
-    def __getitem__(self, rows: slice | Ints) -> _Exact:
-        return _Exact(self.low[rows], self.high[rows])
+    def __getitem__(self, rows: slice | Ints) -> _ExactDecimals:
+        return _ExactDecimals(self.low[rows], self.high[rows])
 
     def __len__(self) -> int:
         return len(self.low)
@@ -236,10 +236,10 @@ def _suspects(at: Ints, product: Ints, rough: Floats, rule: AlertRule) -> tuple[
     is_suspect = np.zeros(len(first), np.bool_)
     if "FLASH_CRASH" in rule.types:
         since = np.where(follows, np.maximum(highest, np.roll(highest, 1)), highest)
-        is_suspect |= lowest <= since * threshold_left("FLASH_CRASH", rule) * (1 + MARGIN)
+        is_suspect |= lowest <= since * price_ratio_at_threshold("FLASH_CRASH", rule) * (1 + MARGIN)
     if "PRICE_SURGE" in rule.types:
         since = np.where(follows, np.minimum(lowest, np.roll(lowest, 1)), lowest)
-        is_suspect |= since <= highest * threshold_left("PRICE_SURGE", rule) * (1 + MARGIN)
+        is_suspect |= since <= highest * price_ratio_at_threshold("PRICE_SURGE", rule) * (1 + MARGIN)
     seen = np.flatnonzero(is_suspect | np.append(is_suspect[1:] & follows[1:], False))
     sizes = np.diff(np.append(first, len(at)))[seen]
     places = np.repeat(first[seen] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
@@ -271,7 +271,7 @@ class _LookBacks:
         is_crash = alert_type == "FLASH_CRASH"
         best = self._highest(self._rank) if is_crash else top - self._highest(top - self._rank)
         # Of the trade's price and the best one: the lower as a share of the higher.
-        rough, bound = self._price.rough(), threshold_left(alert_type, self._rule)
+        rough, bound = self._price.rough(), price_ratio_at_threshold(alert_type, self._rule)
         left = rough[self._rank] / rough[best] if is_crash else rough[best] / rough[self._rank]
         over = np.flatnonzero(is_judged & (left <= bound * (1 + MARGIN)))
         is_over = left[over] <= bound * (1 - MARGIN)
@@ -358,7 +358,7 @@ class _LookBacks:
         )
 
 
-def threshold_left(alert_type: AlertType, rule: AlertRule) -> float:
+def price_ratio_at_threshold(alert_type: AlertType, rule: AlertRule) -> float:
     """For a move of exactly the threshold: the lower price as a share of the higher one."""
     share = float(rule.threshold_pct) / 100
     return 1 - share if alert_type == "FLASH_CRASH" else 1 / (1 + share)

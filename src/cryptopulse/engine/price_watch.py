@@ -24,8 +24,8 @@ from cryptopulse.engine.judge import (
     Ints,
     OrderedTrades,
     lookback_max_s,
+    price_ratio_at_threshold,
     rules_for,
-    threshold_left,
 )
 from cryptopulse.settings import AlertRule, AlertType
 from cryptopulse.text import MICROS
@@ -49,7 +49,7 @@ class _Bound(NamedTuple):
     """Price × this: from a lowest price at or below it, the price may be a surge. 0: the rule has no surges."""
 
 
-class _Highest:
+class _SlidingMaximum:
     """The highest level since a given time. Levels are added in the order of their times, or late."""
 
     __slots__ = ("_keep_us", "_levels", "_times")
@@ -86,8 +86,8 @@ class _Product:
     newest: tuple[int, int]
     """Time and id of the newest trade."""
     complete_from_us: int
-    highest: _Highest
-    lowest: _Highest
+    highest: _SlidingMaximum
+    lowest: _SlidingMaximum
     """The highest of the negated prices."""
 
 
@@ -115,8 +115,8 @@ class PriceWatch:
                 [_bound(rule) for rule in rules_for(symbol, self._rules)],
                 (int(at[-1]), int(ids[-1])) if len(at) else (from_us, 0),
                 from_us,
-                _Highest(at, levels, self.lookback_us),
-                _Highest(at, -levels, self.lookback_us),
+                _SlidingMaximum(at, levels, self.lookback_us),
+                _SlidingMaximum(at, -levels, self.lookback_us),
             )
 
     def forget(self) -> None:
@@ -148,7 +148,7 @@ class PriceWatch:
 
 def _bound(rule: AlertRule) -> _Bound:
     crash, surge = (
-        threshold_left(kind, rule) * (1 + MARGIN) if kind in rule.types else 0.0
+        price_ratio_at_threshold(kind, rule) * (1 + MARGIN) if kind in rule.types else 0.0
         for kind in ("FLASH_CRASH", "PRICE_SURGE")
     )
     return _Bound(rule, rule.lookback_s * MICROS, crash, surge)

@@ -79,7 +79,7 @@ class MessageBuffer:
         """Whether a message of `size` bytes may be put. Stays true until it is put: only one thread puts."""
         return self.bytes_held + size + MESSAGE_OVERHEAD_BYTES <= self._bytes_max
 
-    def has_room_to_spare(self, size: int) -> bool:
+    def has_room_for_page(self, size: int) -> bool:
         """Whether a message of `size` bytes fits the share for pages, so that it takes no room from the sockets."""
         return self.bytes_held + size + MESSAGE_OVERHEAD_BYTES <= self._bytes_max // SPARE_SHARE
 

@@ -84,7 +84,7 @@ class HoleFound(msgspec.Struct, frozen=True):
     witness: Witness
 
 
-class CameLate(msgspec.Struct, frozen=True):
+class LateTrade(msgspec.Struct, frozen=True):
     """A trade came late that the work list may be waiting for."""
 
     product: str
@@ -136,7 +136,7 @@ class MessagesSkipped(msgspec.Struct, frozen=True):
 Event = (
     Subscribed
     | HoleFound
-    | CameLate
+    | LateTrade
     | Stale
     | ProductSilent
     | ProductRecovered
@@ -451,7 +451,7 @@ class FeedSession:
             self._unreadable(f"trade id {trade_id} of {product} is far beyond {ids.highest}", 0)
             return
         if trade_id <= ids.wanted_to:
-            self.events.append(CameLate(product, trade_id))
+            self.events.append(LateTrade(product, trade_id))
         ids.seen(trade_id, now_ns)
         self._ids_changed(product)
 

@@ -140,7 +140,7 @@ class Backfill:
         known = known_ids(self._settings.location)
         held = Intervals([*known.held.get(product, ()), *known.absent.get(product, ())])
         async with RestClient(self._settings.feed.rest_url, allowance=self._settings.rest_allowance) as rest:
-            pages = _PacedPages(rest, self._settings.feed.backoff_max_s)
+            pages = _RetryingPages(rest, self._settings.feed.backoff_max_s)
             wanted = await plan(pages, product, start, end, held)
             planned(wanted)
             try:
@@ -189,7 +189,7 @@ class Backfill:
         self.stored = True
 
 
-class _PacedPages:
+class _RetryingPages:
     """The REST interface with at most `REQUESTS_PER_SECOND` requests of this process, and with retries."""
 
     def __init__(self, rest: RestClient, pause_max_s: float) -> None:

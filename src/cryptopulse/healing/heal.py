@@ -196,7 +196,7 @@ class Healer:
         """The next request, as soon as one is due and live data leaves room in the buffer."""
         async with self._planning:
             while True:
-                await _until(lambda: self._buffer.has_room_to_spare(0), _ROOM_S)
+                await _until(lambda: self._buffer.has_room_for_page(0), _ROOM_S)
                 self._news.clear()
                 now_ns = time.monotonic_ns()
                 request = self.work.next_request(now_ns)
@@ -215,7 +215,7 @@ class Healer:
         self._changed(request.product)
         if not is_useful:
             return
-        await _until(lambda: self._buffer.has_room_to_spare(len(page.body)), _ROOM_S)
+        await _until(lambda: self._buffer.has_room_for_page(len(page.body)), _ROOM_S)
         self._buffer.put(request.product, page.received_ns, page.body, REST)
         position = self._buffer.position
         await _until(lambda: self._buffer.is_done(position), _ACKNOWLEDGED_S)

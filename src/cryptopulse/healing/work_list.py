@@ -108,7 +108,7 @@ class Hole:
 class MissingRange:
     """Ids `first` … `last` of one hole."""
 
-    __slots__ = ("due_ns", "first", "hole", "lacked_ns", "last", "pause_ns", "request")
+    __slots__ = ("due_ns", "first", "first_lacked_ns", "hole", "last", "pause_ns", "request")
 
     def __init__(self, hole: Hole, first: int, last: int, due_ns: int, pause_ns: int) -> None:
         self.hole = hole
@@ -120,13 +120,13 @@ class MissingRange:
         """Next pause after an answer that says nothing about it."""
         self.request = 0
         """Number of its open request; 0: none."""
-        self.lacked_ns: int | None = None
+        self.first_lacked_ns: int | None = None
         """When a page first lacked it."""
 
     def part(self, first: int, last: int) -> MissingRange:
         """A copy of this range with other ends."""
         made = MissingRange(self.hole, first, last, self.due_ns, self.pause_ns)
-        made.request, made.lacked_ns = self.request, self.lacked_ns
+        made.request, made.first_lacked_ns = self.request, self.first_lacked_ns
         return made
 
     def less(self, taken: Sequence[Interval]) -> list[MissingRange]:
@@ -167,7 +167,7 @@ class MissingIds:
         """
         above: MissingRange | None = None
         for missing in reversed(self.ranges):
-            lacks_on = above is not None and above.lacked_ns is not None and self.above(missing) == above.first
+            lacks_on = above is not None and above.first_lacked_ns is not None and self.above(missing) == above.first
             if not missing.request and not lacks_on:
                 yield missing
             above = missing
@@ -359,15 +359,15 @@ class WorkList:
             for part in missing.less(found):
                 if not low < part.first <= part.last < high:
                     left.append(part)
-                elif part.lacked_ns is not None and pending.at_ns >= part.lacked_ns + PROOF_NS:
+                elif part.first_lacked_ns is not None and pending.at_ns >= part.first_lacked_ns + PROOF_NS:
                     pending.lacking.append((part.hole, part.first, part.last))
                     state.absent.add(part.first, part.last)
                 else:
                     # Request it again when a second page would be a proof.
-                    useful = useful or part.lacked_ns is None
-                    part.lacked_ns = now_ns if part.lacked_ns is None else part.lacked_ns
+                    useful = useful or part.first_lacked_ns is None
+                    part.first_lacked_ns = now_ns if part.first_lacked_ns is None else part.first_lacked_ns
                     part.request = 0 if part.request == request.number else part.request
-                    part.due_ns = max(part.lacked_ns + PROOF_NS, now_ns + FIRST_PAUSE_NS)
+                    part.due_ns = max(part.first_lacked_ns + PROOF_NS, now_ns + FIRST_PAUSE_NS)
                     left.append(part)
         self._replace(state, start, end, left)
         useful = useful or bool(pending.found or pending.lacking)

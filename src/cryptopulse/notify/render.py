@@ -39,10 +39,10 @@ def message_of(notification: Notification) -> AlertMessage:
     """The message of `notification`."""
     items = notification.items
     if len(items) > 1:
-        worst = max(items, key=_badness).episode
+        worst = max(items, key=_severity_order).episode
         counts = Counter(item.episode.alert_type for item in items)
         kinds = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        shown = sorted(items, key=_badness, reverse=True)[:LINES_MAX]
+        shown = sorted(items, key=_severity_order, reverse=True)[:LINES_MAX]
         lines = [
             f"{' and '.join(item.events).capitalize()}: {_move(item.episode)}, {item.episode.severity}"
             for item in shown
@@ -102,7 +102,7 @@ def _trade_text(moment: datetime, trade_id: int) -> str:
     return f"{time_text(moment)} (trade {trade_id})"
 
 
-def _badness(item: Item) -> tuple[int, float]:
+def _severity_order(item: Item) -> tuple[int, float]:
     return item.episode.rank, abs(item.episode.price_change_pct)
 
 

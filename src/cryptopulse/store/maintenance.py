@@ -57,7 +57,7 @@ class Maintenance:
         self._engine = engine
         self._log = log
         self._tables = [
-            _TableCare(settings, state_dir / "replaced" / table.qualified, engine.tables[table.qualified])
+            _TableMaintenance(settings, state_dir / "replaced" / table.qualified, engine.tables[table.qualified])
             for table in TABLES
         ]
         self._trimmed_at = time.monotonic()
@@ -92,7 +92,7 @@ class Maintenance:
             logger.warning("log_trim_deferred", error=str(error))
 
 
-class _TableCare:
+class _TableMaintenance:
     """The maintenance of one table, by the number of its commits."""
 
     def __init__(self, settings: MaintenanceSettings, notes: Path, writer: TableWriter) -> None:

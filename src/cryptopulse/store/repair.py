@@ -73,7 +73,7 @@ def repair_table(lake: LakeLocation, table: Table, log: Log) -> None:
             raise damaged(lake, table, "has lost its checkpoint, and what it covers; nothing was changed.")
         if table is BRONZE:
             _check_log_reaches(lake, found, log)
-        found.take_off()
+        found.remove_torn_commits()
         logger.warning("torn_commits_taken_off", table=table.qualified, first=found.first_torn, last=found.last)
     if found.checkpoint >= 0:
         _check_files(lake, table)
@@ -123,12 +123,12 @@ class _Examined:
             return found[-1] if found else None
         return DeltaTable(str(self.path), version=self.checkpoint).transaction_version(app_id)
 
-    def taken_off(self) -> list[list[dict[str, Any]] | None]:
+    def removed_commits(self) -> list[list[dict[str, Any]] | None]:
         """The actions of each commit to be removed; None for one that can't be read."""
         assert self.first_torn is not None
         return [self.commits.get(number) for number in range(self.first_torn, self.last + 1)]
 
-    def take_off(self) -> None:
+    def remove_torn_commits(self) -> None:
         """Renames these commits, newest first: if interrupted, the table is as torn as before, or sound."""
         assert self.first_torn is not None
         for number in sorted(self.commits, reverse=True):
@@ -182,15 +182,15 @@ class _Examined:
 
 def _check_log_reaches(lake: LakeLocation, found: _Examined, log: Log) -> None:
     """Raises LakeDamaged unless `log` holds every message that bronze loses with the removed commits."""
-    taken_off = found.taken_off()
-    adds = [json.loads(action["add"]["stats"]) for actions in taken_off for action in actions or () if "add" in action]
+    removed = found.removed_commits()
+    adds = [json.loads(action["add"]["stats"]) for actions in removed for action in actions or () if "add" in action]
     for partition in log.partitions():
         start, origin = log.bounds(partition)[0], log.origin(partition)
         stored = found.position(f"cryptopulse:{BRONZE.qualified}:log/{partition}")
         offsets = [add["minValues"]["offset"] for add in adds if add["minValues"]["partition"] == partition]
         if stored is not None:
             needed = stored + 1
-        elif None in taken_off:  # bronze's first offset is unknown: the log must hold all
+        elif None in removed:  # bronze's first offset is unknown: the log must hold all
             needed = origin
         else:
             needed = min(offsets, default=start)

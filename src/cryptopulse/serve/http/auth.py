@@ -108,12 +108,12 @@ class FailureLimit:
 
     def wait_s(self, address: str, now_s: float) -> float:
         """Seconds until `address` may try again; 0 when it may now."""
-        bucket = self._buckets.get(network_of(address))
+        bucket = self._buckets.get(visitor_key(address))
         return bucket.wait_s(now_s) if bucket else 0.0
 
     def failed(self, address: str, now_s: float) -> None:
         """Counts a wrong token."""
-        network = network_of(address)
+        network = visitor_key(address)
         bucket = self._buckets.pop(network, None) or TokenBucket(_FAILURES, _FAILURE_EVERY_S)
         bucket.take(now_s)
         self._buckets[network] = bucket
@@ -129,7 +129,7 @@ def parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def network_of(address: str) -> str:
+def visitor_key(address: str) -> str:
     """The key by which a visitor is counted: an IPv4 address, or the /64 of an IPv6 address."""
     ip = parse_ip(address)
     if isinstance(ip, ipaddress.IPv6Address):

@@ -19,7 +19,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from cryptopulse.serve.http.auth import network_of, parse_ip
+from cryptopulse.serve.http.auth import parse_ip, visitor_key
 from cryptopulse.settings.serve import ServeSettings
 from cryptopulse.token_bucket import TokenBucket
 
@@ -60,7 +60,7 @@ class Connections:
 
     def enter(self, address: str) -> bool:
         """Counts a new connection; False without room. If full, cuts the one that waited longest for a request."""
-        network = network_of(address)
+        network = visitor_key(address)
         if self._addresses[network] >= self._most_an_address:
             # No limit for loopback, proxies and sockets without an IP address: many people may be behind them.
             ip = parse_ip(address)
@@ -76,7 +76,7 @@ class Connections:
 
     def leave(self, address: str) -> None:
         """Counts a connection that has ended."""
-        network = network_of(address)
+        network = visitor_key(address)
         self._addresses[network] -= 1
         if not self._addresses[network]:
             del self._addresses[network]

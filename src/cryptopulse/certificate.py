@@ -152,8 +152,11 @@ def _certificate(product: str, day: date, trades: pa.Table, held: Intervals, abs
     first, last = ids["min"], ids["max"]
     known = Intervals([*held, *absent, (first, first), (last, last)])
     # A hole at an edge of the day counts: its trades may have been made on either side of midnight.
-    start = 1 + max((end for _, end in known if end < first), default=first - 1)
-    end = -1 + min((start for start, _ in known if start > last), default=last + 1)
+    start, end = first, last
+    if first - 1 not in known:
+        start = 1 + max((b for _, b in known if b < first), default=first - 1)
+    if last + 1 not in known:
+        end = -1 + min((a for a, _ in known if a > last), default=last + 1)
     return Certificate(
         product=product,
         day=day.isoformat(),
@@ -194,7 +197,8 @@ def _differences(certificate: Certificate, trades: pa.Table) -> list[str]:
         there = {i for i in range(bounds[0], bounds[1] + 1) if i not in gone} if count else set()
         if len(there) != count:  # where ids are not in the order of time, some belong to another day
             found.append(f"{_span(first, last)}: {count} trades in the certificate, {len(here)} here")
-        elif here == there:
+            continue
+        if here == there:
             found.append(f"{_span(*bounds)}: price, size, side or time of at least one trade is different")
         missing += [(i, i) for i in there - here]
         more += [(i, i) for i in here - there]
@@ -203,10 +207,8 @@ def _differences(certificate: Certificate, trades: pa.Table) -> list[str]:
 
 
 def _doubled(trades: pa.Table) -> list[int]:
-    counts = pc.value_counts(trades["trade_id"])
-    return sorted(
-        pc.struct_field(counts.filter(pc.greater(pc.struct_field(counts, "counts"), 1)), "values").to_pylist()
-    )
+    ids, counts = np.unique(trades["trade_id"].to_numpy(), return_counts=True)
+    return [int(trade_id) for trade_id in ids[counts > 1]]
 
 
 def _intervals(rows: pa.Table) -> Intervals:

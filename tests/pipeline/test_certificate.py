@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -84,6 +85,21 @@ def test_holes_of_the_day_and_at_its_edges_are_missing(tmp_path: Path) -> None:
     found = certified(lake)
     assert found.missing == [(1_010, 1_012), (1_100, 1_100), (1_300, 1_300)]
     assert differences(found, lake) == []
+
+
+def test_holes_of_other_days_are_theirs(recorded: Path, tmp_path: Path) -> None:
+    trades = day_of_trades(1_003, 1_004, 1_305)
+    assert certified(fill(tmp_path / "lake", [[trade.match() for trade in trades]])) == certified(recorded)
+
+
+def test_a_trade_of_the_next_day_among_those_of_this_one_is_no_hole(tmp_path: Path) -> None:
+    late = replace(day_of_trades()[123], time=datetime(2026, 7, 8, 0, 0, 1, tzinfo=UTC))
+    trades = [late if trade.trade_id == late.trade_id else trade for trade in day_of_trades()]
+    lake = fill(tmp_path / "lake", [[trade.match() for trade in trades]])
+    found = certified(lake)
+    assert (found.trades, found.missing, differences(found, lake)) == (287, [], [])
+    other = fill(tmp_path / "other", [[trade.match() for trade in trades if trade.trade_id != 1_130]])
+    assert differences(found, other) == ["ids 1088 to 1151 (64): 63 trades in the certificate, 62 here"]
 
 
 Change = Callable[[pa.Table], pa.Table]

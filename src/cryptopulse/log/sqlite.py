@@ -278,7 +278,7 @@ class SqliteLog:
         cause: BaseException = error
         if code in _ANY_CAUSE:
             try:  # a test file beside it gives the system's error: full disk, or a quota, which disk figures don't show
-                with tempfile.TemporaryFile(dir=self._path.parent, buffering=0) as probe:
+                with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix="probe-", buffering=0) as probe:
                     probe.write(bytes(_PROBE_BYTES))
                     os.fsync(probe.fileno())
             except OSError as found:

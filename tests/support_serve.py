@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 import uvicorn
+from fastapi import FastAPI, WebSocket
 
 from cryptopulse.serve.app import create_app
+from cryptopulse.serve.live.hub import Live
+from cryptopulse.serve.live.socket import PATH, serve_socket
 from cryptopulse.serve.server import configured
 from cryptopulse.settings import Settings, load_settings
+from support import Lake
 
 TOKEN = "correct horse battery"
 
@@ -61,3 +67,25 @@ class Served:
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.client.get(path, **options)
+
+
+def serve_topics(served: Served) -> None:
+    """Lets `served` answer WebSockets as the dashboard does, without its pages. To be called before it starts."""
+    pages = FastAPI()
+
+    @pages.websocket(PATH)
+    async def topics(ws: WebSocket) -> None:
+        await serve_socket(ws, served.app.state.live)
+
+    served.app.mount("/", pages)
+
+
+@asynccontextmanager
+async def following(lake: Lake) -> AsyncIterator[Live]:
+    """What live pages are fed by, of a lake that a test fills."""
+    live = Live(lake.settings.location, poll_s=0.01)
+    live.start()
+    try:
+        yield live
+    finally:
+        await asyncio.to_thread(live.close)

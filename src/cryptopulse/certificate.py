@@ -31,7 +31,7 @@ from cryptopulse import __version__
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.intervals import Interval, Intervals
 from cryptopulse.lake.dataset import Lake
-from cryptopulse.text import decimal_text
+from cryptopulse.text import decimal_text, ids_text
 
 _FORMAT = "cryptopulse-certificate-1"
 _BLOCK_IDS = 64
@@ -89,8 +89,36 @@ def certify(lake: Lake, product: str, day: date) -> Certificate:
     trades = now.trades(product, day, day + timedelta(days=1), columns=_COLUMNS).arrow()
     if doubled := _doubled(trades):
         raise ConfigurationError(f"{product}: trade {doubled[0]} is there more than once; see `cryptopulse audit`.")
-    held, absent = (_intervals(rows.arrow()) for rows in (now.coverage(product), now.absent(product)))
-    return _certificate(product, day, trades, held, absent)
+    if not trades.num_rows:
+        raise ConfigurationError(f"The lake has no trades of {product} on {day} (UTC).")
+    held, absent = (
+        list(zip(*(rows.arrow()[name].to_pylist() for name in ("first_trade_id", "last_trade_id")), strict=True))
+        for rows in (now.coverage(product), now.absent(product))
+    )
+    ids = pc.min_max(trades["trade_id"]).as_py()
+    first, last = ids["min"], ids["max"]
+    known = Intervals([*held, *absent, (first, first), (last, last)])
+    # A hole at an edge of the day counts: its trades may have been made on either side of midnight.
+    start, end = first, last
+    if first - 1 not in known:
+        start = 1 + max((b for _, b in known if b < first), default=first - 1)
+    if last + 1 not in known:
+        end = -1 + min((a for a, _ in known if a > last), default=last + 1)
+    blocks = list(_blocks(trades))
+    chain = bytes(32)
+    for _, _, digest in blocks:
+        chain = hashlib.sha256(chain + digest).digest()
+    return Certificate(
+        product=product,
+        day=day.isoformat(),
+        trades=trades.num_rows,
+        first_trade_id=first,
+        last_trade_id=last,
+        missing=list(known.gaps(start, end)),
+        absent=[(max(a, start), min(b, end)) for a, b in absent if b >= start and a <= end],
+        blocks=[(number * _BLOCK_IDS, count, digest.hex()[:16]) for number, count, digest in blocks],
+        chain=chain.hex(),
+    )
 
 
 def verify_lake(certificate: Certificate, lake: Lake) -> list[str]:
@@ -141,35 +169,6 @@ def read_certificate(file: Path) -> Certificate:
     return certificate
 
 
-def _certificate(product: str, day: date, trades: pa.Table, held: Intervals, absent: Intervals) -> Certificate:
-    if not trades.num_rows:
-        raise ConfigurationError(f"The lake has no trades of {product} on {day} (UTC).")
-    blocks = list(_blocks(trades))
-    chain = bytes(32)
-    for _, _, digest in blocks:
-        chain = hashlib.sha256(chain + digest).digest()
-    ids = pc.min_max(trades["trade_id"]).as_py()
-    first, last = ids["min"], ids["max"]
-    known = Intervals([*held, *absent, (first, first), (last, last)])
-    # A hole at an edge of the day counts: its trades may have been made on either side of midnight.
-    start, end = first, last
-    if first - 1 not in known:
-        start = 1 + max((b for _, b in known if b < first), default=first - 1)
-    if last + 1 not in known:
-        end = -1 + min((a for a, _ in known if a > last), default=last + 1)
-    return Certificate(
-        product=product,
-        day=day.isoformat(),
-        trades=trades.num_rows,
-        first_trade_id=first,
-        last_trade_id=last,
-        missing=list(known.gaps(start, end)),
-        absent=[(max(a, start), min(b, end)) for a, b in absent if b >= start and a <= end],
-        blocks=[(number * _BLOCK_IDS, count, digest.hex()[:16]) for number, count, digest in blocks],
-        chain=chain.hex(),
-    )
-
-
 def _blocks(trades: pa.Table) -> Iterator[tuple[int, int, bytes]]:
     """(id // 64, number of trades, hash) of each block, in the order of ids."""
     ordered = trades.select(_COLUMNS).sort_by("trade_id")
@@ -182,7 +181,7 @@ def _blocks(trades: pa.Table) -> Iterator[tuple[int, int, bytes]]:
 
 def _differences(certificate: Certificate, trades: pa.Table) -> list[str]:
     ids, places = np.unique(trades["trade_id"].to_numpy(), return_index=True)
-    found = [f"{_span(*span)} more than once" for span in Intervals((i, i) for i in _doubled(trades))]
+    found = [f"{ids_text(*span)} more than once" for span in Intervals((i, i) for i in _doubled(trades))]
     mine = {number * _BLOCK_IDS: digest.hex()[:16] for number, _, digest in _blocks(trades.take(pa.array(places)))}
     told = {first: (count, digest) for first, count, digest in certificate.blocks}
     gone = Intervals([*certificate.missing, *certificate.absent])
@@ -196,24 +195,16 @@ def _differences(certificate: Certificate, trades: pa.Table) -> list[str]:
         bounds = max(first, certificate.first_trade_id), min(last, certificate.last_trade_id)
         there = {i for i in range(bounds[0], bounds[1] + 1) if i not in gone} if count else set()
         if len(there) != count:  # where ids are not in the order of time, some belong to another day
-            found.append(f"{_span(first, last)}: {count} trades in the certificate, {len(here)} here")
+            found.append(f"{ids_text(first, last)}: {count} trades in the certificate, {len(here)} here")
             continue
         if here == there:
-            found.append(f"{_span(*bounds)}: price, size, side or time of at least one trade is different")
+            found.append(f"{ids_text(*bounds)}: price, size, side or time of at least one trade is different")
         missing += [(i, i) for i in there - here]
         more += [(i, i) for i in here - there]
-    found += [f"{_span(*span)} missing" for span in Intervals(missing)]
-    return found + [f"{_span(*span)} not in the certificate" for span in Intervals(more)]
+    found += [f"{ids_text(*span)} missing" for span in Intervals(missing)]
+    return found + [f"{ids_text(*span)} not in the certificate" for span in Intervals(more)]
 
 
 def _doubled(trades: pa.Table) -> list[int]:
     ids, counts = np.unique(trades["trade_id"].to_numpy(), return_counts=True)
     return [int(trade_id) for trade_id in ids[counts > 1]]
-
-
-def _intervals(rows: pa.Table) -> Intervals:
-    return Intervals(zip(rows["first_trade_id"].to_pylist(), rows["last_trade_id"].to_pylist(), strict=True))
-
-
-def _span(first: int, last: int) -> str:
-    return f"id {first}" if first == last else f"ids {first} to {last} ({last - first + 1:,})"

@@ -52,6 +52,11 @@ def decimal_text(value: Decimal | int) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def ids_text(first: int, last: int) -> str:
+    """`id 7` or `ids 7 to 9 (3)`."""
+    return f"id {first}" if first == last else f"ids {first} to {last} ({last - first + 1:,})"
+
+
 def price_text(text: object) -> str:
     """A price with all its digits, at least two decimals, and a comma between thousands."""
     price = to_decimal(text)

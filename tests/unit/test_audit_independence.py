@@ -13,7 +13,7 @@ import cryptopulse.audit as package
 MODULES = sorted(Path(package.__file__).parent.glob("*.py"))
 ALLOWED = {
     "cryptopulse.errors": None,
-    "cryptopulse.text": {"decimal_text", "parse_trade_time"},
+    "cryptopulse.text": {"decimal_text", "ids_text", "parse_trade_time"},
     "cryptopulse.lake.storage": {"file_system", "storage"},  # how to get there, and what storages say
     "cryptopulse.lake.location": None,
     "cryptopulse.lake.products": {"invalid_product_id", "is_product_id"},  # of what a person asks for

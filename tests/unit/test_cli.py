@@ -131,6 +131,8 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["backfill", "btc", "--from", "2026-01-01"], "Invalid product id 'btc'"),
         (["run", "--feed", "kraken"], "feed.dialect"),
         (["produce", "--config", "none.toml"], "no configuration file none.toml"),
+        (["simulate", "--crash-day", "--help"], "--help looks like an option"),
+        (["certify", "BTC-USD", "--day", "2026-11-28", "--out", "--lake"], "--lake looks like an option"),
         (["simulate", "--rate", "fast"], "'--rate'"),
         (["simulate", "--port", "70000"], "Port 70000"),
         (["simulate", "--episode", "boom"], "Episode 'boom' can't be read"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from cryptopulse.serve.live.hub import Live
 from cryptopulse.serve.live.market import FIGURES
 from cryptopulse.serve.live.message import LiveMessage
 from support import Lake, Trade
+from support_serve import following
 
 PATIENCE_S = 20.0
 
@@ -50,16 +50,6 @@ class LiveMarket:
 @pytest.fixture
 def market(lake: Lake) -> LiveMarket:
     return LiveMarket(lake)
-
-
-@asynccontextmanager
-async def following(lake: Lake) -> AsyncIterator[Live]:
-    live = Live(lake.settings.location, poll_s=0.01)
-    live.start()
-    try:
-        yield live
-    finally:
-        await asyncio.to_thread(live.close)
 
 
 async def until(messages: AsyncIterator[LiveMessage], wanted: Callable[[LiveMessage], bool]) -> LiveMessage:

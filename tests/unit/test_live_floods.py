@@ -7,22 +7,21 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, WebSocket
 from websockets.asyncio.client import connect
 
 from cryptopulse.serve.live import charts as live_charts
 from cryptopulse.serve.live import socket as live_socket
 from cryptopulse.serve.live.hub import Live
 from cryptopulse.serve.live.message import LiveMessage
-from cryptopulse.serve.live.socket import PATH, serve_socket
+from cryptopulse.serve.live.socket import PATH
 from support import START, Lake, Trade
 from support_processes import wait_until
-from support_serve import Served
+from support_serve import Served, following, serve_topics
 
 PATIENCE_S = 20.0
 TO_AND_FRO = (["candles/BTC-USD/1m", "market"], ["candles/ETH-USD/1m"])
@@ -34,16 +33,6 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
     made.take_in([Trade(symbol, 1, START).match() for symbol in ("BTC-USD", "ETH-USD")])
     yield made
     made.close()
-
-
-@asynccontextmanager
-async def following(lake: Lake) -> AsyncIterator[Live]:
-    live = Live(lake.settings.location, poll_s=0.01)
-    live.start()
-    try:
-        yield live
-    finally:
-        await asyncio.to_thread(live.close)
 
 
 async def first_of(live: Live, topic: str) -> LiveMessage:
@@ -212,13 +201,7 @@ def test_an_end_is_obeyed_within_a_second_or_so_whatever_is_under_way(lake: Lake
 @pytest.fixture
 def served(lake: Lake) -> Iterator[Served]:
     served = Served(lake.path)
-    pages = FastAPI()
-
-    @pages.websocket(PATH)
-    async def topics(ws: WebSocket) -> None:
-        await serve_socket(ws, served.app.state.live)
-
-    served.app.mount("/", pages)
+    serve_topics(served)
     with served:
         yield served
 

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fastapi import FastAPI, WebSocket
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
 from cryptopulse.serve.http import connections
 from cryptopulse.serve.http.connections import BODY_BYTES_MAX, HEADERS_BYTES_MAX, MESSAGE_BYTES_MAX, Connections
-from cryptopulse.serve.live.socket import PATH, serve_socket
+from cryptopulse.serve.live.socket import PATH
 from cryptopulse.settings.serve import ServeSettings
 from support_processes import wait_until
-from support_serve import TOKEN, Served
+from support_serve import TOKEN, Served, serve_topics
 
 MB = 1 << 20
 
@@ -34,13 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[Served]:
     served = Served(folder, token=TOKEN)
-    pages = FastAPI()
-
-    @pages.websocket(PATH)
-    async def topics(ws: WebSocket) -> None:
-        await serve_socket(ws, served.app.state.live)
-
-    served.app.mount("/", pages)
+    serve_topics(served)
     with served:
         yield served
 

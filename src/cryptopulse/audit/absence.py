@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.audit.messages import page_ids
-from cryptopulse.audit.report import Absence, span
+from cryptopulse.audit.report import Absence
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import ABSENT, LakeSnapshot
+from cryptopulse.text import ids_text
 
 _Claim = Mapping[str, Any]
 
@@ -75,7 +76,7 @@ class AbsenceProofs:
 
     def _report(self, claim: _Claim, flaw: str) -> None:
         about = {name: claim[name] for name in ("first_trade_id", "last_trade_id", "partition", "offset")}
-        symbol, ids = claim["symbol"], span(claim["first_trade_id"], claim["last_trade_id"])
+        symbol, ids = claim["symbol"], ids_text(claim["first_trade_id"], claim["last_trade_id"])
         where = f"partition {claim['partition']}, offset {claim['offset']}"
         text = f"{symbol}: {ids} said to be absent at the exchange, but {where} does not prove it: {flaw}"
         repair = f"run `{self._snapshot.repairs.rebuild}`, which keeps what pages prove"

@@ -15,10 +15,11 @@ from cryptopulse.audit.id_set import Bools, IdSet
 from cryptopulse.audit.ids import by_product
 from cryptopulse.audit.ledger import Account
 from cryptopulse.audit.progress import PATIENCE_US, Progress
-from cryptopulse.audit.report import AuditCheck, id_range, moment, span, utc
+from cryptopulse.audit.report import AuditCheck, id_range, moment, utc
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import ABSENT, COMPLETENESS, LakeSnapshot
 from cryptopulse.audit.windows import HealedCounts
+from cryptopulse.text import ids_text
 
 _HOUR_US = 3_600_000_000
 _COUNTS = ("expected_ids", "held_ids", "healed_ids", "absent_ids", "missing_ids")
@@ -73,7 +74,7 @@ def check_hours(
         if held := account.held.all.within(account.first, account.last):
             answered = IdSet.of_arrays(part["first_trade_id"].to_numpy(), part["last_trade_id"].to_numpy())
             for first, last in IdSet.of([(account.first, held.last)]) - answered - unsure - account.lost:
-                text = f"{account.symbol}: {span(first, last)} in no hour of {COMPLETENESS}"
+                text = f"{account.symbol}: {ids_text(first, last)} in no hour of {COMPLETENESS}"
                 repair = f"run `{snapshot.repairs.rebuild}`"
                 snapshot.report("hour_missing", COMPLETENESS, text, repair, account.symbol, id_range(first, last))
     return [AuditCheck("hours", count, skipped)]

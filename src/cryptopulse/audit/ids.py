@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.audit.id_set import MASK_IDS, IdSet
-from cryptopulse.audit.report import id_range, span, utc
+from cryptopulse.audit.report import id_range, utc
 from cryptopulse.audit.scope import DAY_US, AuditScope, day_start_us
 from cryptopulse.audit.snapshot import SILVER, LakeSnapshot
+from cryptopulse.text import ids_text
 
 _NONE = IdSet.of()
 BIT = "1::UBIGINT << ({} & 63)::UBIGINT"
@@ -27,6 +28,7 @@ MARK = (
     "hash(hash(trade_id, try_cast({price} AS DECIMAL(24, 12)), try_cast({size} AS DECIMAL(28, 12)), {is_buy}, "
     "epoch_us({time})))"
 )
+
 """SQL: a 64-bit hash of a trade's id and content. It is hashed twice: with the inner hash alone, two trades with
 swapped prices would cancel each other out.
 """
@@ -93,7 +95,7 @@ def held_ids(snapshot: LakeSnapshot, scope: AuditScope, settled_us: int) -> dict
 
     for symbol, held in sorted(found.items()):
         for first, last in held.doubled:
-            text = f"{symbol}: {span(first, last)} more than once in {SILVER}"
+            text = f"{symbol}: {ids_text(first, last)} more than once in {SILVER}"
             snapshot.report("ids_doubled", SILVER, text, rebuild, symbol, id_range(first, last))
     return found
 

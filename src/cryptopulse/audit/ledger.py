@@ -22,11 +22,11 @@ from cryptopulse.audit.report import (
     ProductLedger,
     id_range,
     moment,
-    span,
     utc,
 )
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BRONZE, COVERAGE, SILVER, LakeSnapshot
+from cryptopulse.text import ids_text
 
 _NONE = IdSet.of()
 
@@ -196,7 +196,7 @@ def report_ids(snapshot: LakeSnapshot, account: Account, refused: IdSet) -> None
         for first, last in ids:
             after, before = _around(account, first, last)
             where = f"missing in {SILVER}, {_between(after, before)}"
-            text = f"{symbol}: {span(first, last)} {where}, though {source} {evidence}"
+            text = f"{symbol}: {ids_text(first, last)} {where}, though {source} {evidence}"
             repair = f"run `{repairs.rebuild}`"
             if source == COVERAGE and (after or before):
                 backfill = repairs.backfill(symbol, after, before)
@@ -208,7 +208,7 @@ def report_ids(snapshot: LakeSnapshot, account: Account, refused: IdSet) -> None
         after, before = _around(account, first, last)
         witness = _witness(account, last)
         shown = "the exchange's heartbeat names them" if witness == "heartbeat" else "a later trade shows it"
-        text = f"{symbol}: {span(first, last)} never received, {_between(after, before)}; {shown}"
+        text = f"{symbol}: {ids_text(first, last)} never received, {_between(after, before)}; {shown}"
         repair = f"run `{repairs.rebuild}`, and audit again"  # silver holds nothing of the product
         if after or before:
             repair = f"run `{repairs.backfill(symbol, after, before)}`; a producer that runs does it by itself"
@@ -218,12 +218,12 @@ def report_ids(snapshot: LakeSnapshot, account: Account, refused: IdSet) -> None
     held = account.held.all.within(account.first, account.last)
     if COVERAGE in snapshot.tables:
         for first, last in held - account.held.late - claimed:
-            text = f"{symbol}: {span(first, last)} in {SILVER} but not in {COVERAGE}"
+            text = f"{symbol}: {ids_text(first, last)} in {SILVER} but not in {COVERAGE}"
             repair = f"run `{repairs.rebuild}`"
             snapshot.report("ids_unclaimed", COVERAGE, text, repair, symbol, id_range(first, last))
     if BRONZE in snapshot.tables and snapshot.tables[BRONZE].is_whole:
         for first, last in held - account.received.any:
-            text = f"{symbol}: {span(first, last)} in {SILVER}, but in no message of {BRONZE}"
+            text = f"{symbol}: {ids_text(first, last)} in {SILVER}, but in no message of {BRONZE}"
             repair = repairs.table(BRONZE, snapshot.tables[BRONZE].place)
             snapshot.report("message_missing", BRONZE, text, repair, symbol, id_range(first, last))
 

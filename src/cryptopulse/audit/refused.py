@@ -13,10 +13,11 @@ from cryptopulse.audit.ids import by_product
 from cryptopulse.audit.ledger import Account
 from cryptopulse.audit.messages import CONFLICT, NONE_KEPT, TradeReader
 from cryptopulse.audit.progress import Progress
-from cryptopulse.audit.report import id_range, span
+from cryptopulse.audit.report import id_range
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import QUARANTINE, SILVER, LakeSnapshot
 from cryptopulse.lake.products import is_product_id
+from cryptopulse.text import ids_text
 
 _COLUMNS = ["body", "partition", "offset", "partition_key", "source", "received_time", "load_timestamp", "reason"]
 _TWICE = "a member is there twice"  # perhaps the product or the id
@@ -118,7 +119,7 @@ def report_refused(snapshot: LakeSnapshot, accounts: Sequence[Account], found: R
             reasons = rows["reason"].unique().to_pylist()
             more = "" if len(reasons) <= _REASONS_MAX else f"; {len(reasons) - _REASONS_MAX} more reasons"
             text = (
-                f"{symbol}: {span(first, last)} received and refused, see {QUARANTINE} at partition "
+                f"{symbol}: {ids_text(first, last)} received and refused, see {QUARANTINE} at partition "
                 f"{row['partition']}, offset {row['offset']}: {'; '.join(map(str, reasons[:_REASONS_MAX]))}{more}"
             )
             details = {"partition": row["partition"], "offset": row["offset"], "reasons": reasons}

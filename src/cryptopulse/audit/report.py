@@ -246,11 +246,6 @@ def _second(when: datetime) -> str:
     return f"{when:%Y-%m-%dT%H:%M:%SZ}"
 
 
-def span(first: int, last: int) -> str:
-    """`id 7` or `ids 7 to 9 (3)`."""
-    return f"id {first}" if first == last else f"ids {first} to {last} ({last - first + 1:,})"
-
-
 def id_range(first: int, last: int) -> dict[str, Any]:
     """The same range for the details of a finding."""
     return {"first_trade_id": first, "last_trade_id": last, "ids": last - first + 1}

@@ -168,14 +168,14 @@ def _print_alerts(alerts: list[dict[str, Any]], json: bool) -> None:
         typer.echo("No alerts.")
         return
 
-    from cryptopulse.text import decimal_text
+    from cryptopulse.text import price_text
 
     def cell(value: Any) -> object:
         if isinstance(value, datetime):
             return f"{value:%Y-%m-%d %H:%M:%S}"
         if isinstance(value, float):
             return f"{value:+.2f}"
-        return f"{Decimal(decimal_text(value)):,f}" if isinstance(value, Decimal) else value
+        return price_text(value) if isinstance(value, Decimal) else value
 
     print_table(_COLUMNS, [[cell(alert[name]) for name in _COLUMNS] for alert in alerts], _NUMBERS)
 

@@ -79,7 +79,8 @@ def audit(
 
 
 def _print_report(report: Report) -> None:
-    from cryptopulse.audit.report import moment, span
+    from cryptopulse.audit.report import moment
+    from cryptopulse.text import ids_text
 
     since = f" from {moment(report.from_time)}" if report.from_time else ""
     until = f" to {moment(report.to_time)}" if report.to_time else ""
@@ -98,11 +99,11 @@ def _print_report(report: Report) -> None:
     for ledger in report.ledgers:  # what was healed, and what is absent at the exchange
         for healed in ledger.healed[:_INTERVAL_LINES_MAX]:
             times = " to ".join(dict.fromkeys((moment(healed.first_time), moment(healed.last_time))))
-            ids = span(healed.first_trade_id, healed.last_trade_id)
+            ids = ids_text(healed.first_trade_id, healed.last_trade_id)
             typer.echo(f"healed  {ledger.symbol}: {ids} by {healed.source}, traded {times}")
         for absent in ledger.absent[:_INTERVAL_LINES_MAX]:
             typer.echo(
-                f"absent  {ledger.symbol}: {span(absent.first_trade_id, absent.last_trade_id)} left out by the "
+                f"absent  {ledger.symbol}: {ids_text(absent.first_trade_id, absent.last_trade_id)} left out by the "
                 f"exchange, as the message at partition {absent.partition}, offset {absent.offset} of bronze shows"
             )
         for name, parts in (("healed", ledger.healed), ("absent", ledger.absent)):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cryptopulse.cli.audit import INCOMPLETE
-from cryptopulse.cli.options import Config, Json, Lake, settings_from
+from cryptopulse.cli.options import Config, Json, Lake, no_option, settings_from
 from cryptopulse.cli.output import print_json
+
+if TYPE_CHECKING:
+    from cryptopulse.lake.dataset import Lake as Reader
+    from cryptopulse.settings import Settings
 
 _LINES_MAX = 50
 
@@ -24,23 +28,22 @@ def register(app: typer.Typer) -> None:
 def certify(
     product: Annotated[str, typer.Argument(help="As in BTC-USD.")],
     day: Annotated[str, typer.Option(metavar="DAY", help="UTC, as in 2026-11-28.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here, and print one line.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it here, and print one line.", callback=no_option)
+    ] = None,
     lake: Lake = None,
     config: Config = None,
 ) -> None:
     """Make a certificate of a product's trades of one day, which `verify` compares with another lake."""
     from cryptopulse.certificate import certify as make
     from cryptopulse.errors import ConfigurationError
-    from cryptopulse.lake.dataset import Lake as Reader
-    from cryptopulse.lake.storage import present
 
     settings = settings_from(lake, config)
     try:
         wanted = date.fromisoformat(day)
     except ValueError as error:
         raise ConfigurationError(f"'{day}' is no day; write it like 2026-11-28.") from error
-    present(settings.location)
-    with Reader(settings.location) as reader:
+    with _reader(settings) as reader:
         made = make(reader, product.strip().upper(), wanted)
     if out is None:
         print_json(made.as_json())
@@ -65,16 +68,12 @@ def verify(
 ) -> None:
     """Check a lake, or a Parquet export, against a certificate. Exits 8 if a trade is missing, doubled or different."""
     from cryptopulse.certificate import read_certificate, verify_lake, verify_parquet
-    from cryptopulse.lake.dataset import Lake as Reader
-    from cryptopulse.lake.storage import present
 
     expected = read_certificate(certificate)
     if parquet is not None:
         found = verify_parquet(expected, parquet)
     else:
-        settings = settings_from(lake, config)
-        present(settings.location)
-        with Reader(settings.location) as reader:
+        with _reader(settings_from(lake, config)) as reader:
             found = verify_lake(expected, reader)
     if json:
         print_json({"agrees": not found, "sha256": expected.sha256, "differences": found})
@@ -88,3 +87,10 @@ def verify(
         typer.echo(f"{expected.product} {expected.day}: {said}")
     if found:
         raise typer.Exit(INCOMPLETE)
+
+
+def _reader(settings: Settings) -> Reader:
+    from cryptopulse.lake.dataset import open_lake
+
+    limits = settings.processing
+    return open_lake(settings.location, memory_max_mb=limits.memory_max_mb, threads=limits.threads, timeout_s=None)

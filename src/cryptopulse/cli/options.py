@@ -37,6 +37,13 @@ Supervised = Annotated[int | None, typer.Option("--supervised", hidden=True)]
 LogFile = Annotated[Path | None, typer.Option("--log-file", hidden=True)]
 
 
+def no_option(file: Path | None) -> Path | None:
+    """Refuses a file to write that looks like an option: `--out --help` means the help."""
+    if file is not None and str(file).startswith("-"):
+        raise typer.BadParameter(f"{file} looks like an option; write ./{file} if it is a file")
+    return file
+
+
 def settings_from(
     lake: str | None,
     config: Path | None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptopulse.cli.options import Json, LogFile, Supervised
+from cryptopulse.cli.options import Json, LogFile, Supervised, no_option
 from cryptopulse.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ def simulate(
         typer.Option(metavar="WHEN", help="Trading starts: at_once, first_subscription or all_subscribed."),
     ] = "at_once",
     crash_day: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Serve nothing: write a recording of a crash day, for replay.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Serve nothing: write a recording of a crash day, for replay.", callback=no_option
+        ),
     ] = None,
     trades: Annotated[int, typer.Option(metavar="N", help="Trades of the crash day.")] = 1_600_000,
     json: Json = False,

@@ -54,9 +54,11 @@ def _printable(found: pa.Table) -> pa.Table:
         while (distinct := f"{name}_{count}" if count else name) in names:
             count += 1
         names.append(distinct)
+        columns.append(column)
+        if not (pa.types.is_temporal(column.type) or pa.types.is_nested(column.type)):
+            continue
         try:
             column.to_pylist()
-            columns.append(column)
         except (OverflowError, ValueError):
-            columns.append(duckdb.from_arrow(pa.table({"c": column})).project("c::VARCHAR AS c").to_arrow_table()["c"])
+            columns[-1] = duckdb.from_arrow(pa.table({"c": column})).project("c::VARCHAR AS c").to_arrow_table()["c"]
     return pa.table(columns, names=names)

@@ -66,7 +66,6 @@ class Traffic:
     messages: int = 0
     bytes: int = 0
     lost_messages: int = 0
-    lost_bytes: int = 0
     last_received_ns: int = 0
     """ns UTC; 0: nothing received yet."""
 
@@ -220,7 +219,6 @@ class FeedConnection(WSListener):
         else:
             session.refused(body, time.monotonic_ns())
             traffic.lost_messages += 1
-            traffic.lost_bytes += size
         if session.events:
             self._handle_events()
         if session.deadline_ns < self._timer_due_ns:

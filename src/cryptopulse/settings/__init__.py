@@ -72,10 +72,6 @@ STEPS = ("bronze", "silver", "alerts", "prices")
 """The Spark engine's steps, upstream first: each is a streaming query of its own."""
 
 
-def _lake_text(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
-
-
 def _state_home() -> Path:
     home = os.environ.get("XDG_STATE_HOME", "")  # must be absolute, says the XDG base directory specification
     return (Path(home) if home.startswith("/") else Path.home() / ".local" / "state") / "cryptopulse"
@@ -213,7 +209,7 @@ def load_settings(config: Path | None = None, **options: Any) -> Settings:
         if variable.startswith(ENVIRONMENT_PREFIX) and section not in Settings.model_fields:
             raise ConfigurationError(f"Environment variable {variable}: no such setting (see `cryptopulse config`).")
     logging.getLogger("dotenv").setLevel(logging.ERROR)  # it warns about other programs' lines
-    try:
+    try:  # else the error would not say which file it is about
         dotenv_values(".env", encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The file .env can't be read: {error}.") from error

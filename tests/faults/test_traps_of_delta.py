@@ -10,8 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
+from structlog.testing import capture_logs
 from untouched import copied, filled_in, stream, untouched
 
 from cryptopulse.errors import Fenced, LakeBusy
@@ -21,7 +23,7 @@ from cryptopulse.pipeline import Pipeline
 from cryptopulse.store.maintenance import Maintenance
 from cryptopulse.store.replaced_files import ReplacedFiles
 from cryptopulse.store.table_writer import TOMBSTONES, TableWriter
-from support import Lake, some
+from support import Lake, Trade, at, some
 
 
 class Killed(BaseException):
@@ -305,3 +307,17 @@ def test_a_second_pipeline_is_refused_in_one_line_that_names_the_first(lake: Lak
     assert str(os.getpid()) in str(told.value)
     assert "\n" not in str(told.value)
     lake.drain()
+
+
+def test_maintenance_that_can_not_read_its_own_notes_says_so_and_the_pipeline_goes_on(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake", maintenance={"checkpoint_commits": 5})
+    with Pipeline(lake.settings, lake.log) as pipeline:
+        rmtree(lake.settings.state_dir / "replaced")
+        with capture_logs() as lines:
+            for part in range(8):
+                lake.append([Trade("BTC-USD", part + 1, at(part)).match()])
+                pipeline.drain(lambda _done, _total: None)
+            pipeline.maintenance.run_due()
+    lake.close()
+    assert {line["event"] for line in lines if line["log_level"] == "warning"} >= {"maintenance_failed"}
+    assert len(lake.rows(SILVER)) == 8

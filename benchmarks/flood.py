@@ -34,7 +34,7 @@ _HOST = "127.0.0.1"
 _MB = 1 << 20
 _PIECE = b"X-Filler: " + b"a" * 8000 + b"\r\n"
 _NICE = 10
-_TOPICS = ("market", "alerts", "candles/BTC-USD/1s", "candles/ETH-USD/1m", "answers/hours", "product/BTC-USD")
+_TOPICS = ("market", "alerts", "candles/BTC-USD/1s", "candles/ETH-USD/1m", "queries/hours", "product/BTC-USD")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Setup:
             "rest_url": str(self.exchange.http.base_url),
             "backoff_max_s": 0.3,
         }
-        healing = {"wait_s": wait_s, "look_interval_s": 1}
+        healing = {"wait_s": wait_s, "table_check_interval_s": 1}
         return Settings.model_validate({"lake": str(self.folder / "lake"), "feed": given | feed, "healing": healing})
 
     @asynccontextmanager

@@ -113,13 +113,13 @@ def test_an_episode_that_deepened_after_its_window_had_moved_still_shows_the_tra
 @pytest.mark.parametrize("far", [-(10**18), 10**18, 253_402_300_799_000_000])
 def test_an_episode_beyond_the_calendar_is_refused(client: httpx.Client, lake: Lake, far: int) -> None:
     answer = client.post("/pages/evidence", json=stored(lake)[0] | {"last_trigger_at": far})
-    assert (answer.status_code, answer.json()["said"]) == (400, "Invalid episode.")
+    assert (answer.status_code, answer.json()["detail"]) == (400, "Invalid episode.")
 
 
 @pytest.mark.parametrize("episode", [{}, {"symbol": "BTC-USD"}, {"symbol": 5, "window_start": "x"}])
 def test_what_is_no_episode_is_refused(client: httpx.Client, episode: dict[str, Any]) -> None:
     answer = client.post("/pages/evidence", json=episode)
-    assert (answer.status_code, answer.json()["said"]) == (400, "Invalid episode.")
+    assert (answer.status_code, answer.json()["detail"]) == (400, "Invalid episode.")
 
 
 _NUMBERS = (
@@ -189,14 +189,14 @@ def test_an_error_that_nobody_expected_has_a_number(lake: Lake, monkeypatch: pyt
     with capture_logs() as events, served(lake) as client:
         answer = client.get("/pages/episodes")
     (event,) = [event for event in events if event["event"] == "unexpected_error"]
-    assert (answer.status_code, event["number"] in answer.json()["said"]) == (500, True)
+    assert (answer.status_code, event["number"] in answer.json()["detail"]) == (500, True)
     assert isinstance(event["exc_info"], ZeroDivisionError)
 
 
 def test_an_episode_of_a_product_that_is_none_is_refused(client: httpx.Client, lake: Lake) -> None:
     answer = client.post("/pages/evidence", json=stored(lake)[0] | {"symbol": "'; DROP TABLE x"})
     assert answer.status_code == 400
-    assert "Invalid product id" in answer.json()["said"]
+    assert "Invalid product id" in answer.json()["detail"]
 
 
 def test_pages_of_the_past_are_all_episodes_once_the_newest_first(
@@ -305,7 +305,7 @@ def test_the_average_of_a_candle_of_the_past_is_that_of_the_hour_before_it(clien
 
 
 def test_an_unknown_grain_or_product_of_candles_is_refused_in_words(client: httpx.Client) -> None:
-    assert client.get("/pages/candles/BTC-USD/7s").json()["said"].startswith("Unknown grain '7s' (expected 1s, ")
+    assert client.get("/pages/candles/BTC-USD/7s").json()["detail"].startswith("Unknown grain '7s' (expected 1s, ")
     assert client.get("/pages/candles/BTC/1s").status_code == 400
 
 

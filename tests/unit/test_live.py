@@ -104,7 +104,7 @@ def test_a_table_of_another_version_is_said_and_not_read(lake: Lake) -> None:
         DeltaTable.create(lake.settings.location.table_url(BARS), BARS.arrow_schema.remove(0))
         async with following(lake) as live, live.subscribe(["lake"]) as subscription:
             refused = await until(aiter(subscription), lambda message: message.data["state"] == "refused")
-            assert "another version" in refused.data["said"]
+            assert "another version" in refused.data["detail"]
 
     asyncio.run(main())
 

@@ -117,6 +117,21 @@ def test_a_table_that_is_made_anew_is_read_from_its_beginning(lake: Lake) -> Non
     assert (news.is_whole, sorted(news.rows["trade_id"].to_pylist())) == (True, [1, 2])
 
 
+def test_a_table_that_is_made_anew_in_the_same_folder_is_another_table(lake: Lake) -> None:
+    # Some file systems give the inode of a deleted folder to the next one.
+    _trades(lake, 1, 2)
+    follower, versions = _followed(lake), NewestVersions(lake.settings.location)
+    follower.read()
+    old = versions.files(SILVER)
+    for file in [*lake.folder(SILVER).rglob("*")]:
+        if file.is_file():
+            file.unlink()
+    lake.rebuild()
+    news = follower.read()
+    assert (news.is_whole, sorted(news.rows["trade_id"].to_pylist())) == (True, [1, 2])
+    assert not {*versions.files(SILVER).paths} & {*old.paths}
+
+
 def test_a_rebuild_in_place_is_the_whole_table_again(lake: Lake) -> None:
     _trades(lake, 1, 2)
     follower = _followed(lake)

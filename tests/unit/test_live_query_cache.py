@@ -61,7 +61,7 @@ def test_a_question_is_asked_once_for_all_who_look_within_its_time() -> None:
     asker.look(100)
     asker.answers.close()
     assert asker.asked == 1
-    assert (answer["topic"], answer["state"], answer["rows"]) == ("answers/it", "answered", [1])
+    assert (answer["topic"], answer["state"], answer["rows"]) == ("queries/it", "answered", [1])
 
 
 def test_a_question_is_asked_again_after_its_time_and_nobody_asks_without_viewers() -> None:
@@ -84,7 +84,7 @@ def test_what_is_wrong_with_the_lake_is_the_answer() -> None:
     asker.look()
     answer = asker.wait()
     asker.answers.close()
-    assert (answer["state"], answer["said"]) == ("failed", "The storage does not answer.")
+    assert (answer["state"], answer["detail"]) == ("failed", "The storage does not answer.")
 
 
 def test_a_defect_in_one_question_is_told_and_leaves_the_others() -> None:
@@ -95,7 +95,7 @@ def test_a_defect_in_one_question_is_told_and_leaves_the_others() -> None:
     asker.answers.close()
     assert answer["state"] == "failed"
     (told,) = [event for event in events if event["event"] == "unexpected_error"]
-    assert told["number"] in answer["said"]
+    assert told["number"] in answer["detail"]
     assert isinstance(told["exc_info"], ZeroDivisionError)
 
 

@@ -67,14 +67,14 @@ def test_a_lake_that_stands_still_is_not_ready_and_says_since_when(lake: Lake) -
         found = checks(served)
         assert found["lake"]["ok"]
         assert not found["fresh"]["ok"]
-        assert "serve.fresh_s = 0.001" in found["fresh"]["said"]
+        assert "serve.fresh_s = 0.001" in found["fresh"]["detail"]
 
 
 def test_without_a_lake_it_is_not_ready_until_there_is_one(tmp_path: Path) -> None:
     with Served(tmp_path / "lake") as served:
         assert served.get("/healthz").status_code == 200
         assert served.get("/readyz").status_code == 503
-        assert "Table silver.fact_crypto_trades not found" in checks(served)["lake"]["said"]
+        assert "Table silver.fact_crypto_trades not found" in checks(served)["lake"]["detail"]
         lake = Lake(tmp_path / "lake")
         lake.take_in([Trade("BTC-USD", 1, datetime.now(UTC)).match()])
         lake.close()
@@ -89,7 +89,7 @@ def test_a_table_that_cannot_be_read_is_not_ready(lake: Lake) -> None:
         file.write_bytes(b"PAR1 nothing of the kind PAR1")
     with Served(lake.path) as served:
         assert served.get("/readyz").status_code == 503
-        assert "gold.dm_trade_bars" in checks(served)["lake"]["said"]
+        assert "gold.dm_trade_bars" in checks(served)["lake"]["detail"]
         assert served.get("/healthz").status_code == 200
 
 

@@ -72,6 +72,7 @@ def test_a_rule_of_the_configuration_file_keeps_its_exact_decimals(clean: Path) 
         ("CRYPTOPULSE_FEED__DIALECT", "kraken", "feed.dialect: "),
         ("CRYPTOPULSE_FEED__PRODUCT", "BTC-USD", "feed.product: there is no such setting"),
         ("CRYPTOPULSE_FED__PRODUCTS", "BTC-USD", "CRYPTOPULSE_FED__PRODUCTS: no such setting"),
+        ("CRYPTOPULSE_HEALING__LOOK_INTERVAL_S", "60", "it is called healing.table_check_interval_s now"),
         ("CRYPTOPULSE_LOG__GROUP_COMMIT_MS", "0", "log.group_commit_ms: "),
         ("CRYPTOPULSE_ALERTS", "{", "can't be read"),
     ],

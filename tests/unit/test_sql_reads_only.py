@@ -21,7 +21,7 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake import dataset
 from cryptopulse.lake.database import Database, Limits
 from cryptopulse.lake.follower import NewestVersions
-from cryptopulse.lake.sql_rows import sealed
+from cryptopulse.lake.sql_rows import sandbox
 from cryptopulse.lake.tables import BARS
 from support import START, Lake, Trade
 
@@ -156,7 +156,7 @@ def reader(lake: Lake) -> Iterator[dataset.Lake]:
 def _sealed(lake: Lake) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     """The database of one statement over the bars."""
     location = lake.settings.location
-    return sealed(location, [NewestVersions(location).files(BARS)], Limits())
+    return sandbox(location, [NewestVersions(location).files(BARS)], Limits())
 
 
 def _with_file(lake: Lake, text: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.audit.id_set import MASK_IDS, IdSet
-from cryptopulse.audit.ids import BIT, MARK, SilverIds
+from cryptopulse.audit.ids import BIT, CONTENT_HASH, SilverIds
 from cryptopulse.audit.messages import ReceivedIds, TradeReader, kept_messages, messages_since
 from cryptopulse.audit.progress import Progress
 from cryptopulse.audit.report import micros, moment, utc
@@ -31,7 +31,7 @@ from cryptopulse.text import decimal_text
 _CHUNKS_AT_ONCE = 10_000  # 640,000 trades, some 60 MB
 _NUMBERS = ("price", "size")
 _FIELDS = ("price", "trade_size", "side", "event_time")
-_MARK = MARK.format(price="price", size="trade_size", is_buy="side = 'BUY'", time="event_time")
+_HASH = CONTENT_HASH.format(price="price", size="trade_size", is_buy="side = 'BUY'", time="event_time")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,6})?")
 _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?Z")
 _TAKER = {"sell": "BUY", "SELL": "BUY", "buy": "SELL", "BUY": "SELL"}
@@ -82,7 +82,7 @@ class Contents:
             files = [file for file in self._snapshot.files(SILVER) if file.day == day]
             marks = self._snapshot.rows(
                 f"""
-                SELECT symbol, trade_id >> 6 AS chunk, bit_or({BIT.format("trade_id")}) AS ids, bit_xor({_MARK}) AS mark
+                SELECT symbol, trade_id >> 6 AS chunk, bit_or({BIT.format("trade_id")}) AS ids, bit_xor({_HASH}) AS mark
                 FROM fact_crypto_trades
                 WHERE {self._scope.has_product()}
                 GROUP BY symbol, chunk""",
@@ -194,7 +194,7 @@ _SUSPECTS = """
 
 _HELD = f"""
     SELECT
-        t.symbol, t.trade_id, t.price, t.trade_size, t.side, epoch_us(t.event_time) AS us, {_MARK} AS held_mark
+        t.symbol, t.trade_id, t.price, t.trade_size, t.side, epoch_us(t.event_time) AS us, {_HASH} AS held_mark
     FROM fact_crypto_trades AS t
     SEMI JOIN suspects AS s ON s.symbol = t.symbol AND s.chunk = t.trade_id >> 6"""
 

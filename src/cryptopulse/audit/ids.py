@@ -24,7 +24,7 @@ from cryptopulse.text import ids_text
 _NONE = IdSet.of()
 BIT = "1::UBIGINT << ({} & 63)::UBIGINT"
 """SQL: the bit of an id in its mask."""
-MARK = (
+CONTENT_HASH = (
     "hash(hash(trade_id, try_cast({price} AS DECIMAL(24, 12)), try_cast({size} AS DECIMAL(28, 12)), {is_buy}, "
     "epoch_us({time})))"
 )

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.audit.id_set import IdSet
-from cryptopulse.audit.ids import BIT, MARK, by_product, of_masks
+from cryptopulse.audit.ids import BIT, CONTENT_HASH, by_product, of_masks
 from cryptopulse.audit.progress import Progress
 from cryptopulse.audit.report import micros, utc
 from cryptopulse.audit.scope import AuditScope
@@ -202,7 +202,7 @@ class TradeReader:
 
         # The exchange names the maker's side, silver the taker's.
         is_buy, time = "lower(side) = 'sell'", "try_cast(time AS TIMESTAMP)"
-        mark = MARK.format(price="price", size="size", is_buy=is_buy, time=time)
+        mark = CONTENT_HASH.format(price="price", size="size", is_buy=is_buy, time=time)
         self._single, self._batches, self._pages = (
             statement(f"SELECT symbol, trade_id, named_id, {mark} AS mark, {_PLACE} FROM ({trades})")
             for trades in (single, batches, pages)

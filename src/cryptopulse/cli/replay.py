@@ -53,9 +53,9 @@ def rebuild(lake: Lake = None, config: Config = None, json: Json = False) -> Non
     settings = settings_from(lake, config)
 
     from cryptopulse import pipeline
-    from cryptopulse.lake.storage import present
+    from cryptopulse.lake.storage import existing_tables
 
-    present(settings.location)
+    existing_tables(settings.location)
     with _opened_log(settings) as log, progress_bar("messages") as progress:
         result = pipeline.rebuild(settings, log, progress)
     _print_result(result, json, f"Made silver and gold of {settings.lake} again")

@@ -20,8 +20,8 @@ from cryptopulse.engine.exact import (
     ControlChannel,
     ControlType,
     Row,
+    checked_row,
     is_deep,
-    judged,
     message_rows,
     page_rows,
 )
@@ -93,7 +93,7 @@ _TYPE, _CHANNEL, _EVENTS, _TRADES, *_TRADE = (
 )
 
 
-class Found:
+class DecodedMessages:
     """The contents of messages: trades written as usual, column by column, and rows made by `exact`."""
 
     def __init__(self) -> None:
@@ -116,9 +116,11 @@ class Found:
         self.sides += [trade.side for trade in trades]
         self.times += [trade.time for trade in trades]
 
-    def judged(self, n: int) -> Row:
+    def checked_row(self, n: int) -> Row:
         """Trade `n` as `exact` reads it."""
-        return judged(self.symbols[n], str(self.ids[n]), self.prices[n], self.sizes[n], self.sides[n], self.times[n])
+        return checked_row(
+            self.symbols[n], str(self.ids[n]), self.prices[n], self.sizes[n], self.sides[n], self.times[n]
+        )
 
     def add_exact(self, place: int, rows: Sequence[Row]) -> None:
         self.exact += [(place, number, row) for number, row in enumerate(rows)]

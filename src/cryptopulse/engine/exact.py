@@ -152,10 +152,10 @@ def _trade_row(trade: Any, product: str | None = None) -> Row:
     if trade.twice.intersection(TRADE_MEMBERS if product is None else TRADE_MEMBERS[1:]):
         return Row(TWICE)
     symbol = trade.get("product_id") if product is None else product
-    return judged(symbol, *(trade.get(name) for name in TRADE_MEMBERS[1:]))
+    return checked_row(symbol, *(trade.get(name) for name in TRADE_MEMBERS[1:]))
 
 
-def judged(symbol: Any, trade_id: Any, price: Any, size: Any, side: Any, time: Any) -> Row:
+def checked_row(symbol: Any, trade_id: Any, price: Any, size: Any, side: Any, time: Any) -> Row:
     """The row for a trade's members. They should be strings; anything else is refused."""
     is_symbol = type(symbol) is str and is_product_id(symbol)
     wrong, number = _id(trade_id)

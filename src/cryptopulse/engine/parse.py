@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptopulse.engine.decode import Found
+from cryptopulse.engine.decode import DecodedMessages
 from cryptopulse.engine.exact import (
     PRICE_MAX,
     SCALE,
@@ -74,7 +74,7 @@ def parse(messages: pa.Table) -> pa.Table:
     parsed = [PARSED_SCHEMA.empty_table()] if rows == 0 else []
     for start in range(0, rows, step):
         part = messages.slice(start, step)
-        found, bodies = Found(), part["body"].to_pylist()
+        found, bodies = DecodedMessages(), part["body"].to_pylist()
         if pc.index(part["source"], "rest").as_py() < 0:
             found.add_messages(bodies, range(len(bodies)))
         else:
@@ -94,13 +94,13 @@ def parse_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]
         yield from parse(pa.Table.from_batches([batch])).to_batches()
 
 
-def _table(found: Found, messages: pa.Table) -> pa.Table:
+def _table(found: DecodedMessages, messages: pa.Table) -> pa.Table:
     """The rows (PARSED_SCHEMA) that were found in `messages`, in their order."""
     columns, is_right = _columns(found)
     places, order = np.array(found.places, np.int64), None
     if found.exact or not is_right.all():
         doubtful = np.flatnonzero(~is_right).tolist()
-        exact = [(found.places[n], n, found.judged(n)) for n in doubtful] + found.exact
+        exact = [(found.places[n], n, found.checked_row(n)) for n in doubtful] + found.exact
         reasons, symbols, ids, prices, sizes, sides, times = zip(*(row for _, _, row in exact), strict=True)
         decimals = [[n if n is None else Decimal(n).scaleb(-SCALE, _EXACT) for n in units] for units in (prices, sizes)]
         added = [
@@ -126,7 +126,7 @@ def _table(found: Found, messages: pa.Table) -> pa.Table:
     return pa.Table.from_arrays([*of_message, *columns], schema=PARSED_SCHEMA)
 
 
-def _columns(found: Found) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
+def _columns(found: DecodedMessages) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
     """The columns of the trades that are written as usual, and which of their rows are surely right."""
     n = len(found.ids)
     numbers = _decimals(found.prices + found.sizes)

@@ -236,7 +236,7 @@ class Healer:
     # Comparing with the tables
 
     async def _reconcile_repeatedly(self) -> None:
-        interval_s = self._settings.look_interval_s
+        interval_s = self._settings.table_check_interval_s
         pause_s = min(SECOND_COMPARISON_S, interval_s)
         while True:
             # In a daemon thread: storage may block it for minutes, and the process must not wait that long at its end.

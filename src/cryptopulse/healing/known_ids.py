@@ -10,7 +10,7 @@ from cryptopulse.errors import CryptoPulseError, LakeUnreachable
 from cryptopulse.healing.reconcile import KnownIds
 from cryptopulse.intervals import Intervals
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.storage import is_there, opened, storage
+from cryptopulse.lake.storage import is_there, open_table, storage
 from cryptopulse.lake.tables import ABSENT, COVERAGE, Table
 
 _COLUMNS = ("symbol", "first_trade_id", "last_trade_id")
@@ -34,7 +34,7 @@ def _intervals(lake: LakeLocation, table: Table) -> dict[str, Intervals]:
     if not is_there(lake, table):
         return {}
     with storage(lake):  # only delta-rs: an Arrow dataset takes 7 MB more, and a third more time
-        query = QueryBuilder().register("t", opened(lake, table))
+        query = QueryBuilder().register("t", open_table(lake, table))
         rows = pa.table(query.execute(f"SELECT {', '.join(_COLUMNS)} FROM t").read_all())  # noqa: S608 - ours
     found: dict[str, list[tuple[int, int]]] = {}
     for symbol, first, last in zip(*(rows[name].to_pylist() for name in _COLUMNS), strict=True):

@@ -18,8 +18,8 @@ from cryptopulse.lake.grains import COLUMNS as BAR_COLUMNS
 from cryptopulse.lake.grains import grain_seconds
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.scan import Moment, Selection, chosen, equalities, id_range, product_ids, time_range
-from cryptopulse.lake.sql_rows import SqlRows, check_reads, sealed, tables_named
-from cryptopulse.lake.storage import opened, present
+from cryptopulse.lake.sql_rows import SqlRows, check_reads, sandbox, tables_named
+from cryptopulse.lake.storage import existing_tables, open_table
 from cryptopulse.lake.table_rows import TableRows
 from cryptopulse.lake.tables import (
     ABSENT,
@@ -276,7 +276,7 @@ class Lake:
 
 def open_lake(location: LakeLocation, *, memory_max_mb: int, threads: int | None, timeout_s: float | None) -> Lake:
     """See `cryptopulse.open`."""
-    present(location)
+    existing_tables(location)
     return Lake(location, memory_max_mb=memory_max_mb, threads=threads, timeout_s=timeout_s)
 
 
@@ -288,7 +288,7 @@ def connect(lake: LakeLocation) -> AbstractContextManager[duckdb.DuckDBPyConnect
     anything else or write: file access is disabled once the views exist. Raises ConfigurationError when `lake` holds
     no table.
     """
-    return sealed(lake, [Files.of(lake, table, opened(lake, table)) for table in present(lake)], Limits())
+    return sandbox(lake, [Files.of(lake, table, open_table(lake, table)) for table in existing_tables(lake)], Limits())
 
 
 def read(lake: LakeLocation, sql: str, rows_max: int | None = None) -> pa.Table:
@@ -297,7 +297,7 @@ def read(lake: LakeLocation, sql: str, rows_max: int | None = None) -> pa.Table:
     Raises ConfigurationError, in one line, for SQL that doesn't run or doesn't only read, and when `lake` holds no
     table.
     """
-    present(lake)
+    existing_tables(lake)
     with Lake(lake) as reader:
         rows = reader.sql(sql)
         return (rows if rows_max is None else rows.limit(rows_max)).arrow()

@@ -30,7 +30,7 @@ from cryptopulse.lake.dialect import delta_time
 from cryptopulse.lake.files import Files
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.reading import quoted
-from cryptopulse.lake.storage import opened, storage
+from cryptopulse.lake.storage import open_table, storage
 from cryptopulse.lake.tables import LOAD_TIMESTAMP, TABLES, Table
 
 _ELSEWHERE_POLL_S = 2.0
@@ -45,6 +45,7 @@ class CommitWatch:
         self.table_folder = table_folder
         self._folder = table_folder / "_delta_log"
         self._seen: tuple[int, int] | None = None
+        self._entry: tuple[Path, int | None] | None = None
 
     def state(self) -> tuple[int, int] | None:
         """The folder's inode, and its mtime (ns), which changes when files come or go; None when it does not exist."""
@@ -54,13 +55,20 @@ class CommitWatch:
             return None
         return found.st_ino, found.st_mtime_ns
 
-    def note(self, seen: tuple[int, int] | None) -> None:
-        """Remembers the `state` from before the log was read; None: nothing was read."""
-        self._seen = seen
+    def note(self, seen: tuple[int, int] | None, version: int) -> None:
+        """Remembers the `state` from before the log was read up to `version`; None: nothing was read."""
+        entry = self.entry(version)
+        self._seen, self._entry = seen, (entry, _modified_ns(entry))
 
-    def is_same_folder(self, seen: tuple[int, int] | None) -> bool:
-        """Whether the log is still the remembered one, not a recreated one."""
-        return seen is not None and self._seen is not None and seen[0] == self._seen[0]
+    def is_same_log(self, seen: tuple[int, int] | None) -> bool:
+        """Whether the log is still the remembered one, not a recreated one: the same folder, with the last entry read.
+
+        The folder alone does not tell: ext4 gives the inode of a deleted folder to the next one.
+        """
+        if seen is None or self._seen is None or self._entry is None or seen[0] != self._seen[0]:
+            return False
+        entry, modified_ns = self._entry
+        return modified_ns is not None and _modified_ns(entry) == modified_ns
 
     def has_changed(self, seen: tuple[int, int] | None, version: int) -> bool:
         """Whether there may be commits after `version`: the log differs from what is remembered, or has the next entry.
@@ -72,6 +80,13 @@ class CommitWatch:
     def entry(self, version: int) -> Path:
         """The file of a commit."""
         return self._folder / f"{version:020d}.json"
+
+
+def _modified_ns(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def updated(lake: LakeLocation, delta: DeltaTable) -> bool:
@@ -92,7 +107,7 @@ class Versions(ABC):
 
     @abstractmethod
     def files(self, table: Table) -> Files:
-        """The files of `table`; none if it does not exist yet. Raises what `lake.storage.opened` raises, and
+        """The files of `table`; none if it does not exist yet. Raises what `lake.storage.open_table` raises, and
         LakeUnreachable when it or another table of the lake has disappeared: a lost lake must not look like an empty
         one.
         """
@@ -166,10 +181,10 @@ class _NewestTable:
                 seen = self._log.state()
                 if delta is not None and not self._log.has_changed(seen, self._files.version):
                     return self._files
-                delta = delta if self._log.is_same_folder(seen) else None
+                delta = delta if self._log.is_same_log(seen) else None
             if delta is None or not updated(self._lake, delta):
                 try:
-                    delta = opened(self._lake, self._table)
+                    delta = open_table(self._lake, self._table)
                 except TableNotFoundError:
                     delta = None
             if delta is None and self.was_there:
@@ -182,14 +197,14 @@ class _NewestTable:
                 self._files = Files.of(self._lake, self._table, delta)
             self._delta, self.was_there = delta, delta is not None
             if self._log:
-                self._log.note(seen)
+                self._log.note(seen, self._files.version)
             return self._files
 
     def forget(self) -> None:
         with self._lock:
             self._delta = None
             if self._log:
-                self._log.note(None)
+                self._log.note(None, -1)
             self._files = Files.none(self._lake, self._table)
 
 
@@ -265,12 +280,12 @@ class Follower:
         """Makes the next `read` return the whole table."""
         self._delta, self._version, self.loaded_us = None, -1, None
         if self._log:
-            self._log.note(None)
+            self._log.note(None, -1)
 
     def _changes(self, log: CommitWatch) -> News | None:
         """The rows that new log entries added; None when entries are missing, too many, or don't tell."""
         seen = log.state()
-        if not log.is_same_folder(seen):
+        if not log.is_same_log(seen):
             return None
         version, tables = self._version, []
         while (entry := log.entry(version + 1)).exists():
@@ -293,7 +308,7 @@ class Follower:
             version += 1
         if version == self._version and not log.entry(version).exists():
             return None  # entries were deleted, or the table was recreated: open it to tell
-        log.note(seen)
+        log.note(seen, version)
         self._version = version
         return self._news(pa.concat_tables([self._schema.empty_table(), *tables]), is_whole=False)
 
@@ -301,13 +316,13 @@ class Follower:
         log = self._log
         seen = log.state() if log else None
         try:
-            delta = opened(self._lake, self._table)
+            delta = open_table(self._lake, self._table)
         except TableNotFoundError:
             is_gone = self._version >= 0
             self.forget()
             return News(self._schema.empty_table(), is_gone)
-        if log and self._version == delta.version() and log.is_same_folder(seen):
-            log.note(seen)  # old log entries were deleted, nothing else
+        if log and self._version == delta.version() and log.is_same_log(seen):
+            log.note(seen, self._version)  # old log entries were deleted, nothing else
             return self._news(self._schema.empty_table(), is_whole=False)
         is_whole = self._version < 0 or log is not None or delta.version() < self._version
         if is_whole:
@@ -316,11 +331,11 @@ class Follower:
         wanted = where(delta) if is_whole else is_newer
         sql = f"SELECT {quoted(self._columns)} FROM t WHERE {wanted}"  # noqa: S608 - all ours
         rows = pa.table(QueryBuilder().register("t", delta).execute(sql).read_all()).cast(self._schema)
+        self._version = delta.version()
         if log:
-            log.note(seen)
+            log.note(seen, self._version)
         else:
             self._delta = delta
-        self._version = delta.version()
         return self._news(rows, is_whole)
 
     def _news(self, rows: pa.Table, is_whole: bool) -> News:

@@ -9,7 +9,7 @@ from deltalake import DeltaTable, QueryBuilder
 
 from cryptopulse.lake.dialect import delta_time
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.storage import opened, reading
+from cryptopulse.lake.storage import open_table, reading
 from cryptopulse.lake.tables import Table
 
 _PLAIN = {"string_view": pa.string(), "binary_view": pa.binary()}  # by name: pyarrow 15 has no such functions
@@ -20,10 +20,10 @@ def read_table(
 ) -> pa.Table:
     """`SELECT columns WHERE where` over the open table `delta` (None: the newest version); file statistics prune.
 
-    Raises what `cryptopulse.lake.storage.opened` and `reading` raise.
+    Raises what `cryptopulse.lake.storage.open_table` and `reading` raise.
     """
     with reading(lake, table):
-        query = QueryBuilder().register("t", delta or opened(lake, table))
+        query = QueryBuilder().register("t", delta or open_table(lake, table))
         return plain(pa.table(query.execute(statement(columns, where)).read_all()))
 
 

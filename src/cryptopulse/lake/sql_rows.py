@@ -5,7 +5,7 @@ Two barriers, each sufficient alone:
 - `check_reads` checks what a statement does at every depth, by DuckDB's own parse tree, not by its first word:
   `WITH x AS (COPY … TO …) SELECT 1` is a SELECT that writes, and so is `EXPLAIN ANALYZE COPY …`.
 - Each statement gets a database of its own, with nothing but the tables' files, behind a read-only file system
-  (`sealed`). No later statement sees a change made there. This costs some 25 ms. DuckDB can write to one folder only,
+  (`sandbox`). No later statement sees a change made there. This costs some 25 ms. DuckDB can write to one folder only,
   to which it spills: it is new, and deleted with the database.
 """
 
@@ -106,7 +106,7 @@ def tables_named(text: str) -> list[Table]:
 
 
 @contextmanager
-def sealed(lake: LakeLocation, files: Sequence[Files], limits: Limits) -> Iterator[duckdb.DuckDBPyConnection]:
+def sandbox(lake: LakeLocation, files: Sequence[Files], limits: Limits) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database with the views `bronze.…`, `silver.…`, `gold.…` over `files` of `lake`. It can access only the tables'
     files, read-only, and its spill folder, which is removed with it. Times are UTC.
     """
@@ -193,7 +193,7 @@ class SqlRows(Rows):
     def _found(self, rows_max: int) -> Iterator[Any]:
         """The schema, and then the batches."""
         limit = TimeLimit(self.timeout_s)
-        with self._translated_errors(limit), sealed(self.lake, self.files, self.limits) as connection:
+        with self._translated_errors(limit), sandbox(self.lake, self.files, self.limits) as connection:
             with limit.watching(connection):
                 reader = self._relation(connection).to_arrow_reader(rows_max)
             yield reader.schema
@@ -203,7 +203,7 @@ class SqlRows(Rows):
         limit = TimeLimit(self.timeout_s)
         with (
             self._translated_errors(limit),
-            sealed(self.lake, self.files, self.limits) as connection,
+            sandbox(self.lake, self.files, self.limits) as connection,
             limit.watching(connection),
         ):
             return of(self._relation(connection)).to_arrow_table()

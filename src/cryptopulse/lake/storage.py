@@ -38,7 +38,7 @@ def is_there(lake: LakeLocation, table: Table) -> bool:
         return DeltaTable.is_deltatable(lake.table_url(table), lake.storage_options)
 
 
-def opened(lake: LakeLocation, table: Table) -> DeltaTable:
+def open_table(lake: LakeLocation, table: Table) -> DeltaTable:
     """The newest version of `table`. Raises what `storage` raises, TableNotFoundError, LakeDamaged, and
     ConfigurationError for a table of another version of CryptoPulse.
     """
@@ -66,7 +66,7 @@ def opened(lake: LakeLocation, table: Table) -> DeltaTable:
     return delta
 
 
-def present(lake: LakeLocation) -> list[Table]:
+def existing_tables(lake: LakeLocation) -> list[Table]:
     """The tables that exist. Raises ConfigurationError when there is none."""
     found = [table for table in TABLES if is_there(lake, table)]
     if not found:

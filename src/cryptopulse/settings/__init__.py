@@ -67,6 +67,7 @@ __all__ = [
 CONFIG_FILE = "cryptopulse.toml"
 ENVIRONMENT_PREFIX = "CRYPTOPULSE_"
 _EVENT_HUB_NAMES = {"EVENT_HUB_CONNECTION_STRING": "eventhub_connection_string", "EVENT_HUB_NAME": "eventhub_name"}
+_RENAMED = {"healing.look_interval_s": "healing.table_check_interval_s"}
 
 STEPS = ("bronze", "silver", "alerts", "prices")
 """The Spark engine's steps, upstream first: each is a streaming query of its own."""
@@ -227,6 +228,8 @@ def load_settings(config: Path | None = None, **options: Any) -> Settings:
         where = ".".join(str(part) for part in first["loc"]) or "configuration"
         unknown = first["type"] == "extra_forbidden"
         what = "there is no such setting" if unknown else first["msg"].removeprefix("Value error, ")
+        if unknown and where in _RENAMED:
+            what = f"it is called {_RENAMED[where]} now"
         raise ConfigurationError(f"Setting {where}: {what} (see `cryptopulse config`).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         file = config or Path(CONFIG_FILE)

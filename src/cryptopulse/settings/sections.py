@@ -88,7 +88,7 @@ class HealingSettings(_Section):
     wait_s: float = Field(default=3.0, ge=0)
     """A new hole is not fetched before this time: trades may come late, and the exchange's newest pages are some
     seconds old."""
-    look_interval_s: float = Field(default=60.0, ge=1)
+    table_check_interval_s: float = Field(default=60.0, ge=1)
     """How often the producer checks the tables for holes that it does not know of."""
 
 

@@ -1,4 +1,4 @@
-"""The market's trades, for REST and the judge: each product's newest ones, in bounded memory."""
+"""The market's trades, for REST and the control interface: each product's newest ones, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The simulator as a server: one port for both WebSocket feeds, REST and the judge.
+"""The simulator as a server: one port for both WebSocket feeds, REST and the control interface.
 
 `/exchange` (and `/`) speaks the Exchange dialect, `/advanced` Advanced Trade's; `/products…` is REST;
-`/simulator/…` is the judge.
+`/simulator/…` is the control interface.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import uvloop
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.simulator.advanced import AdvancedSession
+from cryptopulse.simulator.control_api import ControlApi
 from cryptopulse.simulator.exchange import ExchangeSession
-from cryptopulse.simulator.judge import Judge
 from cryptopulse.simulator.market import Trades
 from cryptopulse.simulator.options import SimulatorOptions
 from cryptopulse.simulator.recording import RecordingSession, Timeline, load_timeline
@@ -51,7 +51,7 @@ class Simulator:
         self.venue = Venue(options)
         self._recording: Timeline | None = load_timeline(options.recording) if options.recording else None
         self._rest = Rest(self.venue)
-        self._judge = Judge(self.venue, self._rest, self.stop_trading)
+        self._control = ControlApi(self.venue, self._rest, self.stop_trading)
         self._sessions: set[ClientSession] = set()
         self._connections = 0
         self._stirred = asyncio.Event()
@@ -60,7 +60,7 @@ class Simulator:
     async def respond(self, request: HttpRequest) -> HttpResponse:
         """Answers an HTTP request."""
         if request.path.startswith("/simulator/"):
-            return self._judge.respond(request)
+            return self._control.respond(request)
         return await self._rest.respond(request)
 
     def accept(self, socket: ServerConnection, path: str) -> ClientSession | None:

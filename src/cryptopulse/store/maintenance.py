@@ -19,7 +19,7 @@ from deltalake.exceptions import DeltaError
 from obstore.exceptions import BaseError
 
 from cryptopulse.errors import CryptoPulseError, Fenced, LogFull, TransientError
-from cryptopulse.lake.storage import opened, storage
+from cryptopulse.lake.storage import open_table, storage
 from cryptopulse.lake.tables import BRONZE, TABLES
 from cryptopulse.log import Log
 from cryptopulse.settings import MaintenanceSettings
@@ -152,7 +152,7 @@ class _TableMaintenance:
         All that it covers is synced first, and the checkpoint itself before anything is deleted. So after a power cut
         a whole checkpoint covers only what is on disk, and with a torn one all commits and their files still exist.
         """
-        delta = opened(self._lake, self.table)
+        delta = open_table(self._lake, self.table)
         self._writer.check_owner(delta)
         live = {unquote(path) for path in delta.get_add_actions(flatten=True)["path"].to_pylist()}
         self._synced.snapshot(delta.version(), live)

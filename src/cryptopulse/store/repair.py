@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 
 from cryptopulse.folders import sync
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.storage import damaged, opened
+from cryptopulse.lake.storage import damaged, open_table
 from cryptopulse.lake.tables import BRONZE, TABLES, Table
 from cryptopulse.log import Log
 from cryptopulse.store.delta_log import POSITIONS
@@ -51,7 +51,7 @@ def put_aside(lake: LakeLocation, table: Table) -> bool:
     aside = folder.with_name(f"{folder.name}.damaged-{time.time_ns() // 1000}")
     folder.rename(aside)
     sync(folder.parent)
-    logger.warning("damaged_table_put_aside", table=table.qualified, folder=str(aside))
+    logger.warning("damaged_table_moved", table=table.qualified, folder=str(aside))
     return True
 
 
@@ -74,7 +74,7 @@ def repair_table(lake: LakeLocation, table: Table, log: Log) -> None:
         if table is BRONZE:
             _check_log_reaches(lake, found, log)
         found.remove_torn_commits()
-        logger.warning("torn_commits_taken_off", table=table.qualified, first=found.first_torn, last=found.last)
+        logger.warning("torn_commits_removed", table=table.qualified, first=found.first_torn, last=found.last)
     if found.checkpoint >= 0:
         _check_files(lake, table)
 
@@ -207,7 +207,7 @@ def _check_files(lake: LakeLocation, table: Table) -> None:
     """Raises LakeDamaged unless the newest version's commit is there, and all its data files are whole."""
     folder = lake.table_folder(table)
     assert folder is not None
-    delta = opened(lake, table)
+    delta = open_table(lake, table)
     if not (folder / "_delta_log" / f"{delta.version():020d}.json").exists():  # it would open, but accept no commit
         raise damaged(lake, table, f"is damaged: the commit of version {delta.version()} is not in its Delta log.")
     files = delta.get_add_actions(flatten=True)

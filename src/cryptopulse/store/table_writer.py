@@ -34,7 +34,7 @@ from deltalake.exceptions import CommitFailedError
 from cryptopulse.errors import Fenced, LakeFull
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.reading import plain, read_table, row_count, statement
-from cryptopulse.lake.storage import is_there, opened, reading, storage
+from cryptopulse.lake.storage import is_there, open_table, reading, storage
 from cryptopulse.lake.tables import Table
 from cryptopulse.store.commit_log import CommitLog, fenced
 from cryptopulse.store.compaction import Partition, partition_of
@@ -122,7 +122,7 @@ class TableWriter:
 
     def _open(self, made: DeltaTable | None = None) -> None:
         """Opens the table again; `made`: its handle, if it was just created."""
-        delta = made or opened(self.lake, self.table)
+        delta = made or open_table(self.lake, self.table)
         self._opened: DeltaTable | None = delta
         """Handle until the first commit: it knows the positions, and serves the reads of a start."""
         self._log = CommitLog(self.lake, self.table, self._store, delta.version())
@@ -439,7 +439,7 @@ class TableWriter:
         return NOTHING_YET if position is None else position
 
     def _newest(self) -> DeltaTable:
-        return self._opened or opened(self.lake, self.table)
+        return self._opened or open_table(self.lake, self.table)
 
 
 def _new_name() -> str:

@@ -19,7 +19,7 @@ from cryptopulse.engine.alerts import AlertStep
 from cryptopulse.engine.judge import COLUMNS
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql, collected
-from cryptopulse.engine.spark.tables import SparkTables, Turn, micros_of, shaped
+from cryptopulse.engine.spark.tables import BatchId, SparkTables, micros_of, shaped
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
 
@@ -50,10 +50,10 @@ class AlertsStep:
         self._step.max_delay_s = 0  # Spark counts a batch as done
         return self._tables.stream(sql.session, SILVER, self._files_max, _BATCH_MAX_BYTES)
 
-    def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
+    def take(self, sql: SparkSql, batch: DataFrame, batch_id: BatchId) -> dict[str, int]:
         """Judges the batch; returns the number of rows written, as `alerts`."""
         self._trades.take_in(sql, batch)
-        self._episodes.begin(sql, turn)
+        self._episodes.begin(sql, batch_id)
         commit = self._step.advance()
         return {} if commit is None else {"alerts": commit.rows.num_rows}
 
@@ -95,13 +95,13 @@ class _Episodes:
 
     def __init__(self, sql: SparkSql, tables: SparkTables) -> None:
         self._sql, self._tables = sql, tables
-        self._turn: Turn | None = None
+        self._batch_id: BatchId | None = None
         self._positions = {"load": micros_of(tables.read(sql.session, ALERTS), "MAX(load_timestamp)", 0)}
         self._ids = ALERTS.empty.select(["alert_id"])
         """Ids of all episodes that the table has or had."""
 
-    def begin(self, sql: SparkSql, turn: Turn) -> None:
-        self._sql, self._turn = sql, turn
+    def begin(self, sql: SparkSql, batch_id: BatchId) -> None:
+        self._sql, self._batch_id = sql, batch_id
 
     def position(self, source: str) -> int:
         return self._positions.get(source, -1)
@@ -117,8 +117,8 @@ class _Episodes:
         self._positions[source] = position
 
     def append(self, rows: pa.Table, positions: Mapping[str, int]) -> None:
-        assert self._turn is not None
-        self._tables.append(shaped(self._sql.local(rows), ALERTS), ALERTS, self._turn)
+        assert self._batch_id is not None
+        self._tables.append(shaped(self._sql.local(rows), ALERTS), ALERTS, self._batch_id)
         self._wrote(rows, positions)
 
     def replace(
@@ -129,10 +129,10 @@ class _Episodes:
         is_replaced: Callable[[pa.Table], pa.Array],
         within: Mapping[str, tuple[Any, Any]],  # noqa: ARG002 - Delta finds the files by the condition
     ) -> None:
-        assert self._turn is not None
+        assert self._batch_id is not None
         replaced = self._ids.filter(is_replaced(self._ids))["alert_id"].to_pylist()
         ids = ", ".join(f"'{alert_id}'" for alert_id in {*replaced, *rows["alert_id"].to_pylist()})
-        self._tables.replace(shaped(self._sql.local(rows), ALERTS), ALERTS, self._turn, f"alert_id IN ({ids})")
+        self._tables.replace(shaped(self._sql.local(rows), ALERTS), ALERTS, self._batch_id, f"alert_id IN ({ids})")
         self._wrote(rows, positions)
 
     def read(self, columns: str, where: str = "true") -> pa.Table:

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from cryptopulse.engine.spark.checkpoint import Checkpoint, Offsets
 from cryptopulse.engine.spark.session import SparkSql
-from cryptopulse.engine.spark.tables import SparkTables, Turn, shaped
+from cryptopulse.engine.spark.tables import BatchId, SparkTables, shaped
 from cryptopulse.lake.tables import BRONZE
 from cryptopulse.log import EPOCH_PARTITIONS, Log
 from cryptopulse.log.continuity import Continuity, began_anew, check_follows
@@ -86,14 +86,14 @@ class BronzeStep:
         }
         return sql.session.readStream.format("kafka").options(**options).load()
 
-    def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
+    def take(self, sql: SparkSql, batch: DataFrame, batch_id: BatchId) -> dict[str, int]:
         """Appends one batch. Returns no counts: the query's progress has the number of messages."""
         records = batch.withColumn("partition", F.col("partition") + F.lit(self._first_partition))
         for partition, last in self._stored.items():
             records = records.where(f"`partition` <> {partition} OR `offset` > {last}")
         rows = sql.rows(BRONZE.qualified, {"log.kafka_records": records})
         cut = rows.withColumn("bronze_ingestion_time", F.expr(f"TIMESTAMP_MICROS({time.time_ns() // 1000})"))
-        self._tables.append(shaped(cut, BRONZE), BRONZE, turn)
+        self._tables.append(shaped(cut, BRONZE), BRONZE, batch_id)
         return {}
 
     def passed(self, sql: SparkSql, start: Offsets | None, end: Offsets | None, rows: int) -> None:

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F  # noqa: N812
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql
 from cryptopulse.engine.spark.silver import coverage_now
-from cryptopulse.engine.spark.tables import SparkTables, Turn, micros_of, shaped
+from cryptopulse.engine.spark.tables import BatchId, SparkTables, micros_of, shaped
 from cryptopulse.lake.tables import ABSENT, BARS, COMPLETENESS, COVERAGE, SILVER, STATS, Table
 from cryptopulse.text import MICROS
 
@@ -38,10 +38,10 @@ class PricesStep:
             absent.selectExpr("symbol", "first_trade_id", "last_trade_id", "CAST(NULL AS TIMESTAMP) AS event_time")
         )
 
-    def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:  # noqa: ARG002 - see below
+    def take(self, sql: SparkSql, batch: DataFrame, batch_id: BatchId) -> dict[str, int]:  # noqa: ARG002 - see below
         """Replaces the touched bars, statistics and hours of completeness; returns how many minutes, as `bars`.
 
-        No turn is needed: the rows are derived from silver, so writing them again changes nothing. When two drivers
+        No batch id is needed: the rows are derived from silver, so writing them again changes nothing. When two drivers
         write at once, Delta refuses one of them, as both replace rows of the same windows.
         """
         self._load_us = max(time.time_ns() // 1000, self._load_us + 1)

@@ -15,7 +15,7 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from cryptopulse.engine.parse import PARSED_SCHEMA, absent_ids, parse, parse_batches, refused_messages
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql, collected
-from cryptopulse.engine.spark.tables import SparkTables, Turn, micros_of, shaped
+from cryptopulse.engine.spark.tables import BatchId, SparkTables, micros_of, shaped
 from cryptopulse.lake.tables import ABSENT, BRONZE, CONFLICT, COVERAGE, QUARANTINE, SILVER, Table
 
 _PARSED = "silver.parsed_trades"
@@ -55,7 +55,7 @@ class SilverStep:
         self._load_us = micros_of(self._tables.read(sql.session, SILVER), "MAX(load_timestamp)", 0)
         return self._tables.stream(sql.session, BRONZE, self._files_max)
 
-    def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
+    def take(self, sql: SparkSql, batch: DataFrame, batch_id: BatchId) -> dict[str, int]:
         """Messages → new trades, refused messages, intervals, proofs of absent ids; returns counts by name."""
         assert self._coverage is not None
         parsed = batch.mapInArrow(parse_batches, _PARSED_TYPE).persist()
@@ -63,7 +63,7 @@ class SilverStep:
             has_pages = F.max(F.expr("source = 'rest'")).alias("has_pages")
             counted = parsed.agg(F.count("*").alias("rows"), F.count("reason").alias("refused"), has_pages).first()
             assert counted is not None
-            trades = self._silver(sql, parsed, turn) if counted["rows"] > counted["refused"] else 0
+            trades = self._silver(sql, parsed, batch_id) if counted["rows"] > counted["refused"] else 0
             duplicates = counted["rows"] - counted["refused"] - trades
             refused, conflicts = counted["refused"], 0
             if refused or duplicates:
@@ -75,7 +75,7 @@ class SilverStep:
         finally:
             parsed.unpersist()
 
-    def _silver(self, sql: SparkSql, parsed: DataFrame, turn: Turn) -> int:
+    def _silver(self, sql: SparkSql, parsed: DataFrame, batch_id: BatchId) -> int:
         self._load_us = max(time.time_ns() // 1000, self._load_us + 1)
         inputs = {_PARSED: parsed, COVERAGE.qualified: self._coverage}
         trades = shaped(sql.rows(SILVER.qualified, inputs), SILVER, self._load_us).persist()
@@ -83,10 +83,10 @@ class SilverStep:
             grown = sql.derive(COVERAGE.qualified, {SILVER.qualified: trades, COVERAGE.qualified: self._coverage})
             before, after = _held(self._coverage), _held(grown)
             if after > before:
-                self._tables.append(trades, SILVER, turn)
+                self._tables.append(trades, SILVER, batch_id)
                 self._coverage = grown.select(list(_INTERVAL))
                 rows = shaped(sql.local(self._coverage), COVERAGE, self._load_us)
-                self._tables.replace(rows, COVERAGE, turn)
+                self._tables.replace(rows, COVERAGE, batch_id)
             return after - before
         finally:
             trades.unpersist()

@@ -14,7 +14,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from cryptopulse.engine.spark.bronze import BronzeStep
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql
-from cryptopulse.engine.spark.tables import Guard, Turn, is_taken_over
+from cryptopulse.engine.spark.tables import BatchId, Guard, is_taken_over
 from cryptopulse.errors import Fenced, ProcessFailed, TerminalError
 from cryptopulse.retry import Backoff
 
@@ -33,7 +33,7 @@ class Step(Protocol):
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:
         """The streaming input. Also loads the step's state from the tables. `checkpoint`: the query's progress."""
 
-    def take(self, sql: SparkSql, batch: DataFrame, turn: Turn) -> dict[str, int]:
+    def take(self, sql: SparkSql, batch: DataFrame, batch_id: BatchId) -> dict[str, int]:
         """Processes one batch; returns counts by name, for the totals."""
 
 
@@ -73,7 +73,7 @@ class Stream:
         def take(batch: DataFrame, number: int) -> None:
             try:
                 self._guard()
-                counted = self.step.take(SparkSql(batch.sparkSession), batch, Turn(query_id.result(), number))
+                counted = self.step.take(SparkSql(batch.sparkSession), batch, BatchId(query_id.result(), number))
             except Exception as error:
                 self._raised = error  # Spark passes on only its text
                 raise

@@ -12,7 +12,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from cryptopulse.errors import ConfigurationError, Fenced
 from cryptopulse.lake.ddl import create_table
-from cryptopulse.lake.storage import opened, storage
+from cryptopulse.lake.storage import open_table, storage
 from cryptopulse.lake.tables import BRONZE, TABLES, Table, other_columns
 from cryptopulse.settings import Settings
 from cryptopulse.store.table_writer import owner_id
@@ -26,7 +26,7 @@ Guard = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Turn:
+class BatchId:
     """The batch and the streaming query that write."""
 
     query_id: str
@@ -91,7 +91,7 @@ class SparkTables:
             self._writer(nothing, table, owner_id(table), owner).append()
 
         # Kept open: opening a table of some hundred commits takes six times as long as reading only the new ones.
-        kept = [(table, opened(self._location, table)) for table in tables]
+        kept = [(table, open_table(self._location, table)) for table in tables]
 
         def check() -> None:
             for table, delta in kept:
@@ -116,13 +116,13 @@ class SparkTables:
             return reader.table(self.name(table))
         return reader.format("delta").load(self._location.spark_table_url(table))
 
-    def append(self, rows: DataFrame, table: Table, turn: Turn) -> None:
-        """Appends `rows`, once per turn."""
-        self._writer(rows, table, turn.app_id(table), turn.batch).append()
+    def append(self, rows: DataFrame, table: Table, batch_id: BatchId) -> None:
+        """Appends `rows`, once per batch."""
+        self._writer(rows, table, batch_id.app_id(table), batch_id.batch).append()
 
-    def replace(self, rows: DataFrame, table: Table, turn: Turn, predicate: str = "true") -> None:
-        """Replaces the rows that match `predicate` by `rows`, in one commit, once per turn."""
-        self._writer(rows, table, turn.app_id(table), turn.batch).overwrite(F.expr(predicate))
+    def replace(self, rows: DataFrame, table: Table, batch_id: BatchId, predicate: str = "true") -> None:
+        """Replaces the rows that match `predicate` by `rows`, in one commit, once per batch."""
+        self._writer(rows, table, batch_id.app_id(table), batch_id.batch).overwrite(F.expr(predicate))
 
     def upsert(self, rows: DataFrame, table: Table, prune: str) -> None:
         """Replaces rows with the same key and adds the others. `prune`: SQL that holds for all old and new rows."""

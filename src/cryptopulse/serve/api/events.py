@@ -159,9 +159,9 @@ class _Listener:
                 self._market = message
             if self._market is not None:
                 yield self._prices.event(message, self._market, self._symbols)
-        elif (lake := (message.data["state"], message.data["said"])) != self._lake:
+        elif (lake := (message.data["state"], message.data["detail"])) != self._lake:
             self._lake = lake
-            yield _event("lake", msgspec.json.encode({"state": lake[0], "said": lake[1]}))
+            yield _event("lake", msgspec.json.encode({"state": lake[0], "detail": lake[1]}))
 
     def missed_alerts(self, table: pa.Table, since_us: int | None) -> Iterator[bytes]:
         """Events for the episodes of `table` that changed after `since_us` (µs since 1970); None: for the open ones."""

@@ -56,13 +56,13 @@ class Handlers:
             body = await self._queries.run(lambda: msgspec.json.encode(query()))
             return Response(body, media_type="application/json")
         except Problem as problem:
-            return JSONResponse({"said": problem.detail}, problem.status)
+            return JSONResponse({"detail": problem.detail}, problem.status)
         except FormRejected as rejected:
-            return JSONResponse({"said": str(rejected), "faults": rejected.faults}, 422)
+            return JSONResponse({"detail": str(rejected), "faults": rejected.faults}, 422)
         except CryptoPulseError as error:
-            return JSONResponse({"said": str(error)}, 503 if isinstance(error, TransientError) else 400)
+            return JSONResponse({"detail": str(error)}, 503 if isinstance(error, TransientError) else 400)
         except Exception as error:  # noqa: BLE001 - it is in the log, and the page can say where
-            return JSONResponse({"said": defect(PATH, error).detail}, 500)
+            return JSONResponse({"detail": defect(PATH, error).detail}, 500)
 
     def close(self) -> None:
         """Ends the threads, after their current queries."""
@@ -92,7 +92,7 @@ def add_handlers(app: FastAPI) -> Handlers:
     @router.get("/candles/{symbol}/{grain}")
     async def candles(symbol: str, grain: str, before: Moment = None, start: Moment = None) -> Response:
         if grain not in GRAINS:
-            return JSONResponse({"said": f"Unknown grain {grain!r} (expected {', '.join(GRAINS)})."}, 404)
+            return JSONResponse({"detail": f"Unknown grain {grain!r} (expected {', '.join(GRAINS)})."}, 404)
         edges = moment_or_none(before), moment_or_none(start)
         return await respond(lambda: candles_page(lake, symbol, GRAINS[grain], *edges))
 
@@ -117,7 +117,7 @@ def add_handlers(app: FastAPI) -> Handlers:
     async def get_backtest(job_id: str) -> Response:
         job = backtests.find(job_id)
         if job is None:
-            return JSONResponse({"said": "Backtest not found; start it again."}, 404)
+            return JSONResponse({"detail": "Backtest not found; start it again."}, 404)
         return await respond(lambda: _job_state(job))
 
     @router.delete("/trials/{job_id}")
@@ -135,7 +135,7 @@ def _job_state(job: BacktestJob) -> dict[str, Any]:
         "state": job.state,
         "done": job.done,
         "steps": job.steps,
-        "said": job.message,
+        "detail": job.message,
     }
     if job.episodes is not None:
         state |= {

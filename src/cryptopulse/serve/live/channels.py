@@ -187,7 +187,7 @@ class Topics:
             state = "filled" if self.market.now_us else "empty"
         data = {
             "state": state,
-            "said": self._error,
+            "detail": self._error,
             **self._moment(),
             "clock_us": time.time_ns() // 1000,
             "products": len(self.market.symbols),

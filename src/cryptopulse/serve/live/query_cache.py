@@ -16,8 +16,8 @@ from cryptopulse.errors import CryptoPulseError
 from cryptopulse.serve.http.problems import defect
 from cryptopulse.serve.live.message import LiveMessage
 
-ANSWER: Final = "answers/"
-"""`answers/<query>`: its newest result."""
+ANSWER: Final = "queries/"
+"""`queries/<query>`: its newest result."""
 
 _PAUSE_PER_WORK = 10  # a query that takes a second pauses for ten
 
@@ -75,11 +75,11 @@ class QueryCache:
     def _run(self, topic: str, query: CachedQuery) -> None:
         began_s, began_us = time.monotonic(), time.time_ns() // 1000
         try:
-            data = {"state": "answered", "said": None, **query.run()}
+            data = {"state": "answered", "detail": None, **query.run()}
         except CryptoPulseError as error:
-            data = {"state": "failed", "said": str(error)}
+            data = {"state": "failed", "detail": str(error)}
         except Exception as error:  # noqa: BLE001 - one query must not end the others
-            data = {"state": "failed", "said": defect(topic, error).detail}
+            data = {"state": "failed", "detail": defect(topic, error).detail}
         took_s = time.monotonic() - began_s
         self._results[topic] = LiveMessage(
             topic, "snapshot", {"asked_us": began_us, "took_ms": round(took_s * 1000), **data}

@@ -66,7 +66,7 @@ class ReadinessCheck:
 
     name: str
     ok: bool
-    said: str
+    detail: str
     """For people: what was found, and what to do."""
 
 
@@ -90,7 +90,7 @@ class Readiness:
                 try:
                     self._found = await self._pool.run(self._inspect)
                 except Problem as problem:
-                    self._found = [ReadinessCheck("lake", ok=False, said=problem.detail)]
+                    self._found = [ReadinessCheck("lake", ok=False, detail=problem.detail)]
                 self._found_at_s = time.monotonic()
             return self._found
 
@@ -99,13 +99,13 @@ class Readiness:
             figures = {table: TableFigures.of(self._versions.files(table)) for table in _SHOWN}
             if missing := [table.qualified for table, its in figures.items() if its.version < 0]:
                 detail = f"Table {missing[0]} not found in {self._lake.location}: start the pipeline, or name the lake."
-                return [ReadinessCheck("lake", ok=False, said=detail)]
+                return [ReadinessCheck("lake", ok=False, detail=detail)]
             self._lake.bars().reversed().limit(1).arrow()
         except CryptoPulseError as error:
-            return [ReadinessCheck("lake", ok=False, said=str(error))]
-        found, trades = [ReadinessCheck("lake", ok=True, said=str(self._lake.location))], figures[SILVER]
+            return [ReadinessCheck("lake", ok=False, detail=str(error))]
+        found, trades = [ReadinessCheck("lake", ok=True, detail=str(self._lake.location))], figures[SILVER]
         if not trades.rows or trades.loaded_at_s is None:
-            return [*found, ReadinessCheck("fresh", ok=False, said="The lake has no trades yet.")]
+            return [*found, ReadinessCheck("fresh", ok=False, detail="The lake has no trades yet.")]
         age_s = time.time() - trades.loaded_at_s
         detail, is_fresh = f"The newest trade was loaded {age_s:.1f} s ago", age_s <= self._fresh_s
         if not is_fresh:

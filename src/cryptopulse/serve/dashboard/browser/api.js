@@ -17,7 +17,7 @@ export async function fetchJson(path, { method = "GET", body, signal } = {}) {
   }
   const found = await response.json().catch(() => null);
   if (response.ok && found) return found;
-  const error = new Error(found?.said ?? found?.detail ?? `The server answers ${response.status}.`);
+  const error = new Error(found?.detail ?? `The server answers ${response.status}.`);
   throw Object.assign(error, { status: response.status, faults: found?.faults ?? null });
 }
 

@@ -58,14 +58,14 @@ export function mount() {
   return { unmount: () => ends.forEach((end) => end()) };
 }
 
-function showState({ name, ageS, nowMs, dataAgeS, said, lake }) {
+function showState({ name, ageS, nowMs, dataAgeS, detail, lake }) {
   const pill = document.getElementById("cp-state");
   // Screen readers read out only a change of the state, not the growing age of stale data.
   if (pill.dataset.state !== name) pill.dataset.state = document.documentElement.dataset.state = name;
   setText(pill.querySelector("span"), WORDS[name] + (name === "stale" && ageS !== null ? ` ${age(ageS)}` : ""));
   const newest = nowMs === null ? "" : `\nNewest trade: ${dateTime(nowMs)}, ${age(dataAgeS)} ago`;
   const loaded = ageS === null ? "" : `\nNewest commit: ${age(ageS)} ago`;
-  const hint = (said ?? HINTS[name] ?? "") + newest + loaded;
+  const hint = (detail ?? HINTS[name] ?? "") + newest + loaded;
   if (pill.title !== hint) pill.title = hint;
   const asOf = document.getElementById("cp-as-of");
   asOf.hidden = !(dataAgeS > PAST_S);

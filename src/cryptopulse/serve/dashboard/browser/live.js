@@ -42,7 +42,7 @@ export function watchState(watcher) {
   return () => watchers.delete(watcher);
 }
 
-// The state of connection and data: {name, ageS, nowMs, dataAgeS, said}. `ageS`: since the newest commit; `nowMs`: time of
+// The state of connection and data: {name, ageS, nowMs, dataAgeS, detail}. `ageS`: since the newest commit; `nowMs`: time of
 // the newest trade, which is "now" on all pages; `dataAgeS`: how long ago that was.
 export function describe() {
   const lake = state.lake;
@@ -54,7 +54,7 @@ export function describe() {
   else if (lake.state === "refused" || lake.state === "unreachable") name = lake.state;
   else if (lake.state === "empty") name = "empty";
   else if (ageS === null || ageS > STALE_S) name = "stale";
-  return { name, ageS, nowMs: lake?.now_us ? lake.now_us / 1000 : null, dataAgeS: ageOf(lake?.now_us), said: lake?.said ?? null, lake };
+  return { name, ageS, nowMs: lake?.now_us ? lake.now_us / 1000 : null, dataAgeS: ageOf(lake?.now_us), detail: lake?.detail ?? null, lake };
 }
 
 function notify() {

@@ -12,7 +12,7 @@ const EMPTY = {
 
 // The text that replaces missing content, by the state of the data (`live.js`).
 export function emptyText(state) {
-  return state?.said ?? EMPTY[state?.name] ?? EMPTY.loading;
+  return state?.detail ?? EMPTY[state?.name] ?? EMPTY.loading;
 }
 
 // Shows a query of the server (`serve/live/query_cache.py`) in a panel: calls `onRows(rows, message)` with each new result.
@@ -22,14 +22,14 @@ export function showQuery(name, { onRows, onStatus = () => {}, empty = "Nothing 
   let message = null;
   let state = null;
   const update = () => {
-    if (message?.state === "failed") onStatus(`This could not be read: ${message.said}`);
+    if (message?.state === "failed") onStatus(`This could not be read: ${message.detail}`);
     else if (message?.rows && !message.rows.length) onStatus(state?.lake?.state === "empty" ? "There are no trades yet." : empty);
     else if (message) onStatus("");
-    else if (state?.name === "disconnected" || state?.said) onStatus(emptyText(state));
+    else if (state?.name === "disconnected" || state?.detail) onStatus(emptyText(state));
     else onStatus("Reading …");
   };
   const ends = [
-    subscribe(`answers/${name}`, (next) => {
+    subscribe(`queries/${name}`, (next) => {
       message = next;
       // After a failure the previous rows stay; the text above them says so.
       if (next.state === "answered") onRows(next.rows ? toObjects(next) : [], next);

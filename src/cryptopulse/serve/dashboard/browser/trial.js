@@ -128,7 +128,7 @@ export class TrialView {
       }
       this.setBusy(false);
       if (now.state === "done") this.show(now);
-      else setNote(this.note, now.said);
+      else setNote(this.note, now.detail);
     } catch (error) {
       if (this.trial?.id !== id) return;
       if (error.status === 404 && !this.isStopped) {

@@ -27,7 +27,7 @@ _TRADES_MAX = 100_000
 """Trades in one answer, about 12 MB; more need further requests."""
 
 
-class Judge:
+class ControlApi:
     """Answers everything under `/simulator/`; faults and limits don't apply to it."""
 
     def __init__(self, venue: Venue, rest: Rest, stop_trading: Callable[[], None]) -> None:

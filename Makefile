@@ -22,7 +22,7 @@ RANDOM_INPUT := --hypothesis-profile=random
 TEXTS = $(shell grep -rl --include='test_*.py' 'pytest\.mark\.texts' tests)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long faults test-cluster test-spark35 lint format bench soak flood bench-cluster cluster databricks-cli clean
+.PHONY: help install demo test test-system test-long faults test-cluster test-spark35 lint format bench soak flood bench-cluster cluster databricks-cli clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +32,11 @@ install: $(VENV)/.installed ## virtual environment in .venv with everything at p
 demo: install ## simulator and the whole pipeline, live in the terminal: make demo ARGS="--for 60s"
 	@$(BIN)/cryptopulse demo $(ARGS)
 
-test: install ## all tests but those of `make lint`
-	$(PYTEST) $(ARGS)
+test: install ## modules by themselves, and messages to tables; within 5 minutes
+	$(PYTEST) tests/unit tests/pipeline $(ARGS)
+
+test-system: install ## the program as processes, the pages in Chromium, kills, power cuts and torn tables; some 5 minutes
+	$(PYTEST) tests/system tests/browser tests/faults $(ARGS)
 
 test-long: install ## tests too long for every change, the long ones of `make faults` among them
 	$(PYTEST) -m long $(RANDOM_INPUT) $(ARGS)

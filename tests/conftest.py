@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ import hypothesis
 import pytest
 import structlog
 
+from cryptopulse.feed import rest
+from cryptopulse.healing import backfill
 from support import Lake
 from support_notify import Market, Webhook
+from support_past import Past
 from support_processes import Processes
 
 # The same examples each time, so that a change is judged by what it changes; `--hypothesis-profile=random` looks for
@@ -85,3 +89,37 @@ def webhook() -> Iterator[Webhook]:
     made = Webhook()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def shared_past() -> Iterator[Past]:
+    made = Past(trades=8_000)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def past(shared_past: Past) -> Iterator[Past]:
+    """An exchange with 8,000 trades of two products; what it is told to do wrong ends with the test."""
+    yield shared_past
+    shared_past.orders(b"{}")
+    shared_past.faults("")
+
+
+@pytest.fixture
+def long_past() -> Iterator[Past]:
+    made = Past(trades=24_000)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For commands that a test calls in this process: a folder and an environment of their own, and an exchange that
+    may be asked as often as one likes. The limit itself has tests in test_feed_rest.py and with real processes."""
+    for name in list(os.environ):
+        if name.startswith("CRYPTOPULSE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    for module in (backfill, rest):
+        monkeypatch.setattr(module, "REQUESTS_PER_SECOND", 1_000)

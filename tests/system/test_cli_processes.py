@@ -30,7 +30,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in list(os.environ):
         if name.startswith("CRYPTOPULSE_"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("CRYPTOPULSE_SERVE__ENABLED", "false")  # tests/unit/test_serve_process.py has it
+    monkeypatch.setenv("CRYPTOPULSE_SERVE__ENABLED", "false")  # tests/system/test_serve_process.py has it
     monkeypatch.setenv("CRYPTOPULSE_PROCESSING__STEP_INTERVAL_MS", "100")  # two cores have enough to do
     monkeypatch.chdir(tmp_path)
     return tmp_path

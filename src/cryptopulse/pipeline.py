@@ -167,7 +167,10 @@ class Pipeline:
 
     def _store(self, records: pa.Table) -> None:
         if records.num_rows:
-            self.telemetry.add(self.engine.store(records))
+            expired = dict(self._continuity.unrecorded)
+            self.telemetry.add(self.engine.store(records, expired))
+            for position in expired:
+                del self._continuity.unrecorded[position]
             self._on_stored(records.num_rows)
 
     def _finish(self) -> None:

@@ -21,6 +21,7 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.tables import ALERTS, BRONZE, COVERAGE, SILVER, TABLES
 from cryptopulse.log.opening import open_log
 from support import Lake, Message, Trade, at, message
+from support_audit import audit
 
 pytestmark = pytest.mark.cluster
 
@@ -134,6 +135,8 @@ def test_what_retention_took_unread_is_said_once_counted_and_a_hole(
     assert state["messages_expired_total"] == 50
     intervals = [(row["first_trade_id"], row["last_trade_id"]) for row in lake.rows(COVERAGE)]
     assert intervals == [(1, 100), (151, 300)]
+    audited = audit(lake.path)
+    assert (audited.kinds, audited.checked("messages expired unread")) == (["hole"], 50)
 
 
 def test_retention_that_passes_a_reader_at_work_is_said_too(broker: KafkaBroker, lake_of: Callable[..., Lake]) -> None:
@@ -149,6 +152,7 @@ def test_retention_that_passes_a_reader_at_work_is_said_too(broker: KafkaBroker,
         assert running.state()["messages_expired_total"] == 80
     assert [line["count"] for line in said if line["event"] == "messages_expired"] == [80]
     assert len(lake.rows(SILVER)) == 220
+    assert audit(lake.path).checked("messages expired unread") == 80
 
 
 def test_a_log_that_ends_before_what_the_lake_holds_is_refused_until_the_epoch_is_raised(

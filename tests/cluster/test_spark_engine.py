@@ -26,6 +26,7 @@ from cryptopulse.log.kafka_address import kafka_address
 from cryptopulse.pipeline import Pipeline
 from cryptopulse.settings import STEPS
 from support import Lake, Message, Trade, at, message, page
+from support_audit import audit
 from support_processes import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -133,6 +134,8 @@ def test_what_retention_took_unread_is_said_counted_and_a_hole(
     assert sum(counts) == state["messages_expired_total"] == 150
     assert intervals(lake) == [(1, 100), (251, 300)]
     assert lake.drain()["messages_expired_total"] == 0
+    audited = audit(lake.path)
+    assert (audited.of("offsets_missing"), audited.checked("messages expired unread")) == ([], 150)
 
 
 def test_a_batch_that_bronze_held_before_a_kill_is_neither_doubled_nor_taken_for_expired(lake_of: MakeLake) -> None:

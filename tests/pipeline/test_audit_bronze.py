@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from cryptopulse.lake.tables import ALERTS, BRONZE, COVERAGE
-from support_audit import append, audit, copied, delete, intervals_of, overwrite, rows
+from cryptopulse.log.sqlite import PARTITION
+from support import Lake, Trade, at, message
+from support_audit import append, audit, copied, delete, intervals_of, matches, overwrite, rows
 
 
 @pytest.fixture
@@ -62,3 +65,23 @@ def test_messages_that_are_there_twice_are_counted(lake: Path) -> None:
 def test_what_a_user_does_to_alerts_is_no_business_of_the_audit(lake: Path) -> None:
     delete(lake, ALERTS, "true")
     assert audit(lake).code == 0
+
+
+def test_messages_that_expired_before_they_were_read_are_no_messages_that_were_lost(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake", log={"size_max_mb": 1})
+    trades = [Trade("BTC-USD", number, at(number)) for number in range(1, 9)]
+    lake.take_in(matches(trades[:3]))
+    first = lake.log.bounds(PARTITION)[0]
+    for trade in trades[3:6]:  # the log keeps what is small for a while
+        lake.append([trade.match(), message(random.Random(trade.trade_id).randbytes(200_000))])
+    lake.append(matches(trades[6:7]))
+    lake.log.trim(PARTITION, first + 9)
+    lake.drain()
+    lake.take_in(matches(trades[7:]))
+    found = audit(tmp_path / "lake")
+    assert (found.code, found.kinds) == (8, ["hole"])
+    assert intervals_of(found.of("hole")) == [("BTC-USD", 4, 6)]
+    assert found.checked("messages expired unread") == 6
+    lake.take_in(matches(trades[3:6]))
+    assert audit(tmp_path / "lake").code == 0
+    lake.close()

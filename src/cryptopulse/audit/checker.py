@@ -87,7 +87,7 @@ def audit(
             AuditCheck("files", sum(len(table.files) for table in snapshot.tables.values())),
             AuditCheck("ids", sum(account.last - account.first + 1 for account in accounts)),
             AuditCheck("messages", messages.count),
-            AuditCheck("offsets", check_offsets(snapshot, scope)),
+            *check_offsets(snapshot, scope),
             *windows,
             *check_hours(snapshot, scope, progress, accounts, healed),
         ]

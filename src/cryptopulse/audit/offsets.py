@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 from cryptopulse.audit.files import TableFile
 from cryptopulse.audit.id_set import IdSet
 from cryptopulse.audit.ids import BIT
+from cryptopulse.audit.report import AuditCheck
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BRONZE, LakeSnapshot
 
@@ -16,14 +17,16 @@ _NEW_LOG_JUMP = 1_000_000
 second."""
 
 
-def check_offsets(snapshot: LakeSnapshot, scope: AuditScope) -> int:
-    """Reports missing and doubled offsets; returns the number of messages. Does nothing in an audit of a limited time,
-    whose messages have no dense offsets.
+def check_offsets(snapshot: LakeSnapshot, scope: AuditScope) -> list[AuditCheck]:
+    """Reports missing and doubled offsets; returns the numbers of messages, and of those that expired in the log before
+    they were read: no one stored them, and the ids of their trades show as holes. Does nothing in an audit of a limited
+    time, whose messages have no dense offsets.
     """
     if BRONZE not in snapshot.tables or scope.from_us is not None or scope.to_us is not None:
-        return 0
+        return [AuditCheck("offsets", 0)]
     held: dict[int, IdSet] = {}
     copies: dict[int, int] = {}
+    expired = 0
     group: list[TableFile] = []
     files = snapshot.files(BRONZE)
     for file in files:
@@ -50,11 +53,13 @@ def check_offsets(snapshot: LakeSnapshot, scope: AuditScope) -> int:
             repair = "no trade counts twice by it; remove the copies by hand if they disturb"
             details = {"partition": partition, "rows": doubled}
             snapshot.report("offsets_doubled", BRONZE, text, repair, details=details)
-        _report_missing(snapshot, partition, offsets)
-    return sum(copies.values())
+        expired += _report_missing(snapshot, partition, offsets)
+    checks = [AuditCheck("offsets", sum(copies.values()))]
+    return [*checks, AuditCheck("messages expired unread", expired)] if expired else checks
 
 
-def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> None:
+def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> int:
+    """Returns how many messages expired unread, by the positions that bronze's commits recorded of them."""
     positions = [snapshot.tables[BRONZE].position(f"log/{partition}")]
     positions += [table.position(f"bronze/{partition}") for table in snapshot.tables.values()]
     stored_to = max((position for position in positions if position is not None), default=held.last)
@@ -65,7 +70,13 @@ def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> None
         for stats in lost
         if stats.get("partition") == (partition, partition) and "offset" in stats
     )
+    expired = 0
     for first, last in IdSet.of([(held.first, max(held.last, stored_to))]) - known:
+        while (expired_to := snapshot.tables[BRONZE].position(f"expired/{partition}/{first}") or 0) >= first:
+            expired += min(expired_to, last) - first + 1
+            first = expired_to + 1  # noqa: PLW2901 - what is left of the gap
+        if first > last:
+            continue
         count = last - first + 1
         if count >= _NEW_LOG_JUMP and _is_new_log(snapshot, partition, first - 1, last + 1):
             continue
@@ -74,6 +85,7 @@ def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> None
         details = {"partition": partition, "first_offset": first, "last_offset": last, "messages": count}
         repair = snapshot.repairs.table(BRONZE, snapshot.tables[BRONZE].place)
         snapshot.report("offsets_missing", BRONZE, text, repair, details=details)
+    return expired
 
 
 def _is_new_log(snapshot: LakeSnapshot, partition: int, before: int, after: int) -> bool:

@@ -147,9 +147,9 @@ class EmbeddedEngine:
         """How many messages bronze holds."""
         return self._bronze.messages()
 
-    def store(self, records: pa.Table) -> StepResult:
-        """Appends `records` of the log (RECORD_SCHEMA, one partition, in order) to bronze."""
-        return self._bronze.store(records)
+    def store(self, records: pa.Table, expired: Mapping[str, int] | None = None) -> StepResult:
+        """Appends `records` of the log (RECORD_SCHEMA, one partition, in order) to bronze; `expired` as in `Bronze`."""
+        return self._bronze.store(records, expired)
 
     def parse_ahead(self, records: pa.Table) -> None:
         """Parses `records` of the log before they are stored, so that both can run in parallel."""

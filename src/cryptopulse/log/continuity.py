@@ -26,6 +26,11 @@ def began_anew(log: str, partition: int, stored: int, end: int) -> Configuration
     )
 
 
+def expired_position(partition: int, first_offset: int) -> str:
+    """The name of a position in bronze: messages from `first_offset` to the position's offset expired unread."""
+    return f"expired/{partition}/{first_offset}"
+
+
 def check_follows(log: Log, stored_to: Callable[[int], int]) -> None:
     """Checks all partitions. `stored_to` gives the last offset of a partition that was read (-1: none).
 
@@ -46,6 +51,10 @@ class Continuity:
         self._reported_to: dict[int, int] = {}
         self.expired = 0
         """Messages that were gone before they were read, since the start."""
+        self.unrecorded: dict[str, int] = {}
+        """Positions for bronze's next commit, by which an audit knows expired messages from lost ones
+        (`expired_position`). Whoever has committed one removes it.
+        """
 
     def check_start(self, stored_to: Callable[[int], int]) -> None:
         """Call before the first read. `stored_to` gives the last offset of a partition in the lake (-1: none).
@@ -79,6 +88,7 @@ class Continuity:
         if first <= start:
             return
         self._reported_to[partition] = first
+        self.unrecorded[expired_position(partition, start)] = first - 1
         self.expired += first - start
         _log.warning(
             "messages_expired", partition=partition, first_offset=start, last_offset=first - 1, count=first - start

@@ -73,10 +73,11 @@ _DELETED_AT_ONCE = 1_000  # S3's limit
 
 def owner_id(table: Table) -> str:
     """The application id under which a table's commits carry the number of the take-over, with either engine."""
-    return _app_id(table, OWNER)
+    return app_id(table, OWNER)
 
 
-def _app_id(table: Table, source: str) -> str:
+def app_id(table: Table, source: str) -> str:
+    """The `txn` application id under which Delta keeps the position of `source` in `table`."""
     return f"cryptopulse:{table.qualified}:{source}"
 
 
@@ -314,7 +315,7 @@ class TableWriter:
 
         `written`: new file → its rows, None for a merged one.
         """
-        transactions = {_app_id(self.table, source): at for source, at in {**positions, **self._owner}.items()}
+        transactions = {app_id(self.table, source): at for source, at in {**positions, **self._owner}.items()}
         name = _new_name()
         body = commit_body(self.table, name, (removed, list(written)), transactions, changes_rows=changes_rows)
         paths = [file.path for file in written]
@@ -435,7 +436,7 @@ class TableWriter:
             self.delete(paths)
 
     def _recorded(self, source: str) -> int:
-        position = self._newest().transaction_version(_app_id(self.table, source))
+        position = self._newest().transaction_version(app_id(self.table, source))
         return NOTHING_YET if position is None else position
 
     def _newest(self) -> DeltaTable:

@@ -16,7 +16,7 @@ from cryptopulse.engine.spark.session import SparkSql
 from cryptopulse.engine.spark.tables import BatchId, SparkTables, shaped
 from cryptopulse.lake.tables import BRONZE
 from cryptopulse.log import EPOCH_PARTITIONS, Log
-from cryptopulse.log.continuity import Continuity, began_anew, check_follows
+from cryptopulse.log.continuity import Continuity, began_anew, check_follows, expired_position
 from cryptopulse.log.kafka_address import KafkaAddress
 from cryptopulse.settings import Settings
 
@@ -51,6 +51,7 @@ class BronzeStep:
             self._stored = {row["partition"]: row["last"] for row in held.collect()}
             continuity = Continuity(self._log)
             continuity.check_start(lambda partition: self._stored.get(partition, -1))
+            self._tables.record(sql.session, BRONZE, continuity.unrecorded)
             self.expired += continuity.expired
         else:
             # Find partitions where bronze is ahead of the checkpoint, because the embedded engine has worked on the
@@ -115,6 +116,10 @@ class BronzeStep:
         if lost > 0 and rows == 0:  # Spark reads no rows if bronze had the whole batch, from before a kill
             lost -= self._held(sql, spans)
         if lost > 0:
+            for number, first, behind in spans:
+                ours = number + self._first_partition
+                if (begin := min(behind, self._log.bounds(ours)[0])) > first:
+                    self._tables.record(sql.session, BRONZE, {expired_position(ours, first): begin - 1})
             self.expired += lost
             logger.warning("messages_expired", count=lost, first_offsets=start, end_offsets=end)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, DataFrameWriterV2, SparkSession
@@ -15,7 +15,7 @@ from cryptopulse.lake.ddl import create_table
 from cryptopulse.lake.storage import open_table, storage
 from cryptopulse.lake.tables import BRONZE, TABLES, Table, other_columns
 from cryptopulse.settings import Settings
-from cryptopulse.store.table_writer import owner_id
+from cryptopulse.store.table_writer import app_id, owner_id
 
 _LOG_RETENTION = {"delta.logRetentionDuration": "interval 30 days"}
 """Streams read a table's log, so it must be kept longer than any pause of a stream."""
@@ -119,6 +119,11 @@ class SparkTables:
     def append(self, rows: DataFrame, table: Table, batch_id: BatchId) -> None:
         """Appends `rows`, once per batch."""
         self._writer(rows, table, batch_id.app_id(table), batch_id.batch).append()
+
+    def record(self, session: SparkSession, table: Table, positions: Mapping[str, int]) -> None:
+        """Writes `positions` into the table's log, each in a commit without rows."""
+        for source, position in positions.items():
+            self._writer(self.read(session, table).limit(0), table, app_id(table, source), position).append()
 
     def replace(self, rows: DataFrame, table: Table, batch_id: BatchId, predicate: str = "true") -> None:
         """Replaces the rows that match `predicate` by `rows`, in one commit, once per batch."""

@@ -19,6 +19,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Collection
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, quote, urlsplit
@@ -121,6 +122,7 @@ class FailureLimit:
             self._buckets.popitem(last=False)
 
 
+@lru_cache(maxsize=1024)  # asked several times for each connection
 def parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The IP address; None for a name, or a socket without one."""
     try:

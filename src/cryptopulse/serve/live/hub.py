@@ -14,9 +14,11 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -36,6 +38,7 @@ _TOPICS_LEFT_MAX = 32
 _BACKOFF_MAX_S = 5.0
 _END_WITHIN_S = 1.0
 _STUCK_S, _ELSEWHERE_STUCK_S = 20.0, 300.0  # on S3 and Azure delta-rs tries for three minutes to reach the storage
+_WOKEN_AT_ONCE = 16  # a subscriber's message takes some 0.1 ms to send
 _WAITING_MAX = 64  # messages of some seconds; a slower subscriber is better served by a snapshot
 
 
@@ -58,6 +61,7 @@ class Live:
         self._snapshots: dict[str, LiveMessage] = {}
         """Snapshots of the newest version, by topic."""
         self._busy_since_s: float | None = None
+        self._wakeups: WeakKeyDictionary[asyncio.AbstractEventLoop, _Wakeups] = WeakKeyDictionary()
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
         self._backoff = Backoff(longest_s=_BACKOFF_MAX_S)
 
@@ -86,7 +90,10 @@ class Live:
 
     def subscribe(self, topics: Iterable[str] = ()) -> Subscription:
         """A subscription for the running event loop, to be used as an asynchronous context manager."""
-        return Subscription(self, asyncio.get_running_loop(), topics)
+        loop = asyncio.get_running_loop()
+        if (wakeups := self._wakeups.get(loop)) is None:
+            wakeups = self._wakeups[loop] = _Wakeups()
+        return Subscription(self, loop, wakeups, topics)
 
     def request(self, subscription: Subscription) -> None:
         """Makes the live thread apply the topics that `subscription` has when its turn comes."""
@@ -204,9 +211,10 @@ class Live:
 class Subscription:
     """One subscriber's topics: `async with`, then `async for` its messages. Topics may be changed in between."""
 
-    def __init__(self, live: Live, loop: asyncio.AbstractEventLoop, topics: Iterable[str]) -> None:
+    def __init__(self, live: Live, loop: asyncio.AbstractEventLoop, wakeups: _Wakeups, topics: Iterable[str]) -> None:
         """Made by `Live.subscribe`."""
         self.loop = loop
+        self.wakeups = wakeups
         self.topics = tuple(topics)
         """The topics wanted: set by the subscriber, read by the live thread."""
         self.watched: dict[str, None] = {}
@@ -268,7 +276,34 @@ class Subscription:
             self._waiting.clear()
             self.is_behind = True
             self._live.request(self)
+        self.wakeups.add(self)
+
+    def wake(self) -> None:
+        """Lets the subscriber see what waits. Call it in the event loop."""
         self._news.set()
+
+
+class _Wakeups:
+    """Wakes the subscribers of one event loop, a few in each of its iterations.
+
+    All at once would keep every other request waiting until each subscriber has been served.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[Subscription, None] = {}
+
+    def add(self, subscription: Subscription) -> None:
+        """Wakes `subscription` when its turn comes. Call it in the event loop."""
+        if not self._due:
+            subscription.loop.call_soon(self._wake, subscription.loop)
+        self._due[subscription] = None
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        for subscription in [*islice(self._due, _WOKEN_AT_ONCE)]:
+            del self._due[subscription]
+            subscription.wake()
+        if self._due:
+            loop.call_soon(self._wake, loop)
 
 
 def _deliver(due: Mapping[Subscription, list[LiveMessage]]) -> None:

@@ -38,6 +38,7 @@ COMMANDS = [
     "audit",
     "certify",
     "verify",
+    "export",
     "init",
     "config",
     "ddl",

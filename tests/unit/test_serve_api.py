@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import shutil
@@ -82,6 +83,13 @@ def plain(row: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def in_csv(value: Any, text: str) -> bool:
+    """Whether `text` is how CSV has a value of JSON."""
+    if isinstance(value, float):
+        return float(text) == value
+    return text == ("" if value is None else str(value).lower() if isinstance(value, bool) else str(value))
+
+
 @pytest.mark.parametrize(
     ("path", "table", "order"),
     [
@@ -120,7 +128,14 @@ def test_every_format_says_the_same(served: Served, path: str) -> None:
     for table in (pa.ipc.open_stream(arrow.content).read_all(), pq.read_table(io.BytesIO(parquet.content))):
         assert [plain(row) for row in table.to_pylist()] == told["data"]
         assert table.schema.metadata[b"next"].decode() == told["next"]
+    csv_page = served.get(f"/api/{path}", params=parameters, headers={"Accept": "text/csv"})
+    assert csv_page.headers["content-type"].startswith("text/csv")
+    lines = [*csv.DictReader(io.StringIO(csv_page.text))]
+    assert [[*line] for line in lines] == [[*row] for row in told["data"]]
+    for line, row in zip(lines, told["data"], strict=True):
+        assert all(in_csv(value, line[name]) for name, value in row.items())
     assert f"cursor={told['next']}" in page.links["next"]["url"]
+    assert "cursor" in csv_page.links["next"]["url"]
     assert "cursor" in arrow.links["next"]["url"]
 
 
@@ -207,7 +222,7 @@ BAD = [
     ("bars?symbol=", 422, "bad_parameter"),
     ("bars?symbols=BTC-USD", 422, "bad_parameter"),
     ("bars?order=up", 422, "bad_parameter"),
-    ("bars?format=csv", 406, "not_acceptable"),
+    ("bars?format=xml", 406, "not_acceptable"),
     ("trades?first_id=99999999999999999999", 422, "bad_parameter"),
     ("alerts?severity=LOW", 422, "bad_parameter"),
     ("products?symbol=BTC-USD", 422, "bad_parameter"),
@@ -227,7 +242,7 @@ def test_a_bad_request_is_told_what_is_wrong_with_it(served: Served, path: str, 
 
 
 def test_media_types_that_are_not_offered_are_refused(served: Served) -> None:
-    assert served.get("/api/bars", headers={"Accept": "text/csv"}).status_code == 406
+    assert served.get("/api/bars", headers={"Accept": "text/xml"}).status_code == 406
     assert served.get("/api/bars", headers={"Accept": "application/json;q=0, text/html"}).status_code == 406
     assert served.get("/api/bars", headers={"Accept": "text/html, */*;q=0.1"}).headers["content-type"].endswith("json")
 

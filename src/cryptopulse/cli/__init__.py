@@ -28,6 +28,7 @@ from cryptopulse.cli import (
     config,
     ddl,
     demo,
+    export,
     processes,
     replay,
     serve,
@@ -65,7 +66,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, processes, serve, simulate, status, sql, audit, certify, alerts, replay, backfill, config, ddl):
+for module in (
+    demo,
+    processes,
+    serve,
+    simulate,
+    status,
+    sql,
+    export,
+    audit,
+    certify,
+    alerts,
+    replay,
+    backfill,
+    config,
+    ddl,
+):
     module.register(app)
 
 

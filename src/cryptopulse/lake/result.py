@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import pyarrow as pa
@@ -110,6 +111,17 @@ class Rows(ABC):
                 nearest = table.column(place).cast(pa.string()).cast(pa.float64())
                 table = table.set_column(place, field.name, nearest)
         return table.to_pandas()
+
+    def write(self, file: str | Path, format: str | None = None, *, overwrite: bool = False) -> int:  # noqa: A002
+        """Writes all rows to `file`, with exact decimals and times in UTC; returns how many.
+
+        `format`: "csv", "parquet", "arrow", or "kdb" (CSV for kdb+); None: by the file's name, which may end with
+        `.csv.gz` and `.csv.zst` as well. The file appears whole or not at all. Raises ConfigurationError for an unknown
+        format, a file that exists without `overwrite`, or one that can't be written.
+        """
+        from cryptopulse.lake.export import write_rows  # noqa: PLC0415 - needed by few
+
+        return write_rows(self, Path(file), format, overwrite=overwrite)
 
     def __len__(self) -> int:
         """As `count`."""

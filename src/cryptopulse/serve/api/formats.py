@@ -12,6 +12,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cryptopulse.lake.export import csv_header, csv_lines
 from cryptopulse.serve.api.json_rows import json_rows
 from cryptopulse.serve.http.problems import Problem
 
@@ -52,6 +53,12 @@ def _json(page: RowsPage) -> Iterator[bytes]:
     yield b'],"next":' + msgspec.json.encode(page.next) + b"}"
 
 
+def _csv(page: RowsPage) -> Iterator[bytes]:
+    yield csv_header(page.schema())
+    for batch in page.batches():
+        yield csv_lines(batch)
+
+
 class _Chunks(io.RawIOBase):
     """Collects what a writer writes, to be sent in chunks."""
 
@@ -89,7 +96,8 @@ ARROW: Final = Format("arrow", "application/vnd.apache.arrow.stream", _with_writ
 PARQUET: Final = Format(
     "parquet", "application/vnd.apache.parquet", _with_writer(partial(pq.ParquetWriter, compression="zstd"))
 )
-FORMATS: Final = {one.name: one for one in (JSON, ARROW, PARQUET)}
+CSV: Final = Format("csv", "text/csv", _csv)
+FORMATS: Final = {one.name: one for one in (JSON, ARROW, PARQUET, CSV)}
 
 
 def negotiate(name: str | None, accept: str | None) -> Format:

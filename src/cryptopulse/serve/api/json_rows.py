@@ -5,12 +5,13 @@ Decimals are strings, exact and without trailing zeros; times are strings in UTC
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from cryptopulse.lake.export import decimal_texts, time_texts
 
 
 def json_rows(batch: pa.RecordBatch) -> bytes:
@@ -34,27 +35,17 @@ def _json(column: pa.Array) -> pa.Array:
     """Each value of the column as JSON."""
     kind = column.type
     if pa.types.is_string(kind):
-        written = _by_value(column, _quoted)
+        found = column.dictionary_encode()  # each distinct text is quoted once
+        written = pa.array([_quoted(text) for text in found.dictionary.to_pylist()], pa.string()).take(found.indices)
     elif pa.types.is_timestamp(kind):
-        written = _in_quotes(pc.strftime(column, "%Y-%m-%dT%H:%M:%SZ"))
+        written = _in_quotes(time_texts(column))
     elif pa.types.is_decimal(kind):
-        # Their scale is above 0, so zeros at the end may be cut. Arrow writes small ones with an exponent.
-        texts = column.cast(pa.string())
-        if pc.any(pc.match_substring(texts, "E")).as_py():
-            texts = _by_value(texts, lambda text: f"{Decimal(text):f}")
-        written = _in_quotes(pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), "."))
+        written = _in_quotes(decimal_texts(column))
     elif pa.types.is_floating(kind):
         written = pc.if_else(pc.is_finite(column), column, pa.scalar(None, kind)).cast(pa.string())
     else:  # integers and booleans
         written = column.cast(pa.string())
     return pc.fill_null(written, "null")
-
-
-def _by_value(column: pa.Array, of: Any) -> pa.Array:
-    """`of(text)` for each text; called once for each distinct text."""
-    found = column.dictionary_encode()
-    words = pa.array([of(text) for text in found.dictionary.to_pylist()], pa.string())
-    return words.take(found.indices)
 
 
 def _in_quotes(texts: pa.Array) -> pa.Array:

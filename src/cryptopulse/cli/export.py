@@ -1,0 +1,74 @@
+"""`export`: rows of the tables as files for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cryptopulse.cli.options import Config, Json, Lake, no_option, settings_from
+from cryptopulse.cli.output import print_json, progress_bar
+
+if TYPE_CHECKING:
+    from cryptopulse.lake.table_rows import TableRows
+
+_TABLES = Literal["trades", "bars", "stats", "alerts", "completeness"]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to `app`."""
+    example = "cryptopulse export trades btc.parquet --products BTC-USD --from 2026-11-28 --to 2026-11-29 --lake lake"
+    app.command(epilog=f"Example: {example}")(export)
+
+
+def export(
+    what: Annotated[_TABLES, typer.Argument(help="Which rows.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Its name tells the format: .csv (also .csv.gz, .csv.zst), .parquet, .arrow.", callback=no_option
+        ),
+    ],
+    products: Annotated[str | None, typer.Option(metavar="IDS", help="As in BTC-USD,ETH-USD; all without it.")] = None,
+    start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="Start (inclusive), UTC.")] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="TIME", help="End (exclusive), UTC.")] = None,
+    grain: Annotated[str, typer.Option(metavar="TIME", help="Length of bars, as in 10s, 1m, 1h.")] = "1m",
+    columns: Annotated[str | None, typer.Option(metavar="NAMES", help="Only these, as in event_time,price.")] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        Literal["csv", "parquet", "arrow", "kdb"] | None,
+        typer.Option(help="Format whatever the name; kdb: CSV for kdb+."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
+    lake: Lake = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Write trades, bars and other rows to a file: exact decimals, times in UTC, ordered by time."""
+    from cryptopulse.errors import ConfigurationError
+    from cryptopulse.lake.dataset import open_lake
+    from cryptopulse.lake.export import kdb_types, write_rows
+
+    settings = settings_from(lake, config)
+    limits = settings.processing
+    if grain != "1m" and what != "bars":
+        raise ConfigurationError("--grain is for bars.")
+    symbols = products.split(",") if products else None
+    chosen = columns.split(",") if columns else None
+    with open_lake(
+        settings.location, memory_max_mb=limits.memory_max_mb, threads=limits.threads, timeout_s=None
+    ) as reader:
+        rows: TableRows
+        if what == "bars":
+            rows = reader.bars(symbols, start, end, grain=grain, columns=chosen)
+        else:
+            rows = getattr(reader, what)(symbols, start, end, columns=chosen)
+        with progress_bar("rows") as progress:
+            total = rows.count()
+            written = write_rows(rows, file, format, overwrite=overwrite, progress=lambda done: progress(done, total))
+        if json:
+            print_json({"file": str(file), "rows": written, "columns": rows.schema.names})
+            return
+        typer.echo(f"{written:,} {what if written != 1 else what.removesuffix('s')} written to {file}")
+        if format == "kdb":
+            typer.echo(f'Load it: ("{kdb_types(rows.schema)}";enlist csv) 0: hsym `$"{file}"')

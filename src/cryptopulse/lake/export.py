@@ -1,0 +1,156 @@
+"""Rows as files: CSV, Parquet, Arrow, and CSV that kdb+ loads. Decimals stay exact, times are UTC.
+
+Rows are written batch by batch, so memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from cryptopulse.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from cryptopulse.lake.result import Rows
+
+FORMATS: Final = ("csv", "parquet", "arrow", "kdb")
+"""`arrow` is Arrow's file format, also known as Feather; `kdb` is CSV with the times and truth values of kdb+."""
+
+_SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+
+def write_rows(
+    rows: Rows,
+    file: Path,
+    form: str | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda _rows: None,
+) -> int:
+    """Writes `rows` to `file`; returns how many.
+
+    `form`: one of `FORMATS`; None: by the file's suffix. After `.csv`, `.gz` and `.zst` compress. The file appears
+    whole or not at all, unless it is a pipe or a device. `progress` is called with the number of rows written so far.
+    Raises ConfigurationError for an unknown format, for a file that exists (unless `overwrite`) or can't be written,
+    and what reading `rows` raises.
+    """
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    form = form or next((_SUFFIXES[one] for one in suffixes[-2 if compression else -1 :] if one in _SUFFIXES), None)
+    if form not in FORMATS:
+        raise ConfigurationError(
+            f"{file}: unknown format (expected a name that ends with {', '.join(_SUFFIXES)}, or one of the formats "
+            f"{', '.join(FORMATS)})."
+        )
+    if compression and form not in ("csv", "kdb"):
+        raise ConfigurationError(f"{file}: {form} compresses by itself; leave out {suffixes[-1]}.")
+    if file.is_dir():
+        raise ConfigurationError(f"{file} is a folder; name a file.")
+    if file.is_file() and not overwrite:
+        raise ConfigurationError(f"{file} exists; choose another name, or overwrite it.")
+    try:
+        with _whole(file) as raw:
+            if compression is None:
+                return _write(rows, raw, form, progress)
+            with pa.CompressedOutputStream(raw, compression) as sink:
+                return _write(rows, sink, form, progress)
+    except OSError as error:
+        raise ConfigurationError(f"{file} can't be written: {error.strerror or error}.") from error
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[io.BufferedWriter]:
+    """`file` to write to: under another name until the context has ended well."""
+    if file.exists() and not file.is_file():  # a pipe or a device
+        with file.open("wb") as raw:
+            yield raw
+        return
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as raw:
+            yield raw
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(rows: Rows, sink: Any, form: str, progress: Callable[[int], None]) -> int:
+    schema, count = rows.schema, 0
+    if form in ("csv", "kdb"):
+        sink.write(csv_header(schema))
+        for batch in rows.batches():
+            sink.write(csv_lines(batch, is_kdb=form == "kdb"))
+            progress(count := count + batch.num_rows)
+        return count
+    writer = pq.ParquetWriter(sink, schema, compression="zstd") if form == "parquet" else pa.ipc.new_file(sink, schema)
+    with writer:
+        for batch in rows.batches():
+            writer.write_batch(batch)
+            progress(count := count + batch.num_rows)
+    return count
+
+
+def csv_header(schema: pa.Schema) -> bytes:
+    """The first line of CSV: the columns' names."""
+    return ",".join(schema.names).encode() + b"\n"
+
+
+def csv_lines(batch: pa.RecordBatch, *, is_kdb: bool = False) -> bytes:
+    """The rows as lines of CSV (RFC 4180); missing values are empty. `is_kdb`: with kdb+'s times and truth values."""
+    texts = pa.table([_texts(column, is_kdb=is_kdb) for column in batch.columns], names=batch.schema.names)
+    needs_quotes = any(pc.any(pc.match_substring_regex(column, '[",\r\n]')).as_py() for column in texts.columns)
+    sink = io.BytesIO()
+    options = pa_csv.WriteOptions(include_header=False, quoting_style="needed" if needs_quotes else "none")
+    pa_csv.write_csv(texts, sink, options)
+    return sink.getvalue()
+
+
+def kdb_types(schema: pa.Schema) -> str:
+    """The letters by which kdb+ loads each of the columns, as in `("PSJFFS";enlist csv) 0: file`."""
+    tests = (
+        (pa.types.is_timestamp, "P"),
+        (pa.types.is_date, "D"),
+        (pa.types.is_integer, "J"),
+        (pa.types.is_boolean, "B"),
+        (pa.types.is_string, "S"),
+    )
+    return "".join(next((letter for test, letter in tests if test(field.type)), "F") for field in schema)
+
+
+def decimal_texts(column: pa.Array) -> pa.Array:
+    """Decimals with a scale above 0 as text: exact, without trailing zeros and exponents."""
+    texts = column.cast(pa.string())
+    if pc.any(pc.match_substring(texts, "E")).as_py():  # Arrow's way to write small ones
+        found = texts.dictionary_encode()
+        plain = pa.array([f"{Decimal(text):f}" for text in found.dictionary.to_pylist()], pa.string())
+        texts = plain.take(found.indices)
+    return pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
+
+
+def time_texts(column: pa.Array) -> pa.Array:
+    """Times (UTC) as in 2026-11-28T12:00:00.000000Z."""
+    return pc.strftime(column, "%Y-%m-%dT%H:%M:%SZ")
+
+
+def _texts(column: pa.Array, *, is_kdb: bool) -> pa.Array:
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        return pc.strftime(column, "%Y.%m.%dD%H:%M:%S") if is_kdb else time_texts(column)
+    if pa.types.is_decimal(kind):
+        return decimal_texts(column)
+    if is_kdb and pa.types.is_date(kind):
+        return pc.strftime(column, "%Y.%m.%d")
+    if is_kdb and pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    return column.cast(pa.string())

@@ -6,17 +6,18 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 import structlog
 
-from cryptopulse.feed import rest
-from cryptopulse.healing import backfill
 from support import Lake
 from support_notify import Market, Webhook
-from support_past import Past
 from support_processes import Processes
+
+if TYPE_CHECKING:
+    from support_past import Past
 
 # The same examples each time, so that a change is judged by what it changes; `--hypothesis-profile=random` looks for
 # others. A busy machine is no defect, so nothing has a deadline.
@@ -93,6 +94,8 @@ def webhook() -> Iterator[Webhook]:
 
 @pytest.fixture(scope="session")
 def shared_past() -> Iterator[Past]:
+    from support_past import Past  # which needs the simulator, and not every environment has its libraries
+
     made = Past(trades=8_000)
     yield made
     made.close()
@@ -108,6 +111,8 @@ def past(shared_past: Past) -> Iterator[Past]:
 
 @pytest.fixture
 def long_past() -> Iterator[Past]:
+    from support_past import Past
+
     made = Past(trades=24_000)
     yield made
     made.close()
@@ -117,6 +122,9 @@ def long_past() -> Iterator[Past]:
 def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For commands that a test calls in this process: a folder and an environment of their own, and an exchange that
     may be asked as often as one likes. The limit itself has tests in test_feed_rest.py and with real processes."""
+    from cryptopulse.feed import rest
+    from cryptopulse.healing import backfill
+
     for name in list(os.environ):
         if name.startswith("CRYPTOPULSE_"):
             monkeypatch.delenv(name)

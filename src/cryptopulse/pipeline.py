@@ -167,10 +167,11 @@ class Pipeline:
 
     def _store(self, records: pa.Table) -> None:
         if records.num_rows:
-            expired = dict(self._continuity.unrecorded)
-            self.telemetry.add(self.engine.store(records, expired))
-            for position in expired:
-                del self._continuity.unrecorded[position]
+            expired = [*self._continuity.unrecorded]
+            # What silver has consumed was read once: bronze lost it since, as by restoring an older copy.
+            unread = [one for one in expired if self.engine.parsed_to(one.partition) < one.first_offset]
+            self.telemetry.add(self.engine.store(records, {one.source: one.last_offset for one in unread}))
+            del self._continuity.unrecorded[: len(expired)]
             self._on_stored(records.num_rows)
 
     def _finish(self) -> None:

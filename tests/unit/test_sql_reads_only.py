@@ -153,7 +153,7 @@ def reader(lake: Lake) -> Iterator[dataset.Lake]:
         yield reader
 
 
-def _sealed(lake: Lake) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+def _sandbox(lake: Lake) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     """The database of one statement over the bars."""
     location = lake.settings.location
     return sandbox(location, [NewestVersions(location).files(BARS)], Limits())
@@ -215,14 +215,14 @@ EXECUTED = ("{}", "EXPLAIN ANALYZE {}", "PREPARE p AS {}; EXECUTE p")
 def test_past_the_check_the_database_itself_writes_nothing(lake: Lake, kind: str, ways: tuple[str, ...]) -> None:
     text = _with_file(lake, WRITES[kind])
     for within in ways:
-        with _sealed(lake) as connection, suppress(duckdb.Error):
+        with _sandbox(lake) as connection, suppress(duckdb.Error):
             for one in connection.extract_statements(within.replace("{}", text)):
                 connection.execute(one)
 
 
 @pytest.mark.parametrize("kind", ["COPY", "CTE with COPY", "COPY by path", "COPY elsewhere", "EXPORT", "read_text"])
 def test_the_database_says_no_by_itself(lake: Lake, kind: str) -> None:
-    with _sealed(lake) as connection, pytest.raises(duckdb.Error):
+    with _sandbox(lake) as connection, pytest.raises(duckdb.Error):
         connection.execute(_with_file(lake, WRITES[kind])).fetchall()
 
 
@@ -242,7 +242,7 @@ def _spill_folder(connection: duckdb.DuckDBPyConnection) -> Path:
 
 
 def test_the_one_folder_that_a_database_can_write_to_is_its_own_and_ends_with_it(lake: Lake) -> None:
-    with _sealed(lake) as connection, _sealed(lake) as other:
+    with _sandbox(lake) as connection, _sandbox(lake) as other:
         folder = _spill_folder(connection)
         assert folder != _spill_folder(other)
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -270,7 +270,7 @@ def test_a_folder_for_temporary_files_within_the_lake_is_refused(lake: Lake, mon
         patch.setattr("tempfile.tempdir", str(lake.path / "gold"))
         with pytest.raises(ConfigurationError, match="is in the lake"):
             cryptopulse.open(lake.path)
-        with pytest.raises(ConfigurationError, match="is in the lake"), _sealed(lake):
+        with pytest.raises(ConfigurationError, match="is in the lake"), _sandbox(lake):
             pass
 
 
@@ -280,7 +280,7 @@ def test_without_a_folder_for_temporary_files_small_questions_are_answered(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     with cryptopulse.open(lake.path) as reader:
         assert reader.sql("FROM gold.dm_trade_bars").count() == BARS_ROWS
-        with pytest.raises(duckdb.Error), _sealed(lake) as connection:
+        with pytest.raises(duckdb.Error), _sandbox(lake) as connection:
             connection.execute("COPY (SELECT 1) TO 'out.csv'")
 
 
@@ -300,10 +300,10 @@ def test_the_command_refuses_as_well(
 def test_what_a_statement_changes_in_its_database_no_later_one_sees(lake: Lake) -> None:
     """As it was: one database for all, in which a view could be put in the place of the table."""
     counted = "SELECT count(*) FROM gold.dm_trade_bars"
-    with _sealed(lake) as connection:
+    with _sandbox(lake) as connection:
         connection.execute(WRITES["CREATE VIEW"])
         assert connection.sql(counted).fetchall() == [(1,)]
-    with _sealed(lake) as connection:
+    with _sandbox(lake) as connection:
         assert connection.sql(counted).fetchall() == [(BARS_ROWS,)]
 
 

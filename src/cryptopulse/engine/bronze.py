@@ -59,16 +59,13 @@ class Bronze:
         """How many messages bronze holds."""
         return self._table.rows()
 
-    def store(self, records: pa.Table, expired: Mapping[str, int] | None = None) -> StepResult:
-        """Appends `records` of the log (RECORD_SCHEMA, one partition, in order).
-
-        `expired`: positions that tell of messages which the log no longer had (`Continuity.unrecorded`).
-        """
+    def store(self, records: pa.Table, positions: Mapping[str, int]) -> StepResult:
+        """Appends `records` of the log (RECORD_SCHEMA, one partition, in order), with further `positions`."""
         partition, last = records["partition"][0].as_py(), records["offset"][-1].as_py()
         now = constant_time(time.time_ns() // 1000, records.num_rows)
         day = pc.cast(records["received_time"], pa.date32())
         rows = shaped(records.append_column("bronze_ingestion_time", now).append_column("received_date", day), BRONZE)
-        self._table.append(rows, {f"log/{partition}": last, **(expired or {})})
+        self._table.append(rows, {f"log/{partition}": last, **positions})
         if self.stored_to(partition) == NOTHING_YET:
             self._first[partition] = records["offset"][0].as_py()
         self.partitions |= {partition}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 
 import pyarrow as pa
 import structlog
@@ -147,9 +148,13 @@ class EmbeddedEngine:
         """How many messages bronze holds."""
         return self._bronze.messages()
 
-    def store(self, records: pa.Table, expired: Mapping[str, int] | None = None) -> StepResult:
-        """Appends `records` of the log (RECORD_SCHEMA, one partition, in order) to bronze; `expired` as in `Bronze`."""
-        return self._bronze.store(records, expired)
+    def parsed_to(self, partition: int) -> int:
+        """Last offset of a log partition that silver has consumed; -1 for none."""
+        return self.tables[SILVER.qualified].position(f"bronze/{partition}")
+
+    def store(self, records: pa.Table, positions: Mapping[str, int] = MappingProxyType({})) -> StepResult:
+        """Appends `records` of the log (RECORD_SCHEMA, one partition, in order) to bronze, with further `positions`."""
+        return self._bronze.store(records, positions)
 
     def parse_ahead(self, records: pa.Table) -> None:
         """Parses `records` of the log before they are stored, so that both can run in parallel."""

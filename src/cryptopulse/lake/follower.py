@@ -45,7 +45,7 @@ class CommitWatch:
         self.table_folder = table_folder
         self._folder = table_folder / "_delta_log"
         self._seen: tuple[int, int] | None = None
-        self._entry: tuple[Path, int | None] | None = None
+        self._last: tuple[int, int | None] = -1, None
 
     def state(self) -> tuple[int, int] | None:
         """The folder's inode, and its mtime (ns), which changes when files come or go; None when it does not exist."""
@@ -55,20 +55,27 @@ class CommitWatch:
             return None
         return found.st_ino, found.st_mtime_ns
 
-    def note(self, seen: tuple[int, int] | None, version: int) -> None:
-        """Remembers the `state` from before the log was read up to `version`; None: nothing was read."""
-        entry = self.entry(version)
-        self._seen, self._entry = seen, (entry, _modified_ns(entry))
+    def written_ns(self, version: int) -> int | None:
+        """When the file of a commit was written (ns); None when there is none."""
+        try:
+            return self.entry(version).stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def note(self, seen: tuple[int, int] | None, version: int = -1, written_ns: int | None = None) -> None:
+        """Remembers what was read: the log's `state` from before, the last `version`, and its `written_ns` from before
+        its rows were read. Without `seen`: nothing was read.
+        """
+        self._seen, self._last = seen, (version, written_ns)
 
     def is_same_log(self, seen: tuple[int, int] | None) -> bool:
         """Whether the log is still the remembered one, not a recreated one: the same folder, with the last entry read.
 
         The folder alone does not tell: ext4 gives the inode of a deleted folder to the next one.
         """
-        if seen is None or self._seen is None or self._entry is None or seen[0] != self._seen[0]:
-            return False
-        entry, modified_ns = self._entry
-        return modified_ns is not None and _modified_ns(entry) == modified_ns
+        version, written_ns = self._last
+        is_same_folder = seen is not None and self._seen is not None and seen[0] == self._seen[0]
+        return is_same_folder and written_ns is not None and self.written_ns(version) == written_ns
 
     def has_changed(self, seen: tuple[int, int] | None, version: int) -> bool:
         """Whether there may be commits after `version`: the log differs from what is remembered, or has the next entry.
@@ -80,13 +87,6 @@ class CommitWatch:
     def entry(self, version: int) -> Path:
         """The file of a commit."""
         return self._folder / f"{version:020d}.json"
-
-
-def _modified_ns(file: Path) -> int | None:
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return None
 
 
 def updated(lake: LakeLocation, delta: DeltaTable) -> bool:
@@ -191,20 +191,21 @@ class _NewestTable:
                 raise LakeUnreachable(
                     f"Table {self._table.qualified} is gone: was the lake {self._lake} moved, or its disk taken away?"
                 )
+            written_ns = self._log.written_ns(delta.version()) if self._log and delta is not None else None
             if delta is None:
                 self._files = Files.none(self._lake, self._table)
             elif delta is not self._delta or delta.version() != self._files.version:
                 self._files = Files.of(self._lake, self._table, delta)
             self._delta, self.was_there = delta, delta is not None
             if self._log:
-                self._log.note(seen, self._files.version)
+                self._log.note(seen, self._files.version, written_ns)
             return self._files
 
     def forget(self) -> None:
         with self._lock:
             self._delta = None
             if self._log:
-                self._log.note(None, -1)
+                self._log.note(None)
             self._files = Files.none(self._lake, self._table)
 
 
@@ -280,20 +281,20 @@ class Follower:
         """Makes the next `read` return the whole table."""
         self._delta, self._version, self.loaded_us = None, -1, None
         if self._log:
-            self._log.note(None, -1)
+            self._log.note(None)
 
     def _changes(self, log: CommitWatch) -> News | None:
         """The rows that new log entries added; None when entries are missing, too many, or don't tell."""
         seen = log.state()
         if not log.is_same_log(seen):
             return None
-        version, tables = self._version, []
-        while (entry := log.entry(version + 1)).exists():
+        version, written_ns, tables = self._version, log.written_ns(self._version), []
+        while (newer_ns := log.written_ns(version + 1)) is not None:
             if version - self._version >= _BEHIND_COMMITS_MAX:
                 return None
             added: list[str] = []
             is_removing = False
-            for line in entry.read_bytes().splitlines():
+            for line in log.entry(version + 1).read_bytes().splitlines():
                 action: dict[str, Any] = json.loads(line)
                 if (add := action.get("add")) and add["dataChange"]:
                     added.append(unquote(add["path"]))
@@ -305,10 +306,8 @@ class Follower:
                 # Not `pq.read_table`, which looks for a data set around the file: three times as slow.
                 with pq.ParquetFile(log.table_folder / path) as file:
                     tables.append(file.read(self._columns, use_threads=False).cast(self._schema))
-            version += 1
-        if version == self._version and not log.entry(version).exists():
-            return None  # entries were deleted, or the table was recreated: open it to tell
-        log.note(seen, version)
+            version, written_ns = version + 1, newer_ns
+        log.note(seen, version, written_ns)
         self._version = version
         return self._news(pa.concat_tables([self._schema.empty_table(), *tables]), is_whole=False)
 
@@ -322,8 +321,9 @@ class Follower:
             self.forget()
             return News(self._schema.empty_table(), is_gone)
         if log and self._version == delta.version() and log.is_same_log(seen):
-            log.note(seen, self._version)  # old log entries were deleted, nothing else
+            log.note(seen, self._version, log.written_ns(self._version))  # old entries were deleted, nothing else
             return self._news(self._schema.empty_table(), is_whole=False)
+        written_ns = log.written_ns(delta.version()) if log else None
         is_whole = self._version < 0 or log is not None or delta.version() < self._version
         if is_whole:
             self.loaded_us = None
@@ -333,7 +333,7 @@ class Follower:
         rows = pa.table(QueryBuilder().register("t", delta).execute(sql).read_all()).cast(self._schema)
         self._version = delta.version()
         if log:
-            log.note(seen, self._version)
+            log.note(seen, self._version, written_ns)
         else:
             self._delta = delta
         return self._news(rows, is_whole)

@@ -81,6 +81,9 @@ Offsets that start over get a new epoch, so none is mistaken for one already sto
 class Log(Protocol):
     """A durable buffer. One process appends, one reads; each opens its own."""
 
+    expires: bool
+    """Whether messages may leave the log before they were read, as by Kafka's retention."""
+
     def append(self, messages: pa.Table) -> None:
         """Stores `messages` (MESSAGE_SCHEMA) in order; returns when they are durable.
 

@@ -7,6 +7,7 @@ holes. Or the log is not the one from which the lake was filled.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pyarrow as pa
 import structlog
@@ -26,9 +27,18 @@ def began_anew(log: str, partition: int, stored: int, end: int) -> Configuration
     )
 
 
-def expired_position(partition: int, first_offset: int) -> str:
-    """The name of a position in bronze: messages from `first_offset` to the position's offset expired unread."""
-    return f"expired/{partition}/{first_offset}"
+@dataclass(frozen=True)
+class Expired:
+    """Messages of a partition that left the log before they were read."""
+
+    partition: int
+    first_offset: int
+    last_offset: int
+
+    @property
+    def source(self) -> str:
+        """The name under which a commit of bronze keeps `last_offset` as a position."""
+        return f"expired/{self.partition}/{self.first_offset}"
 
 
 def check_follows(log: Log, stored_to: Callable[[int], int]) -> None:
@@ -43,7 +53,7 @@ def check_follows(log: Log, stored_to: Callable[[int], int]) -> None:
 
 
 class Continuity:
-    """Checks what one reader reads from a log, and counts expired messages. For one thread."""
+    """Checks what one reader reads from a log, and counts expired messages."""
 
     def __init__(self, log: Log) -> None:
         """Starts with a count of 0."""
@@ -51,9 +61,9 @@ class Continuity:
         self._reported_to: dict[int, int] = {}
         self.expired = 0
         """Messages that were gone before they were read, since the start."""
-        self.unrecorded: dict[str, int] = {}
-        """Positions for bronze's next commit, by which an audit knows expired messages from lost ones
-        (`expired_position`). Whoever has committed one removes it.
+        self.unrecorded: list[Expired] = []
+        """What bronze's next commit is to record, so that an audit knows expired messages from lost ones. Whoever has
+        committed it removes it. Empty for a log from which nothing expires: what it lacks was in the lake once.
         """
 
     def check_start(self, stored_to: Callable[[int], int]) -> None:
@@ -88,7 +98,8 @@ class Continuity:
         if first <= start:
             return
         self._reported_to[partition] = first
-        self.unrecorded[expired_position(partition, start)] = first - 1
+        if self._log.expires:
+            self.unrecorded.append(Expired(partition, start, first - 1))
         self.expired += first - start
         _log.warning(
             "messages_expired", partition=partition, first_offset=start, last_offset=first - 1, count=first - start

@@ -33,6 +33,8 @@ _log = structlog.get_logger()
 class KafkaLog:
     """Implements `cryptopulse.log.Log` on one topic. Threads may share an object."""
 
+    expires = True
+
     def __init__(self, address: KafkaAddress, epoch: int = 0, partitions: int = 1) -> None:
         """Looks up the topic, and creates it with `partitions` when it is missing (not on Event Hubs).
 

@@ -63,6 +63,8 @@ CREATE TABLE IF NOT EXISTS batches (
 class SqliteLog:
     """Implements `cryptopulse.log.Log` on one file. Threads may share an object; each gets a connection of its own."""
 
+    expires = False  # `trim` deletes only what bronze holds
+
     def __init__(self, path: Path, size_max_bytes: int) -> None:
         """Opens or creates the log at `path`, which may grow to `size_max_bytes`.
 

@@ -13,10 +13,10 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from cryptopulse.engine.spark.checkpoint import Checkpoint, Offsets
 from cryptopulse.engine.spark.session import SparkSql
-from cryptopulse.engine.spark.tables import BatchId, SparkTables, shaped
+from cryptopulse.engine.spark.tables import BatchId, Guard, SparkTables, shaped
 from cryptopulse.lake.tables import BRONZE
 from cryptopulse.log import EPOCH_PARTITIONS, Log
-from cryptopulse.log.continuity import Continuity, began_anew, check_follows, expired_position
+from cryptopulse.log.continuity import Continuity, Expired, began_anew, check_follows
 from cryptopulse.log.kafka_address import KafkaAddress
 from cryptopulse.settings import Settings
 
@@ -37,6 +37,7 @@ class BronzeStep:
         self._messages_max = settings.spark.messages_per_batch_max
         self._stored: dict[int, int] = {}
         self._is_checked = False
+        self._unrecorded: list[Expired] = []
         self.expired = 0
         """How many messages expired before they were read, since the start."""
 
@@ -51,7 +52,7 @@ class BronzeStep:
             self._stored = {row["partition"]: row["last"] for row in held.collect()}
             continuity = Continuity(self._log)
             continuity.check_start(lambda partition: self._stored.get(partition, -1))
-            self._tables.record(sql.session, BRONZE, continuity.unrecorded)
+            self._unrecorded += continuity.unrecorded
             self.expired += continuity.expired
         else:
             # Find partitions where bronze is ahead of the checkpoint, because the embedded engine has worked on the
@@ -97,11 +98,12 @@ class BronzeStep:
         self._tables.append(shaped(cut, BRONZE), BRONZE, batch_id)
         return {}
 
-    def passed(self, sql: SparkSql, start: Offsets | None, end: Offsets | None, rows: int) -> None:
-        """Counts and logs expired messages after a batch from `start` to `end` in which Spark read `rows` messages.
+    def passed(self, sql: SparkSql, start: Offsets | None, end: Offsets | None, rows: int, guard: Guard) -> None:
+        """Counts and logs expired messages after a batch from `start` to `end` in which Spark read `rows` messages, and
+        records in bronze which they were; when that fails, after a later batch.
 
         The first batch of a checkpoint has no `start`; `source` has checked it. Raises ConfigurationError when the
-        topic's offsets have gone back: Spark only warns, and would go on from there.
+        topic's offsets have gone back: Spark only warns, and would go on from there. Raises what `guard` raises.
         """
         for topic, partition, offset in _offsets(start):
             if (behind := (end or {}).get(topic, {}).get(partition, offset)) < offset:
@@ -114,22 +116,37 @@ class BronzeStep:
         ]
         lost = sum(behind - first for _, first, behind in spans) - rows
         if lost > 0 and rows == 0:  # Spark reads no rows if bronze had the whole batch, from before a kill
-            lost -= self._held(sql, spans)
+            lost -= self._held(sql, spans).count()
         if lost > 0:
-            for number, first, behind in spans:
-                ours = number + self._first_partition
-                if (begin := min(behind, self._log.bounds(ours)[0])) > first:
-                    self._tables.record(sql.session, BRONZE, {expired_position(ours, first): begin - 1})
             self.expired += lost
             logger.warning("messages_expired", count=lost, first_offsets=start, end_offsets=end)
+        if lost > 0 or self._unrecorded:
+            guard()
+            try:
+                self._record(sql, spans if lost > 0 else [])
+            except Exception as error:  # noqa: BLE001 - a storage that is away comes as Java's own
+                logger.warning("expired_messages_not_recorded", error=str(error).splitlines()[0])
 
-    def _held(self, sql: SparkSql, spans: list[tuple[int, int, int]]) -> int:
-        """How many messages of `spans` bronze has."""
+    def _record(self, sql: SparkSql, spans: list[tuple[int, int, int]]) -> None:
+        """Records in bronze which messages of `spans` it could not get."""
+        for number, first, behind in spans:
+            ours = number + self._first_partition
+            unread = max(first, self._stored.get(ours, -1) + 1)
+            (held,) = self._held(sql, [(number, unread, behind)]).agg(F.min("offset").alias("first")).collect()
+            last = (behind if held["first"] is None else held["first"]) - 1
+            if last >= unread:
+                self._unrecorded.append(Expired(ours, unread, last))
+        for one in self._unrecorded:
+            self._tables.record(sql.session, BRONZE, one.source, one.last_offset)
+        self._unrecorded.clear()
+
+    def _held(self, sql: SparkSql, spans: list[tuple[int, int, int]]) -> DataFrame:
+        """The messages of `spans` that bronze has."""
         parts = (
             f"(`partition` = {partition + self._first_partition} AND `offset` BETWEEN {first} AND {behind - 1})"
             for partition, first, behind in spans
         )
-        return int(self._tables.read(sql.session, BRONZE).where(" OR ".join(parts)).count())
+        return self._tables.read(sql.session, BRONZE).where(" OR ".join(parts))
 
 
 def _offsets(offsets: Offsets | None) -> Iterator[tuple[str, str, int]]:

@@ -169,5 +169,5 @@ class Stream:
             if isinstance(self.step, BronzeStep):
                 (source,) = found["sources"]
                 start, end, rows = source["startOffset"], source["endOffset"], found["numInputRows"]
-                self.step.passed(SparkSql(self._session), start, end, rows)
+                self.step.passed(SparkSql(self._session), start, end, rows, self._guard)
                 self.totals["messages_expired"] = self.step.expired

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, DataFrameWriterV2, SparkSession
@@ -120,10 +120,9 @@ class SparkTables:
         """Appends `rows`, once per batch."""
         self._writer(rows, table, batch_id.app_id(table), batch_id.batch).append()
 
-    def record(self, session: SparkSession, table: Table, positions: Mapping[str, int]) -> None:
-        """Writes `positions` into the table's log, each in a commit without rows."""
-        for source, position in positions.items():
-            self._writer(self.read(session, table).limit(0), table, app_id(table, source), position).append()
+    def record(self, session: SparkSession, table: Table, source: str, position: int) -> None:
+        """Writes the position of `source` into the table's log, in a commit without rows."""
+        self._writer(self.read(session, table).limit(0), table, app_id(table, source), position).append()
 
     def replace(self, rows: DataFrame, table: Table, batch_id: BatchId, predicate: str = "true") -> None:
         """Replaces the rows that match `predicate` by `rows`, in one commit, once per batch."""

@@ -51,7 +51,7 @@ class Handlers:
         self._queries = QueryPool(_AT_ONCE, timeout_s)
 
     async def respond(self, query: Callable[[], Any]) -> Response:
-        """Runs `query` in another thread and responds with its result as JSON (NaN as null), or the error in `said`."""
+        """Runs `query` in another thread; responds with its result as JSON (NaN as null), or the error in `detail`."""
         try:
             body = await self._queries.run(lambda: msgspec.json.encode(query()))
             return Response(body, media_type="application/json")

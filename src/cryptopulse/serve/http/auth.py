@@ -38,6 +38,7 @@ FORM_CONTENT_SECURITY_POLICY: Final = (
 FORM_BYTES_MAX: Final = 8192
 """A longer form is not read."""
 
+_IP_LETTERS_MAX = 100  # an IPv6 address with the name of a network interface; a Host header may be much longer
 _FAILURES = 10  # wrong tokens in a row that are answered at once
 _FAILURE_EVERY_S = 6.0  # then one per 6 s; a scraper with an old token, every 15 s, never reaches the limit
 _ADDRESSES_MAX = 4096
@@ -122,9 +123,13 @@ class FailureLimit:
             self._buckets.popitem(last=False)
 
 
-@lru_cache(maxsize=1024)  # asked several times for each connection
 def parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The IP address; None for a name, or a socket without one."""
+    return _parse_ip(text) if len(text) <= _IP_LETTERS_MAX else None
+
+
+@lru_cache(maxsize=1024)  # asked several times for each connection
+def _parse_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(text)
     except ValueError:

@@ -28,7 +28,7 @@ from support_processes import (
 
 PRODUCTS = 8
 RATE = 400.0
-IMPATIENT = {"HEALING__WAIT_S": "0.5", "HEALING__LOOK_INTERVAL_S": "2", "PROCESSING__STEP_INTERVAL_MS": "0"}
+IMPATIENT = {"HEALING__WAIT_S": "0.5", "HEALING__TABLE_CHECK_INTERVAL_S": "2", "PROCESSING__STEP_INTERVAL_MS": "0"}
 _QUOTIENTS = ("vwap", "load_timestamp", "window_date")
 
 
@@ -97,7 +97,12 @@ def start_deployment(processes: Processes, lake: Path | None = None, **settings:
     deployment = Deployment(processes, exchange, lake or processes.folder / "lake", settings)
     # A product's record begins with its first trade that is held: what was before it can't be known to be missing.
     every = set(exchange.products)
-    wait_until(lambda: {product for product, _ in deployment.tables.ids()} == every, "each product is stored")
+
+    def is_stored() -> bool:
+        assert deployment.run.popen.poll() is None, deployment.run.said[-3000:]
+        return {product for product, _ in deployment.tables.ids()} == every
+
+    wait_until(is_stored, "each product is stored")
     return deployment
 
 

@@ -82,7 +82,7 @@ SPARK35 ?=
 RUNTIMES := .venv-runtime-16.4/.installed .venv-runtime-17.3/.installed
 cluster: $(VENV)/.cluster $(RUNTIMES) .jars/.copied .node/.installed .venv-azure/.installed ## install what the cluster tests need
 
-databricks-cli: .go/databricks ## Databricks' own command line, for the tests of the bundle; needs Go 1.26, takes 10 minutes
+databricks-cli: .go/databricks ## Databricks' own command line, for the tests of the bundle; needs Go 1.26, takes some minutes
 
 clean: ## remove the virtual environment, caches and the demo's tables
 	rm -rf $(VENV) .venv-azure .venv-runtime-* .venv-spark35 .jars .node .go .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-lake
@@ -147,7 +147,7 @@ RUNTIME_PYTHON ?= python3.11
 	@.venv-azure/bin/python -m pip install --quiet --disable-pip-version-check azure-cli==2.91.0
 	@touch $@
 
-# Not part of `cluster`: it builds for long, and few change the bundle. `make test-cluster` runs its tests when it is there.
+# Not part of `cluster`: it needs Go and builds for minutes. `make test-cluster` runs its tests when it is there.
 .go/databricks: tests/cluster/databricks_cli/go.mod tests/cluster/databricks_cli/workspace_test.go
 	$(call NEEDS,go,golang)
 	@cd tests/cluster/databricks_cli && go build -trimpath -ldflags "-s -w" -o $(CURDIR)/.go/databricks github.com/databricks/cli

@@ -58,10 +58,11 @@ class Deployment:
     def events(self, name: str) -> list[dict[str, object]]:
         return [event for command in (*self.earlier, self.run) for event in command.events(name)]
 
-    def subscriptions(self) -> list[datetime]:
-        """When a producer subscribed, by the test's clock."""
+    def times(self, event: str, **of: object) -> list[datetime]:
+        """When the events `event` with the members `of` were logged, by the test's clock."""
         shift = timedelta(seconds=self.clock_shift_s)
-        return sorted(datetime.fromisoformat(str(event["timestamp"])) - shift for event in self.events("subscribed"))
+        found = [one for one in self.events(event) if of.items() <= one.items()]
+        return sorted(datetime.fromisoformat(str(one["timestamp"])) - shift for one in found)
 
     def kill(self, name: str) -> None:
         """kill -9 of `producer`, `processing` or `run`, which is started again as its user would."""
@@ -79,8 +80,9 @@ class Deployment:
         os.kill(pid, signal.SIGKILL)
 
     def recorded_again(self) -> bool:
-        """Whether a producer has subscribed since the last one died."""
-        return bool(self.subscriptions()) and (self.died_at is None or self.subscriptions()[-1] > self.died_at)
+        """Whether a producer has subscribed since the last one was killed, or died by itself."""
+        subscribed, died = self.times("subscribed"), self.times("process_died", name="producer")
+        return bool(subscribed) and all(subscribed[-1] > at for at in (self.died_at, *died) if at is not None)
 
     def finish(self) -> dict[tuple[str, int], Trade]:
         """Ends the market, waits until every trade is stored, ends `run`; what the simulator sent."""

@@ -13,12 +13,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deployment import Deployment, check_complete, check_tables, start_deployment
+from deployment import check_complete, check_tables, start_deployment
 from tally import TALLY
 
 from cryptopulse.errors import LogFull
@@ -51,12 +50,6 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def died(deployment: Deployment, name: str) -> list[datetime]:
-    """When a process of the deployment did."""
-    events = deployment.events("process_died")
-    return [datetime.fromisoformat(str(event["timestamp"])) for event in events if event["name"] == name]
-
-
 def test_a_full_disk_under_the_log_is_said_clearly_and_afterwards_nothing_is_missing(
     small_disk: Path, processes: Processes
 ) -> None:
@@ -65,9 +58,8 @@ def test_a_full_disk_under_the_log_is_said_clearly_and_afterwards_nothing_is_mis
     wait_until(lambda: "is full" in deployment.run.said, "the full disk is named")
     time.sleep(2)
     assert not deployment.events("unexpected_error"), deployment.run.said
-    deployment.died_at = datetime.now(UTC)
     filler.unlink()
-    assert not died(deployment, "processing")
+    assert not deployment.times("process_died", name="processing")
     published = deployment.finish()
     check_tables(deployment, published)
     check_complete(deployment, published)
@@ -100,11 +92,13 @@ def test_a_full_disk_under_the_lake_is_said_clearly_and_the_log_keeps_everything
     deployment = start_deployment(processes, lake=small_disk / "lake", LOG__URL=f"sqlite:{log}")
     filler = fill(small_disk)
     wait_until(lambda: "is full" in deployment.run.said, "the full disk is named")
-    wait_until(lambda: len(died(deployment, "processing")) > 1, "the processing ends, again and again")
+    wait_until(
+        lambda: len(deployment.times("process_died", name="processing")) > 1, "the processing ends, again and again"
+    )
     filler.unlink()
     published = deployment.finish()
     check_tables(deployment, published)
-    assert not died(deployment, "producer")
+    assert not deployment.times("process_died", name="producer")
     assert deployment.tables.ids().keys() == published.keys()
     assert deployment.events("hole_found") == []
 
@@ -135,7 +129,6 @@ def test_a_quota_or_a_disk_that_fails_for_a_while_under_the_log_loses_nothing(
         assert deployment.run.popen.poll() is None, deployment.run.said
         assert "Can't append to the log" not in deployment.run.said or number == errno.EIO
         assert not deployment.events("unexpected_error"), deployment.run.said
-        deployment.died_at = datetime.now(UTC) if died(deployment, "producer") else None
         full_while.unlink()
         published = deployment.finish()
         check_tables(deployment, published)

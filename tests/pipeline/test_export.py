@@ -106,7 +106,16 @@ def test_kdb_gets_its_times_and_the_types_to_load_them_by(
     filled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, columns = tmp_path / "bars.csv", "window_start,symbol,close,trade_count,is_complete"
-    options = ["--columns", columns, "--format", "kdb", "--products", "ETH-USD", "--lake", str(filled)]
+    options = [
+        "--columns",
+        columns.replace(",", ", "),
+        "--format",
+        "kdb",
+        "--products",
+        "eth-usd",
+        "--lake",
+        str(filled),
+    ]
     assert run(["export", "bars", str(file), *options]) == 0
     assert file.read_text().splitlines() == [columns, "2026.07.07D12:00:00.000000,ETH-USD,1900.5,1,0"]
     assert f'("PSFJB";enlist csv) 0: hsym `$"{file}"' in capsys.readouterr().out

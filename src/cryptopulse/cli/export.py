@@ -53,8 +53,8 @@ def export(
     limits = settings.processing
     if grain != "1m" and what != "bars":
         raise ConfigurationError("--grain is for bars.")
-    symbols = products.split(",") if products else None
-    chosen = columns.split(",") if columns else None
+    symbols = [one.strip().upper() for one in products.split(",")] if products else None
+    chosen = [one.strip() for one in columns.split(",")] if columns else None
     with open_lake(
         settings.location, memory_max_mb=limits.memory_max_mb, threads=limits.threads, timeout_s=None
     ) as reader:

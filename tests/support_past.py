@@ -22,9 +22,9 @@ class Past(Exchange):
         self._trades = trades
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
-        self._loop, port = self._ready.result(timeout=20)
+        self._loop, port = self._ready.result(timeout=60)
         self.url = f"http://127.0.0.1:{port}"
-        self._client = httpx.Client(base_url=self.url, timeout=20, trust_env=False)
+        self._client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         wait_until(lambda: self.ledger()["trades"] >= trades, "the exchange has traded")
         self.products = sorted(self.ledger()["products"])
 

@@ -174,7 +174,7 @@ class Exchange:
         self._addresses = json.loads(line)
         self.products: list[str] = self._addresses["products"]
         # Without certificates, which take longer to load than the answers.
-        self._client = httpx.Client(base_url=self._addresses["rest_url"], timeout=20, trust_env=False, verify=False)
+        self._client = httpx.Client(base_url=self._addresses["rest_url"], timeout=60, trust_env=False, verify=False)
 
     def feed(self, dialect: str = "exchange") -> dict[str, str]:
         """Settings that point a pipeline here."""

@@ -202,7 +202,7 @@ def test_a_pipeline_that_wakes_up_after_another_took_over_stops_and_writes_nothi
     engine.store(log.read(0, engine.stored_to(0) + 1, 10_000))
     engine.advance(SILVER)
     os.kill(first.popen.pid, signal.SIGCONT)
-    assert first.popen.wait(timeout=30) == 5
+    assert first.popen.wait(timeout=120) == 5
     assert "Another pipeline has taken over" in first.said.splitlines()[-1]
 
     sent |= appended(log, range(1001, 1501))
@@ -240,7 +240,7 @@ def test_a_full_log_is_said_clearly_and_what_it_took_is_stored_when_there_is_roo
     small = {"LOG__SIZE_MAX_MB": "1"}
     # Nobody empties the log: it fills up.
     full = processes.start("produce", "--lake", str(lake), **exchange.feed(), **small)
-    assert full.popen.wait(timeout=30) == 3
+    assert full.popen.wait(timeout=120) == 3
     assert "cryptopulse: The log" in full.said
     assert "is full" in full.said.splitlines()[-1]
     log = SqliteLog(load_settings(lake=lake).log_path, 1 << 20)

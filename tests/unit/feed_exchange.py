@@ -103,7 +103,7 @@ class Run:
 
     async def until(self, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first report that has `reached` what the test waits for."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not (self.last and reached(self.last)):
                 await self.next_report()
         return self.last

@@ -224,7 +224,7 @@ def test_a_full_log_ends_the_producer_with_that_error_and_the_loss_is_said(log: 
             await run.until(lambda state: state["messages_total"] == 2)
             gated.gate.set()
             with pytest.raises(LogFull, match="trim it"):
-                await asyncio.wait_for(task, 5)
+                await asyncio.wait_for(task, 60)
         return run
 
     with capture_logs() as lines:

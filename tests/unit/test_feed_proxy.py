@@ -174,7 +174,7 @@ def test_feed_and_rest_go_through_the_same_proxy(
                     await rest.products()
             asked = len(proxy.asked)
             log = SqliteLog(tmp_path / "log.db", 256 * MB)
-            async with producing(settings_for("wss://exchange.invalid"), log), asyncio.timeout(10):
+            async with producing(settings_for("wss://exchange.invalid"), log), asyncio.timeout(60):
                 while len(proxy.asked) == asked:  # noqa: ASYNC110 - the proxy has no event to wait for
                     await asyncio.sleep(0.01)
             log.close()

@@ -19,7 +19,7 @@ from cryptopulse.serve.live.message import LiveMessage
 from support import Lake, Trade
 from support_serve import following
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

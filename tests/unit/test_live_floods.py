@@ -23,7 +23,7 @@ from support import START, Lake, Trade
 from support_processes import wait_until
 from support_serve import Served, following, serve_topics
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 TO_AND_FRO = (["candles/BTC-USD/1m", "market"], ["candles/ETH-USD/1m"])
 
 

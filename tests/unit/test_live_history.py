@@ -26,7 +26,7 @@ from cryptopulse.serve.live.market import LiveMarket
 from cryptopulse.serve.live.query_cache import ANSWER
 from support import START, Lake, Trade, message, micros
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 SYMBOL = "BTC-USD"
 OWN = sorted(trade for trade in dashboard_lake.TRADES if trade.symbol == SYMBOL)
 NOW_US = max(micros(trade.time) for trade in dashboard_lake.TRADES)

@@ -24,7 +24,7 @@ from cryptopulse.serve.live.query_cache import ANSWER, CachedQuery, QueryCache
 from cryptopulse.status import StatusFile
 from support import START, Lake, Trade, at, message
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Asker:

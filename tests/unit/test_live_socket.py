@@ -19,7 +19,7 @@ from cryptopulse.serve.live.hub import Live
 from support import START, Lake, Trade
 from support_processes import wait_until
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_stopping_writes_everything_that_was_received(log: SqliteLog) -> None:
         async with exchange.listening() as url:
             async with producing(settings_for(url), log) as run:
                 await run.until(lambda state: state["messages_total"] > 0)
-            await asyncio.wait_for(exchange.peers[0].gone.wait(), 5)
+            await asyncio.wait_for(exchange.peers[0].gone.wait(), 60)
         return run
 
     state = uvloop.run(scenario()).last
@@ -166,7 +166,7 @@ def test_products_that_are_listed_later_are_recorded_too(log: SqliteLog) -> None
 def test_stopping_while_waiting_for_products_is_prompt(log: SqliteLog) -> None:
     async def scenario() -> None:
         settings = settings_for("ws://127.0.0.1:1", products=[], rest_url="http://127.0.0.1:1", backoff_max_s=30)
-        async with asyncio.timeout(5), producing(settings, log) as run:
+        async with asyncio.timeout(20), producing(settings, log) as run:
             assert (await run.until(bool))["state"] == "waiting for products"
 
     uvloop.run(scenario())

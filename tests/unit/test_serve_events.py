@@ -256,7 +256,7 @@ def test_who_does_not_read_is_left(market: Market, monkeypatch: pytest.MonkeyPat
     async def listen() -> float:
         served.app.state.live.start()
         started_s = time.monotonic()
-        await asyncio.wait_for(served.app(scope, receive, send), 10)
+        await asyncio.wait_for(served.app(scope, receive, send), 60)
         await asyncio.to_thread(served.app.state.live.close)
         return time.monotonic() - started_s
 

@@ -350,8 +350,8 @@ def test_offsets_that_go_back_while_it_runs_are_refused(lake_of: MakeLake) -> No
     step = BronzeStep(SparkTables(lake.settings), address, lake.log, lake.settings)
     nothing: Any = None
     with pytest.raises(ConfigurationError, match=r"up to message 4999, but the log back ends before message 40"):
-        step.passed(nothing, {"back": {"0": 5000}}, {"back": {"0": 40}}, 0)
-    step.passed(nothing, {"back": {"0": 40}}, {"back": {"0": 40}}, 0)
+        step.passed(nothing, {"back": {"0": 5000}}, {"back": {"0": 40}}, 0, lambda: None)
+    step.passed(nothing, {"back": {"0": 40}}, {"back": {"0": 40}}, 0, lambda: None)
 
 
 def test_records_of_another_producer_are_taken_as_the_embedded_engine_takes_them(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -100,6 +102,54 @@ def test_a_value_with_a_comma_or_a_line_feed_is_one_value(tmp_path: Path, reader
         [odd, "1"],
         ["", "2"],
     ]
+
+
+def test_what_a_statement_computes_keeps_its_digits(tmp_path: Path, reader: Reader) -> None:
+    file = tmp_path / "x.csv"
+    numbers = (
+        "100::DECIMAL(5,0) AS whole, 1200::HUGEINT AS huge, 10.50::DECIMAL(9,2) AS part, -1e-7::DECIMAL(9,7) AS tiny"
+    )
+    moment = "2026-11-28 12:00:00"
+    times = f"TIMESTAMP '{moment}' AS local, TIMESTAMPTZ '{moment}+00' AS utc, DATE '2026-11-28' AS day"
+    reader.sql(f"SELECT {numbers}, {times}, true AS yes, NULL AS nothing").write(file)
+    assert file.read_text().splitlines() == [
+        "whole,huge,part,tiny,local,utc,day,yes,nothing",
+        "100,1200,10.5,-0.0000001,2026-11-28 12:00:00.000000,2026-11-28T12:00:00.000000Z,2026-11-28,true,",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("expression", "name"), [("[1, 2]", "x.csv"), ("{'a': 1}", "x.csv"), ("INTERVAL 1 DAY", "x.parquet")]
+)
+def test_a_column_that_a_format_cant_have_is_one_sentence(
+    tmp_path: Path, reader: Reader, expression: str, name: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="can't be written as"):
+        reader.sql(f"SELECT {expression} AS x").write(tmp_path / name)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_rows_go_through_a_pipe_alone_and_a_reader_may_have_enough(filled: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "cryptopulse",
+        "export",
+        "trades",
+        "/dev/stdout",
+        "--format",
+        "csv",
+        "--lake",
+        str(filled),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert [row["trade_id"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["1", "7", "2", "3", "4"]
+    assert done.stderr == "5 trades written to /dev/stdout\n"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        started.stdout.close()
+        assert b"cryptopulse:" not in started.stderr.read()
 
 
 def test_kdb_gets_its_times_and_the_types_to_load_them_by(

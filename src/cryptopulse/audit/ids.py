@@ -28,7 +28,6 @@ CONTENT_HASH = (
     "hash(hash(trade_id, try_cast({price} AS DECIMAL(24, 12)), try_cast({size} AS DECIMAL(28, 12)), {is_buy}, "
     "epoch_us({time})))"
 )
-
 """SQL: a 64-bit hash of a trade's id and content. It is hashed twice: with the inner hash alone, two trades with
 swapped prices would cancel each other out.
 """

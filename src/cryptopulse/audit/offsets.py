@@ -71,10 +71,11 @@ def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> int:
         if stats.get("partition") == (partition, partition) and "offset" in stats
     )
     expired = 0
-    for first, last in IdSet.of([(held.first, max(held.last, stored_to))]) - known:
-        while (expired_to := snapshot.tables[BRONZE].position(f"expired/{partition}/{first}") or 0) >= first:
-            expired += min(expired_to, last) - first + 1
-            first = expired_to + 1  # noqa: PLW2901 - what is left of the gap
+    for start, last in IdSet.of([(held.first, max(held.last, stored_to))]) - known:
+        first = start
+        while first <= last and (to := snapshot.tables[BRONZE].position(f"expired/{partition}/{first}")) is not None:
+            first = max(first, min(to, last)) + 1
+        expired += first - start
         if first > last:
             continue
         count = last - first + 1

@@ -35,9 +35,9 @@ def export(
     end: Annotated[str | None, typer.Option("--to", metavar="TIME", help="End (exclusive), UTC.")] = None,
     grain: Annotated[str, typer.Option(metavar="TIME", help="Length of bars, as in 10s, 1m, 1h.")] = "1m",
     columns: Annotated[str | None, typer.Option(metavar="NAMES", help="Only these, as in event_time,price.")] = None,
-    format: Annotated[  # noqa: A002 - the option's name
+    form: Annotated[
         Literal["csv", "parquet", "arrow", "kdb"] | None,
-        typer.Option(help="Format whatever the name; kdb: CSV for kdb+."),
+        typer.Option("--format", help="Format whatever the name; kdb: CSV for kdb+."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
     lake: Lake = None,
@@ -47,7 +47,7 @@ def export(
     """Write trades, bars and other rows to a file: exact decimals, times in UTC, ordered by time."""
     from cryptopulse.errors import ConfigurationError
     from cryptopulse.lake.dataset import open_lake
-    from cryptopulse.lake.export import kdb_types, write_rows
+    from cryptopulse.lake.export import kdb_types, write_batches
 
     settings = settings_from(lake, config)
     limits = settings.processing
@@ -65,10 +65,13 @@ def export(
             rows = getattr(reader, what)(symbols, start, end, columns=chosen)
         with progress_bar("rows") as progress:
             total = rows.count()
-            written = write_rows(rows, file, format, overwrite=overwrite, progress=lambda done: progress(done, total))
+            written = write_batches(
+                rows.batches(), file, form, overwrite=overwrite, progress=lambda done: progress(done, total)
+            )
+        is_piped = not file.is_file()  # what is said must not end up between the rows
         if json:
             print_json({"file": str(file), "rows": written, "columns": rows.schema.names})
             return
-        typer.echo(f"{written:,} {what if written != 1 else what.removesuffix('s')} written to {file}")
-        if format == "kdb":
-            typer.echo(f'Load it: ("{kdb_types(rows.schema)}";enlist csv) 0: hsym `$"{file}"')
+        typer.echo(f"{written:,} {what if written != 1 else what.removesuffix('s')} written to {file}", err=is_piped)
+        if form == "kdb":
+            typer.echo(f'Load it: ("{kdb_types(rows.schema)}";enlist csv) 0: hsym `$"{file}"', err=is_piped)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import MappingProxyType
 
 import pyarrow as pa
 import structlog
@@ -152,7 +151,7 @@ class EmbeddedEngine:
         """Last offset of a log partition that silver has consumed; -1 for none."""
         return self.tables[SILVER.qualified].position(f"bronze/{partition}")
 
-    def store(self, records: pa.Table, positions: Mapping[str, int] = MappingProxyType({})) -> StepResult:
+    def store(self, records: pa.Table, positions: Mapping[str, int]) -> StepResult:
         """Appends `records` of the log (RECORD_SCHEMA, one partition, in order) to bronze, with further `positions`."""
         return self._bronze.store(records, positions)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,9 +20,6 @@ import pyarrow.parquet as pq
 
 from cryptopulse.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from cryptopulse.lake.result import Rows
-
 FORMATS: Final = ("csv", "parquet", "arrow", "kdb")
 """`arrow` is Arrow's file format, also known as Feather; `kdb` is CSV with the times and truth values of kdb+."""
 
@@ -30,8 +27,8 @@ _SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
-def write_rows(
-    rows: Rows,
+def write_batches(
+    rows: pa.RecordBatchReader,
     file: Path,
     form: str | None = None,
     *,
@@ -43,7 +40,7 @@ def write_rows(
     `form`: one of `FORMATS`; None: by the file's suffix. After `.csv`, `.gz` and `.zst` compress. The file appears
     whole or not at all, unless it is a pipe or a device. `progress` is called with the number of rows written so far.
     Raises ConfigurationError for an unknown format, for a file that exists (unless `overwrite`) or can't be written,
-    and what reading `rows` raises.
+    for a column that the format can't have, and what reading `rows` raises.
     """
     suffixes = [suffix.lower() for suffix in file.suffixes]
     compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
@@ -65,8 +62,12 @@ def write_rows(
                 return _write(rows, raw, form, progress)
             with pa.CompressedOutputStream(raw, compression) as sink:
                 return _write(rows, sink, form, progress)
+    except BrokenPipeError:  # a reader that has had enough
+        raise
     except OSError as error:
         raise ConfigurationError(f"{file} can't be written: {error.strerror or error}.") from error
+    except pa.ArrowException as error:  # intervals, for example, and lists in CSV
+        raise ConfigurationError(f"{file} can't be written as {form}: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
@@ -85,17 +86,17 @@ def _whole(file: Path) -> Iterator[io.BufferedWriter]:
         part.unlink(missing_ok=True)
 
 
-def _write(rows: Rows, sink: Any, form: str, progress: Callable[[int], None]) -> int:
+def _write(rows: pa.RecordBatchReader, sink: Any, form: str, progress: Callable[[int], None]) -> int:
     schema, count = rows.schema, 0
     if form in ("csv", "kdb"):
         sink.write(csv_header(schema))
-        for batch in rows.batches():
+        for batch in rows:
             sink.write(csv_lines(batch, is_kdb=form == "kdb"))
             progress(count := count + batch.num_rows)
         return count
     writer = pq.ParquetWriter(sink, schema, compression="zstd") if form == "parquet" else pa.ipc.new_file(sink, schema)
     with writer:
-        for batch in rows.batches():
+        for batch in rows:
             writer.write_batch(batch)
             progress(count := count + batch.num_rows)
     return count
@@ -129,13 +130,13 @@ def kdb_types(schema: pa.Schema) -> str:
 
 
 def decimal_texts(column: pa.Array) -> pa.Array:
-    """Decimals with a scale above 0 as text: exact, without trailing zeros and exponents."""
+    """Decimals as text: exact, without exponents and without zeros at the end of a fraction."""
     texts = column.cast(pa.string())
     if pc.any(pc.match_substring(texts, "E")).as_py():  # Arrow's way to write small ones
         found = texts.dictionary_encode()
         plain = pa.array([f"{Decimal(text):f}" for text in found.dictionary.to_pylist()], pa.string())
         texts = plain.take(found.indices)
-    return pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
+    return pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".") if column.type.scale > 0 else texts
 
 
 def time_texts(column: pa.Array) -> pa.Array:
@@ -145,8 +146,10 @@ def time_texts(column: pa.Array) -> pa.Array:
 
 def _texts(column: pa.Array, *, is_kdb: bool) -> pa.Array:
     kind = column.type
-    if pa.types.is_timestamp(kind):
-        return pc.strftime(column, "%Y.%m.%dD%H:%M:%S") if is_kdb else time_texts(column)
+    if pa.types.is_timestamp(kind) and is_kdb:
+        return pc.strftime(column, "%Y.%m.%dD%H:%M:%S")
+    if pa.types.is_timestamp(kind) and kind.tz:
+        return time_texts(column)
     if pa.types.is_decimal(kind):
         return decimal_texts(column)
     if is_kdb and pa.types.is_date(kind):

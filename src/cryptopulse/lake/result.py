@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 import pyarrow as pa
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.export import write_batches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,9 +120,7 @@ class Rows(ABC):
         `.csv.gz` and `.csv.zst` as well. The file appears whole or not at all. Raises ConfigurationError for an unknown
         format, a file that exists without `overwrite`, or one that can't be written.
         """
-        from cryptopulse.lake.export import write_rows  # noqa: PLC0415 - needed by few
-
-        return write_rows(self, Path(file), format, overwrite=overwrite)
+        return write_batches(self.batches(), Path(file), format, overwrite=overwrite)
 
     def __len__(self) -> int:
         """As `count`."""

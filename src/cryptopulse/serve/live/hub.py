@@ -12,13 +12,12 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
-from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -61,7 +60,6 @@ class Live:
         self._snapshots: dict[str, LiveMessage] = {}
         """Snapshots of the newest version, by topic."""
         self._busy_since_s: float | None = None
-        self._wakeups: WeakKeyDictionary[asyncio.AbstractEventLoop, _Wakeups] = WeakKeyDictionary()
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
         self._backoff = Backoff(longest_s=_BACKOFF_MAX_S)
 
@@ -90,10 +88,7 @@ class Live:
 
     def subscribe(self, topics: Iterable[str] = ()) -> Subscription:
         """A subscription for the running event loop, to be used as an asynchronous context manager."""
-        loop = asyncio.get_running_loop()
-        if (wakeups := self._wakeups.get(loop)) is None:
-            wakeups = self._wakeups[loop] = _Wakeups()
-        return Subscription(self, loop, wakeups, topics)
+        return Subscription(self, asyncio.get_running_loop(), topics)
 
     def request(self, subscription: Subscription) -> None:
         """Makes the live thread apply the topics that `subscription` has when its turn comes."""
@@ -174,7 +169,7 @@ class Live:
             if made is not None:  # else it is not loaded yet
                 snapshots.append(made)
         if snapshots:
-            _call(subscription.loop, subscription.take, snapshots)
+            _call(subscription.loop, _deliver, subscription.loop, {subscription: snapshots})
 
     def _poll(self) -> float:
         """Publishes what has changed; returns the pause until the next poll in seconds."""
@@ -205,16 +200,15 @@ class Live:
         for subscription, its in due.items():
             loops.setdefault(subscription.loop, {})[subscription] = its
         for loop, subscriptions in loops.items():  # one call per event loop
-            _call(loop, _deliver, subscriptions)
+            _call(loop, _deliver, loop, subscriptions)
 
 
 class Subscription:
     """One subscriber's topics: `async with`, then `async for` its messages. Topics may be changed in between."""
 
-    def __init__(self, live: Live, loop: asyncio.AbstractEventLoop, wakeups: _Wakeups, topics: Iterable[str]) -> None:
+    def __init__(self, live: Live, loop: asyncio.AbstractEventLoop, topics: Iterable[str]) -> None:
         """Made by `Live.subscribe`."""
         self.loop = loop
-        self.wakeups = wakeups
         self.topics = tuple(topics)
         """The topics wanted: set by the subscriber, read by the live thread."""
         self.watched: dict[str, None] = {}
@@ -276,39 +270,27 @@ class Subscription:
             self._waiting.clear()
             self.is_behind = True
             self._live.request(self)
-        self.wakeups.add(self)
 
     def wake(self) -> None:
         """Lets the subscriber see what waits. Call it in the event loop."""
         self._news.set()
 
 
-class _Wakeups:
-    """Wakes the subscribers of one event loop, a few in each of its iterations.
-
-    All at once would keep every other request waiting until each subscriber has been served.
-    """
-
-    def __init__(self) -> None:
-        self._due: dict[Subscription, None] = {}
-
-    def add(self, subscription: Subscription) -> None:
-        """Wakes `subscription` when its turn comes. Call it in the event loop."""
-        if not self._due:
-            subscription.loop.call_soon(self._wake, subscription.loop)
-        self._due[subscription] = None
-
-    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
-        for subscription in [*islice(self._due, _WOKEN_AT_ONCE)]:
-            del self._due[subscription]
-            subscription.wake()
-        if self._due:
-            loop.call_soon(self._wake, loop)
-
-
-def _deliver(due: Mapping[Subscription, list[LiveMessage]]) -> None:
+def _deliver(loop: asyncio.AbstractEventLoop, due: Mapping[Subscription, list[LiveMessage]]) -> None:
     for subscription, messages in due.items():
         subscription.take(messages)
+    _wake(loop, iter(due))
+
+
+def _wake(loop: asyncio.AbstractEventLoop, waiting: Iterator[Subscription]) -> None:
+    """Wakes a few subscribers in each iteration of the loop: all at once would keep every other request waiting until
+    each of them has been served.
+    """
+    woken = [*islice(waiting, _WOKEN_AT_ONCE)]
+    for subscription in woken:
+        subscription.wake()
+    if woken:
+        loop.call_soon(_wake, loop, waiting)
 
 
 def _call(loop: asyncio.AbstractEventLoop, what: Callable[..., object], *arguments: object) -> None:

@@ -129,27 +129,29 @@ def test_a_column_that_a_format_cant_have_is_one_sentence(
     assert not [*tmp_path.iterdir()]
 
 
-def test_rows_go_through_a_pipe_alone_and_a_reader_may_have_enough(filled: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "cryptopulse",
-        "export",
-        "trades",
-        "/dev/stdout",
-        "--format",
-        "csv",
-        "--lake",
-        str(filled),
-    ]
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_rows_go_through_a_pipe_alone_and_a_reader_may_have_enough(filled: Path, name: str) -> None:
+    command = [sys.executable, "-m", "cryptopulse", "export", "trades", name, "--format", "csv", "--lake", str(filled)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert [row["trade_id"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["1", "7", "2", "3", "4"]
-    assert done.stderr == "5 trades written to /dev/stdout\n"
+    assert done.stderr == f"5 trades written to {name}\n"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
         assert started.stdout is not None
         assert started.stderr is not None
         started.stdout.close()
         assert b"cryptopulse:" not in started.stderr.read()
+
+
+def test_standard_output_may_be_a_file_and_a_link_stays_one(filled: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cryptopulse", "export", "bars", "-", "--columns", "symbol", "--lake", str(filled)]
+    with (tmp_path / "x").open("wb") as out:
+        subprocess.run(command, stdout=out, check=True, timeout=60)
+    assert {*(tmp_path / "x").read_text().split()} == {"symbol", "BTC-USD", "ETH-USD"}
+    (tmp_path / "link.csv").symlink_to("x")
+    with cryptopulse.open(filled) as reader:
+        assert reader.trades().limit(1).write(tmp_path / "link.csv", overwrite=True) == 1
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len((tmp_path / "x").read_text().splitlines()) == 2
 
 
 def test_kdb_gets_its_times_and_the_types_to_load_them_by(

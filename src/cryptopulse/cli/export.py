@@ -27,7 +27,8 @@ def export(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Its name tells the format: .csv (also .csv.gz, .csv.zst), .parquet, .arrow.", callback=no_option
+            help="Its name tells the format: .csv (also .csv.gz, .csv.zst), .parquet, .arrow; - is standard output.",
+            callback=lambda file: file if str(file) == "-" else no_option(file),
         ),
     ],
     products: Annotated[str | None, typer.Option(metavar="IDS", help="As in BTC-USD,ETH-USD; all without it.")] = None,
@@ -47,7 +48,7 @@ def export(
     """Write trades, bars and other rows to a file: exact decimals, times in UTC, ordered by time."""
     from cryptopulse.errors import ConfigurationError
     from cryptopulse.lake.dataset import open_lake
-    from cryptopulse.lake.export import kdb_types, write_batches
+    from cryptopulse.lake.export import STANDARD_OUTPUT, kdb_types, write_batches
 
     settings = settings_from(lake, config)
     limits = settings.processing
@@ -68,10 +69,12 @@ def export(
             written = write_batches(
                 rows.batches(), file, form, overwrite=overwrite, progress=lambda done: progress(done, total)
             )
-        is_piped = not file.is_file()  # what is said must not end up between the rows
-        if json:
+        # What is said must not end up between the rows.
+        is_piped = file == STANDARD_OUTPUT or not file.is_file()
+        if json and not is_piped:
             print_json({"file": str(file), "rows": written, "columns": rows.schema.names})
             return
-        typer.echo(f"{written:,} {what if written != 1 else what.removesuffix('s')} written to {file}", err=is_piped)
+        text = f"{written:,} {what if written != 1 else what.removesuffix('s')} written to {file}"
+        typer.echo(text if written else f"{text}: the lake has none of these", err=is_piped)
         if form == "kdb":
             typer.echo(f'Load it: ("{kdb_types(rows.schema)}";enlist csv) 0: hsym `$"{file}"', err=is_piped)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +23,9 @@ from cryptopulse.errors import ConfigurationError
 
 FORMATS: Final = ("csv", "parquet", "arrow", "kdb")
 """`arrow` is Arrow's file format, also known as Feather; `kdb` is CSV with the times and truth values of kdb+."""
+
+STANDARD_OUTPUT: Final = Path("-")
+"""In place of a file; CSV unless another format is given."""
 
 _SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -37,25 +41,26 @@ def write_batches(
 ) -> int:
     """Writes `rows` to `file`; returns how many.
 
-    `form`: one of `FORMATS`; None: by the file's suffix. After `.csv`, `.gz` and `.zst` compress. The file appears
-    whole or not at all, unless it is a pipe or a device. `progress` is called with the number of rows written so far.
-    Raises ConfigurationError for an unknown format, for a file that exists (unless `overwrite`) or can't be written,
-    for a column that the format can't have, and what reading `rows` raises.
+    `file` may be `STANDARD_OUTPUT`. `form`: one of `FORMATS`; None: by its suffix. After `.csv`, `.gz` and `.zst`
+    compress. The file appears whole or not at all, unless it is a pipe or a device. `progress` is called with the
+    number of rows written so far. Raises ConfigurationError for an unknown format, for a file that exists (unless
+    `overwrite`) or can't be written, for a column that the format can't have, and what reading `rows` raises.
     """
     suffixes = [suffix.lower() for suffix in file.suffixes]
     compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
-    form = form or next((_SUFFIXES[one] for one in suffixes[-2 if compression else -1 :] if one in _SUFFIXES), None)
+    by_name = (_SUFFIXES[one] for one in suffixes[-2 if compression else -1 :] if one in _SUFFIXES)
+    form = form or next(by_name, "csv" if file == STANDARD_OUTPUT else None)
     if form not in FORMATS:
         raise ConfigurationError(
-            f"{file}: unknown format (expected a name that ends with {', '.join(_SUFFIXES)}, or one of the formats "
+            f"{file}: unknown format (expected a name that ends with {', '.join(_SUFFIXES)}, or --format "
             f"{', '.join(FORMATS)})."
         )
     if compression and form not in ("csv", "kdb"):
         raise ConfigurationError(f"{file}: {form} compresses by itself; leave out {suffixes[-1]}.")
     if file.is_dir():
         raise ConfigurationError(f"{file} is a folder; name a file.")
-    if file.is_file() and not overwrite:
-        raise ConfigurationError(f"{file} exists; choose another name, or overwrite it.")
+    if file.is_file() and file != STANDARD_OUTPUT and not overwrite:
+        raise ConfigurationError(f"{file} exists; choose another name, or allow --overwrite.")
     try:
         with _whole(file) as raw:
             if compression is None:
@@ -71,17 +76,22 @@ def write_batches(
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[io.BufferedWriter]:
+def _whole(file: Path) -> Iterator[BinaryIO]:
     """`file` to write to: under another name until the context has ended well."""
+    if file == STANDARD_OUTPUT:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
     if file.exists() and not file.is_file():  # a pipe or a device
         with file.open("wb") as raw:
             yield raw
         return
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    target = file.resolve()  # a link stays one
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as raw:
             yield raw
-        part.replace(file)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 

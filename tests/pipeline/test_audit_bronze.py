@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from cryptopulse.lake.tables import ALERTS, BRONZE, COVERAGE
-from cryptopulse.log.sqlite import PARTITION
+from cryptopulse.log.sqlite import PARTITION, SqliteLog
 from support import Lake, Trade, at, message
 from support_audit import append, audit, copied, delete, intervals_of, matches, overwrite, rows
 
@@ -67,18 +68,47 @@ def test_what_a_user_does_to_alerts_is_no_business_of_the_audit(lake: Path) -> N
     assert audit(lake).code == 0
 
 
-def test_a_gap_that_the_embedded_log_leaves_is_a_loss(tmp_path: Path) -> None:
+class ExpiringLog(SqliteLog):
+    """A log that may forget messages before they were read, as Kafka does."""
+
+    expires = True
+
+
+@pytest.mark.parametrize(("log", "is_loss"), [(SqliteLog, True), (ExpiringLog, False)])
+def test_a_gap_is_a_loss_unless_the_log_may_forget(tmp_path: Path, log: type[SqliteLog], is_loss: bool) -> None:
     lake = Lake(tmp_path / "lake", log={"size_max_mb": 1})
+    lake.log = log(lake.settings.log_path, 1 << 20)
     trades = [Trade("BTC-USD", number, at(number)) for number in range(1, 9)]
     lake.take_in(matches(trades[:3]))
     first = lake.log.bounds(PARTITION)[0]
-    for trade in trades[3:6]:  # the log keeps what is small for a while
-        lake.append([trade.match(), message(random.Random(trade.trade_id).randbytes(200_000))])
-    lake.append(matches(trades[6:7]))
-    lake.log.trim(PARTITION, first + 9)
-    lake.drain()
+    for forgotten, kept in (trades[3:5], trades[5:7]):  # two gaps, of two messages each
+        lake.append([forgotten.match(), message(random.Random(kept.trade_id).randbytes(200_000))])
+        lake.append(matches([kept]))
+        lake.log.trim(PARTITION, lake.log.bounds(PARTITION)[1] - 1)
+        lake.drain()
     found = audit(tmp_path / "lake")
-    assert (found.code, found.kinds) == (8, ["hole", "offsets_missing"])
-    missing = found.one("offsets_missing")
-    assert (missing["first_offset"], missing["last_offset"]) == (first + 3, first + 8)
+    if is_loss:
+        assert (found.code, found.kinds) == (8, ["hole", "hole", "offsets_missing", "offsets_missing"])
+        gaps = [(gap["first_offset"] - first, gap["last_offset"] - first) for gap in found.of("offsets_missing")]
+        assert gaps == [(3, 4), (6, 7)]
+    else:
+        assert (found.code, found.kinds) == (8, ["hole", "hole"])
+        assert found.checked("messages expired unread") == 4
+        lake.take_in(matches([trades[3], trades[5]]))
+        assert audit(tmp_path / "lake").code == 0
+    lake.close()
+
+
+def test_what_was_in_the_lake_once_is_a_loss_whatever_the_log_forgets(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake", log={"size_max_mb": 1})
+    lake.log = ExpiringLog(lake.settings.log_path, 1 << 20)
+    lake.take_in([Trade("BTC-USD", 1, at(1)).match()])
+    shutil.copytree(lake.folder(BRONZE), tmp_path / "bronze")
+    for number in (2, 3):
+        lake.take_in([Trade("BTC-USD", number, at(number)).match(), message(random.Random(number).randbytes(200_000))])
+    lake.log.trim(PARTITION, lake.log.bounds(PARTITION)[1] - 2)
+    shutil.rmtree(lake.folder(BRONZE))
+    shutil.copytree(tmp_path / "bronze", lake.folder(BRONZE))  # an older copy is restored
+    lake.drain()
+    assert "offsets_missing" in audit(tmp_path / "lake").kinds
     lake.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,21 @@ def test_what_many_watch_is_read_and_encoded_once(lake: Lake, market: LiveMarket
             await asyncio.to_thread(market.trade, BTC=101)
             first, second = [await until(stream, lambda message: "101.0" in message.text) for stream in streams]
             assert first is second
+
+    asyncio.run(main())
+
+
+def test_a_change_reaches_each_of_many(lake: Lake, market: LiveMarket) -> None:
+    async def main() -> None:
+        market.trade(BTC=100)
+        async with following(lake) as live, AsyncExitStack() as stack:
+            many = [await stack.enter_async_context(live.subscribe(["market"])) for _ in range(100)]
+            streams = [aiter(one) for one in many]
+            for stream in streams:
+                await until(stream, lambda message: bool(message.data["symbols"]))
+            await asyncio.to_thread(market.trade, BTC=101)
+            for stream in streams:
+                await until(stream, lambda message: "101.0" in message.text)
 
     asyncio.run(main())
 

@@ -13,6 +13,7 @@ from cryptopulse.serve.http.auth import (
     TokenAuth,
     is_allowed_host,
     is_allowed_origin,
+    parse_ip,
     server_names,
     visitor_key,
 )
@@ -104,6 +105,12 @@ def test_one_visitor_has_many_addresses_of_ipv6_and_is_counted_once() -> None:
     assert visitor_key("2001:db8::1") != visitor_key("2001:db8:0:1::1")
     assert visitor_key("::ffff:192.0.2.1") == visitor_key("192.0.2.1")
     assert visitor_key("fe80::1%eth0") == visitor_key("fe80::2")
+
+
+def test_what_is_too_long_for_an_address_takes_no_memory() -> None:
+    known = auth._parse_ip.cache_info().currsize
+    assert parse_ip("1" * 32_768) is None
+    assert auth._parse_ip.cache_info().currsize == known
 
 
 def test_guesses_of_ever_new_addresses_take_bounded_memory() -> None:

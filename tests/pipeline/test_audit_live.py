@@ -51,7 +51,7 @@ def stored(lake: Lake, working: Pipeline, messages: list[Message]) -> None:
     """Takes messages into bronze, and no further."""
     start = lake.log.bounds(0)[1]
     lake.append(messages)
-    working.engine.store(lake.log.read(0, start, 1_000_000))
+    working.engine.store(lake.log.read(0, start, 1_000_000), {})
 
 
 def batches() -> list[list[Message]]:

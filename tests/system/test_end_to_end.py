@@ -199,14 +199,14 @@ def test_a_pipeline_that_wakes_up_after_another_took_over_stops_and_writes_nothi
 
     sent |= appended(log, range(501, 1001))
     engine = EmbeddedEngine(settings)  # takes no lock
-    engine.store(log.read(0, engine.stored_to(0) + 1, 10_000))
+    engine.store(log.read(0, engine.stored_to(0) + 1, 10_000), {})
     engine.advance(SILVER)
     os.kill(first.popen.pid, signal.SIGCONT)
     assert first.popen.wait(timeout=120) == 5
     assert "Another pipeline has taken over" in first.said.splitlines()[-1]
 
     sent |= appended(log, range(1001, 1501))
-    engine.store(log.read(0, engine.stored_to(0) + 1, 10_000))
+    engine.store(log.read(0, engine.stored_to(0) + 1, 10_000), {})
     engine.wait_for_news(False)
     for table in DERIVED:
         while engine.advance(table) is not None:

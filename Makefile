@@ -58,6 +58,7 @@ lint: install ## style, format and types; documents, help, deployment files and 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(PYTEST) -q -m "texts and not long and not cluster" $(TEXTS)
 
 format: install ## put the code into the format that `make lint` checks

@@ -28,7 +28,9 @@ def expected(trades: Iterable[Trade], rules: Sequence[AlertRule]) -> list[dict[s
         names = dict.fromkeys(rule.name for rule in rules)
         for name in names:
             rule = next((r for r in rules if r.name == name and r.applies_to(symbol)), None)
-            for kind in rule.types if rule else ():
+            if rule is None:
+                continue
+            for kind in rule.types:
                 over = [hit for place in range(len(mine)) if (hit := _judged(mine, place, rule, kind))]
                 found += [_row(episode, rule, kind, newest) for episode in _episodes(over, rule)]
     return sorted(found, key=lambda row: row["alert_id"])

@@ -47,7 +47,7 @@ def _extremes() -> list[Trade]:
 EXTREMES = _extremes()
 
 TRADES = st.builds(
-    lambda symbol, number, time, value, side, source: Trade(symbol, number, time, *value, side, source),
+    lambda symbol, number, time, value, side, source: Trade(symbol, number, time, value[0], value[1], side, source),
     st.sampled_from(SYMBOLS[:2]),
     st.one_of(st.sampled_from(EXTREME_IDS), st.integers(IDS.lowest, IDS.highest)),
     st.one_of(

@@ -74,7 +74,7 @@ class Cli:
 @pytest.fixture(scope="module")
 def host() -> Iterator[str]:
     """Address of a workspace."""
-    command = [tool("databricks-workspace"), "-test.run", "TestServe", "-test.timeout", "0"]
+    command = [str(tool("databricks-workspace")), "-test.run", "TestServe", "-test.timeout", "0"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdin is not None

@@ -42,7 +42,7 @@ def python(runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter over the runtime's packages, with what the bundle installs: as a cluster keeps its libraries."""
     folder = tmp_path_factory.mktemp(f"runtime-{runtime}")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    subprocess.run([*build, folder, ROOT], check=True)
+    subprocess.run([*build, str(folder), str(ROOT)], check=True)
     (wheel,) = folder.glob("*.whl")
     base = ROOT / f".venv-runtime-{runtime}"
     subprocess.run([base / "bin" / "python", "-m", "venv", folder / "venv"], check=True)
@@ -50,8 +50,9 @@ def python(runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (runtimes,) = base.glob("lib/python*/site-packages")
     (own / "runtime.pth").write_text(f"{runtimes}\n")
     made = folder / "venv" / "bin" / "python"
-    install = [made, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, "-r", ROOT / "deploy" / "databricks" / "requirements.txt", wheel], check=True)
+    install = [str(made), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    requirements = ROOT / "deploy" / "databricks" / "requirements.txt"
+    subprocess.run([*install, "-r", str(requirements), str(wheel)], check=True)
     return made
 
 
@@ -65,7 +66,7 @@ def test_installing_the_core_changes_nothing_that_the_runtime_has(runtime: str, 
     found = subprocess.run([python, "-c", ask, *pins(runtime)], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == pins(runtime)
     (own,) = python.parents[1].glob("lib/python*/site-packages")
-    listing = [python, "-m", "pip", "list", "--format=json", "--path", own]
+    listing = [str(python), "-m", "pip", "list", "--format=json", "--path", str(own)]
     added = subprocess.run(listing, capture_output=True, text=True, check=True)
     names = {one["name"].lower().replace("-", "_") for one in json.loads(added.stdout)}
     assert not names & set(pins(runtime))
@@ -124,7 +125,7 @@ def test_trades_go_from_kafka_through_all_tables_of_a_catalog(
         "CRYPTOPULSE_SPARK__CATALOG": "spark_catalog",
         "CRYPTOPULSE_SPARK__CHECKPOINTS": str(tmp_path / "checkpoints"),
     }
-    command = [python, "-m", "cryptopulse", "process", "--engine", "spark", "--once"]
+    command = [str(python), "-m", "cryptopulse", "process", "--engine", "spark", "--once"]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=2400, check=False
     )

@@ -361,15 +361,14 @@ def test_records_of_another_producer_are_taken_as_the_embedded_engine_takes_them
     lake.append(trades(range(1, 3)))  # makes the topic
     producer = Producer({"bootstrap.servers": broker.bootstrap})
     now_us = time.time_ns() // 1000
-    for number, headers in enumerate(
-        [
-            [("received_us", b"soon"), ("source", b"fax")],
-            [("source", b"rest"), ("received_us", b"%d" % now_us)],
-            [("received_us", b"%d" % (now_us * 1000))],
-            [("received_us", b"-5"), ("source", None)],
-            [],
-        ]
-    ):
+    cases: list[list[tuple[str, str | bytes | None]]] = [
+        [("received_us", b"soon"), ("source", b"fax")],
+        [("source", b"rest"), ("received_us", b"%d" % now_us)],
+        [("received_us", b"%d" % (now_us * 1000))],
+        [("received_us", b"-5"), ("source", None)],
+        [],
+    ]
+    for number, headers in enumerate(cases):
         producer.produce("foreign", b"foreign %d" % number, key=b"\xffk" if number else b"BTC-USD", headers=headers)
     assert producer.flush(30) == 0
     lake.drain()

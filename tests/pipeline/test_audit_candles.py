@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -32,9 +33,16 @@ def quiet() -> None:
 
 
 @contextmanager
-def exchange(**options: object) -> Iterator[str]:
+def exchange(**options: Any) -> Iterator[str]:
     """A simulated exchange whose market is over; its REST address."""
-    given = {"port": 0, "products": 2, "rate": RATE, "trades_max": TRADES, "speed": 1e7, "start_time_ns": START_NS}
+    given: dict[str, Any] = {
+        "port": 0,
+        "products": 2,
+        "rate": RATE,
+        "trades_max": TRADES,
+        "speed": 1e7,
+        "start_time_ns": START_NS,
+    }
     ready, stop = threading.Event(), asyncio.Event()
     ports: list[int] = []
     loop = asyncio.new_event_loop()

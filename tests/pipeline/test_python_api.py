@@ -420,15 +420,15 @@ def test_several_threads_read_one_lake_while_it_grows(own: Lake) -> None:
         counts.append(seen)
         try:
             while not is_over.is_set():
-                seen.append(reader.trades().arrow().num_rows)
-                assert reader.bars(grain="1h").arrow()["trade_count"].to_pylist()
-                total = reader.sql("SELECT count(*) AS n FROM silver.fact_crypto_trades").arrow()["n"][0].as_py()
+                seen.append(shared.trades().arrow().num_rows)
+                assert shared.bars(grain="1h").arrow()["trade_count"].to_pylist()
+                total = shared.sql("SELECT count(*) AS n FROM silver.fact_crypto_trades").arrow()["n"][0].as_py()
                 assert total >= seen[-1]
                 is_over.wait(0.05)  # the pipeline shares the interpreter with them
         except BaseException as error:  # noqa: BLE001 - told by the test
             failures.append(error)
 
-    with cryptopulse.open(own.path) as reader:
+    with cryptopulse.open(own.path) as shared:
         threads = [threading.Thread(target=work) for _ in range(2)]
         for thread in threads:
             thread.start()
@@ -439,7 +439,7 @@ def test_several_threads_read_one_lake_while_it_grows(own: Lake) -> None:
             thread.join(60)
         assert not failures
         assert all(seen and seen == sorted(seen) for seen in counts)
-        assert reader.trades().count() == 22
+        assert shared.trades().count() == 22
 
 
 # What is refused

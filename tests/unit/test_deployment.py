@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cryptopulse import deployment
+from cryptopulse.supervisor import ProcessSpec
 
 _WAITING = """
 import os, signal, threading
@@ -45,6 +46,7 @@ def test_processes_share_few_arenas_unless_the_user_wants_others(
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     if own:
         monkeypatch.setenv("MALLOC_ARENA_MAX", own)
-    monkeypatch.setattr(deployment, "Supervisor", list)
-    specs = deployment.Deployment(tmp_path, {}).supervisor(logs_to_files=False)
+    specs: list[ProcessSpec] = []
+    monkeypatch.setattr(deployment, "Supervisor", specs.extend)
+    deployment.Deployment(tmp_path, {}).supervisor(logs_to_files=False)
     assert {spec.environment["MALLOC_ARENA_MAX"] for spec in specs} == {expected}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sqlglot
 from sqlglot import exp
+from sqlglot.expressions import Query
 
 from cryptopulse.engine.session import SqlSession
 from cryptopulse.lake import tables
@@ -27,6 +28,7 @@ def test_every_sql_file_is_one_statement_of_spark(file: Path, dialect: str) -> N
 @pytest.mark.parametrize("table", DERIVED, ids=lambda table: table.qualified)
 def test_a_sql_file_returns_exactly_the_columns_of_its_table(table: Table) -> None:
     tree = sqlglot.parse_one(read_sql(table.qualified), read="spark")
+    assert isinstance(tree, Query)
     assert {*tree.named_selects, "load_timestamp"} == set(table.arrow_schema.names)
 
 

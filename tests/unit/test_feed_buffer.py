@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pytest
@@ -44,21 +44,6 @@ class ScriptedLog:
         assert partition == 0
         return 0, len(self.bodies())
 
-    def read(self, partition: int, offset: int, messages_max: int) -> pa.Table:
-        raise NotImplementedError
-
-    def wait(self, positions: Mapping[int, int], timeout_s: float) -> None:
-        raise NotImplementedError
-
-    def wake(self) -> None:
-        raise NotImplementedError
-
-    def trim(self, partition: int, below: int) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Nothing to release."""
-
 
 class TimedLog(ScriptedLog):
     """Notes when each append began."""
@@ -72,9 +57,11 @@ class TimedLog(ScriptedLog):
         super().append(messages)
 
 
-def _writer(buffer: MessageBuffer, log: Log, group_commit_ms: int = 5) -> tuple[LogWriter, threading.Event]:
+def _writer(
+    buffer: MessageBuffer, log: Log | ScriptedLog, group_commit_ms: int = 5
+) -> tuple[LogWriter, threading.Event]:
     failed = threading.Event()
-    writer = LogWriter(buffer, log, group_commit_ms=group_commit_ms, failed=failed.set)
+    writer = LogWriter(buffer, cast("Log", log), group_commit_ms=group_commit_ms, failed=failed.set)
     writer.start()
     return writer, failed
 

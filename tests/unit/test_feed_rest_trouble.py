@@ -215,7 +215,7 @@ def test_products_are_asked_for_until_they_come(tmp_path: Path, monkeypatch: pyt
     """`run --products ""` on a day on which somebody on the way says no."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(producer, "REPORT_INTERVAL_S", 0.02)
-    troubles = [
+    troubles: list[dict[str, Any]] = [
         {"status": 403, "body": WEB_PAGE},
         {"status": 408},
         {"status": 302, "headers": {"location": "https://sorry.example.net/"}},

@@ -156,7 +156,7 @@ def test_a_lake_that_was_read_whole_gives_the_figures_of_one_that_was_followed()
     read.take_trades(
         _taken(read, [t for t in trades if micros(t.time) > micros(START) - SECONDS * 10**6]), micros(START)
     )
-    order = [read.number(symbol) for symbol in followed.symbols]
+    order = [read.symbols.index(symbol) for symbol in followed.symbols]
     np.testing.assert_allclose(followed.figures(), read.figures()[order])
 
 

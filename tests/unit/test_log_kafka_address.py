@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.log.kafka_address import KafkaAddress, kafka_address
@@ -41,7 +42,7 @@ def address(**log: Any) -> KafkaAddress:
 def test_without_an_address_the_log_is_the_embedded_one() -> None:
     assert kafka_address(LogSettings()) is None
     assert kafka_address(LogSettings(url="sqlite:/tmp/log.db")) is None
-    assert kafka_address(LogSettings(url="sqlite:log.db", eventhub_connection_string=HUB)) is None
+    assert kafka_address(LogSettings(url="sqlite:log.db", eventhub_connection_string=SecretStr(HUB))) is None
 
 
 def test_a_url_names_servers_and_topic() -> None:

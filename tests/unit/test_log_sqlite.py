@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -288,7 +289,7 @@ def test_messages_put_together_from_buffers_are_those_that_arrow_itself_makes() 
     keys, sources, bodies_ = ["", "BTC-USD", "Ł-€"], ["rest", "websocket", "rest"], [b"", b"\0\xff", b"x" * 70_000]
     received_us = np.array([0, 1_700_000_000_123_456, -1], dtype=np.int64)
     for count in (0, 1, 3):
-        columns = (keys[:count], received_us[:count], sources[:count], bodies_[:count])
+        columns: tuple[Any, ...] = (keys[:count], received_us[:count], sources[:count], bodies_[:count])
         made = message_table(*columns)
         made.validate(full=True)
         arrays = [

@@ -213,6 +213,7 @@ def test_a_burst_is_told_one_by_one_as_far_as_the_pace_allows_and_the_rest_toget
     box.take_in([episode(symbol="NEXT-USD")], NOW_US)
     assert box.next_notification(0) is None
     wait_s = box.wait_s(0)
+    assert wait_s is not None
     assert wait_s == pytest.approx(6)
     assert accept(box, wait_s).items[0].episode.symbol == "NEXT-USD"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 from typing import Any
@@ -181,7 +182,7 @@ def assert_numbers_equal(trades: list[tuple[str, str, str]]) -> None:
 
 
 SOURCES = st.sampled_from(["websocket", "rest"])
-BROTHERS = {
+BROTHERS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "messages": (assert_equal, st.lists(messages(), max_size=6)),
     "numbers and times": (assert_numbers_equal, st.lists(st.tuples(NUMBERS, NUMBERS, TIMES), max_size=6)),
     "bytes": (assert_equal, st.lists(st.tuples(st.binary(max_size=60), SOURCES), max_size=3)),

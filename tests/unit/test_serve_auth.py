@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from cryptopulse.serve.http import auth
 from cryptopulse.serve.http.auth import (
@@ -20,7 +21,7 @@ from cryptopulse.serve.http.auth import (
 from cryptopulse.settings.serve import ServeSettings
 from support_serve import TOKEN
 
-NAMES = server_names(ServeSettings(host="10.0.0.5", token=TOKEN, allowed_hosts=["Trades.example.org"]))
+NAMES = server_names(ServeSettings(host="10.0.0.5", token=SecretStr(TOKEN), allowed_hosts=["Trades.example.org"]))
 
 
 def test_only_the_token_is_known() -> None:

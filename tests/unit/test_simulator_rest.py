@@ -105,11 +105,11 @@ def test_candles_agree_with_the_trades() -> None:
                 prices[-1],
             ]
             assert Decimal(str(first[5])) == pytest.approx(sum(Decimal(t["size"]) for t in own))
-            one = {"granularity": 60, "start": candles[-1][0], "end": candles[-1][0]}
+            one: dict[str, str | int] = {"granularity": 60, "start": candles[-1][0], "end": candles[-1][0]}
             assert (await running.http.get(path, params=one)).json() == [first]
             assert (await running.http.get(path, params={"granularity": 7})).status_code == 400
-            wide = {"granularity": 60, "start": "2026-05-01T00:00:00Z", "end": "2026-05-02T00:00:00"}
-            assert (await running.http.get(path, params=wide)).status_code == 400
+            one |= {"start": "2026-05-01T00:00:00Z", "end": "2026-05-02T00:00:00"}
+            assert (await running.http.get(path, params=one)).status_code == 400
 
     run(talk)
 
@@ -167,7 +167,7 @@ def test_rest_answers_as_it_is_told_and_then_rightly() -> None:
                 return await running.http.get("/products/BTC-USD/trades", params={"limit": 3})
 
             right = (await page()).json()
-            answers = [
+            answers: list[dict[str, Any]] = [
                 {"path": "/products", "status": 418},
                 {"path": "/trades", "times": 2, "status": 302, "headers": {"location": "/"}, "body": b"moved"},
                 {"reversed": True},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +22,7 @@ from support import START, micros
 KEEP_S = 60
 
 
-def _trades(load_us: int, trades: list[tuple[int, float]]) -> pa.Table:
+def _trades(load_us: int, trades: Sequence[tuple[int, float]]) -> pa.Table:
     """Silver's rows: (id, seconds after START)."""
     rows = []
     for trade_id, seconds in trades:
@@ -54,7 +55,7 @@ def _writer(folder: Path) -> TableWriter:
     return writer
 
 
-def _write(writer: TableWriter, tail: TableTail, trades: list[tuple[int, float]], load_us: int) -> None:
+def _write(writer: TableWriter, tail: TableTail, trades: Sequence[tuple[int, float]], load_us: int) -> None:
     rows = _trades(load_us, trades)
     writer.append(rows, {LOAD: load_us})
     tail.add(rows, load_us)

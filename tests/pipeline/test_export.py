@@ -181,6 +181,9 @@ def test_the_command_takes_products_times_and_grains(filled: Path, tmp_path: Pat
     assert [row["window_start"] for row in pq.read_table(file).to_pylist()] == [
         datetime(2026, 7, 7, 12, 0, 40, tzinfo=UTC)
     ]
+    sizes = ["--by", "trades", "--size", "3"]
+    assert run(["export", "activity-bars", str(file), "--overwrite", *sizes, "--products", "BTC-USD", *where[2:4]]) == 0
+    assert [row["trade_count"] for row in pq.read_table(file).to_pylist()] == [3, 1]
     assert run(["export", "trades", str(file), "--overwrite", *where]) == 0
     (trade,) = pq.read_table(file).to_pylist()
     assert (trade["trade_id"], trade["price"]) == (2, Decimal(62893))

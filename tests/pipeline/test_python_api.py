@@ -442,6 +442,25 @@ def test_several_threads_read_one_lake_while_it_grows(own: Lake) -> None:
         assert shared.trades().count() == 22
 
 
+@pytest.mark.usefixtures("small_slices")
+def test_activity_bars_of_any_range_are_the_same_bars(reader: Reader) -> None:
+    whole = list(reader.activity_bars(by="volume", size="2.5"))
+    assert sum(bar["trade_count"] for bar in whole) == len(TRADES)
+    assert [(bar["window_start"], bar["symbol"]) for bar in whole] == sorted(
+        (bar["window_start"], bar["symbol"]) for bar in whole
+    )
+    assert all(bar["volume"] >= Decimal("2.5") for bar in whole if bar["is_closed"])
+    assert {bar["is_closed"] for bar in whole} == {bar["is_complete"] for bar in whole} == {True, False}
+    for first, end in ((0, 3 * 3600), (3 * 3600, 11.9 * 3600), (11.9 * 3600, 40 * 3600)):
+        some = reader.activity_bars("ETH-USD", at(first), at(end), by="volume", size=2.5)
+        expected = [bar for bar in whole if bar["symbol"] == "ETH-USD" and at(first) <= bar["window_start"] < at(end)]
+        assert list(some) == expected
+        assert some.count() == len(some.reversed().arrow()) == len(expected)
+        assert list(some.reversed().limit(2)) == expected[::-1][:2]
+    key = [whole[5][name] for name in ("window_start", "symbol", "first_trade_id")]
+    assert list(reader.activity_bars(by="volume", size="2.5").after(*key).limit(3)) == whole[6:9]
+
+
 # What is refused
 
 

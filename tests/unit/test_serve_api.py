@@ -24,6 +24,7 @@ import pytest
 import cryptopulse
 import dashboard_lake
 from cryptopulse.lake.tables import ALERTS, BARS, COMPLETENESS, SILVER, STATS
+from cryptopulse.serve.api.formats import FORMATS
 from support import Lake
 from support_processes import wait_until
 from support_serve import Served
@@ -178,6 +179,16 @@ def test_bars_of_other_grains_are_made_of_all_their_trades(served: Served, folde
     assert sum(row["trade_count"] for row in told) == len(dashboard_lake.TRADES)
 
 
+def test_activity_bars_are_those_of_python_page_by_page_and_backwards(served: Served, folder: Path) -> None:
+    which: dict[str, Any] = {"by": "trade_imbalance", "size": "3"}
+    told = [row for page in pages(served, "activity_bars", **which, limit=7) for row in page.json()["data"]]
+    with cryptopulse.open(folder) as lake:
+        assert told == [plain(row) for row in lake.activity_bars(by="trade_imbalance", size=3)]
+    assert sum(row["trade_count"] for row in told) == len(dashboard_lake.TRADES)
+    backwards = pages(served, "activity_bars", **which, order="desc", limit=11)
+    assert [row for page in backwards for row in page.json()["data"]] == told[::-1]
+
+
 def test_alerts_are_chosen_by_what_they_are(served: Served) -> None:
     every = rows(served, "alerts")
     assert {row["alert_type"] for row in every} == {"FLASH_CRASH", "PRICE_SURGE"}
@@ -217,6 +228,14 @@ BAD = [
     ("bars?cursor=abc", 422, "bad_parameter"),
     ("bars?cursor=abcdefghijklmnopqrst", 400, "bad_cursor"),
     ("bars?grain=7m", 422, "bad_parameter"),
+    ("bars?by=volume&size=1", 422, "bad_parameter"),
+    ("activity_bars", 422, "bad_parameter"),
+    ("activity_bars?by=volume", 422, "bad_parameter"),
+    ("activity_bars?by=weight&size=1", 422, "bad_parameter"),
+    ("activity_bars?by=volume&size=-1", 422, "bad_parameter"),
+    ("activity_bars?by=volume&size=1e3", 422, "bad_parameter"),
+    ("activity_bars?by=volume&size=0.0", 400, "no_such_size"),
+    ("activity_bars?by=trades&size=0.5", 400, "no_such_size"),
     ("bars?symbol=btc-usd", 422, "bad_parameter"),
     ("bars?symbol=BTC-USD,ETH-USD", 422, "bad_parameter"),
     ("bars?symbol=", 422, "bad_parameter"),
@@ -420,7 +439,9 @@ def test_a_damaged_table_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 def test_the_document_tells_of_all_that_is_served(served: Served) -> None:
     document = served.get("/api/openapi.json").json()
-    assert set(document["paths"]) == {f"/{path}" for path in (*RESOURCES, "events")}
+    assert set(document["paths"]) == {f"/{path}" for path in (*RESOURCES, "activity_bars", "events")}
+    pages_of = document["paths"]["/bars"]["get"]["responses"]["200"]["content"]
+    assert set(pages_of) == {form.media_type for form in FORMATS.values()}
     for operation in (path["get"] for path in document["paths"].values()):
         assert operation["summary"]
         assert operation["description"]

@@ -13,7 +13,7 @@ from cryptopulse.cli.output import print_json, progress_bar
 if TYPE_CHECKING:
     from cryptopulse.lake.table_rows import TableRows
 
-_TABLES = Literal["trades", "bars", "stats", "alerts", "completeness"]
+_TABLES = Literal["trades", "bars", "activity-bars", "stats", "alerts", "completeness"]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +35,11 @@ def export(
     start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="Start (inclusive), UTC.")] = None,
     end: Annotated[str | None, typer.Option("--to", metavar="TIME", help="End (exclusive), UTC.")] = None,
     grain: Annotated[str, typer.Option(metavar="TIME", help="Length of bars, as in 10s, 1m, 1h.")] = "1m",
+    by: Annotated[
+        Literal["trades", "volume", "notional", "trade_imbalance", "volume_imbalance", "range"] | None,
+        typer.Option(help="What ends an activity bar, once it reaches --size."),
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="NUMBER", help="As in --by volume --size 100.")] = None,
     columns: Annotated[str | None, typer.Option(metavar="NAMES", help="Only these, as in event_time,price.")] = None,
     form: Annotated[
         Literal["csv", "parquet", "arrow", "kdb"] | None,
@@ -54,6 +59,8 @@ def export(
     limits = settings.processing
     if grain != "1m" and what != "bars":
         raise ConfigurationError("--grain is for bars.")
+    if (what == "activity-bars") != (by is not None and size is not None):
+        raise ConfigurationError("activity-bars take --by and --size, as in --by volume --size 100; nothing else does.")
     symbols = [one.strip().upper() for one in products.split(",")] if products else None
     chosen = [one.strip() for one in columns.split(",")] if columns else None
     with open_lake(
@@ -62,6 +69,8 @@ def export(
         rows: TableRows
         if what == "bars":
             rows = reader.bars(symbols, start, end, grain=grain, columns=chosen)
+        elif by is not None and size is not None:
+            rows = reader.activity_bars(symbols, start, end, by=by, size=size, columns=chosen)
         else:
             rows = getattr(reader, what)(symbols, start, end, columns=chosen)
         with progress_bar("rows") as progress:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.activity_bars import ACTIVITY_BARS, BarSize, Measure
 from cryptopulse.lake.database import Database, Limits, Params
 from cryptopulse.lake.files import Files, time_of
 from cryptopulse.lake.follower import NewestVersions, PinnedVersions, Versions
@@ -121,6 +123,36 @@ class Lake:
             database=self._database,
             timeout_s=self._timeout_s,
             grain_s=0 if seconds == BARS.window_seconds else seconds,
+        )
+
+    def activity_bars(
+        self,
+        symbol: Symbols = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        by: Measure,
+        size: Decimal | str | float,
+        columns: Iterable[str] | None = None,
+    ) -> TableRows:
+        """Bars that end once `by` reaches `size`, and with the UTC day, whose first trade is from `start` to before `end`;
+        ordered by that trade's time, product and id.
+
+        `by`: `"trades"` (their number), `"volume"` (base quantity), `"notional"` (quote amount), `"trade_imbalance"`
+        or `"volume_imbalance"` (how far buyers and sellers differ), or `"range"` (highest minus lowest price). A bar
+        ends with the trade that reaches the size; see `cryptopulse.lake.activity_bars`.
+        """
+        files = self._versions.files_of([SILVER, COVERAGE])
+        first_us, end_us = time_range(start, end)
+        names = chosen(ACTIVITY_BARS.arrow_schema.names, columns)
+        return TableRows(
+            selection=Selection(ACTIVITY_BARS, names, product_ids(symbol), first_us=first_us, end_us=end_us),
+            files=files[SILVER],
+            coverage=files[COVERAGE],
+            versions=self._versions,
+            database=self._database,
+            timeout_s=self._timeout_s,
+            bar_size=BarSize.of(by, size),
         )
 
     def stats(

@@ -9,6 +9,7 @@ from datetime import date, datetime, timedelta
 import pyarrow as pa
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.activity_bars import ACTIVITY_BARS
 from cryptopulse.lake.database import text_literal
 from cryptopulse.lake.dialect import time_literal
 from cryptopulse.lake.files import TIME_MAX_US, time_of
@@ -31,6 +32,7 @@ _ORDERS = {
     COVERAGE.qualified: ("symbol", "first_trade_id"),
     ABSENT.qualified: ("symbol", "first_trade_id"),
     ALERTS.qualified: ("opened_at", "alert_id"),
+    ACTIVITY_BARS.qualified: ("window_start", "symbol", "first_trade_id"),
 }
 _WINDOWS_ORDER = ("window_start", "symbol")
 

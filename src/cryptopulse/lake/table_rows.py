@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from cryptopulse.errors import RowsGone
+from cryptopulse.lake.activity_bars import TRADE_COLUMNS, BarSize, activity_bars
 from cryptopulse.lake.database import Database, TimeLimit, relation, streamed, translated_errors
 from cryptopulse.lake.dialect import time_literal
 from cryptopulse.lake.files import DAY_US, TIME_MAX_US, Files, time_of
@@ -47,6 +48,8 @@ class TableRows(Rows):
     timeout_s: float | None
     grain_s: int = 0
     """0: rows as they are stored; else the length of the bars in seconds."""
+    bar_size: BarSize | None = None
+    """For activity bars: when one ends."""
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ class TableRows(Rows):
 
     def count(self) -> int:
         """How many rows there are. The Delta log gives the number for a whole table."""
-        if self.selection.rows_max is not None:
+        if self.selection.rows_max is not None or self.bar_size is not None:
             return sum(batch.num_rows for batch in self._read(self.order[:1], 1 << 20))
         if self.grain_s == 0 and self.selection.is_whole and (self.files.counts >= 0).all():
             return int(self.files.counts.sum())
@@ -129,10 +132,10 @@ class TableRows(Rows):
                 files = self._in_time(start, end)
                 if not files.actions.num_rows:
                     continue
-                rows = f"SELECT {quoted(names)} FROM ({self._rows_sql(cursor, files, start, end)})"  # noqa: S608
                 limited = "" if left is None else f" LIMIT {left}"
-                sql = f"{rows}{behind} ORDER BY {chosen.order_sql()}{limited}"
                 with limit.watching(cursor):
+                    rows = f"SELECT {quoted(names)} FROM ({self._rows_sql(cursor, files, start, end)})"  # noqa: S608
+                    sql = f"{rows}{behind} ORDER BY {chosen.order_sql()}{limited}"
                     reader = cursor.sql(sql).to_arrow_reader(rows_max)
                 for batch in streamed(cursor, reader, limit):
                     yield batch.cast(schema)
@@ -153,13 +156,14 @@ class TableRows(Rows):
     @property
     def _step_us(self) -> int:
         """Slices start at multiples of this."""
-        return max(self.grain_s * MICROS, 1)
+        return DAY_US if self.bar_size is not None else max(self.grain_s * MICROS, 1)
 
     @property
     def _time_range(self) -> tuple[int, int]:
-        """The times read, from (included) and to (not included), µs UTC, in whole bars."""
-        start, end = (-(-edge // self._step_us) * self._step_us for edge in self.selection.time_range)
-        return start, end
+        """The times read, from (included) and to (not included), µs UTC: whole bars, for activity bars whole days."""
+        (start, end), step = self.selection.time_range, self._step_us
+        first = start // step if self.bar_size is not None else -(-start // step)
+        return first * step, -(-end // step) * step
 
     def _rows_sql(self, cursor: duckdb.DuckDBPyConnection, files: Files, start: int, end: int) -> str:
         """SQL for all rows, or bars, of these products and times, in no order."""
@@ -167,6 +171,8 @@ class TableRows(Rows):
         in_time = [f"{time} >= {time_literal(start)}"] if time and start > 0 else []
         in_time += [f"{time} < {time_literal(end)}"] if time and end < TIME_MAX_US else []
         stored = relation(cursor, files) + _where([*conditions, *in_time])
+        if self.bar_size is not None:
+            return self._activity_bars(cursor, stored, self.bar_size)
         if self.grain_s == 0:
             return stored
         if self.coverage is not None:
@@ -177,6 +183,20 @@ class TableRows(Rows):
             later = _where([*conditions, f"window_start >= {time_literal(start)}"])
             newest = relation(cursor, self._in_time(start, TIME_MAX_US)) + later
         return from_minutes(self.grain_s, stored, newest)
+
+    def _activity_bars(self, cursor: duckdb.DuckDBPyConnection, trades: str, size: BarSize) -> str:
+        """SQL for the bars that start in the selection's times. `trades`: SQL that gives all trades of their days."""
+        assert self.coverage is not None
+        held = relation(cursor, self.coverage) + _where(self.selection.conditions_sql())
+        ordered = (
+            f"SELECT {quoted(TRADE_COLUMNS)}, CAST(price * trade_size AS DECIMAL(38, 12)) AS notional "  # noqa: S608
+            f"FROM ({trades}) ORDER BY symbol, epoch_us(event_time) // {DAY_US}, trade_id"
+        )
+        bars = activity_bars(cursor.sql(ordered).to_arrow_table(), cursor.sql(held).to_arrow_table(), size)
+        cursor.register("activity_bars", bars)
+        start, end = self.selection.time_range
+        in_time = f"epoch_us(window_start) >= {start} AND epoch_us(window_start) < {end}"
+        return f"SELECT * FROM activity_bars WHERE {in_time}"  # noqa: S608
 
     @contextmanager
     def _translated_errors(self, limit: TimeLimit) -> Iterator[None]:

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from cryptopulse.lake.grains import COLUMNS as BAR_COLUMNS
 from cryptopulse.lake.tables import BARS, Table
-from cryptopulse.serve.api.formats import ARROW, JSON, PARQUET
+from cryptopulse.serve.api.formats import CSV, FORMATS, JSON, Format
 from cryptopulse.serve.http import problems
 
 Schema = dict[str, Any]
@@ -23,7 +23,7 @@ What a CryptoPulse lake holds, read only.
 
 - **Times** are UTC, ISO 8601 with microseconds; a range includes its start and not its end.
 - **Prices and amounts** are exact decimals: texts in JSON (`"63250.12"`), decimals in Arrow and Parquet.
-- **Formats**: JSON, Arrow IPC stream or Parquet, by `Accept` or `?format=`.
+- **Formats**: JSON, CSV, Arrow IPC stream or Parquet, by `Accept` or `?format=`.
 - **Pages**: an answer has at most `limit` rows, in a stable order, and names the next page: `next` in JSON, the header
   `Link: <…>; rel="next"` and the schema's metadata `next` in every format. A page without it is the last.
 - **Errors** are `application/problem+json`. 503 comes with `Retry-After`.
@@ -89,11 +89,12 @@ def page_responses(name: str, row: Schema) -> Responses:
         "additionalProperties": False,
     }
     binary = {"schema": {"type": "string", "format": "binary"}}
+    contents: dict[Format, Schema] = {JSON: {"schema": schema}, CSV: {"schema": {"type": "string"}}}
     link = {"description": 'Where the next page is: `<…>; rel="next"`.', "schema": {"type": "string"}}
     found: Responses = {
         200: {
             "description": "A page.",
-            "content": {JSON.media_type: {"schema": schema}, ARROW.media_type: binary, PARQUET.media_type: binary},
+            "content": {form.media_type: contents.get(form, binary) for form in FORMATS.values()},
             "headers": {"Link": link},
         }
     }

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.activity_bars import BarSize, Measure
 from cryptopulse.lake.alerts import Severity
 from cryptopulse.lake.products import PRODUCT_ID
 from cryptopulse.serve.api import paging
@@ -69,6 +71,7 @@ Time = Annotated[
 ]
 EventId = Annotated[str | None, *_text("[0-9]{1,17}", "take it from the event that was received last")]
 RuleName = Annotated[str, *_text("[ -~]{1,100}", "write the name of a rule")]
+BarSizeText = Annotated[str, *_text(r"[0-9]{1,15}(\.[0-9]{1,12})?", "write a number like 100 or 0.5")]
 Grain = Literal["1s", "5s", "10s", "15s", "30s", "1m", "5m", "15m", "30m", "1h", "4h", "12h", "1d"]
 
 
@@ -85,7 +88,7 @@ class PageParams(BaseModel):
     )
     format: FormatName = Field(
         None,
-        description="Format of the page, whatever the header Accept says: JSON, an Arrow IPC stream, or Parquet.",
+        description="Format of the page, whatever the header Accept says: JSON, CSV, an Arrow IPC stream, or Parquet.",
         examples=["json"],
     )
 
@@ -160,6 +163,25 @@ class BarsParams(RowsParams):
     grain: Grain = Field(
         "1m", description="Length of a bar: seconds, minutes, hours, or a day. Bars begin at its multiples (UTC)."
     )
+
+
+class ActivityBarsParams(RowsParams):
+    """Which activity bars."""
+
+    by: Measure = Field(
+        description="What ends a bar: the number of its trades, their volume or value, by how many trades or by what "
+        "volume buyers and sellers differ, or highest minus lowest price.",
+        examples=["volume"],
+    )
+    size: BarSizeText = Field(description="A bar ends with the trade with which it reaches this.", examples=["100"])
+
+    @property
+    def bar_size(self) -> BarSize:
+        """The two together. Raises Problem for a size that no such bar can have."""
+        try:
+            return BarSize.of(self.by, self.size)
+        except ConfigurationError as error:
+            raise Problem(400, "no_such_size", str(error), parameters=[("size", "impossible size")]) from None
 
 
 class AlertsParams(RowsParams):

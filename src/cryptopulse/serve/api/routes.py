@@ -9,12 +9,14 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
+from cryptopulse.lake.activity_bars import ACTIVITY_BARS
 from cryptopulse.lake.table_rows import TableRows
 from cryptopulse.lake.tables import ALERTS, COMPLETENESS, SILVER, STATS
 from cryptopulse.serve.api.document import PRODUCT_ROW, bar_row, event_responses, page_responses, row_of, stored_columns
 from cryptopulse.serve.api.events import Events
 from cryptopulse.serve.api.formats import RowsPage, negotiate
 from cryptopulse.serve.api.parameters import (
+    ActivityBarsParams,
     AlertsParams,
     BarsParams,
     EventId,
@@ -51,6 +53,17 @@ async def bars(request: Request, params: Annotated[BarsParams, Query()]) -> Resp
     The newest bar of a product is still growing: its `is_complete` is false.
     """
     return await _page(request, params, lambda lake, *which: lake.bars(*which, grain=params.grain))
+
+
+@router.get("/activity_bars", summary="Activity bars", responses=page_responses("Bar", row_of(ACTIVITY_BARS)))
+async def activity_bars(request: Request, params: Annotated[ActivityBarsParams, Query()]) -> Response:
+    """Bars that end by what was traded instead of by the clock, by the time of their first trade.
+
+    A bar ends with the trade that reaches `size`, and with the UTC day. The last bar of a day is rarely full: its
+    `is_closed` is false.
+    """
+    size = params.bar_size
+    return await _page(request, params, lambda lake, *w: lake.activity_bars(*w, by=size.measure, size=size.size))
 
 
 @router.get("/stats", summary="Statistics", responses=page_responses("Statistics", row_of(STATS)))

@@ -135,8 +135,8 @@ class Lake:
         size: Decimal | str | float,
         columns: Iterable[str] | None = None,
     ) -> TableRows:
-        """Bars that end once `by` reaches `size`, and with the UTC day, whose first trade is from `start` to before `end`;
-        ordered by that trade's time, product and id.
+        """Bars that end once `by` reaches `size`, and with the UTC day; from `start` to before `end` by the time of their
+        first trade, and ordered by that time, product and id.
 
         `by`: `"trades"` (their number), `"volume"` (base quantity), `"notional"` (quote amount), `"trade_imbalance"`
         or `"volume_imbalance"` (how far buyers and sellers differ), or `"range"` (highest minus lowest price). A bar

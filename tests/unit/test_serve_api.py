@@ -189,6 +189,14 @@ def test_activity_bars_are_those_of_python_page_by_page_and_backwards(served: Se
     assert [row for page in backwards for row in page.json()["data"]] == told[::-1]
 
 
+@pytest.mark.parametrize("path", ["trades", "bars", "stats", "alerts", "completeness"])
+def test_what_was_known_at_a_moment(served: Served, folder: Path, path: str) -> None:
+    assert rows(served, path, as_of="2020-01-01") == []
+    told = [row for page in pages(served, path, as_of="2100-01-01", limit=200) for row in page.json()["data"]]
+    now = [row for page in pages(served, path, limit=200) for row in page.json()["data"]]
+    assert [row | {"load_timestamp": 0} for row in told] == [row | {"load_timestamp": 0} for row in now]
+
+
 def test_alerts_are_chosen_by_what_they_are(served: Served) -> None:
     every = rows(served, "alerts")
     assert {row["alert_type"] for row in every} == {"FLASH_CRASH", "PRICE_SURGE"}
@@ -217,6 +225,8 @@ BAD = [
     ("bars?start=1751882400", 422, "bad_parameter"),
     ("bars?start=2026-07-07T12:00:00 02:00", 422, "bad_parameter"),
     ("bars?start=2026-02-31", 400, "no_such_time"),
+    ("bars?as_of=2026-02-31", 400, "no_such_time"),
+    ("bars?as_of=yesterday", 422, "bad_parameter"),
     ("bars?start=2026-07-08&end=2026-07-07", 400, "empty_time"),
     ("bars?start=2026-07-07&end=2026-07-07", 400, "empty_time"),
     ("bars?limit=0", 422, "bad_parameter"),

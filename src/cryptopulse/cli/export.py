@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cryptopulse.cli.options import Config, Json, Lake, no_option, settings_from
+from cryptopulse.cli.options import AsOf, Config, Json, Lake, no_option, settings_from
 from cryptopulse.cli.output import print_json, progress_bar
 
 if TYPE_CHECKING:
@@ -46,11 +46,13 @@ def export(
         typer.Option("--format", help="Format whatever the name; kdb: CSV for kdb+."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
+    as_of: AsOf = None,
     lake: Lake = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Write trades, bars and other rows to a file: exact decimals, times in UTC, ordered by time."""
+    from cryptopulse.engine.as_of import judging_by
     from cryptopulse.errors import ConfigurationError
     from cryptopulse.lake.dataset import open_lake
     from cryptopulse.lake.export import STANDARD_OUTPUT, kdb_types, write_batches
@@ -64,7 +66,12 @@ def export(
     symbols = [one.strip().upper() for one in products.split(",")] if products else None
     chosen = [one.strip() for one in columns.split(",")] if columns else None
     with open_lake(
-        settings.location, memory_max_mb=limits.memory_max_mb, threads=limits.threads, timeout_s=None
+        settings.location,
+        memory_max_mb=limits.memory_max_mb,
+        threads=limits.threads,
+        timeout_s=None,
+        judge=judging_by(settings.alerts.rules),
+        as_of=as_of,
     ) as reader:
         rows: TableRows
         if what == "bars":

@@ -33,6 +33,9 @@ WebsocketUrl = Annotated[
 RestUrl = Annotated[str | None, typer.Option("--rest-url", metavar="URL", help="Another REST address: a simulator's.")]
 Dashboard = Annotated[bool, typer.Option("--dashboard/--no-dashboard", help="Show it in browsers as well.")]
 Json = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
+AsOf = Annotated[
+    str | None, typer.Option("--as-of", metavar="TIME", help="As it was known then (UTC), without what came later.")
+]
 Supervised = Annotated[int | None, typer.Option("--supervised", hidden=True)]
 LogFile = Annotated[Path | None, typer.Option("--log-file", hidden=True)]
 

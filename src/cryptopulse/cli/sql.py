@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptopulse.cli.options import Config, Json, Lake, settings_from
+from cryptopulse.cli.options import AsOf, Config, Json, Lake, settings_from
 from cryptopulse.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -23,15 +23,18 @@ def sql(
     lake: Lake = None,
     config: Config = None,
     rows: Annotated[int, typer.Option(min=1, max=10**9, metavar="N", help="Rows of the table to print.")] = 100,
+    as_of: AsOf = None,
     json: Json = False,
 ) -> None:
     """Ask the tables a question; read-only. With --json all rows are printed, as a list of objects."""
     import pyarrow as pa
 
+    from cryptopulse.engine.as_of import judging_by
     from cryptopulse.lake.dataset import read
 
     settings = settings_from(lake, config)
-    found = _printable(read(settings.location, query, rows_max=None if json else rows + 1))
+    judge = judging_by(settings.alerts.rules)
+    found = _printable(read(settings.location, query, None if json else rows + 1, judge=judge, as_of=as_of))
     if json:
         print_json(found.to_pylist())
         return

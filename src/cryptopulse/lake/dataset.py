@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Self
 
@@ -13,14 +13,25 @@ import pyarrow as pa
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.activity_bars import ACTIVITY_BARS, BarSize, Measure
+from cryptopulse.lake.as_of import DERIVED, sources_of
 from cryptopulse.lake.database import Database, Limits, Params
 from cryptopulse.lake.files import Files, time_of
 from cryptopulse.lake.follower import NewestVersions, PinnedVersions, Versions
 from cryptopulse.lake.grains import COLUMNS as BAR_COLUMNS
 from cryptopulse.lake.grains import grain_seconds
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.scan import Moment, Selection, chosen, equalities, id_range, product_ids, time_range
-from cryptopulse.lake.sql_rows import SqlRows, check_reads, sandbox, tables_named
+from cryptopulse.lake.scan import (
+    Moment,
+    Selection,
+    chosen,
+    equalities,
+    id_range,
+    moment_of,
+    moment_us,
+    product_ids,
+    time_range,
+)
+from cryptopulse.lake.sql_rows import Past, SqlRows, check_reads, sandbox, tables_named
 from cryptopulse.lake.storage import existing_tables, open_table
 from cryptopulse.lake.table_rows import TableRows
 from cryptopulse.lake.tables import (
@@ -37,6 +48,8 @@ from cryptopulse.lake.tables import (
     Table,
 )
 
+Judge = Callable[["Lake", datetime], pa.Table]
+"""Judges a lake's alerts as of a moment: `cryptopulse.engine.as_of.episodes_as_of` with rules."""
 Symbols = str | Iterable[str] | None
 """One product id, several, or None for all."""
 
@@ -64,7 +77,7 @@ class Lake:
     answer, and LakeDamaged for a table that can't be opened. A table that does not exist yet has no rows.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a name for each
         self,
         location: LakeLocation,
         *,
@@ -72,14 +85,22 @@ class Lake:
         threads: int | None = None,
         timeout_s: float | None = None,
         versions: Versions | None = None,
+        judge: Judge | None = None,
+        as_of_us: int | None = None,
+        database: Database | None = None,
     ) -> None:
-        """Opens nothing yet. See `cryptopulse.open`; `versions`: which files to read, None for the newest."""
+        """Opens nothing yet. See `cryptopulse.open`; `versions`: which files to read, None for the newest. `judge`: how
+        to get the alerts of the past. `as_of_us`: the moment to read (µs UTC), None for now. `database`: one to share.
+        """
         limits = Limits(memory_max_mb, threads)
         self.location = location
         self._timeout_s = timeout_s
         self._versions = versions or NewestVersions(location)
         self._limits = limits
-        self._database = Database(location, limits)
+        self._judge = judge
+        self._as_of_us = as_of_us
+        self._database = database or Database(location, limits)
+        self._is_own = database is None
 
     def trades(
         self,
@@ -110,7 +131,8 @@ class Lake:
         Bars of whole minutes come from gold.dm_trade_bars, others from the trades. No trades, no bar.
         """
         seconds = grain_seconds(grain)
-        source = SILVER if seconds % BARS.window_seconds else BARS
+        is_stored = seconds % BARS.window_seconds == 0 and self._as_of_us is None
+        source = BARS if is_stored else SILVER
         files = self._versions.files_of([source, COVERAGE] if source is SILVER else [source])
         first_us, end_us = time_range(start, end)
         return TableRows(
@@ -122,7 +144,8 @@ class Lake:
             versions=self._versions,
             database=self._database,
             timeout_s=self._timeout_s,
-            grain_s=0 if seconds == BARS.window_seconds else seconds,
+            grain_s=0 if is_stored and seconds == BARS.window_seconds else seconds,
+            as_of_us=self._as_of_us,
         )
 
     def activity_bars(
@@ -135,8 +158,8 @@ class Lake:
         size: Decimal | str | float,
         columns: Iterable[str] | None = None,
     ) -> TableRows:
-        """Bars that end once `by` reaches `size`, and with the UTC day; from `start` to before `end` by the time of their
-        first trade, and ordered by that time, product and id.
+        """Bars that end once `by` reaches `size`, and with the UTC day. Those whose first trade is from `start` to
+        before `end`, ordered by its time, product and id.
 
         `by`: `"trades"` (their number), `"volume"` (base quantity), `"notional"` (quote amount), `"trade_imbalance"`
         or `"volume_imbalance"` (how far buyers and sellers differ), or `"range"` (highest minus lowest price). A bar
@@ -153,6 +176,7 @@ class Lake:
             database=self._database,
             timeout_s=self._timeout_s,
             bar_size=BarSize.of(by, size),
+            as_of_us=self._as_of_us,
         )
 
     def stats(
@@ -237,10 +261,45 @@ class Lake:
         """
         with self._database.cursor() as parser:
             check_reads(parser, text)
-        files = self._versions.files_of(tables_named(text))
+        tables, past = tables_named(text), None
+        if self._as_of_us is not None:
+            past = Past(self._as_of_us, tables, self._episodes() if ALERTS in tables else None)
+            tables = sources_of(tables)
+        files = self._versions.files_of(tables)
         return SqlRows(
-            text, params, self.location, tuple(files.values()), self._versions, self._limits, self._timeout_s
+            text, params, self.location, tuple(files.values()), self._versions, self._limits, self._timeout_s, past=past
         )
+
+    def as_of(self, moment: Moment) -> Lake:
+        """This lake as it was known at `moment`: all tables hold what had been loaded until then, also trades that were
+        healed or backfilled, and what follows from them.
+
+        Made from load times, so it reaches back to the first one; `rebuild` loads all rows again. Bars, statistics,
+        completeness and coverage are derived again from the trades, which reads more than the stored rows would;
+        alerts are judged again by the configured rules. `load_timestamp` is the moment where rows are derived.
+        """
+        us = moment_us("as_of", moment)
+        us = us if self._as_of_us is None else min(us, self._as_of_us)
+        return self._like(as_of_us=us, database=self._database)
+
+    def _episodes(self) -> pa.Table:
+        """The rows of gold.dm_market_alerts as of the moment. Raises ConfigurationError when nobody can judge them."""
+        assert self._as_of_us is not None
+        if self._judge is None:
+            raise ConfigurationError("Alerts of the past need the rules: open the lake with cryptopulse.open.")
+        return self._judge(self._like(as_of_us=None, database=self._database), moment_of(self._as_of_us))
+
+    def _like(self, **other: Any) -> Lake:
+        """A Lake as this one, but for `other` arguments."""
+        given: dict[str, Any] = {
+            "memory_max_mb": self._limits.memory_max_mb,
+            "threads": self._limits.threads,
+            "timeout_s": self._timeout_s,
+            "versions": self._versions,
+            "judge": self._judge,
+            "as_of_us": self._as_of_us,
+        }
+        return Lake(self.location, **given | other)
 
     def snapshot(self) -> Lake:
         """This lake at this moment: rows of the returned Lake are consistent across tables, and do not change.
@@ -248,18 +307,12 @@ class Lake:
         Files that compaction replaces are deleted after `maintenance.vacuum_retention_hours`; from then on reading it
         may raise RowsGone.
         """
-        pinned = PinnedVersions(self._versions.files_of(TABLES))
-        return Lake(
-            self.location,
-            memory_max_mb=self._limits.memory_max_mb,
-            threads=self._limits.threads,
-            timeout_s=self._timeout_s,
-            versions=pinned,
-        )
+        return self._like(versions=PinnedVersions(self._versions.files_of(TABLES)))
 
     def close(self) -> None:
         """Releases memory. Reads in progress run to their end."""
-        self._database.close()
+        if self._is_own:
+            self._database.close()
 
     def __enter__(self) -> Self:
         """Returns itself; `close` is called at the end."""
@@ -289,6 +342,10 @@ class Lake:
             raise ConfigurationError(f"{table.qualified} is not by product: leave out symbol.")
         if time_of(table) is None and not (start is None and end is None):
             raise ConfigurationError(f"{table.qualified} is not by time: leave out start and end.")
+        source, is_past = table, self._as_of_us is not None
+        if is_past and table in DERIVED:
+            source = SILVER
+        files = self._versions.files_of([source, ABSENT] if source is not table else [source])
         return TableRows(
             selection=Selection(
                 table,
@@ -298,18 +355,30 @@ class Lake:
                 end_us=end_us,
                 **more,
             ),
-            files=self._versions.files(table),
+            files=files[source],
             coverage=None,
             versions=self._versions,
             database=self._database,
             timeout_s=self._timeout_s,
+            as_of_us=self._as_of_us,
+            absent=files.get(ABSENT),
+            rows=self._episodes() if is_past and table is ALERTS else None,
         )
 
 
-def open_lake(location: LakeLocation, *, memory_max_mb: int, threads: int | None, timeout_s: float | None) -> Lake:
+def open_lake(
+    location: LakeLocation,
+    *,
+    memory_max_mb: int,
+    threads: int | None,
+    timeout_s: float | None,
+    judge: Judge | None = None,
+    as_of: Moment | None = None,
+) -> Lake:
     """See `cryptopulse.open`."""
     existing_tables(location)
-    return Lake(location, memory_max_mb=memory_max_mb, threads=threads, timeout_s=timeout_s)
+    lake = Lake(location, memory_max_mb=memory_max_mb, threads=threads, timeout_s=timeout_s, judge=judge)
+    return lake if as_of is None else lake.as_of(as_of)
 
 
 def connect(lake: LakeLocation) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -323,13 +392,20 @@ def connect(lake: LakeLocation) -> AbstractContextManager[duckdb.DuckDBPyConnect
     return sandbox(lake, [Files.of(lake, table, open_table(lake, table)) for table in existing_tables(lake)], Limits())
 
 
-def read(lake: LakeLocation, sql: str, rows_max: int | None = None) -> pa.Table:
-    """The rows of one SQL statement over `lake`, at most `rows_max`.
+def read(
+    lake: LakeLocation,
+    sql: str,
+    rows_max: int | None = None,
+    *,
+    judge: Judge | None = None,
+    as_of: Moment | None = None,
+) -> pa.Table:
+    """The rows of one SQL statement over `lake`, at most `rows_max`. `judge` and `as_of`: see `Lake`.
 
     Raises ConfigurationError, in one line, for SQL that doesn't run or doesn't only read, and when `lake` holds no
     table.
     """
     existing_tables(lake)
-    with Lake(lake) as reader:
-        rows = reader.sql(sql)
+    with Lake(lake, judge=judge) as reader:
+        rows = (reader if as_of is None else reader.as_of(as_of)).sql(sql)
         return (rows if rows_max is None else rows.limit(rows_max)).arrow()

@@ -155,6 +155,11 @@ def moment_us(name: str, value: object) -> int:
     return min(max((moment - _EPOCH) // _MICROSECOND, 0), TIME_MAX_US)
 
 
+def moment_of(us: int) -> datetime:
+    """The inverse of `moment_us`."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
 def time_range(start: Moment | None, end: Moment | None) -> tuple[int, int]:
     """[start, end) as µs UTC; None is unbounded. Raises ConfigurationError."""
     first_us = 0 if start is None else moment_us("start", start)

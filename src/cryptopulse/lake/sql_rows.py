@@ -24,6 +24,7 @@ import duckdb
 import pyarrow as pa
 
 from cryptopulse.errors import ConfigurationError, RowsGone
+from cryptopulse.lake.as_of import view_sql
 from cryptopulse.lake.database import (
     Limits,
     Params,
@@ -39,7 +40,7 @@ from cryptopulse.lake.files import Files
 from cryptopulse.lake.follower import Versions
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.result import BATCH_ROWS, Rows, check_positive
-from cryptopulse.lake.tables import TABLES, Table
+from cryptopulse.lake.tables import ALERTS, TABLES, Table
 
 _NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
 # Others read or write files (enable_logging), run a text as SQL (query), or read a memory address (arrow_scan).
@@ -105,15 +106,30 @@ def tables_named(text: str) -> list[Table]:
     return list(TABLES) if not named or "query_table" in low else named  # its arguments may be put together
 
 
+@dataclass(frozen=True)
+class Past:
+    """The moment as of which tables are read."""
+
+    us: int
+    """µs UTC."""
+    tables: Sequence[Table]
+    """The tables to show; files must be those of their `as_of.sources_of`."""
+    episodes: pa.Table | None
+    """The rows of gold.dm_market_alerts, if it is one of `tables`."""
+
+
 @contextmanager
-def sandbox(lake: LakeLocation, files: Sequence[Files], limits: Limits) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database with the views `bronze.…`, `silver.…`, `gold.…` over `files` of `lake`. It can access only the tables'
-    files, read-only, and its spill folder, which is removed with it. Times are UTC.
+def sandbox(
+    lake: LakeLocation, files: Sequence[Files], limits: Limits, past: Past | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database with the views `bronze.…`, `silver.…`, `gold.…` over `files` of `lake`, as they are or as `past` says.
+    It can access only the tables' files, read-only, and its spill folder, which is removed with it. Times are UTC.
     """
     from cryptopulse.lake.table_files import PROTOCOL, TableFiles  # noqa: PLC0415 - 80 ms, for those who ask in SQL
 
     spill = spill_folder(lake)
     paths: dict[str, str] = {}
+    views: dict[Table, str] = {}
     try:
         with duckdb.connect(":memory:") as connection:
             tune(connection, limits, spill)
@@ -123,8 +139,15 @@ def sandbox(lake: LakeLocation, files: Sequence[Files], limits: Limits) -> Itera
                 names = [root + path for path in one.paths]
                 if root:
                     paths.update(zip(names, one.names, strict=True))
-                connection.execute(f"CREATE SCHEMA IF NOT EXISTS {one.table.schema}")
-                connection.execute(f"CREATE VIEW {one.table.qualified} AS {relation(connection, one, names)}")
+                views[one.table] = relation(connection, one, names)
+            if past is not None:
+                views = {table: view_sql(table, past.us, views) for table in past.tables if table is not ALERTS}
+                if past.episodes is not None:
+                    connection.register("episodes", past.episodes)
+                    views[ALERTS] = "SELECT * FROM episodes"
+            for table, view in views.items():
+                connection.execute(f"CREATE SCHEMA IF NOT EXISTS {table.schema}")
+                connection.execute(f"CREATE VIEW {table.qualified} AS {view}")
             connection.execute(f"SET allowed_paths = {listed(paths)}")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
@@ -145,6 +168,7 @@ class SqlRows(Rows):
     limits: Limits
     timeout_s: float | None
     rows_max: int | None = None
+    past: Past | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -193,7 +217,7 @@ class SqlRows(Rows):
     def _found(self, rows_max: int) -> Iterator[Any]:
         """The schema, and then the batches."""
         limit = TimeLimit(self.timeout_s)
-        with self._translated_errors(limit), sandbox(self.lake, self.files, self.limits) as connection:
+        with self._translated_errors(limit), sandbox(self.lake, self.files, self.limits, self.past) as connection:
             with limit.watching(connection):
                 reader = self._relation(connection).to_arrow_reader(rows_max)
             yield reader.schema
@@ -203,7 +227,7 @@ class SqlRows(Rows):
         limit = TimeLimit(self.timeout_s)
         with (
             self._translated_errors(limit),
-            sandbox(self.lake, self.files, self.limits) as connection,
+            sandbox(self.lake, self.files, self.limits, self.past) as connection,
             limit.watching(connection),
         ):
             return of(self._relation(connection)).to_arrow_table()

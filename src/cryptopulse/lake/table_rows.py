@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from cryptopulse.errors import RowsGone
 from cryptopulse.lake.activity_bars import TRADE_COLUMNS, BarSize, activity_bars
+from cryptopulse.lake.as_of import coverage_sql, derived_sql, is_loaded
 from cryptopulse.lake.database import Database, TimeLimit, relation, streamed, translated_errors
 from cryptopulse.lake.dialect import time_literal
 from cryptopulse.lake.files import DAY_US, TIME_MAX_US, Files, time_of
@@ -27,6 +28,7 @@ from cryptopulse.lake.grains import from_minutes, from_trades
 from cryptopulse.lake.reading import quoted
 from cryptopulse.lake.result import Rows, check_positive
 from cryptopulse.lake.scan import Selection
+from cryptopulse.lake.tables import ABSENT, SILVER
 from cryptopulse.text import MICROS
 
 _SLICE_ROWS_MAX = 2_000_000  # when all rows are wanted: sorting takes some 300 MB
@@ -50,6 +52,12 @@ class TableRows(Rows):
     """0: rows as they are stored; else the length of the bars in seconds."""
     bar_size: BarSize | None = None
     """For activity bars: when one ends."""
+    as_of_us: int | None = None
+    """Rows as they were at this moment, µs UTC; None: as they are. See `cryptopulse.lake.as_of`."""
+    absent: Files | None = None
+    """silver.absent_trade_ids, if windows are derived again as they were."""
+    rows: pa.Table | None = None
+    """The table's rows if they are not read from files."""
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -87,11 +95,12 @@ class TableRows(Rows):
         """How many rows there are. The Delta log gives the number for a whole table."""
         if self.selection.rows_max is not None or self.bar_size is not None:
             return sum(batch.num_rows for batch in self._read(self.order[:1], 1 << 20))
-        if self.grain_s == 0 and self.selection.is_whole and (self.files.counts >= 0).all():
+        is_stored = self.grain_s == 0 and self.as_of_us is None
+        if is_stored and self.selection.is_whole and (self.files.counts >= 0).all():
             return int(self.files.counts.sum())
         limit, (start, end) = TimeLimit(self.timeout_s), self._time_range
         files = self._in_time(start, end)
-        if not files.actions.num_rows:
+        if not files.actions.num_rows and self.rows is None:
             return 0
         with self._translated_errors(limit), self.database.cursor() as cursor, limit.watching(cursor):
             rows = self._rows_sql(cursor, files, start, end)
@@ -125,12 +134,12 @@ class TableRows(Rows):
         behind = _where(chosen.after_sql())
         with self._translated_errors(limit), self.database.cursor() as cursor:
             parts = iter([(0, TIME_MAX_US)])
-            if chosen.is_by_time:
+            if chosen.is_by_time and self.rows is None:
                 of_time, step_us = self._time_range, self._step_us
                 parts = slices(self._candidates, *of_time, step_us, chosen.rows_max, is_reversed=chosen.is_reversed)
             for start, end in parts:
                 files = self._in_time(start, end)
-                if not files.actions.num_rows:
+                if not files.actions.num_rows and self.rows is None:
                     continue
                 limited = "" if left is None else f" LIMIT {left}"
                 with limit.watching(cursor):
@@ -156,7 +165,14 @@ class TableRows(Rows):
     @property
     def _step_us(self) -> int:
         """Slices start at multiples of this."""
-        return DAY_US if self.bar_size is not None else max(self.grain_s * MICROS, 1)
+        if self.bar_size is not None:
+            return DAY_US
+        return max((self.grain_s or (self._is_derived and self.selection.table.window_seconds)) * MICROS, 1)
+
+    @property
+    def _is_derived(self) -> bool:
+        """Whether rows of a table are derived from the trades, as they were."""
+        return self.grain_s == 0 and self.bar_size is None and self.selection.table is not self.files.table
 
     @property
     def _time_range(self) -> tuple[int, int]:
@@ -168,15 +184,26 @@ class TableRows(Rows):
     def _rows_sql(self, cursor: duckdb.DuckDBPyConnection, files: Files, start: int, end: int) -> str:
         """SQL for all rows, or bars, of these products and times, in no order."""
         conditions, time = self.selection.conditions_sql(), time_of(files.table)
+        if self.rows is not None:
+            time = time_of(self.selection.table)
+        elif self.as_of_us is not None:
+            conditions.append(is_loaded(files.table, self.as_of_us))
         in_time = [f"{time} >= {time_literal(start)}"] if time and start > 0 else []
         in_time += [f"{time} < {time_literal(end)}"] if time and end < TIME_MAX_US else []
-        stored = relation(cursor, files) + _where([*conditions, *in_time])
+        if self.rows is not None:
+            cursor.register("known_rows", self.rows)
+        source = relation(cursor, files) if self.rows is None else "SELECT * FROM known_rows"
+        stored = source + _where([*conditions, *in_time])
         if self.bar_size is not None:
             return self._activity_bars(cursor, stored, self.bar_size)
+        if self._is_derived and self.as_of_us is not None and self.absent is not None:
+            proofs = relation(cursor, self.absent) + _where([is_loaded(ABSENT, self.as_of_us)])
+            everything = relation(cursor, self._candidates) + _where(conditions)
+            return derived_sql(self.selection.table, self.as_of_us, stored, everything, proofs)
         if self.grain_s == 0:
             return stored
         if self.coverage is not None:
-            return from_trades(self.grain_s, stored, relation(cursor, self.coverage))
+            return from_trades(self.grain_s, stored, self._coverage_sql(cursor, self.coverage))
         newest = None
         # A bar that began a day before the newest one is over, whatever the pipeline still writes.
         if int(self.files.last_us.max()) < end + DAY_US:
@@ -187,7 +214,7 @@ class TableRows(Rows):
     def _activity_bars(self, cursor: duckdb.DuckDBPyConnection, trades: str, size: BarSize) -> str:
         """SQL for the bars that start in the selection's times. `trades`: SQL that gives all trades of their days."""
         assert self.coverage is not None
-        held = relation(cursor, self.coverage) + _where(self.selection.conditions_sql())
+        held = self._coverage_sql(cursor, self.coverage)
         ordered = (
             f"SELECT {quoted(TRADE_COLUMNS)}, CAST(price * trade_size AS DECIMAL(38, 12)) AS notional "  # noqa: S608
             f"FROM ({trades}) ORDER BY symbol, epoch_us(event_time) // {DAY_US}, trade_id"
@@ -197,6 +224,14 @@ class TableRows(Rows):
         start, end = self.selection.time_range
         in_time = f"epoch_us(window_start) >= {start} AND epoch_us(window_start) < {end}"
         return f"SELECT * FROM activity_bars WHERE {in_time}"  # noqa: S608
+
+    def _coverage_sql(self, cursor: duckdb.DuckDBPyConnection, coverage: Files) -> str:
+        """SQL for the intervals of ids held of these products."""
+        conditions = self.selection.conditions_sql()
+        if self.as_of_us is None:
+            return relation(cursor, coverage) + _where(conditions)
+        loaded = is_loaded(SILVER, self.as_of_us)
+        return coverage_sql(relation(cursor, self._candidates) + _where([*conditions, loaded]))
 
     @contextmanager
     def _translated_errors(self, limit: TimeLimit) -> Iterator[None]:

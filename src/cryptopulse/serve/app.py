@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from cryptopulse import __version__
+from cryptopulse.engine.as_of import judging_by
 from cryptopulse.serve.api.app import create_api
 from cryptopulse.serve.api.events import Events
 from cryptopulse.serve.api.service import Service
@@ -25,7 +26,7 @@ from cryptopulse.settings import Settings
 
 def create_app(settings: Settings) -> FastAPI:
     """HTTP API, health and metrics over the lake of `settings`. A process may have several."""
-    service = Service(settings.location, settings.serve)
+    service = Service(settings.location, settings.serve, judging_by(settings.alerts.rules))
     live = Live(settings.location, settings.serve.poll_ms / 1000, settings.state_dir)
     events = Events(live, service)
     loop_watch = LoopWatch()

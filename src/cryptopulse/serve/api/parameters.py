@@ -113,6 +113,11 @@ class RowsParams(PageParams):
         description="Rows before this moment (not included), written like start.",
         examples=["2026-11-27T13:00:00Z"],
     )
+    as_of: Time = Field(
+        None,
+        description="As it was known at this moment, without what was loaded later, written like start.",
+        examples=["2026-11-27T21:15:00Z"],
+    )
     order: Literal["asc", "desc"] = Field("asc", description="By time: from the oldest, or from the newest.")
 
     @property
@@ -123,24 +128,28 @@ class RowsParams(PageParams):
     @property
     def times(self) -> tuple[datetime | None, datetime | None]:
         """Start and end in UTC, None if not given. Raises Problem for an invalid time, or an end before the start."""
-        times: list[datetime | None] = [None, None]
-        for place, name in enumerate(("start", "end")):
-            if (text := getattr(self, name)) is None:
-                continue
-            try:
-                moment = datetime.fromisoformat(text)
-            except ValueError as error:
-                detail = f"invalid time ({error})"
-                raise Problem(400, "no_such_time", f"{name}: {detail}.", parameters=[(name, detail)]) from None
-            try:
-                moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-            except OverflowError:  # within a day of the year 1 or 9999
-                moment = moment.replace(tzinfo=UTC)
-            times[place] = moment
-        start, end = times
+        start, end = self._time("start"), self._time("end")
         if start is not None and end is not None and start >= end:
             raise Problem(400, "empty_time", "end must lie after start.", parameters=[("end", "not after start")])
         return start, end
+
+    @property
+    def moment(self) -> datetime | None:
+        """The moment `as_of`, UTC; None for now. Raises Problem for an invalid time."""
+        return self._time("as_of")
+
+    def _time(self, name: str) -> datetime | None:
+        if (text := getattr(self, name)) is None:
+            return None
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError as error:
+            detail = f"invalid time ({error})"
+            raise Problem(400, "no_such_time", f"{name}: {detail}.", parameters=[(name, detail)]) from None
+        try:
+            return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        except OverflowError:  # within a day of the year 1 or 9999
+            return moment.replace(tzinfo=UTC)
 
     @property
     def query(self) -> str:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import structlog
 
 from cryptopulse.errors import CryptoPulseError, LakeUnreachable, QueryStopped, RowsGone, TransientError
-from cryptopulse.lake.dataset import Lake
+from cryptopulse.lake.dataset import Judge, Lake
 from cryptopulse.lake.files import Files
 from cryptopulse.lake.follower import NewestVersions
 from cryptopulse.lake.location import LakeLocation
@@ -43,8 +43,8 @@ _SENDING_MAX = 256 * 1024 * 1024  # bytes of pages that are read and not sent ye
 class Service:
     """Runs the API's queries over one lake."""
 
-    def __init__(self, location: LakeLocation, settings: ServeSettings) -> None:
-        """Opens nothing yet; the lake need not be there."""
+    def __init__(self, location: LakeLocation, settings: ServeSettings, judge: Judge | None = None) -> None:
+        """Opens nothing yet; the lake need not be there. `judge`: see `Lake`."""
         self.versions = NewestVersions(location)
         self.lake = Lake(
             location,
@@ -52,6 +52,7 @@ class Service:
             threads=_THREADS,
             timeout_s=settings.query_timeout_s,
             versions=self.versions,
+            judge=judge,
         )
         self.queries = QueryPool(settings.queries_at_once, settings.query_timeout_s)
         self.monitoring = QueryPool(1, settings.query_timeout_s)
@@ -86,7 +87,7 @@ class Service:
         """The page that `params` asks for, of the rows that `rows_of` returns. Raises Problem."""
 
         def read() -> RowsPage:
-            rows = rows_of(self.lake)
+            rows = rows_of(self.lake if params.moment is None else self.lake.as_of(params.moment))
             if params.order == "desc":
                 rows = rows.reversed()
             if params.cursor is not None:

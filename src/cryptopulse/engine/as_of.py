@@ -1,0 +1,64 @@
+"""The episodes that were known at a moment, by judging again the trades that were there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptopulse.engine.exact import micros
+from cryptopulse.engine.judge import COLUMNS, JudgeScope, judge, lookback_max_s, rules_for
+from cryptopulse.engine.rows import shaped, stamped
+from cryptopulse.lake.dataset import Lake
+from cryptopulse.lake.tables import ALERTS, SILVER
+from cryptopulse.settings import AlertRule
+
+_CHANGED = f"""
+    SELECT symbol, min(time) AS since FROM (
+        SELECT symbol, event_time AS time, load_timestamp FROM {SILVER.qualified}
+        UNION ALL
+        SELECT symbol, opened_at, load_timestamp FROM {ALERTS.qualified}
+    ) WHERE load_timestamp > $moment GROUP BY symbol
+"""  # noqa: S608 - names of our own
+
+
+def judging_by(rules: Sequence[AlertRule]) -> Callable[[Lake, datetime], pa.Table]:
+    """`episodes_as_of` by `rules`, as `Lake` takes it."""
+    return lambda lake, moment: episodes_as_of(lake, moment, rules)
+
+
+def episodes_as_of(lake: Lake, moment: datetime, rules: Sequence[AlertRule]) -> pa.Table:
+    """Rows of gold.dm_market_alerts as they were at `moment` (aware), judged by `rules`.
+
+    An episode that did not change since is in the table as it was. What changed lies, for each product, behind the
+    first trade that came since, or the first episode that changed since: from there on is judged again.
+    """
+    lake = lake.snapshot()
+    stored = lake.table(ALERTS.qualified).arrow()
+    known = stored.filter(pc.less_equal(stored["load_timestamp"], pa.scalar(moment, pa.timestamp("us", "UTC"))))
+    since = {row["symbol"]: row["since"] for row in lake.sql(_CHANGED, {"moment": moment})}
+    then = lake.as_of(moment)
+    newest = then.trades(columns=["event_time"], end=moment + timedelta(microseconds=1)).reversed().limit(1).arrow()
+    if not since or newest.num_rows == 0:
+        return known
+    watermark = newest["event_time"][0].as_py()
+    first = min(since.values()) - timedelta(seconds=lookback_max_s(rules))
+    trades = then.trades(sorted(since), first, columns=COLUMNS).arrow()
+    scopes = [
+        JudgeScope(symbol, rule, micros(begin), micros(max(watermark, begin)))
+        for symbol, begin in since.items()
+        for rule in rules_for(symbol, rules)
+    ]
+    found = judge(trades, scopes, known, micros(watermark))
+    if found is None:
+        return known
+    seen = dict(zip(stored["alert_id"].to_pylist(), stored["detected_at"].to_pylist(), strict=True))
+    episodes = shaped(stamped(found.episodes, micros(moment)), ALERTS)
+    detected = [min(seen.get(alert_id, moment), moment) for alert_id in episodes["alert_id"].to_pylist()]
+    place = episodes.schema.get_field_index("detected_at")
+    field = ALERTS.arrow_schema.field("detected_at")
+    episodes = episodes.set_column(place, field, pa.array(detected, field.type))
+    kept = known.filter(pc.invert(pc.is_in(known["alert_id"], pa.array(found.replaced, pa.string()))))
+    return pa.concat_tables([kept, episodes]).sort_by([("opened_at", "ascending"), ("alert_id", "ascending")])

@@ -139,7 +139,7 @@ RUNTIME_PYTHON ?= python3.11
 	@grep -vE '^(numpy|pandas|psutil|py4j|pyarrow|pydantic|pydantic_core|pyspark)==' constraints.txt > $(@D)/constraints.txt
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt hatchling editables
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c $(@D)/constraints.txt \
-		-e '.[feed,cluster]' pyarrow==19.0.1 pytest pytest-xdist hypothesis
+		-e '.[feed,cluster]' pyarrow==19.0.1 pytest pytest-xdist hypothesis websockets
 	@touch $@
 
 # azure-cli wants versions of its own, so it gets a virtual environment of its own.

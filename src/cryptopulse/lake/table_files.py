@@ -7,14 +7,44 @@ that it sees exist only in this file system.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Final
 
 from fsspec import AbstractFileSystem
 
 PROTOCOL: Final = "lake"
+
+
+class _TableFile(io.FileIO):
+    """A file, unbuffered, as DuckDB reads in large pieces. Each thread has a position of its own: DuckDB's threads share
+    an open file, and each of them seeks before it reads, which one position would mix up.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._at: dict[int, int] = {}  # by thread; a thread of DuckDB's keeps no `threading.local` between calls
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: os.fstat(self.fileno()).st_size}
+        self._at[get_ident()] = base[whence] + offset
+        return self.tell()
+
+    def tell(self) -> int:
+        return self._at.get(get_ident(), 0)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        at = self.tell()
+        if size is None or size < 0:
+            size = os.fstat(self.fileno()).st_size - at
+        found = b""
+        while len(found) < size and (more := os.pread(self.fileno(), size - len(found), at + len(found))):
+            found += more
+        self._at[get_ident()] = at + len(found)
+        return found
 
 
 class TableFiles(AbstractFileSystem):  # type: ignore[misc]
@@ -29,10 +59,10 @@ class TableFiles(AbstractFileSystem):  # type: ignore[misc]
         self._paths = paths
 
     def open(self, path: str, mode: str = "rb", **_options: Any) -> io.FileIO:
-        """The file, unbuffered: DuckDB reads a file in large pieces."""
+        """The file."""
         if mode != "rb":
             raise PermissionError(f"The lake is only read: {path}")
-        return io.FileIO(self._paths[path])
+        return _TableFile(self._paths[path])
 
     def info(self, path: str, **_options: Any) -> dict[str, Any]:
         """Name, size and type of a file."""

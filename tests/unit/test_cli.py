@@ -32,6 +32,7 @@ COMMANDS = [
     "status",
     "sql",
     "replay",
+    "playback",
     "serve",
     "rebuild",
     "backfill",

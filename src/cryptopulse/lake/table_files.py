@@ -20,8 +20,8 @@ PROTOCOL: Final = "lake"
 
 
 class _TableFile(io.FileIO):
-    """A file, unbuffered, as DuckDB reads in large pieces. Each thread has a position of its own: DuckDB's threads share
-    an open file, and each of them seeks before it reads, which one position would mix up.
+    """A file with a position for each thread: DuckDB's threads share an open file, and each seeks before it reads.
+    Unbuffered, as they read large pieces.
     """
 
     def __init__(self, path: str) -> None:

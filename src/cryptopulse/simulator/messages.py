@@ -6,7 +6,7 @@ with at least eight decimals on REST. Times have six decimals of a second, on Ad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -148,7 +148,7 @@ def exchange_heartbeat(product_id: str, last_trade_id: int, sequence: int, time_
     ).encode()
 
 
-def exchange_subscriptions(channels: dict[str, Iterable[str]]) -> bytes:
+def exchange_subscriptions(channels: Mapping[str, Iterable[str]]) -> bytes:
     """The answer to subscribing and unsubscribing: all channels of the connection with their products."""
     listed = [{"name": name, "product_ids": list(ids), "account_ids": None} for name, ids in channels.items()]
     return encode({"type": "subscriptions", "channels": listed})

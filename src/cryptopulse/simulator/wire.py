@@ -12,16 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import structlog
 from websockets.frames import DATA_OPCODES, Frame, Opcode
 from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
-
-if TYPE_CHECKING:
-    from cryptopulse.simulator.session import ClientSession
 
 _HEAD_MAX = 16 * 1024
 _BODY_MAX = 1024 * 1024  # `Orders` contain whole answers
@@ -55,7 +52,20 @@ class HttpResponse:
 
 
 Respond = Callable[[HttpRequest], Awaitable[HttpResponse]]
-Accept = Callable[["ServerConnection", str], "ClientSession | None"]
+Accept = Callable[["ServerConnection", str], "Session | None"]
+
+
+class Session(Protocol):
+    """What a WebSocket connection is served by."""
+
+    def on_message(self, message: bytes) -> None:
+        """Handles a message of the client."""
+
+    def on_writable(self, *, writable: bool) -> None:
+        """Called when the reader falls behind, or has caught up."""
+
+    def on_closed(self) -> None:
+        """Called when the connection has ended."""
 
 
 def frame(message: bytes, opcode: Opcode = Opcode.TEXT) -> bytes:
@@ -84,7 +94,7 @@ class ServerConnection(asyncio.Protocol):
         self._buffer = bytearray()
         self._answering: asyncio.Task[None] | None = None
         self._websocket: ServerProtocol | None = None
-        self._session: ClientSession | None = None
+        self._session: Session | None = None
         self._parts = bytearray()
         self.muted = False
         """A muted WebSocket stays open and sends nothing, not even pongs."""

@@ -1,0 +1,145 @@
+"""One WebSocket connection of a client: subscriptions, and the messages of the window when they are due."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import structlog
+
+from cryptopulse.playback.window import Window
+from cryptopulse.simulator.messages import advanced_envelope, encode, exchange_error, exchange_subscriptions
+from cryptopulse.simulator.wire import ServerConnection, frame
+
+log = structlog.get_logger()
+
+_TOGETHER_S = 0.005
+"""Messages due within this time are sent together."""
+_TOGETHER_MAX = 1_000
+_UNSENT_MAX_BYTES = 64 * 1024 * 1024
+_TRADES, _HEARTBEATS = ("matches", "market_trades"), ("heartbeat", "heartbeats")
+
+
+class PlaybackSession:
+    """A connection; it gets messages from the window's present on, see `Window.subscribe`."""
+
+    def __init__(
+        self, socket: ServerConnection, window: Window, *, is_advanced: bool, closed: Callable[[PlaybackSession], None]
+    ) -> None:
+        """`is_advanced`: which feed it speaks. `closed` is called when it has ended."""
+        self.socket = socket
+        self._window = window
+        self._is_advanced = is_advanced
+        self._closed = closed
+        self._channels: dict[str, dict[str, None]] = {}
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._playing: asyncio.Task[None] | None = None
+        self._confirmed = 0
+        self.ended = asyncio.Event()
+
+    def on_message(self, message: bytes) -> None:
+        """Subscribes or unsubscribes, or answers why not."""
+        try:
+            request = msgspec.json.decode(message)
+            changed = self._requested(request)
+        except (ValueError, AttributeError, TypeError) as error:
+            self._refuse(str(error))
+            return
+        for channel, products in changed.items():
+            known = self._channels.setdefault(channel, {})
+            if request["type"] == "subscribe":
+                known.update(dict.fromkeys(products))
+            else:
+                for product in products or list(known):
+                    known.pop(product, None)
+                if not known:
+                    del self._channels[channel]
+        self._confirm()
+        self._play_from_now()
+
+    def on_writable(self, *, writable: bool) -> None:
+        """Called when the reader falls behind, or has caught up."""
+        if writable:
+            self._writable.set()
+        else:
+            self._writable.clear()
+
+    def on_closed(self) -> None:
+        """Called when the connection has ended."""
+        if self._playing is not None:
+            self._playing.cancel()
+        self.ended.set()
+        self._closed(self)
+
+    def _requested(self, request: Any) -> dict[str, list[str]]:
+        """Channels and products that a request names. Raises ValueError for one that can't be followed."""
+        if request.get("type") not in ("subscribe", "unsubscribe"):
+            raise ValueError(f"{request.get('type')} is not a valid type")
+        common = request.get("product_ids") or []
+        named = [request["channel"]] if self._is_advanced else request.get("channels") or list(self._channels)
+        found: dict[str, list[str]] = {}
+        for item in named:
+            channel: dict[str, Any] = {"name": item} if isinstance(item, str) else item
+            products: list[str] = channel.get("product_ids") or common
+            if channel["name"] not in (*_TRADES, *_HEARTBEATS):
+                raise ValueError(f"{channel['name']} is not a valid channel")
+            if unknown := [name for name in products if name not in self._window.products]:
+                raise ValueError(f"{unknown[0]} is not a valid product")
+            found[channel["name"]] = products
+        return found
+
+    def _confirm(self) -> None:
+        """Says what is subscribed to, as each feed does."""
+        if self._is_advanced:
+            events = encode([{"subscriptions": {name: list(ids) or [name] for name, ids in self._channels.items()}}])
+            self.socket.send(frame(advanced_envelope("subscriptions", time.time_ns(), self._confirmed, events)))
+            self._confirmed += 1
+        else:
+            self.socket.send(frame(exchange_subscriptions(dict(self._channels))))
+
+    def _refuse(self, reason: str) -> None:
+        refusal = encode({"type": "error", "message": reason})
+        self.socket.send(frame(refusal if self._is_advanced else exchange_error("Failed to subscribe", reason)))
+
+    def _play_from_now(self) -> None:
+        if self._playing is not None:
+            self._playing.cancel()
+            self._playing = None
+        kinds = {"trades" if channel in _TRADES else "heartbeat" for channel in self._channels}
+        products = {name for ids in self._channels.values() for name in ids}
+        if kinds:
+            from_us = self._window.subscribe(products)
+            self._playing = asyncio.ensure_future(self._play(from_us, products, kinds))
+
+    async def _play(self, from_us: int, products: set[str], kinds: set[str]) -> None:
+        window, socket, sent = self._window, self.socket, 0
+        pages = window.messages(from_us, products, kinds, is_advanced=self._is_advanced)
+        upcoming = asyncio.ensure_future(asyncio.to_thread(next, pages, None))
+        while (page := await upcoming) is not None:
+            upcoming = asyncio.ensure_future(asyncio.to_thread(next, pages, None))
+            at, frames = 0, page.frames
+            while at < len(frames):
+                end = min(at + _TOGETHER_MAX, len(frames))
+                if window.speed:
+                    due_us = window.now_us + int(_TOGETHER_S / 2 * window.speed * 1e6)
+                    end = min(end, int(np.searchsorted(page.received_us, due_us, side="right")))
+                if end > at:
+                    socket.send(b"".join(frames[at:end]))
+                    window.sent(int(page.received_us[end - 1]))
+                    sent, at = sent + end - at, end
+                    if window.speed and socket.unsent_bytes > _UNSENT_MAX_BYTES:
+                        log.warning("playback_reader_cut_off", reason="ErrSlowConsume")
+                        socket.abort()
+                        return
+                    if not window.speed:
+                        await self._writable.wait()
+                        await asyncio.sleep(0)
+                else:
+                    wait_us = int(page.received_us[at]) - window.now_us
+                    await asyncio.sleep(max(wait_us / 1e6 / window.speed, _TOGETHER_S))
+        log.info("playback_ended", messages=sent)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cryptopulse.engine import parse as parser
 from cryptopulse.engine.exact import Row, message_rows, page_rows
 from cryptopulse.engine.parse import PARSED_SCHEMA, parse
 
@@ -158,15 +159,41 @@ PAGE = st.tuples(LISTS(written(TRADE)), WHITE).map("".join)
 TEXTS = st.one_of(MATCH, MATCH, MATCH, BATCH, HEARTBEAT, PAGE, PAGE)
 
 
+def damaged(draw: st.DrawFn, text: str) -> bytes:
+    """The text, now and then with a byte that is another, one too many, or one too few."""
+    body = text.encode()
+    if body and draw(st.integers(0, 9)) == 0:
+        place, width = draw(st.integers(0, len(body) - 1)), draw(st.integers(0, 1))
+        body = body[:place] + draw(st.binary(max_size=2)) + body[place + width :]
+    return body
+
+
 @st.composite
 def messages(draw: st.DrawFn) -> tuple[bytes, str]:
     text = draw(TEXTS)
     is_page = text.startswith("[") != (draw(st.integers(0, 19)) == 0)
-    body = text.encode()
-    if body and draw(st.integers(0, 9)) == 0:  # a byte that is another, one too many, or one too few
-        place, width = draw(st.integers(0, len(body) - 1)), draw(st.integers(0, 1))
-        body = body[:place] + draw(st.binary(max_size=2)) + body[place + width :]
-    return body, "rest" if is_page else "websocket"
+    return damaged(draw, text), "rest" if is_page else "websocket"
+
+
+UUIDS = usually(quoted(st.text("0123456789abcdef-\\é\x01", max_size=37)), '"6b380eba-fd1d-43a8-91a0-fdb06e6ce87f"')
+LAYOUT = {
+    "trade_id": usually(st.one_of(IDS, st.from_regex(r"0?[0-9]{1,18}", fullmatch=True)), "1052119289"),
+    "maker_order_id": UUIDS,
+    "taker_order_id": UUIDS,
+    "side": usually(quoted(st.sampled_from(["buy", "sell", "BUY", "SELL", "sel", "buyy"])), '"buy"'),
+    "size": usually(quoted(NUMBERS), '"0.00015721"'),
+    "price": usually(quoted(NUMBERS), '"63514.6"'),
+    "product_id": usually(quoted(st.sampled_from(["ETH-USD", "BTC-USDC", "BTC-US", "btc-usd"])), f'"{PRODUCT}"'),
+    "sequence": usually(st.one_of(IDS, st.from_regex(r"0?[0-9]{1,18}", fullmatch=True)), "132235026010"),
+    "time": usually(quoted(TIMES), '"2026-07-07T22:58:17.164892Z"'),
+}
+
+
+@st.composite
+def laid_out(draw: st.DrawFn) -> tuple[bytes, str]:
+    """A match in the layout of the Exchange feed, with any values."""
+    members = ",".join(f'"{name}":{draw(value)}' for name, value in LAYOUT.items())
+    return damaged(draw, f'{{"type":"match",{members}}}'), "websocket"
 
 
 def assert_equal(bodies: list[tuple[bytes, str]]) -> None:
@@ -186,12 +213,18 @@ BROTHERS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "messages": (assert_equal, st.lists(messages(), max_size=6)),
     "numbers and times": (assert_numbers_equal, st.lists(st.tuples(NUMBERS, NUMBERS, TIMES), max_size=6)),
     "bytes": (assert_equal, st.lists(st.tuples(st.binary(max_size=60), SOURCES), max_size=3)),
+    "matches in the usual layout": (assert_equal, st.lists(laid_out(), max_size=6)),
+    "matches in the usual layout and others": (assert_equal, st.lists(st.one_of(laid_out(), messages()), max_size=6)),
 }
 
 
 @pytest.mark.parametrize("examples", [100, pytest.param(20_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", BROTHERS)
-def test_many_at_once_are_what_each_is_by_the_letter(kind: str, examples: int) -> None:
+@pytest.mark.parametrize("together_min", [0, 1_000])
+def test_many_at_once_are_what_each_is_by_the_letter(
+    kind: str, examples: int, together_min: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parser, "_TOGETHER_MIN", together_min)
     check, cases = BROTHERS[kind]
     run = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     run(given(cases)(check))()

@@ -1,8 +1,8 @@
 """Messages → trades, refusals, and ids that pages of the REST interface prove absent. Both engines use this parser.
 
-`exact` defines what a message means, one message at a time. This is the fast path for many: `decode` reads messages
-written as the exchange writes them, their columns are made at once, and all others go through `exact`. Both give the
-same rows, as a test with hostile messages shows.
+`exact` defines what a message means, one message at a time. These are the fast paths for many: `match_layout` reads
+matches laid out as usual, all together; `decode` reads other messages written as the exchange writes them, and their
+columns are made at once; all others go through `exact`. All give the same rows, as a test with hostile messages shows.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from cryptopulse.engine.exact import (
     VALUE_END,
     time_micros,
 )
+from cryptopulse.engine.match_layout import IS_AVAILABLE, Matches, read_matches
 from cryptopulse.lake.products import is_product_id
 from cryptopulse.lake.tables import ABSENT, PRICE, QUARANTINE, SIZE, Table, arrow_type
 
@@ -59,8 +60,10 @@ _DIGITS, _POINT = b"0123456789.", ord(".")
 _EXACT = Context(prec=_SIZE_TYPE.precision)
 _REFUSAL = ("partition", "offset", "reason")
 _OF_MESSAGE = ("partition", "offset", "received_time", "source")
-_STEP_BYTES = 350_000  # of bodies at a time: keeps the results in the CPU's caches and bounds memory
-_STEP_MESSAGES_MAX = 4_096
+_TRADE_TYPES = PARSED_SCHEMA.types[len(_OF_MESSAGE) :]
+_TOGETHER_MIN = 1_000  # fewer messages are decoded one by one in less time
+_STEP_BYTES = 4_000_000  # of bodies at a time: bounds memory, and keeps the results in the CPU's caches
+_STEP_MESSAGES_MAX = 8_192
 
 
 def parse(messages: pa.Table) -> pa.Table:
@@ -74,17 +77,20 @@ def parse(messages: pa.Table) -> pa.Table:
     parsed = [PARSED_SCHEMA.empty_table()] if rows == 0 else []
     for start in range(0, rows, step):
         part = messages.slice(start, step)
-        found, bodies = DecodedMessages(), part["body"].to_pylist()
-        if pc.index(part["source"], "rest").as_py() < 0:
-            found.add_messages(bodies, range(len(bodies)))
+        bodies, usual = part["body"].combine_chunks(), None
+        if IS_AVAILABLE and len(bodies) >= _TOGETHER_MIN:
+            usual = read_matches(bodies, part["partition_key"].combine_chunks())
+        found = DecodedMessages()
+        if usual is None and pc.index(part["source"], "rest").as_py() < 0:
+            found.add_messages(bodies.to_pylist(), range(len(bodies)))
         else:
-            is_page = pc.equal(part["source"], "rest").to_numpy()
-            products = part["partition_key"].to_pylist()
-            for place in np.flatnonzero(is_page).tolist():
-                found.add_page(bodies[place], products[place] or "", place)
-            others = np.flatnonzero(~is_page).tolist()
-            found.add_messages([bodies[place] for place in others], others)
-        parsed.append(_table(found, part))
+            left = np.arange(len(bodies)) if usual is None else np.flatnonzero(~usual.is_usual)
+            is_page = pc.equal(part["source"], "rest").to_numpy()[left]
+            for place in left[is_page].tolist():
+                found.add_page(bodies[place].as_py(), part["partition_key"][place].as_py() or "", place)
+            others = left[~is_page]
+            found.add_messages(bodies.take(pa.array(others)).to_pylist(), others.tolist())
+        parsed.append(_table(found, usual, part))
     return pa.concat_tables(parsed).combine_chunks()
 
 
@@ -94,36 +100,58 @@ def parse_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]
         yield from parse(pa.Table.from_batches([batch])).to_batches()
 
 
-def _table(found: DecodedMessages, messages: pa.Table) -> pa.Table:
+def _table(found: DecodedMessages, usual: Matches | None, messages: pa.Table) -> pa.Table:
     """The rows (PARSED_SCHEMA) that were found in `messages`, in their order."""
-    columns, is_right = _columns(found)
-    places, order = np.array(found.places, np.int64), None
-    if found.exact or not is_right.all():
-        doubtful = np.flatnonzero(~is_right).tolist()
-        exact = [(found.places[n], n, found.checked_row(n)) for n in doubtful] + found.exact
-        reasons, symbols, ids, prices, sizes, sides, times = zip(*(row for _, _, row in exact), strict=True)
+    # Columns, the index of each row's message, and the row's number within it.
+    parts: list[tuple[list[pa.Array], npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    if usual is not None:
+        places = np.flatnonzero(usual.is_usual)
+        parts.append((_usual_columns(usual, messages), places, np.zeros(len(places), np.int64)))
+    if found.ids:
+        columns, is_right = _columns(found)
+        places, numbers = np.array(found.places, np.int64), np.arange(len(found.ids))
+        if not is_right.all():
+            found.exact += [(found.places[n], n, found.checked_row(n)) for n in np.flatnonzero(~is_right).tolist()]
+            columns = [column.filter(pa.array(is_right)) for column in columns]
+        parts.append((columns, places[is_right], numbers[is_right]))
+    if found.exact:
+        reasons, symbols, ids, prices, sizes, sides, times = zip(*(row for _, _, row in found.exact), strict=True)
         decimals = [[n if n is None else Decimal(n).scaleb(-SCALE, _EXACT) for n in units] for units in (prices, sizes)]
-        added = [
-            pa.array(column, kind)
-            for column, kind in zip(
-                (reasons, symbols, ids, *decimals, sides, times),
-                PARSED_SCHEMA.types[len(_OF_MESSAGE) :],
-                strict=True,
-            )
-        ]
-        right = [column.filter(pa.array(is_right)) for column in columns]
-        columns = [pa.concat_arrays([*both]) for both in zip(right, added, strict=True)]
-        places = np.concatenate([places[is_right], np.array([place for place, _, _ in exact], np.int64)])
-        numbers = np.concatenate([np.flatnonzero(is_right), np.array([number for _, number, _ in exact], np.int64)])
+        given = zip((reasons, symbols, ids, *decimals, sides, times), _TRADE_TYPES, strict=True)
+        at = np.array([(place, number) for place, number, _ in found.exact], np.int64)
+        parts.append(([pa.array(column, kind) for column, kind in given], at[:, 0], at[:, 1]))
+    if not parts:
+        return PARSED_SCHEMA.empty_table()
+    columns, places, numbers = parts[0]
+    if len(parts) > 1:
+        columns = [pa.concat_arrays([*column]) for column in zip(*(part[0] for part in parts), strict=True)]
+        places, numbers = (np.concatenate([part[n] for part in parts]) for n in (1, 2))
+    if (places[1:] < places[:-1]).any():
         order = np.lexsort((numbers, places))
-    elif (places[1:] < places[:-1]).any():
-        order = np.argsort(places, kind="stable")
-    if order is not None:
         columns, places = [column.take(pa.array(order)) for column in columns], places[order]
     of_message = [messages[name] for name in _OF_MESSAGE]
     if len(places) != messages.num_rows or (places[1:] == places[:-1]).any():
         of_message = [column.take(pa.array(places)) for column in of_message]
     return pa.Table.from_arrays([*of_message, *columns], schema=PARSED_SCHEMA)
+
+
+def _usual_columns(usual: Matches, messages: pa.Table) -> list[pa.Array]:
+    """The columns of the matches in the usual layout."""
+    chosen, keys = usual.is_usual, messages["partition_key"].combine_chunks()
+    sides = pa.DictionaryArray.from_arrays(pa.array(usual.is_sell[chosen].astype(np.int8)), ["SELL", "BUY"])
+    decimals = []
+    for units, kind in ((usual.prices, _PRICE_TYPE), (usual.sizes, _SIZE_TYPE)):
+        halves = np.zeros((np.count_nonzero(chosen), 2), np.int64)
+        halves[:, 0] = units[chosen]
+        decimals.append(pa.Array.from_buffers(kind, len(halves), [None, pa.py_buffer(halves)]))
+    return [
+        pa.nulls(len(sides), pa.string()),
+        keys if chosen.all() else keys.filter(pa.array(chosen)),
+        pa.array(usual.ids[chosen]),
+        *decimals,
+        sides.cast(pa.string()),
+        pa.array(usual.time_us[chosen]).cast(_TIME_TYPE),
+    ]
 
 
 def _columns(found: DecodedMessages) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulator_server import Running, run, subscribe
+from simulator_server import Running, receive_all, run, subscribe
+from websockets.exceptions import ConnectionClosedError
 
 import cryptopulse
 from cryptopulse import cli
@@ -163,13 +165,28 @@ def test_what_it_does_not_have_is_refused(lake: Path) -> None:
                 (subscribe(ETH), "ETH-USD is not a valid product"),
                 (subscribe(BTC, channels=["level2"]), "level2 is not a valid channel"),
                 (json.dumps({"type": "buy"}), "buy is not a valid type"),
-                ("[]", ""),
-                ("no JSON", ""),
+                ("[]", "can't be understood"),
+                ("no JSON", "can't be understood"),
+                ('{"type":"subscribe","channels":[7]}', "can't be understood"),
+                ('{"type":"subscribe","channels":[{"names":1}]}', "can't be understood"),
+                ('{"type":"subscribe","channels":["matches"],"product_ids":[[]]}', "[] is not a valid product"),
             ):
                 await client.send(request)
                 told = json.loads(await client.recv())
                 assert told["type"] == "error"
                 assert reason in told["reason"]
+
+    run(talk)
+
+
+def test_a_lake_that_is_gone_ends_the_connection(lake: Path, tmp_path: Path) -> None:
+    async def talk() -> None:
+        copy = Path(shutil.copytree(lake, tmp_path / "copy"))
+        async with playback(copy) as running, running.connect() as client:
+            shutil.rmtree(copy / "bronze")
+            await client.send(subscribe(BTC))
+            with pytest.raises(ConnectionClosedError, match="1011"):
+                await receive_all(client)
 
     run(talk)
 
@@ -212,6 +229,9 @@ def test_rest_pages_are_those_of_the_tables_up_to_the_time_played(lake: Path) ->
         (["--products", "DOGE-USD"], "no trades of DOGE-USD"),
         (["--from", "2026-07-08", "--to", "2026-07-07"], "lies before"),
         (["--from", "soon"], "soon"),
+        (["--speed", "-1"], "Speed -1.0: give 0"),
+        (["--speed", "nan"], "Speed nan: give 0"),
+        (["--speed", "1e300"], "to 1,000,000"),
         (["--host", "192.0.2.1"], "Can't listen on 192.0.2.1:8766"),
     ],
 )

@@ -24,7 +24,7 @@ def playback(
     start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="Start (inclusive), UTC.")] = None,
     end: Annotated[str | None, typer.Option("--to", metavar="TIME", help="End (exclusive), UTC.")] = None,
     speed: Annotated[
-        float, typer.Option(min=0, help="Seconds of the past in a second; 0: as fast as it is read.")
+        float, typer.Option(metavar="N", help="Seconds of the past in a second; 0: as fast as it is read.")
     ] = 1.0,
     products: Products = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",

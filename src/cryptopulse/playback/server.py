@@ -25,9 +25,12 @@ _GOODBYE_S = 1.0
 _GOING_AWAY = 1001  # RFC 6455, 7.4.1
 
 
+_SPEED_MAX = 1_000_000.0
+
+
 @dataclass(frozen=True)
 class PlaybackOptions:
-    """What is played, how fast, and where."""
+    """What is played, how fast, and where. Raises ConfigurationError for an impossible speed."""
 
     first_us: int
     end_us: int
@@ -39,6 +42,11 @@ class PlaybackOptions:
     host: str = "127.0.0.1"
     port: int = 8766
     """0: any free port."""
+
+    def __post_init__(self) -> None:
+        """Checks the speed."""
+        if not 0 <= self.speed <= _SPEED_MAX:
+            raise ConfigurationError(f"Speed {self.speed}: give 0 (as fast as it is read) to {_SPEED_MAX:,.0f}.")
 
 
 async def serve(

@@ -21,7 +21,12 @@ _TOGETHER_S = 0.005
 """Messages due within this time are sent together."""
 _TOGETHER_MAX = 1_000
 _UNSENT_MAX_BYTES = 64 * 1024 * 1024
+_INTERNAL_ERROR = 1011  # RFC 6455, 7.4.1
 _TRADES, _HEARTBEATS = ("matches", "market_trades"), ("heartbeat", "heartbeats")
+
+
+class _Refused(Exception):
+    """A request that is answered with an error message; its text is the reason."""
 
 
 class PlaybackSession:
@@ -47,8 +52,11 @@ class PlaybackSession:
         try:
             request = msgspec.json.decode(message)
             changed = self._requested(request)
-        except (ValueError, AttributeError, TypeError) as error:
+        except _Refused as error:
             self._refuse(str(error))
+            return
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+            self._refuse("the message can't be understood")
             return
         for channel, products in changed.items():
             known = self._channels.setdefault(channel, {})
@@ -77,9 +85,11 @@ class PlaybackSession:
         self._closed(self)
 
     def _requested(self, request: Any) -> dict[str, list[str]]:
-        """Channels and products that a request names. Raises ValueError for one that can't be followed."""
+        """Channels and products that a request names. Raises _Refused for what is not served here, and Python's own
+        errors for what is no such request.
+        """
         if request.get("type") not in ("subscribe", "unsubscribe"):
-            raise ValueError(f"{request.get('type')} is not a valid type")
+            raise _Refused(f"{request.get('type')} is not a valid type")
         common = request.get("product_ids") or []
         named = [request["channel"]] if self._is_advanced else request.get("channels") or list(self._channels)
         found: dict[str, list[str]] = {}
@@ -87,9 +97,9 @@ class PlaybackSession:
             channel: dict[str, Any] = {"name": item} if isinstance(item, str) else item
             products: list[str] = channel.get("product_ids") or common
             if channel["name"] not in (*_TRADES, *_HEARTBEATS):
-                raise ValueError(f"{channel['name']} is not a valid channel")
+                raise _Refused(f"{channel['name']} is not a valid channel")
             if unknown := [name for name in products if name not in self._window.products]:
-                raise ValueError(f"{unknown[0]} is not a valid product")
+                raise _Refused(f"{unknown[0]} is not a valid product")
             found[channel["name"]] = products
         return found
 
@@ -115,6 +125,13 @@ class PlaybackSession:
         if kinds:
             from_us = self._window.subscribe(products)
             self._playing = asyncio.ensure_future(self._play(from_us, products, kinds))
+            self._playing.add_done_callback(self._played)
+
+    def _played(self, playing: asyncio.Task[None]) -> None:
+        """Closes the connection if its messages could not be read."""
+        if not playing.cancelled() and (error := playing.exception()) is not None:
+            log.error("playback_failed", error=str(error))
+            self.socket.close(_INTERNAL_ERROR, "the lake can't be read")
 
     async def _play(self, from_us: int, products: set[str], kinds: set[str]) -> None:
         window, socket, sent = self._window, self.socket, 0
@@ -126,7 +143,7 @@ class PlaybackSession:
             while at < len(frames):
                 end = min(at + _TOGETHER_MAX, len(frames))
                 if window.speed:
-                    due_us = window.now_us + int(_TOGETHER_S / 2 * window.speed * 1e6)
+                    due_us = min(window.now_us + int(_TOGETHER_S / 2 * window.speed * 1e6), window.last_us)
                     end = min(end, int(np.searchsorted(page.received_us, due_us, side="right")))
                 if end > at:
                     socket.send(b"".join(frames[at:end]))

@@ -42,6 +42,7 @@ COMMANDS = [
     "export",
     "init",
     "config",
+    "install-service",
     "ddl",
 ]
 ALERTS = [["alerts"], ["alerts", "list"], ["alerts", "backtest"], ["alerts", "test-notify"]]

@@ -33,6 +33,7 @@ from cryptopulse.cli import (
     processes,
     replay,
     serve,
+    service,
     simulate,
     sql,
     status,
@@ -85,6 +86,7 @@ for module in (
     replay,
     backfill,
     config,
+    service,
     ddl,
 ):
     module.register(app)

@@ -1,0 +1,141 @@
+"""`install-service`: a unit for systemd that keeps `run` running."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cryptopulse.cli.options import Config, Lake, settings_from
+
+if TYPE_CHECKING:
+    from cryptopulse.settings import Settings
+
+_STOP_S = 180  # more than all processes together may take to end in order
+
+_UNIT = """\
+# Written by `cryptopulse install-service`; edit it with `systemctl edit`.
+[Unit]
+Description=CryptoPulse records trades into {lake_text}
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+ExecStart={command}
+WorkingDirectory={folder}
+{user}Restart=on-failure
+RestartSec=5
+# A wrong setting, a damaged table, another pipeline: starting again would not help.
+RestartPreventExitStatus=2 4 5
+# The supervisor ends its processes in order, without loss.
+KillMode=mixed
+TimeoutStopSec={stop_s}
+LimitNOFILE=65536
+UMask=0027
+
+# Only the lake can be written.
+ProtectSystem=strict
+ProtectHome=read-only
+{writable}PrivateTmp=yes
+PrivateDevices=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+LockPersonality=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+
+[Install]
+WantedBy={target}
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to `app`."""
+    example = "sudo cryptopulse install-service --user recorder --lake /srv/lake --config /etc/cryptopulse.toml"
+    app.command("install-service", epilog=f"Example: {example}")(install_service)
+
+
+def install_service(
+    lake: Lake = None,
+    config: Config = None,
+    user: Annotated[
+        str | None, typer.Option("--user", metavar="NAME", help="Whom the service runs as; needs root.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="Another place for the unit; - prints it."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing unit.")] = False,
+) -> None:
+    """Write a unit for systemd that starts `run` with the machine and again after a failure."""
+    from cryptopulse.errors import ConfigurationError
+
+    settings = settings_from(lake, config)
+    is_system = os.geteuid() == 0 or user is not None
+    text = unit_text(settings, config and config.absolute(), user, is_system=is_system)
+    if file == Path("-"):
+        typer.echo(text, nl=False)
+        return
+    if is_system and os.geteuid() != 0 and file is None:
+        raise ConfigurationError("--user needs root: run the command with sudo, or print the unit with --file -.")
+    folder = Path("/etc/systemd/system") if is_system else Path.home() / ".config" / "systemd" / "user"
+    file = file or folder / "cryptopulse.service"
+    if file.exists() and not force:
+        raise ConfigurationError(f"{file} exists already; --force replaces it.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"Can't write {file}: {error.strerror}.") from error
+    systemctl = "systemctl" if is_system else "systemctl --user"
+    typer.echo(f"Wrote {file}. Start it, now and with the machine:")
+    if settings.location.folder is not None and not settings.location.folder.exists():
+        owner = f" && sudo chown {user}: {_quoted(settings.location.folder)}" if user else ""
+        typer.echo(f"  mkdir -p {_quoted(settings.location.folder)}{owner}")
+    typer.echo(f"  {systemctl} daemon-reload && {systemctl} enable --now {file.stem}")
+    typer.echo(f"  {systemctl} status {file.stem}; journalctl {'' if is_system else '--user '}-u {file.stem} -f")
+
+
+def unit_text(settings: Settings, config: Path | None, user: str | None, *, is_system: bool) -> str:
+    """The unit. Raises ConfigurationError for a user's name that systemd would not take."""
+    from cryptopulse.errors import ConfigurationError
+
+    if user is not None and not (user.isascii() and user.replace("-", "").replace("_", "").isalnum()):
+        raise ConfigurationError(f"--user {user!r} is no name of a user.")
+    folder = settings.location.folder
+    place = settings.lake if folder is None else str(folder.absolute())
+    command = [sys.executable, "-m", "cryptopulse", "run", "--lake", place]
+    if config is not None:
+        command += ["--config", str(config)]
+    return _UNIT.format(
+        lake_text=_escaped(place),
+        command=" ".join(_quoted(part) for part in command),
+        folder=_escaped(str(Path.cwd())),
+        user=f"User={user}\n" if user else "",
+        writable="" if folder is None else f"ReadWritePaths={_quoted(place)}\n",
+        stop_s=_STOP_S,
+        target="multi-user.target" if is_system else "default.target",
+    )
+
+
+def _escaped(text: str) -> str:
+    """`text` in a unit, where % begins a specifier."""
+    return text.replace("%", "%%")
+
+
+def _quoted(part: object) -> str:
+    """One argument of a command, in quotes if it needs them."""
+    text = _escaped(str(part)).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    return f'"{text}"' if set(text) & set(" \"';") or text != _escaped(str(part)) else text

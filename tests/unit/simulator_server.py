@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -57,9 +57,18 @@ async def simulator(**options: Any) -> AsyncIterator[Running]:
         "start_time_ns": START_NS,
         "rest_limit": False,
     } | options
+    async with listening(lambda ready, stop: serve(SimulatorOptions(**options), ready, stop)) as running:
+        yield running
+
+
+@asynccontextmanager
+async def listening(
+    serve: Callable[[Callable[[int], None], asyncio.Event], Coroutine[Any, Any, None]],
+) -> AsyncIterator[Running]:
+    """What `serve(on_ready, stop)` serves, stopped at the end."""
     ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
-    serving = asyncio.create_task(serve(SimulatorOptions(**options), ready.set_result, stop))
+    serving = asyncio.create_task(serve(ready.set_result, stop))
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
         serving.result()

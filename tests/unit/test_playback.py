@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulator_server import Running, receive_all, run, subscribe
+from simulator_server import Running, listening, receive_all, run, subscribe
 from websockets.exceptions import ConnectionClosedError
 
 import cryptopulse
@@ -57,21 +57,10 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def playback(
     lake: Path, start: datetime | None = None, end: datetime | None = None, **options: Any
 ) -> AsyncIterator[Running]:
-    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    stop = asyncio.Event()
     chosen = PlaybackOptions(*time_range(start, end), **{"port": 0, "speed": 0.0} | options)
     with cryptopulse.open(lake) as reader:
-        serving = asyncio.create_task(serve(reader, chosen, lambda port, _: ready.set_result(port), stop))
-        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            serving.result()
-        running = Running(ready.result())
-        try:
+        async with listening(lambda ready, stop: serve(reader, chosen, lambda port, _: ready(port), stop)) as running:
             yield running
-        finally:
-            stop.set()
-            await running.http.aclose()
-            await serving
 
 
 async def received(running: Running, count: int, *requests: str, path: str = "/exchange") -> list[bytes]:

@@ -337,3 +337,17 @@ def test_a_command_beyond_the_core_names_the_package_that_it_lacks(
     assert cli.run(["produce"]) == 2
     error = capsys.readouterr().err
     assert error == "cryptopulse: This command needs the package picows: pip install 'cryptopulse[all]'.\n"
+
+
+def test_the_tab_key_completes_commands_and_options(clean: Path) -> None:
+    for words, wanted in (("cryptopulse exp", ["export"]), ("cryptopulse export --colu", ["--columns"])):
+        asked = {"_CRYPTOPULSE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        told = subprocess.run(
+            [Path(sys.executable).parent / "cryptopulse"],
+            cwd=clean,
+            env=os.environ | asked,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert told.stdout.split() == wanted, told.stderr

@@ -67,7 +67,7 @@ _PLAIN = {
 app = typer.Typer(
     help="Every trade of Coinbase in Delta tables, a fraction of a second behind the exchange.",
     epilog=_EPILOG,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import catchup, commits, crash_day, dashboard, live, machine, report, startup
+from benchmarks import catchup, commits, crash_day, dashboard, live, machine, reading, report, startup
 from benchmarks.processes import MeasurementError
 from benchmarks.results import Results, targets_of
 from benchmarks.tables import tables_of
 
-_KINDS = ("idle", "live", "catchup", "crash-day", "startup", "storage", "dashboard")
+_KINDS = ("idle", "live", "catchup", "crash-day", "reading", "startup", "storage", "dashboard")
 _QUICK = {"seconds": 8.0, "warm_up": 2.0, "rates": [50.0, 1000.0], "trades": 100_000, "runs": 1, "rounds": 1}
 _FULL = {"seconds": 30.0, "warm_up": 5.0, "rates": [10.0, 50.0, 1000.0, 5000.0], "trades": 1_600_000, "runs": 3}
 _FULL |= {"rounds": 5}
@@ -63,12 +63,21 @@ def _measure(options: argparse.Namespace, say: startup.Say) -> Results:
         caught_up = catchup.measure(options.dir, options.trades, runs, options.append, say)
     if "crash-day" in kinds:
         replayed = crash_day.measure(options.dir, options.trades, options.runs, say)
+    read = reading.measure(options.dir, options.trades, say) if "reading" in kinds else []
     started = (
         startup.measure(options.dir, options.rounds, _LOAD_RATE, _KILL_AFTER_S, say) if "startup" in kinds else None
     )
     shown = _dashboard(options, say) if "dashboard" in kinds else None
     return Results(
-        found, options.quick, lives, caught_up, started, replayed, dashboard=shown, storage_only=storage_only
+        found,
+        options.quick,
+        lives,
+        caught_up,
+        started,
+        replayed,
+        reading=read,
+        dashboard=shown,
+        storage_only=storage_only,
     )
 
 

@@ -10,6 +10,7 @@ from benchmarks.crash_day import Replays
 from benchmarks.dashboard import Dashboard
 from benchmarks.live import Live
 from benchmarks.machine import Machine
+from benchmarks.reading import Reading
 from benchmarks.startup import Startup
 
 
@@ -23,6 +24,7 @@ class Results:
     catchup: CatchUp | None = None
     startup: Startup | None = None
     crash_day: Replays | None = None
+    reading: list[Reading] = field(default_factory=list)
     soak: Soak | None = None
     dashboard: Dashboard | None = None
     storage_only: bool = False

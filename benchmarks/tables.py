@@ -12,6 +12,7 @@ from benchmarks.crash_day import Replays
 from benchmarks.dashboard import Dashboard
 from benchmarks.live import Hop, Live
 from benchmarks.machine import Machine
+from benchmarks.reading import Reading
 from benchmarks.results import Results, Target, targets_of
 from benchmarks.startup import Startup
 from benchmarks.storage import Storage
@@ -35,6 +36,7 @@ def tables_of(results: Results) -> list[Table]:
         tables += [_resources(results.live)] if results.live else []
         tables += [_catchup(results.catchup)] if results.catchup else []
         tables += [_crash_day(results.crash_day)] if results.crash_day else []
+    tables += [_reading(results.reading)] if results.reading else []
     tables += [_startup(results.startup)] if results.startup else []
     tables += [_dashboard(results.dashboard)] if results.dashboard else []
     tables += [_storage(results)] if results.live or results.catchup else []
@@ -173,6 +175,15 @@ def _crash_day(replays: Replays) -> Table:
         "every product's trades, the repeated ones, holes and missing ids were right."
     )
     return Table("Crash day", columns, rows, note)
+
+
+def _reading(readings: Sequence[Reading]) -> Table:
+    rows = [
+        (one.what, f"{one.rows:,}", f"{one.seconds:.2f}", f"{one.rows / one.seconds:,.0f}", f"{one.cpu_s:.2f}")
+        for one in readings
+    ]
+    note = "Of a lake that holds the crash day; exports with the start and end of their process."
+    return Table("Reading", ("", "rows or messages", "seconds", "a second", "CPU s"), rows, note)
 
 
 def _startup(startup: Startup) -> Table:

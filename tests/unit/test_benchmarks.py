@@ -29,6 +29,7 @@ from benchmarks.commits import Mark, Soak, Tables
 from benchmarks.live import Hop, Live, worst_of
 from benchmarks.messages import message_batches
 from benchmarks.processes import MeasurementError
+from benchmarks.reading import frames_in
 from benchmarks.results import Results, Target, targets_of
 from benchmarks.startup import Startup, age_of
 from benchmarks.storage import Growth, LogStorage, SchemaStorage, Storage, log_storage
@@ -37,6 +38,7 @@ from benchmarks.tables import tables_of
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.log import MESSAGE_SCHEMA
 from cryptopulse.log.sqlite import SqliteLog
+from cryptopulse.simulator.wire import frame
 
 pytestmark = pytest.mark.texts
 
@@ -349,3 +351,10 @@ def test_cores_used_are_those_between_two_moments() -> None:
     use = Use(cpu_s=[(100.0, 0.5), (101.0, 1.5), (103.0, 5.5), (104.0, 5.6)])
     assert use.cores(100.5, 103.5) == 2.0
     assert use.cores(103.5, 110.0) == 0.0
+
+
+def test_only_whole_frames_of_a_playback_are_counted() -> None:
+    frames = [frame(b"x" * size) for size in (0, 1, 125, 126, 65_535, 65_536)]
+    assert frames_in(b"".join(frames)) == len(frames)
+    assert frames_in(b"".join(frames)[:-1]) == len(frames) - 1
+    assert frames_in(b"") == frames_in(b"\x81") == 0

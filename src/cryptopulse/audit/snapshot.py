@@ -31,7 +31,7 @@ from cryptopulse.audit.files import (
 from cryptopulse.audit.report import Finding, Findings, Repairs
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.storage import file_system, storage
+from cryptopulse.lake.storage import delta_table, file_system, storage
 
 COMPLETENESS = "gold.dm_completeness"
 STATISTICS = "gold.dm_crypto_price_stats"
@@ -239,7 +239,7 @@ class LakeSnapshot:
             with storage(self.lake):
                 yield from batches_of(table.source(file), columns, _BODIES)
         except (OSError, pa.ArrowException) as error:
-            current = DeltaTable(table.place, storage_options=self.lake.storage_options)
+            current = delta_table(table.place, self.lake.storage_options)
             if file.name not in {live.name for live in live_files(current)}:
                 raise ConfigurationError(
                     f"The audit took so long that files of {name} were replaced and deleted under it: raise "
@@ -269,7 +269,7 @@ class LakeSnapshot:
             with storage(self.lake):
                 if not DeltaTable.is_deltatable(place, options):
                     return None
-                delta = DeltaTable(place, storage_options=options)
+                delta = delta_table(place, options)
         except DeltaError as error:
             said = str(error).splitlines()[0]
             text = f"{name} can't be opened: {said}"

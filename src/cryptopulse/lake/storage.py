@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ _UNUSABLE = re.compile(
 _UNREACHABLE = re.compile(
     r"error sending request|HTTP error|Error performing|connection (refused|reset)|timed out|dns error"
 )
+_LISTINGS, _LISTED_AGAIN_S = 4, 0.02
 _START_FIRST = "`cryptopulse process --once {}` repairs what a power cut tore. If it says the same:"
 _CODE = re.compile(r"<Code>([A-Za-z]{1,60})</Code>")
 _CAUSES = ("operation timed out", "Connection refused", "dns error", "invalid peer certificate", "connection closed")
@@ -44,7 +46,7 @@ def open_table(lake: LakeLocation, table: Table) -> DeltaTable:
     """
     with storage(lake):
         try:
-            delta = DeltaTable(lake.table_url(table), storage_options=lake.storage_options)
+            delta = delta_table(lake.table_url(table), lake.storage_options)
         except TableNotFoundError:
             raise
         except DeltaError as error:
@@ -64,6 +66,23 @@ def open_table(lake: LakeLocation, table: Table) -> DeltaTable:
             f"Table {table.qualified} was made by another version of CryptoPulse ({differs}). {remedy}"
         )
     return delta
+
+
+def delta_table(url: str, options: dict[str, str] | None) -> DeltaTable:
+    """The newest version of a table, opened by deltalake; raises its errors.
+
+    A listing of a folder is no snapshot: while commits come, it may show one and lack the one before. So a log with a
+    gap is listed again before it counts as damaged.
+    """
+    left = _LISTINGS
+    while True:
+        left -= 1
+        try:
+            return DeltaTable(url, storage_options=options)
+        except DeltaError as error:
+            if not left or "found gap" not in str(error):
+                raise
+        time.sleep(_LISTED_AGAIN_S)
 
 
 def existing_tables(lake: LakeLocation) -> list[Table]:

@@ -69,7 +69,7 @@ bench: install ## latency, throughput, memory and start-up, measured on this mac
 	$(BIN)/python -m benchmarks $(ARGS)
 
 soak: install ## 100,000 small commits: do their cost, latency and memory stay as they are?
-	$(BIN)/python -m benchmarks --commits 100000 $(ARGS)
+	MALLOC_ARENA_MAX=2 $(BIN)/python -m benchmarks --commits 100000 $(ARGS)  # as the supervisor starts the processing
 
 flood: install ## attack the served side on 127.0.0.1 for 30 s: viewers, health, memory and SIGTERM keep their bounds; some 3 minutes
 	$(BIN)/python -m benchmarks.flood $(ARGS)

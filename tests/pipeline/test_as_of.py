@@ -117,6 +117,11 @@ def test_before_anything_was_loaded_nothing_was_known(kept: Kept) -> None:
         assert list(past.bars(grain="1h")) == list(past.alerts()) == []
 
 
+def test_the_last_moment_that_there_is_is_now(kept: Kept) -> None:
+    with cryptopulse.open(kept.lake, as_of="9999-12-31T23:59:59.999999") as then, cryptopulse.open(kept.lake) as now:
+        assert known(then.alerts()) == known(now.alerts())
+
+
 def test_the_commands_take_a_moment(kept: Kept, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = kept.copies[2]
     where = ["--as-of", copy.moment.isoformat(), "--lake", str(kept.lake)]

@@ -161,10 +161,15 @@ def test_a_bar_is_complete_when_no_id_of_the_day_so_far_is_missing() -> None:
     }
 
 
+def test_sizes_are_exact_however_large() -> None:
+    assert BarSize.of("volume", "100000000000000000.000000000001").size == Decimal("100000000000000000.000000000001")
+    assert BarSize.of("trades", 10**17).size == 10**17
+
+
 @pytest.mark.parametrize(
     ("by", "size"),
     [
-        *(("volume", size) for size in ("0", "-1", "NaN", "inf", "many", "", "1e-13", None)),
+        *(("volume", size) for size in ("0", "-1", "NaN", "inf", "many", "", "1e-13", None, "1e30")),
         *(("trades", size) for size in (0, 1.5, "2.5")),
         ("trade_imbalance", "0.1"),
         ("weight", 1),

@@ -214,6 +214,10 @@ BROTHERS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "numbers and times": (assert_numbers_equal, st.lists(st.tuples(NUMBERS, NUMBERS, TIMES), max_size=6)),
     "bytes": (assert_equal, st.lists(st.tuples(st.binary(max_size=60), SOURCES), max_size=3)),
     "matches in the usual layout": (assert_equal, st.lists(laid_out(), max_size=6)),
+    "matches and pages in the usual layout": (
+        assert_equal,
+        st.lists(st.tuples(laid_out(), SOURCES).map(lambda found: (found[0][0], found[1])), max_size=6),
+    ),
     "matches in the usual layout and others": (assert_equal, st.lists(st.one_of(laid_out(), messages()), max_size=6)),
 }
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ MESSAGES = [
     message(b'{"channel":"subscriptions","events":[]}', received=at(2)),
     advanced([Trade(ETH, 8, at(3)), Trade(ETH, 9, at(3))]) | {"received_time": at(3)},
     heartbeat(ETH, 9, 4),
+    heartbeat(BTC, 159, 65),
 ]
 
 
@@ -122,7 +123,7 @@ def test_the_other_feed_has_its_own_messages(lake: Path) -> None:
     async def talk() -> None:
         async with playback(lake) as running:
             asked = json.dumps({"type": "subscribe", "channel": "market_trades", "product_ids": [ETH]})
-            assert await received(running, 1, asked, path="/advanced") == [MESSAGES[-2]["body"]]
+            assert await received(running, 1, asked, path="/advanced") == [MESSAGES[-3]["body"]]
 
     run(talk)
 
@@ -143,6 +144,39 @@ def test_the_pace_is_that_of_receipt_times_the_speed_and_a_late_client_joins_the
                         await late.send(subscribe(BTC, channels=["matches"]))
                         await late.recv()
                         assert expected.index(await late.recv(decode=False)) >= place
+
+    run(talk)
+
+
+def matches(*symbols: str, kind: str = "subscribe") -> str:
+    return json.dumps({"type": kind, "product_ids": symbols, "channels": ["matches"]})
+
+
+@pytest.mark.parametrize("speed", [0.0, 1.0, 1_000.0])
+def test_who_subscribes_to_more_or_less_misses_nothing_and_gets_nothing_twice(lake: Path, speed: float) -> None:
+    async def talk() -> None:
+        async with playback(lake, at(1), at(1.6), speed=speed) as running, running.connect() as client:
+            for request in (matches(BTC), matches(ETH), matches(ETH, kind="unsubscribe"), matches(BTC)):
+                await client.send(request)
+                await asyncio.sleep(0.1)
+            found: list[bytes] = []
+            with suppress(TimeoutError):
+                while True:
+                    async with asyncio.timeout(0.8):
+                        body = await client.recv(decode=False)
+                    found += [] if b'"subscriptions"' in body else [body]
+            assert found == sent(BTC, start=1, end=1.6, kinds=(b"match",))
+
+    run(talk)
+
+
+def test_at_speed_0_a_connection_goes_on_where_its_products_were_left(lake: Path) -> None:
+    async def talk() -> None:
+        async with playback(lake) as running:
+            expected = sent(BTC, ETH)
+            assert await received(running, len(sent(ETH)), subscribe(ETH)) == sent(ETH)
+            assert await received(running, len(sent(BTC)), subscribe(BTC)) == sent(BTC)
+            assert await received(running, 0, subscribe(BTC, ETH)) in ([], expected[-1:])
 
     run(talk)
 
@@ -187,6 +221,7 @@ def test_rest_pages_are_those_of_the_tables_up_to_the_time_played(lake: Path) ->
             assert [row["id"] for row in (await get("/products")).json()] == [BTC, ETH]
             assert (await get("/products/BTC-USD")).json()["quote_currency"] == "USD"
             assert [row["trade_id"] for row in (await get("/products/BTC-USD/trades")).json()] == [100]
+            assert (await get("/products/BTC-USD/candles")).json() == []
             await received(running, len(sent(BTC, ETH)), subscribe(BTC, ETH))
             answer = await get("/products/BTC-USD/trades", params={"limit": 3, "after": 104})
             assert [row["trade_id"] for row in answer.json()] == [103, 102, 101]
@@ -202,6 +237,10 @@ def test_rest_pages_are_those_of_the_tables_up_to_the_time_played(lake: Path) ->
             assert [(row["trade_id"], row["size"]) for row in rows] == [(159, "0.00000001"), (158, "0.00000001")]
             ((opened, low, high, *_),) = (await get("/products/BTC-USD/candles")).json()
             assert (opened, low, high) == (int(at(0).timestamp()), 62001.5, 62893.1)
+            assert (await get("/products/BTC-USD/candles", params={"granularity": 300})).json() == []  # not over
+            assert (await get("/products/BTC-USD/candles", params={"start": "2027-01-01"})).json() == []
+            assert (await get("/products/BTC-USD/candles", params={"start": 9, "end": 8})).status_code == 400
+            assert len((await get("/products/BTC-USD/trades", params={"after": "9" * 40})).json()) == 60
             assert (await get("/products/BTC-USD/candles", params={"granularity": 7})).status_code == 400
             assert (await get("/products/BTC-USD/candles", params={"end": "soon"})).status_code == 400
             assert (await get("/products/BTC-USD/candles", params={"end": int(at(0).timestamp()) - 60})).json() == []
@@ -222,6 +261,7 @@ def test_rest_pages_are_those_of_the_tables_up_to_the_time_played(lake: Path) ->
         (["--speed", "nan"], "Speed nan: give 0"),
         (["--speed", "1e300"], "to 1,000,000"),
         (["--host", "192.0.2.1"], "Can't listen on 192.0.2.1:8766"),
+        (["--host", "a..b"], "no name of a host"),
     ],
 )
 def test_a_mistake_is_one_line(lake: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:

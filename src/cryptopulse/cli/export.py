@@ -61,7 +61,8 @@ def export(
     limits = settings.processing
     if grain != "1m" and what != "bars":
         raise ConfigurationError("--grain is for bars.")
-    if (what == "activity-bars") != (by is not None and size is not None):
+    given = [by is not None, size is not None]
+    if not (all(given) if what == "activity-bars" else not any(given)):
         raise ConfigurationError("activity-bars take --by and --size, as in --by volume --size 100; nothing else does.")
     symbols = [one.strip().upper() for one in products.split(",")] if products else None
     chosen = [one.strip() for one in columns.split(",")] if columns else None

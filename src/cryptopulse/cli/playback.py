@@ -47,10 +47,11 @@ def playback(
     options = PlaybackOptions(first_us, end_us, speed, symbols, host, port)
 
     def announce(bound: int, window: Window) -> None:
+        place = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
         addresses = {
-            "exchange_url": f"ws://{host}:{bound}/exchange",
-            "advanced_url": f"ws://{host}:{bound}/advanced",
-            "rest_url": f"http://{host}:{bound}",
+            "exchange_url": f"ws://{place}/exchange",
+            "advanced_url": f"ws://{place}/advanced",
+            "rest_url": f"http://{place}",
         }
         first, last = (moment_of(us).isoformat() for us in (window.first_us, window.last_us))
         if json:

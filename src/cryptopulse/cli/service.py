@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +27,10 @@ After=network-online.target
 [Service]
 ExecStart={command}
 WorkingDirectory={folder}
-{user}Restart=on-failure
+{user}# What belongs to no lake on this machine: locks, status, a log beside a lake in the cloud.
+StateDirectory=cryptopulse
+Environment=XDG_STATE_HOME=%S
+Restart=on-failure
 RestartSec=5
 # A wrong setting, a damaged table, another pipeline: starting again would not help.
 RestartPreventExitStatus=2 4 5
@@ -36,7 +40,7 @@ TimeoutStopSec={stop_s}
 LimitNOFILE=65536
 UMask=0027
 
-# Only the lake can be written.
+# Only the lake and the state can be written.
 ProtectSystem=strict
 ProtectHome=read-only
 {writable}PrivateTmp=yes
@@ -91,7 +95,7 @@ def install_service(
     if is_system and os.geteuid() != 0 and file is None:
         raise ConfigurationError("--user needs root: run the command with sudo, or print the unit with --file -.")
     folder = Path("/etc/systemd/system") if is_system else Path.home() / ".config" / "systemd" / "user"
-    file = file or folder / "cryptopulse.service"
+    is_elsewhere, file = file is not None, file or folder / "cryptopulse.service"
     if file.exists() and not force:
         raise ConfigurationError(f"{file} exists already; --force replaces it.")
     try:
@@ -99,32 +103,43 @@ def install_service(
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"Can't write {file}: {error.strerror}.") from error
+    if is_elsewhere:
+        typer.echo(f"Wrote {file}; put it into {folder}.")
+        return
     systemctl = "systemctl" if is_system else "systemctl --user"
     typer.echo(f"Wrote {file}. Start it, now and with the machine:")
     if settings.location.folder is not None and not settings.location.folder.exists():
-        owner = f" && sudo chown {user}: {_quoted(settings.location.folder)}" if user else ""
-        typer.echo(f"  mkdir -p {_quoted(settings.location.folder)}{owner}")
+        lake_folder = shlex.quote(str(settings.location.folder.absolute()))
+        owner = f" && chown {user}: {lake_folder}" if user else ""
+        typer.echo(f"  mkdir -p {lake_folder}{owner}")
     typer.echo(f"  {systemctl} daemon-reload && {systemctl} enable --now {file.stem}")
     typer.echo(f"  {systemctl} status {file.stem}; journalctl {'' if is_system else '--user '}-u {file.stem} -f")
 
 
 def unit_text(settings: Settings, config: Path | None, user: str | None, *, is_system: bool) -> str:
-    """The unit. Raises ConfigurationError for a user's name that systemd would not take."""
+    """The unit. Raises ConfigurationError for a user's name or a path that systemd would not take."""
     from cryptopulse.errors import ConfigurationError
 
     if user is not None and not (user.isascii() and user.replace("-", "").replace("_", "").isalnum()):
         raise ConfigurationError(f"--user {user!r} is no name of a user.")
-    folder = settings.location.folder
+    folder, here = settings.location.folder, str(Path.cwd())
     place = settings.lake if folder is None else str(folder.absolute())
     command = [sys.executable, "-m", "cryptopulse", "run", "--lake", place]
     if config is not None:
         command += ["--config", str(config)]
+    writable = [] if folder is None else [place]
+    if settings.log.url and "://" not in settings.log.url:
+        writable.append(str(settings.log_path.parent))
+    if settings.state is not None and folder is None:
+        writable.append(str(settings.state_dir))
+    if unprintable := [text for text in (*command, *writable, here) if not text.isprintable()]:
+        raise ConfigurationError(f"{unprintable[0]!r} can't stand in a unit: choose a path of visible characters.")
     return _UNIT.format(
         lake_text=_escaped(place),
-        command=" ".join(_quoted(part) for part in command),
-        folder=_escaped(str(Path.cwd())),
+        command=" ".join(_quoted(part).replace("$", "$$") for part in command),
+        folder=_escaped(here),
         user=f"User={user}\n" if user else "",
-        writable="" if folder is None else f"ReadWritePaths={_quoted(place)}\n",
+        writable=f"ReadWritePaths={' '.join(map(_quoted, writable))}\n" if writable else "",
         stop_s=_STOP_S,
         target="multi-user.target" if is_system else "default.target",
     )
@@ -136,6 +151,6 @@ def _escaped(text: str) -> str:
 
 
 def _quoted(part: object) -> str:
-    """One argument of a command, in quotes if it needs them."""
-    text = _escaped(str(part)).replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
-    return f'"{text}"' if set(text) & set(" \"';") or text != _escaped(str(part)) else text
+    """One argument or path, in quotes if it needs them."""
+    text = _escaped(str(part)).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"' if set(text) & set(" \"'\\;") else text

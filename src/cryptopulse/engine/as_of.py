@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +15,7 @@ from cryptopulse.lake.dataset import Lake
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CHANGED = f"""
     SELECT symbol, min(time) AS since FROM (
         SELECT symbol, event_time AS time, load_timestamp FROM {SILVER.qualified}
@@ -30,22 +31,24 @@ def judging_by(rules: Sequence[AlertRule]) -> Callable[[Lake, datetime], pa.Tabl
 
 
 def episodes_as_of(lake: Lake, moment: datetime, rules: Sequence[AlertRule]) -> pa.Table:
-    """Rows of gold.dm_market_alerts as they were at `moment` (aware), judged by `rules`.
+    """Rows of gold.dm_market_alerts as they were at `moment` (aware), judged by `rules`. `lake`: a snapshot.
 
     An episode that did not change since is in the table as it was. What changed lies, for each product, behind the
     first trade that came since, or the first episode that changed since: from there on is judged again.
     """
-    lake = lake.snapshot()
     stored = lake.table(ALERTS.qualified).arrow()
     known = stored.filter(pc.less_equal(stored["load_timestamp"], pa.scalar(moment, pa.timestamp("us", "UTC"))))
     since = {row["symbol"]: row["since"] for row in lake.sql(_CHANGED, {"moment": moment})}
     then = lake.as_of(moment)
-    newest = then.trades(columns=["event_time"], end=moment + timedelta(microseconds=1)).reversed().limit(1).arrow()
+    end = None if moment.year == MAXYEAR else moment + timedelta(microseconds=1)
+    newest = then.trades(columns=["event_time"], end=end).reversed().limit(1).arrow()
     if not since or newest.num_rows == 0:
         return known
     watermark = newest["event_time"][0].as_py()
-    first = min(since.values()) - timedelta(seconds=lookback_max_s(rules))
-    trades = then.trades(sorted(since), first, columns=COLUMNS).arrow()
+    lookback = timedelta(seconds=lookback_max_s(rules))
+    trades = pa.concat_tables(
+        then.trades(symbol, max(begin - lookback, _EPOCH), columns=COLUMNS).arrow() for symbol, begin in since.items()
+    )
     scopes = [
         JudgeScope(symbol, rule, micros(begin), micros(max(watermark, begin)))
         for symbol, begin in since.items()

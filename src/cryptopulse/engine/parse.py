@@ -80,8 +80,11 @@ def parse(messages: pa.Table) -> pa.Table:
         bodies, usual = part["body"].combine_chunks(), None
         if IS_AVAILABLE and len(bodies) >= _TOGETHER_MIN:
             usual = read_matches(bodies, part["partition_key"].combine_chunks())
+        has_pages = pc.index(part["source"], "rest").as_py() >= 0
+        if usual is not None and has_pages:  # a page that looks like a match is none
+            usual.is_usual[pc.equal(part["source"], "rest").to_numpy()] = False
         found = DecodedMessages()
-        if usual is None and pc.index(part["source"], "rest").as_py() < 0:
+        if usual is None and not has_pages:
             found.add_messages(bodies.to_pylist(), range(len(bodies)))
         else:
             left = np.arange(len(bodies)) if usual is None else np.flatnonzero(~usual.is_usual)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -30,6 +30,9 @@ MEASURES: tuple[Measure, ...] = get_args(Measure)
 _COUNTED = ("trades", "trade_imbalance")
 _SCALE = 12  # of all decimals here
 _LOW = 2**64 - 1
+_SIZE_END = Decimal(10) ** 24
+_CHECKED_BARS = 1_000  # some 10 ms
+_EXACT = Context(prec=60)
 
 _OWN = (
     Column("window_start", "TIMESTAMP", "Time of the first trade (UTC)."),
@@ -74,18 +77,25 @@ class BarSize:
             number = Decimal(str(size))
         except InvalidOperation:
             number = Decimal(0)
-        step = Decimal(1) if measure in _COUNTED else Decimal(1).scaleb(-_SCALE)
-        if not (number.is_finite() and 0 < number < 10**_SCALE * 10**_SCALE and number % step == 0):
+        places = 0 if measure in _COUNTED else _SCALE
+        if not (number.is_finite() and 0 < number < _SIZE_END and _is_whole(_EXACT.scaleb(number, places))):
             kind = "a whole number" if measure in _COUNTED else f"a number with at most {_SCALE} decimals"
             raise ConfigurationError(f"size={size!r}: bars by {measure} take {kind} above 0.")
         return cls(measure, number)
 
 
-def activity_bars(trades: pa.Table, coverage: pa.Table, size: BarSize) -> pa.Table:
+def _is_whole(number: Decimal) -> bool:
+    return number == number.to_integral_value()
+
+
+def activity_bars(
+    trades: pa.Table, coverage: pa.Table, size: BarSize, check_time: Callable[[], None] = lambda: None
+) -> pa.Table:
     """Trades → bars (the columns of ACTIVITY_BARS), in the order of the trades.
 
     `trades`: TRADE_COLUMNS and `notional`, price times size as DECIMAL(38, 12); all trades of each product and UTC day,
-    ordered by product, day and id. `coverage`: silver.trade_id_coverage of these products.
+    ordered by product, day and id. `coverage`: silver.trade_id_coverage of these products. `check_time` is called now
+    and then, and may raise.
     """
     if trades.num_rows == 0:
         return ACTIVITY_BARS.empty
@@ -103,7 +113,7 @@ def activity_bars(trades: pa.Table, coverage: pa.Table, size: BarSize) -> pa.Tab
         amounts = notionals
     if size.measure.endswith("imbalance"):
         amounts = np.where(is_buy, amounts, -amounts)
-    reached = int(size.size if size.measure in _COUNTED else size.size.scaleb(_SCALE))
+    reached = int(size.size if size.measure in _COUNTED else _EXACT.scaleb(size.size, _SCALE))
     held = _intervals(coverage)
 
     starts: list[npt.NDArray[np.int64]] = []
@@ -111,7 +121,7 @@ def activity_bars(trades: pa.Table, coverage: pa.Table, size: BarSize) -> pa.Tab
     held_to: list[npt.NDArray[np.int64]] = []
     for first, end in zip(days[:-1].tolist(), days[1:].tolist(), strict=True):
         measured = _spans(prices[first:end]) if size.measure == "range" else _sums(amounts[first:end])
-        ends = _ends(end - first, reached, measured)
+        ends = _ends(end - first, reached, measured, check_time)
         is_open = not ends or ends[-1] < end - first
         bars = np.array([0, *ends][: len(ends) + is_open], np.int64)
         starts.append(first + bars)
@@ -153,13 +163,15 @@ def activity_bars(trades: pa.Table, coverage: pa.Table, size: BarSize) -> pa.Tab
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _ends(count: int, size: int, measured: Callable[[int, int], _Units]) -> list[int]:
+def _ends(count: int, size: int, measured: Callable[[int, int], _Units], check_time: Callable[[], None]) -> list[int]:
     """Where bars of a day with `count` trades end (not included). `measured(start, stop)`: how far a bar that begins at
     `start` has got with each of its trades before `stop`.
     """
     ends: list[int] = []
     start, width = 0, 256
     while start < count:
+        if len(ends) % _CHECKED_BARS == 0:
+            check_time()
         stop = min(start + width, count)
         is_reached = measured(start, stop) >= size
         place = int(is_reached.argmax())

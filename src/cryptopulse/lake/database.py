@@ -149,6 +149,15 @@ class TimeLimit:
             watch.join()  # else it might interrupt what comes next
             self._used_s += time.monotonic() - started
 
+    def check(self) -> None:
+        """Raises QueryStopped if the time ran out; for work that `watching` can't interrupt."""
+        if self.is_over:
+            raise self.stopped()
+
+    def stopped(self) -> QueryStopped:
+        """The error that says so."""
+        return QueryStopped(f"The query was stopped after {self.seconds:g} s: ask for less, or allow more time.")
+
     def _watch(self, cursor: duckdb.DuckDBPyConnection, left_s: float, is_done: Event) -> None:
         if is_done.wait(left_s):
             return
@@ -209,9 +218,7 @@ def translated_errors(lake: LakeLocation, table: Table | None, limit: TimeLimit,
         line = _URL_QUERY.sub(r"\1", lines[-1 if "Traceback" in lines[0] else 0])
         translated: CryptoPulseError
         if limit.is_over or _INTERRUPTED.search(text):
-            translated = QueryStopped(
-                f"The query was stopped after {limit.seconds:g} s: ask for less, or allow more time."
-            )
+            translated = limit.stopped()
         elif _TOO_LARGE.search(text):
             translated = ConfigurationError(
                 f"The query needs more than {memory_max_mb} MB of memory: ask for less, or allow more with "

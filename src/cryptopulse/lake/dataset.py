@@ -287,7 +287,9 @@ class Lake:
         assert self._as_of_us is not None
         if self._judge is None:
             raise ConfigurationError("Alerts of the past need the rules: open the lake with cryptopulse.open.")
-        return self._judge(self._like(as_of_us=None, database=self._database), moment_of(self._as_of_us))
+        pinned = PinnedVersions(self._versions.files_of(TABLES))
+        now = self._like(as_of_us=None, versions=pinned, database=self._database)
+        return self._judge(now, moment_of(self._as_of_us))
 
     def _like(self, **other: Any) -> Lake:
         """A Lake as this one, but for `other` arguments."""

@@ -103,7 +103,7 @@ class TableRows(Rows):
         if not files.actions.num_rows and self.rows is None:
             return 0
         with self._translated_errors(limit), self.database.cursor() as cursor, limit.watching(cursor):
-            rows = self._rows_sql(cursor, files, start, end)
+            rows = self._rows_sql(cursor, files, start, end, limit)
             found = cursor.execute(f"SELECT count(*) FROM ({rows}){_where(self.selection.after_sql())}").fetchone()  # noqa: S608
             return int(found[0]) if found else 0
 
@@ -143,7 +143,7 @@ class TableRows(Rows):
                     continue
                 limited = "" if left is None else f" LIMIT {left}"
                 with limit.watching(cursor):
-                    rows = f"SELECT {quoted(names)} FROM ({self._rows_sql(cursor, files, start, end)})"  # noqa: S608
+                    rows = f"SELECT {quoted(names)} FROM ({self._rows_sql(cursor, files, start, end, limit)})"  # noqa: S608
                     sql = f"{rows}{behind} ORDER BY {chosen.order_sql()}{limited}"
                     reader = cursor.sql(sql).to_arrow_reader(rows_max)
                 for batch in streamed(cursor, reader, limit):
@@ -181,7 +181,7 @@ class TableRows(Rows):
         first = start // step if self.bar_size is not None else -(-start // step)
         return first * step, -(-end // step) * step
 
-    def _rows_sql(self, cursor: duckdb.DuckDBPyConnection, files: Files, start: int, end: int) -> str:
+    def _rows_sql(self, cursor: duckdb.DuckDBPyConnection, files: Files, start: int, end: int, limit: TimeLimit) -> str:
         """SQL for all rows, or bars, of these products and times, in no order."""
         conditions, time = self.selection.conditions_sql(), time_of(files.table)
         if self.rows is not None:
@@ -195,7 +195,7 @@ class TableRows(Rows):
         source = relation(cursor, files) if self.rows is None else "SELECT * FROM known_rows"
         stored = source + _where([*conditions, *in_time])
         if self.bar_size is not None:
-            return self._activity_bars(cursor, stored, self.bar_size)
+            return self._activity_bars(cursor, stored, self.bar_size, limit)
         if self._is_derived and self.as_of_us is not None and self.absent is not None:
             proofs = relation(cursor, self.absent) + _where([is_loaded(ABSENT, self.as_of_us)])
             everything = relation(cursor, self._candidates) + _where(conditions)
@@ -211,7 +211,7 @@ class TableRows(Rows):
             newest = relation(cursor, self._in_time(start, TIME_MAX_US)) + later
         return from_minutes(self.grain_s, stored, newest)
 
-    def _activity_bars(self, cursor: duckdb.DuckDBPyConnection, trades: str, size: BarSize) -> str:
+    def _activity_bars(self, cursor: duckdb.DuckDBPyConnection, trades: str, size: BarSize, limit: TimeLimit) -> str:
         """SQL for the bars that start in the selection's times. `trades`: SQL that gives all trades of their days."""
         assert self.coverage is not None
         held = self._coverage_sql(cursor, self.coverage)
@@ -219,7 +219,8 @@ class TableRows(Rows):
             f"SELECT {quoted(TRADE_COLUMNS)}, CAST(price * trade_size AS DECIMAL(38, 12)) AS notional "  # noqa: S608
             f"FROM ({trades}) ORDER BY symbol, epoch_us(event_time) // {DAY_US}, trade_id"
         )
-        bars = activity_bars(cursor.sql(ordered).to_arrow_table(), cursor.sql(held).to_arrow_table(), size)
+        found, coverage = (cursor.sql(sql).to_arrow_table() for sql in (ordered, held))
+        bars = activity_bars(found, coverage, size, limit.check)
         cursor.register("activity_bars", bars)
         start, end = self.selection.time_range
         in_time = f"epoch_us(window_start) >= {start} AND epoch_us(window_start) < {end}"

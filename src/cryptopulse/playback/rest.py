@@ -16,9 +16,10 @@ from cryptopulse.lake.tables import SILVER
 from cryptopulse.playback.window import Window
 from cryptopulse.simulator.messages import encode
 from cryptopulse.simulator.wire import HttpRequest, HttpResponse
-from cryptopulse.text import decimal_text, parse_time
+from cryptopulse.text import MICROS, decimal_text, parse_time
 
 _PAGE_MAX = 1000
+_ID_END = 2**62 + 1
 _CANDLES_MAX = 300
 _CANDLE = ("low", "high", "open", "close", "volume")
 _GRANULARITIES = (60, 300, 900, 3600, 21600, 86400)
@@ -42,7 +43,7 @@ class Rest:
         """Answers one request."""
         try:
             found = self._answer(request)
-        except ValueError as error:
+        except (ValueError, ConfigurationError) as error:
             return HttpResponse(encode({"message": str(error)}), HTTPStatus.BAD_REQUEST)
         except CryptoPulseError as error:
             return HttpResponse(encode({"message": str(error)}), HTTPStatus.SERVICE_UNAVAILABLE)
@@ -65,8 +66,8 @@ class Rest:
         """A page, newest first: the newest ids below `after`, without those up to `before`."""
         wanted = {
             "symbol": symbol,
-            "after": int(query.get("after", 2**62 + 1)),
-            "before": int(query.get("before", 0)),
+            "after": min(int(query.get("after", _ID_END)), _ID_END),
+            "before": min(max(int(query.get("before", 0)), 0), _ID_END),
             "rows": min(max(int(query.get("limit", _PAGE_MAX)), 1), _PAGE_MAX),
             "now": moment_of(self._window.now_us),
         }
@@ -86,13 +87,19 @@ class Rest:
         return HttpResponse(encode(rows), headers=headers)
 
     def _candles(self, symbol: str, query: Mapping[str, str]) -> HttpResponse:
-        """Rows of [time, low, high, open, close, volume], newest first; up to the time that has been played."""
+        """Rows of [time, low, high, open, close, volume], newest first, of spans that have been played to their end."""
         grain = int(query.get("granularity", 60))
         if grain not in _GRANULARITIES:
             raise ValueError("Unsupported granularity")
         start, end = (_moment(query.get(name)) for name in ("start", "end"))
-        until = moment_of(self._window.now_us) if end is None else min(end, moment_of(self._window.now_us))
-        bars = self._lake.bars(symbol, start, until + timedelta(microseconds=1), grain=grain)  # the end is included
+        # Only what is over: a stored bar has the trades that are still to come. The end is included.
+        played = moment_of(max(self._window.now_us - grain * MICROS, 0))
+        until = played if end is None else min(end, played)
+        if start is not None and end is not None and start > end:
+            raise ValueError("start must not be after end")
+        if start is not None and start > until:
+            return HttpResponse(b"[]")
+        bars = self._lake.bars(symbol, start, until + timedelta(microseconds=1), grain=grain)
         rows = [
             [int(bar["window_start"].timestamp()), *(_number(bar[name]) for name in _CANDLE)]
             for bar in bars.reversed().limit(_CANDLES_MAX)

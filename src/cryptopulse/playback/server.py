@@ -72,9 +72,10 @@ async def serve(
     port = Port(respond, accept, _WRITE_MARK)
     try:
         number = await port.open(options.host, options.port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no name of a host"
         raise ConfigurationError(
-            f"Can't listen on {options.host}:{options.port} ({error.strerror}): choose another port."
+            f"Can't listen on {options.host}:{options.port} ({why}): choose another --host or --port."
         ) from error
     try:
         on_ready(number, window)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
 
-from cryptopulse.playback.window import Window
+from cryptopulse.playback.window import Frames, Key, Wanted, Window
 from cryptopulse.simulator.messages import advanced_envelope, encode, exchange_error, exchange_subscriptions
 from cryptopulse.simulator.wire import ServerConnection, frame
 
@@ -20,9 +20,14 @@ log = structlog.get_logger()
 _TOGETHER_S = 0.005
 """Messages due within this time are sent together."""
 _TOGETHER_MAX = 1_000
-_UNSENT_MAX_BYTES = 64 * 1024 * 1024
+_SLOW_S = 10.0
+"""A reader that takes nothing for so long is cut off, as by the exchange, unless the speed is 0."""
 _INTERNAL_ERROR = 1011  # RFC 6455, 7.4.1
 _TRADES, _HEARTBEATS = ("matches", "market_trades"), ("heartbeat", "heartbeats")
+
+
+_Part = tuple[Key, Key | None, Wanted]
+"""What is sent: behind which message, up to which one (None: to the end), and of what."""
 
 
 class _Refused(Exception):
@@ -30,7 +35,9 @@ class _Refused(Exception):
 
 
 class PlaybackSession:
-    """A connection; it gets messages from the window's present on, see `Window.subscribe`."""
+    """A connection. It begins at the window's present, and misses nothing from there on. A product to which nobody has
+    subscribed before begins at its first message, so that clients with several connections miss nothing either.
+    """
 
     def __init__(
         self, socket: ServerConnection, window: Window, *, is_advanced: bool, closed: Callable[[PlaybackSession], None]
@@ -45,6 +52,8 @@ class PlaybackSession:
         self._writable.set()
         self._playing: asyncio.Task[None] | None = None
         self._confirmed = 0
+        self._at: Key | None = None
+        """The last message that this connection got; None before the first subscription."""
         self.ended = asyncio.Event()
 
     def on_message(self, message: bytes) -> None:
@@ -68,7 +77,7 @@ class PlaybackSession:
                 if not known:
                     del self._channels[channel]
         self._confirm()
-        self._play_from_now()
+        self._play_on()
 
     def on_writable(self, *, writable: bool) -> None:
         """Called when the reader falls behind, or has caught up."""
@@ -116,16 +125,30 @@ class PlaybackSession:
         refusal = encode({"type": "error", "message": reason})
         self.socket.send(frame(refusal if self._is_advanced else exchange_error("Failed to subscribe", reason)))
 
-    def _play_from_now(self) -> None:
+    def _play_on(self) -> None:
+        """Plays what is subscribed to now: from where this connection was; new products from their beginning."""
         if self._playing is not None:
             self._playing.cancel()
             self._playing = None
-        kinds = {"trades" if channel in _TRADES else "heartbeat" for channel in self._channels}
-        products = {name for ids in self._channels.values() for name in ids}
-        if kinds:
-            from_us = self._window.subscribe(products)
-            self._playing = asyncio.ensure_future(self._play(from_us, products, kinds))
-            self._playing.add_done_callback(self._played)
+        trades, heartbeats = (
+            frozenset(name for channel in self._channels if channel in kind for name in ("", *self._channels[channel]))
+            for kind in (_TRADES, _HEARTBEATS)
+        )
+        wanted = Wanted(trades, heartbeats)
+        if not self._channels:
+            return
+        window, products = self._window, wanted.products
+        unplayed = window.unplayed(products)
+        if self._at is None:
+            self._at = window.start_of(products - unplayed or products)
+        parts: list[_Part] = [(self._at, None, wanted)]
+        if unplayed and self._at > window.before_first:
+            earlier = Wanted(trades & unplayed, heartbeats & unplayed)
+            parts.insert(0, (window.before_first, self._at, earlier))
+        window.sent(unplayed, window.before_first)
+        window.begin()
+        self._playing = asyncio.ensure_future(self._play(parts))
+        self._playing.add_done_callback(self._played)
 
     def _played(self, playing: asyncio.Task[None]) -> None:
         """Closes the connection if its messages could not be read."""
@@ -133,30 +156,44 @@ class PlaybackSession:
             log.error("playback_failed", error=str(error))
             self.socket.close(_INTERNAL_ERROR, "the lake can't be read")
 
-    async def _play(self, from_us: int, products: set[str], kinds: set[str]) -> None:
-        window, socket, sent = self._window, self.socket, 0
-        pages = window.messages(from_us, products, kinds, is_advanced=self._is_advanced)
-        upcoming = asyncio.ensure_future(asyncio.to_thread(next, pages, None))
-        while (page := await upcoming) is not None:
+    async def _play(self, parts: Sequence[_Part]) -> None:
+        count = 0
+        for after, last, wanted in parts:
+            pages = self._window.messages(after, last, wanted, is_advanced=self._is_advanced)
             upcoming = asyncio.ensure_future(asyncio.to_thread(next, pages, None))
-            at, frames = 0, page.frames
-            while at < len(frames):
-                end = min(at + _TOGETHER_MAX, len(frames))
-                if window.speed:
-                    due_us = min(window.now_us + int(_TOGETHER_S / 2 * window.speed * 1e6), window.last_us)
-                    end = min(end, int(np.searchsorted(page.received_us, due_us, side="right")))
-                if end > at:
-                    socket.send(b"".join(frames[at:end]))
-                    window.sent(int(page.received_us[end - 1]))
-                    sent, at = sent + end - at, end
-                    if window.speed and socket.unsent_bytes > _UNSENT_MAX_BYTES:
-                        log.warning("playback_reader_cut_off", reason="ErrSlowConsume")
-                        socket.abort()
-                        return
-                    if not window.speed:
-                        await self._writable.wait()
-                        await asyncio.sleep(0)
-                else:
-                    wait_us = int(page.received_us[at]) - window.now_us
-                    await asyncio.sleep(max(wait_us / 1e6 / window.speed, _TOGETHER_S))
-        log.info("playback_ended", messages=sent)
+            while (page := await upcoming) is not None:
+                upcoming = asyncio.ensure_future(asyncio.to_thread(next, pages, None))
+                if not await self._send(page, wanted, is_late=last is not None):
+                    return
+                count += len(page.frames)
+        log.info("playback_ended", messages=count)
+
+    async def _send(self, page: Frames, wanted: Wanted, *, is_late: bool) -> bool:
+        """Sends messages when they are due, those that are late at once; returns False for a reader too slow."""
+        window, at = self._window, 0
+        while at < len(page.frames):
+            end = min(at + _TOGETHER_MAX, len(page.frames))
+            if window.speed:
+                due_us = min(window.now_us + int(_TOGETHER_S / 2 * window.speed * 1e6), window.last_us)
+                end = min(end, int(np.searchsorted(page.received_us, due_us, side="right")))
+            if end <= at:
+                wait_us = int(page.received_us[at]) - window.now_us
+                await asyncio.sleep(max(wait_us / 1e6 / window.speed, _TOGETHER_S))
+                continue
+            self.socket.send(b"".join(page.frames[at:end]))
+            window.sent(wanted.products, page.keys[end - 1])
+            if not is_late:
+                self._at = page.keys[end - 1]
+            at = end
+            try:
+                async with asyncio.timeout(_SLOW_S if window.speed else None):
+                    await self._writable.wait()
+            except TimeoutError:
+                log.warning("playback_reader_cut_off", reason="ErrSlowConsume")
+                self.socket.abort()
+                return False
+            await asyncio.sleep(0)
+        window.sent(wanted.products, page.read_to)
+        if not is_late:
+            self._at = page.read_to
+        return True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +19,37 @@ from cryptopulse.lake.tables import BRONZE
 from cryptopulse.simulator.wire import frame
 
 _PAGE_ROWS = 50_000  # read at a time: some 15 MB
+_KEY = ("received_time", "partition", "offset")
 _COLUMNS = ["body", "partition", "offset", "partition_key", "received_time", "source"]
+
+
+Key = tuple[int, int, int]
+"""Of a message: time of receipt (µs UTC), partition, offset. Messages are in this order."""
 
 
 class Frames(NamedTuple):
     """Messages as WebSocket frames, in order."""
 
+    keys: list[Key]
     received_us: npt.NDArray[np.int64]
     frames: list[bytes]
+    read_to: Key
+    """The last message that was looked at."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a connection has subscribed to."""
+
+    trades: frozenset[str]
+    """Products, and "" for messages of none, if trades are wanted at all."""
+    heartbeats: frozenset[str]
+    """The same."""
+
+    @property
+    def products(self) -> frozenset[str]:
+        """All products."""
+        return (self.trades | self.heartbeats) - {""}
 
 
 class Window:
@@ -51,20 +75,30 @@ class Window:
         self.first_us, self.last_us = int(edges[0][0]), int(edges[1][0])
         self.speed = speed
         self._began_s: float | None = None
-        self._sent_us = self.first_us
-        self._subscribed: set[str] = set()
+        self._sent: dict[str, Key] = {}
+        """Product → the last message up to which a connection got its messages."""
 
-    def subscribe(self, products: Collection[str]) -> int:
-        """From which time of receipt on (µs UTC) a connection that subscribes to `products` gets messages.
-
-        From the present on; but from the first message for a product to which nobody has subscribed before, so that
-        clients with several connections miss nothing. The first subscription starts the clock.
-        """
-        from_us = self.now_us if self._subscribed.issuperset(products) else self.first_us
-        self._subscribed.update(products)
+    def begin(self) -> None:
+        """Starts the clock, once."""
         if self._began_s is None:
             self._began_s = time.monotonic()
-        return from_us
+
+    def unplayed(self, products: Iterable[str]) -> frozenset[str]:
+        """Those of `products` to which nobody has subscribed before."""
+        return frozenset(products) - self._sent.keys()
+
+    def start_of(self, products: Iterable[str]) -> Key:
+        """The message behind which a new connection begins: the present; at speed 0, where its products were left."""
+        if self._began_s is None:
+            return self.before_first
+        if self.speed == 0:
+            return min((self._sent.get(name, self.before_first) for name in products), default=self.before_first)
+        return self.now_us, -1, -1
+
+    @property
+    def before_first(self) -> Key:
+        """A key before all messages."""
+        return self.first_us, -1, -1
 
     @property
     def now_us(self) -> int:
@@ -72,36 +106,39 @@ class Window:
         if self._began_s is None:
             return self.first_us
         if self.speed == 0:
-            return self._sent_us
+            return max((key[0] for key in self._sent.values()), default=self.first_us)
         return min(self.first_us + int((time.monotonic() - self._began_s) * self.speed * 1e6), self.last_us)
 
-    def sent(self, received_us: int) -> None:
-        """Notes that messages up to this time of receipt were sent."""
-        self._sent_us = max(self._sent_us, received_us)
+    def sent(self, products: Iterable[str], key: Key) -> None:
+        """Notes that a connection got all messages of `products` up to `key`."""
+        for name in products:
+            self._sent[name] = max(key, self._sent.get(name, key))
 
-    def messages(
-        self, from_us: int, products: Iterable[str], kinds: Collection[str], *, is_advanced: bool
-    ) -> Iterator[Frames]:
-        """The messages of one feed from a time of receipt on, in the order of receipt.
+    def messages(self, after: Key, last: Key | None, wanted: Wanted, *, is_advanced: bool) -> Iterator[Frames]:
+        """The `wanted` messages of one feed behind the key `after`, up to and with `last` (None: all), in order.
 
-        Of `products`, and those of none; `kinds`: `"heartbeat"` and `"trades"`, which is all others. What the exchange
-        answered to a subscription is left out: it was the recorder's.
+        What the exchange answered to a subscription is left out: it was the recorder's.
         """
-        wanted = pa.array(["", *products], pa.string())
+        trades, heartbeats = (pa.array(sorted(names), pa.string()) for names in (wanted.trades, wanted.heartbeats))
         rows = self._messages.limit(_PAGE_ROWS)
-        key = (moment_of(max(from_us, self.first_us) - 1), 2**31 - 1, 0)
         while True:
-            page = rows.after(*key).arrow()
+            page = rows.after(moment_of(after[0]), *after[1:]).arrow()
             if page.num_rows == 0:
                 return
-            key = tuple(page[name][-1].as_py() for name in ("received_time", "partition", "offset"))
-            keep = pc.and_(pc.equal(page["source"], "websocket"), pc.is_in(page["partition_key"], wanted))
-            bodies = page["body"]
-            is_confirmation = pc.match_substring(bodies, b'"subscriptions"')
+            keys: list[Key] = list(zip(*(page[name].cast(pa.int64()).to_pylist() for name in _KEY), strict=True))
+            after = keys[-1]
+            bodies, of = page["body"], page["partition_key"]
+            is_heartbeat = pc.match_substring(bodies, b'"heartbeat')
             has_channel = pc.match_substring(bodies, b'"channel"')
-            keep = pc.and_(keep, pc.and_not(has_channel if is_advanced else pc.invert(has_channel), is_confirmation))
-            if len(kinds) == 1:
-                is_heartbeat = pc.match_substring_regex(bodies, rb'"(type|channel)"\s*:\s*"heartbeats?"')
-                keep = pc.and_(keep, is_heartbeat if "heartbeat" in kinds else pc.invert(is_heartbeat))
-            page = page.filter(keep)
-            yield Frames(page["received_time"].cast(pa.int64()).to_numpy(), list(map(frame, page["body"].to_pylist())))
+            keep = pc.if_else(is_heartbeat, pc.is_in(of, heartbeats), pc.is_in(of, trades))
+            keep = pc.and_(keep, pc.equal(page["source"], "websocket"))
+            keep = pc.and_(keep, has_channel if is_advanced else pc.invert(has_channel))
+            keep = pc.and_not(keep, pc.match_substring(bodies, b'"subscriptions"'))
+            kept = np.flatnonzero(keep.to_numpy())
+            if last is not None:
+                kept = kept[[keys[place] <= last for place in kept]]
+            found = bodies.take(pa.array(kept)).to_pylist()
+            received_us = page["received_time"].cast(pa.int64()).to_numpy()[kept]
+            yield Frames([keys[place] for place in kept], received_us, list(map(frame, found)), after)
+            if last is not None and after >= last:
+                return

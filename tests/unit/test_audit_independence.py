@@ -14,7 +14,7 @@ MODULES = sorted(Path(package.__file__).parent.glob("*.py"))
 ALLOWED = {
     "cryptopulse.errors": None,
     "cryptopulse.text": {"decimal_text", "ids_text", "parse_trade_time"},
-    "cryptopulse.lake.storage": {"file_system", "storage"},  # how to get there, and what storages say
+    "cryptopulse.lake.storage": {"delta_table", "file_system", "storage"},  # how to get there, and what storages say
     "cryptopulse.lake.location": None,
     "cryptopulse.lake.products": {"invalid_product_id", "is_product_id"},  # of what a person asks for
     "cryptopulse.feed.rest": {"CANDLES_MAX", "Candle", "RestClient"},

@@ -17,6 +17,7 @@ from cryptopulse.engine.exact import Row, message_rows, page_rows
 from cryptopulse.engine.parse import PARSED_SCHEMA, parse
 
 PRODUCT = "BTC-USD"
+TIME = "2026-07-07T12:00:01.123456Z"
 _RECEIVED = datetime(2026, 7, 7, tzinfo=UTC)
 _EXACT = Context(prec=40)
 
@@ -232,3 +233,11 @@ def test_many_at_once_are_what_each_is_by_the_letter(
     check, cases = BROTHERS[kind]
     run = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     run(given(cases)(check))()
+
+
+def test_the_rows_of_a_page_keep_their_order_though_one_between_is_refused() -> None:
+    trades = [
+        f'{{"trade_id":{n},"price":"{"dear" if n == 2 else 1}","size":"1","side":"sell","time":"{TIME}"}}'
+        for n in (1, 2, 3)
+    ]
+    assert_equal([(f"[{','.join(trades)}]".encode(), "rest")])

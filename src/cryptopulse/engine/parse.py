@@ -129,7 +129,7 @@ def _table(found: DecodedMessages, usual: Matches | None, messages: pa.Table) ->
     if len(parts) > 1:
         columns = [pa.concat_arrays([*column]) for column in zip(*(part[0] for part in parts), strict=True)]
         places, numbers = (np.concatenate([part[n] for part in parts]) for n in (1, 2))
-    if (places[1:] < places[:-1]).any():
+    if len(parts) > 1 or (places[1:] < places[:-1]).any():
         order = np.lexsort((numbers, places))
         columns, places = [column.take(pa.array(order)) for column in columns], places[order]
     of_message = [messages[name] for name in _OF_MESSAGE]

@@ -13,13 +13,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import typer
 
 from cryptopulse import cli
+from cryptopulse.cli import export
 from cryptopulse.cli.alerts import parse_rule
 from cryptopulse.errors import ConfigurationError, LakeBusy
+from cryptopulse.lake.activity_bars import MEASURES
 from cryptopulse.text import parse_duration
 
 COMMANDS = [
@@ -351,3 +354,8 @@ def test_the_tab_key_completes_commands_and_options(clean: Path) -> None:
             check=False,
         )
         assert told.stdout.split() == wanted, told.stderr
+
+
+def test_export_offers_all_measures_of_activity_bars() -> None:
+    choices, _ = get_args(get_args(get_type_hints(export.export, include_extras=True)["by"])[0])
+    assert get_args(choices) == MEASURES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_text
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,7 +64,6 @@ def playback(
                 f"REST                 {addresses['rest_url']}\n"
                 "It begins with the first subscription; Ctrl-C ends it."
             )
-        sys.stdout.flush()
 
     with open_lake(
         settings.location, memory_max_mb=limits.memory_max_mb, threads=limits.threads, timeout_s=None

@@ -88,7 +88,7 @@ def install_service(
 
     settings = settings_from(lake, config)
     is_system = os.geteuid() == 0 or user is not None
-    text = unit_text(settings, config and config.absolute(), user, is_system=is_system)
+    text = _unit(settings, config and config.absolute(), user, is_system=is_system)
     if file == Path("-"):
         typer.echo(text, nl=False)
         return
@@ -116,7 +116,7 @@ def install_service(
     typer.echo(f"  {systemctl} status {file.stem}; journalctl {'' if is_system else '--user '}-u {file.stem} -f")
 
 
-def unit_text(settings: Settings, config: Path | None, user: str | None, *, is_system: bool) -> str:
+def _unit(settings: Settings, config: Path | None, user: str | None, *, is_system: bool) -> str:
     """The unit. Raises ConfigurationError for a user's name or a path that systemd would not take."""
     from cryptopulse.errors import ConfigurationError
 

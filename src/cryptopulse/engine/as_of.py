@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import MAXYEAR, UTC, datetime, timedelta
+from datetime import MAXYEAR, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,6 @@ from cryptopulse.lake.dataset import Lake
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CHANGED = f"""
     SELECT symbol, min(time) AS since FROM (
         SELECT symbol, event_time AS time, load_timestamp FROM {SILVER.qualified}
@@ -47,7 +46,7 @@ def episodes_as_of(lake: Lake, moment: datetime, rules: Sequence[AlertRule]) -> 
     watermark = newest["event_time"][0].as_py()
     lookback = timedelta(seconds=lookback_max_s(rules))
     trades = pa.concat_tables(
-        then.trades(symbol, max(begin - lookback, _EPOCH), columns=COLUMNS).arrow() for symbol, begin in since.items()
+        then.trades(symbol, begin - lookback, columns=COLUMNS).arrow() for symbol, begin in since.items()
     )
     scopes = [
         JudgeScope(symbol, rule, micros(begin), micros(max(watermark, begin)))

@@ -33,10 +33,14 @@ def _word(text: str) -> np.uint64:
     return np.uint64(int.from_bytes(text.encode(), "little"))
 
 
-def _constant(text: str) -> list[tuple[int, np.uint64, np.uint64]]:
-    """(offset, word, mask) of the words that cover a text."""
-    starts = [*range(0, max(len(text) - 7, 0), 8), max(len(text) - 8, 0)]
-    return [(at, _word(text[at : at + 8]), _mask(min(len(text), 8))) for at in dict.fromkeys(starts)]
+class _Constant:
+    """A text that is the same in all messages."""
+
+    def __init__(self, text: str) -> None:
+        self.size = len(text)
+        starts = [*range(0, max(len(text) - 7, 0), 8), max(len(text) - 8, 0)]
+        self.words = [(at, _word(text[at : at + 8]), _mask(min(len(text), 8))) for at in dict.fromkeys(starts)]
+        """(offset, word, mask) of the words that cover it."""
 
 
 def _mask(size: int) -> np.uint64:
@@ -45,16 +49,16 @@ def _mask(size: int) -> np.uint64:
 
 
 _UUID = 36
-_BEFORE_ID = _constant('{"type":"match","trade_id":')
-_BEFORE_MAKER = _constant(',"maker_order_id":"')
-_BEFORE_TAKER = _constant('","taker_order_id":"')
-_BEFORE_SIDE = _constant('","side":"')
-_BEFORE_SIZE = _constant('","size":"')
-_BEFORE_PRICE = _constant('","price":"')
-_BEFORE_PRODUCT = _constant('","product_id":"')
-_BEFORE_SEQUENCE = _constant('","sequence":')
-_BEFORE_TIME = _constant(',"time":"')
-_END = _constant('"}')
+_BEFORE_ID = _Constant('{"type":"match","trade_id":')
+_BEFORE_MAKER = _Constant(',"maker_order_id":"')
+_BEFORE_TAKER = _Constant('","taker_order_id":"')
+_BEFORE_SIDE = _Constant('","side":"')
+_BEFORE_SIZE = _Constant('","size":"')
+_BEFORE_PRICE = _Constant('","price":"')
+_BEFORE_PRODUCT = _Constant('","product_id":"')
+_BEFORE_SEQUENCE = _Constant('","sequence":')
+_BEFORE_TIME = _Constant(',"time":"')
+_END = _Constant('"}')
 _QUOTES = 36  # of a match
 _TIME = len("2026-07-07T12:00:01.123456Z")
 _PADDING = 512  # bytes behind the last message; what is read of one that differs may lie there
@@ -97,10 +101,11 @@ class _Bytes:
         """The eight bytes from each place on."""
         return self._words[places]
 
-    def expect(self, constant: list[tuple[int, np.uint64, np.uint64]], places: Ints) -> None:
-        """Notes where a constant text does not begin."""
-        for offset, word, mask in constant:
+    def expect(self, constant: _Constant, places: Ints) -> Ints:
+        """Notes where a constant text does not begin; returns where it ends."""
+        for offset, word, mask in constant.words:
             self.is_usual &= (self._words[places + offset] & mask) == word
+        return places + constant.size
 
     def digits(self, places: Ints) -> Ints:
         """How many digits begin at each place, at most 16."""
@@ -162,38 +167,26 @@ def read_matches(bodies: pa.Array, products: pa.Array) -> Matches | None:
     if len(text) == 0 or text.min() < ord(" ") or text.max() >= 0x80 or (text == ord("\\")).any():
         return None
     found = _Bytes(np.concatenate([text, np.zeros(_PADDING, np.uint8)]), len(starts))
-    found.expect(_BEFORE_ID, starts)
-    at = starts + len('{"type":"match","trade_id":')
+    at = found.expect(_BEFORE_ID, starts)
     count = found.digits(at)
     found.is_usual &= (count > 0) & ((found.at(at) & _mask(1)) != ord("0"))
-    at = at + count
-    ids = found.number(at, count)
-    found.expect(_BEFORE_MAKER, at)
-    at = at + len(',"maker_order_id":"') + _UUID
-    found.expect(_BEFORE_TAKER, at)
-    at = at + len('","taker_order_id":"') + _UUID
-    found.expect(_BEFORE_SIDE, at)
-    at = at + len('","side":"')
+    ids = found.number(at + count, count)
+    at = found.expect(_BEFORE_MAKER, at + count)
+    at = found.expect(_BEFORE_TAKER, at + _UUID)
+    at = found.expect(_BEFORE_SIDE, at + _UUID)
     side = found.at(at)
     is_sell, is_buy = (side & _mask(4)) == _word("sell"), (side & _mask(3)) == _word("buy")
     found.is_usual &= is_sell | is_buy
-    at = at + np.where(is_sell, 4, 3)
-    found.expect(_BEFORE_SIZE, at)
-    sizes, at = found.decimal(at + len('","size":"'))
-    found.expect(_BEFORE_PRICE, at)
-    prices, at = found.decimal(at + len('","price":"'))
-    found.expect(_BEFORE_PRODUCT, at)
-    at = _expect_products(found, at + len('","product_id":"'), products)
-    found.expect(_BEFORE_SEQUENCE, at)
-    at = at + len('","sequence":')
+    at = found.expect(_BEFORE_SIZE, at + np.where(is_sell, 4, 3))
+    sizes, at = found.decimal(at)
+    prices, at = found.decimal(found.expect(_BEFORE_PRICE, at))
+    at = _expect_products(found, found.expect(_BEFORE_PRODUCT, at), products)
+    at = found.expect(_BEFORE_SEQUENCE, at)
     count = found.digits(at)
     found.is_usual &= (count == 1) | ((count > 0) & ((found.at(at) & _mask(1)) != ord("0")))
-    at = at + count
-    found.expect(_BEFORE_TIME, at)
-    at = at + len(',"time":"')
+    at = found.expect(_BEFORE_TIME, at + count)
     time_us = _times(found, at)
-    found.expect(_END, at + _TIME)
-    found.is_usual &= at + _TIME + len('"}') == ends
+    found.is_usual &= found.expect(_END, at + _TIME) == ends
     found.is_usual &= (prices > 0) & (sizes > 0) & (prices.astype(float) * sizes.astype(float) < VALUE_END * _SURELY)
     # If all quotes are accounted for, there is none in an order's id.
     others = sum(bodies[place].as_py().count(b'"') for place in np.flatnonzero(~found.is_usual).tolist())

@@ -363,7 +363,7 @@ class Lake:
             database=self._database,
             timeout_s=self._timeout_s,
             as_of_us=self._as_of_us,
-            absent=files.get(ABSENT),
+            absent=None if source is table else files[ABSENT],
             rows=self._episodes() if is_past and table is ALERTS else None,
         )
 

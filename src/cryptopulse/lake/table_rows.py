@@ -55,7 +55,7 @@ class TableRows(Rows):
     as_of_us: int | None = None
     """Rows as they were at this moment, µs UTC; None: as they are. See `cryptopulse.lake.as_of`."""
     absent: Files | None = None
-    """silver.absent_trade_ids, if windows are derived again as they were."""
+    """silver.absent_trade_ids, if the rows are derived again from the trades, as they were."""
     rows: pa.Table | None = None
     """The table's rows if they are not read from files."""
 
@@ -167,12 +167,8 @@ class TableRows(Rows):
         """Slices start at multiples of this."""
         if self.bar_size is not None:
             return DAY_US
-        return max((self.grain_s or (self._is_derived and self.selection.table.window_seconds)) * MICROS, 1)
-
-    @property
-    def _is_derived(self) -> bool:
-        """Whether rows of a table are derived from the trades, as they were."""
-        return self.grain_s == 0 and self.bar_size is None and self.selection.table is not self.files.table
+        window_s = self.grain_s if self.absent is None else self.selection.table.window_seconds
+        return max(window_s * MICROS, 1)
 
     @property
     def _time_range(self) -> tuple[int, int]:
@@ -196,7 +192,7 @@ class TableRows(Rows):
         stored = source + _where([*conditions, *in_time])
         if self.bar_size is not None:
             return self._activity_bars(cursor, stored, self.bar_size, limit)
-        if self._is_derived and self.as_of_us is not None and self.absent is not None:
+        if self.absent is not None and self.as_of_us is not None:
             proofs = relation(cursor, self.absent) + _where([is_loaded(ABSENT, self.as_of_us)])
             everything = relation(cursor, self._candidates) + _where(conditions)
             return derived_sql(self.selection.table, self.as_of_us, stored, everything, proofs)

@@ -175,15 +175,15 @@ class PlaybackSession:
             end = min(at + _TOGETHER_MAX, len(page.frames))
             if window.speed:
                 due_us = min(window.now_us + int(_TOGETHER_S / 2 * window.speed * 1e6), window.last_us)
-                end = min(end, int(np.searchsorted(page.received_us, due_us, side="right")))
+                end = min(end, int(np.searchsorted(page.keys[:, 0], due_us, side="right")))
             if end <= at:
-                wait_us = int(page.received_us[at]) - window.now_us
+                wait_us = page.key(at)[0] - window.now_us
                 await asyncio.sleep(max(wait_us / 1e6 / window.speed, _TOGETHER_S))
                 continue
             self.socket.send(b"".join(page.frames[at:end]))
-            window.sent(wanted.products, page.keys[end - 1])
+            window.sent(wanted.products, page.key(end - 1))
             if not is_late:
-                self._at = page.keys[end - 1]
+                self._at = page.key(end - 1)
             at = end
             try:
                 async with asyncio.timeout(_SLOW_S if window.speed else None):

@@ -30,11 +30,16 @@ Key = tuple[int, int, int]
 class Frames(NamedTuple):
     """Messages as WebSocket frames, in order."""
 
-    keys: list[Key]
-    received_us: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.int64]
+    """Shape (messages, 3): the Key of each."""
     frames: list[bytes]
     read_to: Key
     """The last message that was looked at."""
+
+    def key(self, place: int) -> Key:
+        """The key of one message."""
+        received_us, partition, offset = self.keys[place].tolist()
+        return received_us, partition, offset
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,8 @@ class Window:
             page = rows.after(moment_of(after[0]), *after[1:]).arrow()
             if page.num_rows == 0:
                 return
-            keys: list[Key] = list(zip(*(page[name].cast(pa.int64()).to_pylist() for name in _KEY), strict=True))
-            after = keys[-1]
+            keys = np.column_stack([page[name].cast(pa.int64()).to_numpy() for name in _KEY])
+            read_to = after = tuple(keys[-1].tolist())
             bodies, of = page["body"], page["partition_key"]
             is_heartbeat = pc.match_substring(bodies, b'"heartbeat')
             has_channel = pc.match_substring(bodies, b'"channel"')
@@ -134,11 +139,12 @@ class Window:
             keep = pc.and_(keep, pc.equal(page["source"], "websocket"))
             keep = pc.and_(keep, has_channel if is_advanced else pc.invert(has_channel))
             keep = pc.and_not(keep, pc.match_substring(bodies, b'"subscriptions"'))
-            kept = np.flatnonzero(keep.to_numpy())
+            is_kept = keep.to_numpy()
             if last is not None:
-                kept = kept[[keys[place] <= last for place in kept]]
-            found = bodies.take(pa.array(kept)).to_pylist()
-            received_us = page["received_time"].cast(pa.int64()).to_numpy()[kept]
-            yield Frames([keys[place] for place in kept], received_us, list(map(frame, found)), after)
+                us, partition, offset = keys.T
+                is_before = (partition < last[1]) | ((partition == last[1]) & (offset <= last[2]))
+                is_kept = is_kept & ((us < last[0]) | ((us == last[0]) & is_before))
+            found = bodies.filter(pa.array(is_kept)).to_pylist()
+            yield Frames(keys[is_kept], list(map(frame, found)), read_to)
             if last is not None and after >= last:
                 return

@@ -91,7 +91,8 @@ def export(
         if json and not is_piped:
             print_json({"file": str(file), "rows": written, "columns": rows.schema.names})
             return
-        text = f"{written:,} {what if written != 1 else what.removesuffix('s')} written to {file}"
+        name = what.replace("-", " ")
+        text = f"{written:,} {name if written != 1 else name.removesuffix('s')} written to {file}"
         typer.echo(text if written else f"{text}: the lake has none of these", err=is_piped)
         if form == "kdb":
             typer.echo(f'Load it: ("{kdb_types(rows.schema)}";enlist csv) 0: hsym `$"{file}"', err=is_piped)

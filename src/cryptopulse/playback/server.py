@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -73,7 +74,9 @@ async def serve(
     try:
         number = await port.open(options.host, options.port)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no name of a host"
+        why = "no name of a host"
+        if isinstance(error, OSError):  # asyncio's own text repeats the address; a resolver's numbers are negative
+            why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ConfigurationError(
             f"Can't listen on {options.host}:{options.port} ({why}): choose another --host or --port."
         ) from error

@@ -161,6 +161,20 @@ def test_a_bar_is_complete_when_no_id_of_the_day_so_far_is_missing() -> None:
     }
 
 
+def test_many_bars_can_be_stopped() -> None:
+    trade = {"symbol": "BTC-USD", "price": 1, "trade_size": 1, "side": "BUY", "source": "rest", "notional": 1}
+    trades = [trade | {"trade_id": number, "event_time": EVENING} for number in range(1, 3_000)]
+    calls: list[int] = []
+
+    def check_time() -> None:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        activity_bars(pa.Table.from_pylist(trades, schema=SCHEMA), COVERAGE.empty, BarSize.of("trades", 1), check_time)
+
+
 def test_sizes_are_exact_however_large() -> None:
     assert BarSize.of("volume", "100000000000000000.000000000001").size == Decimal("100000000000000000.000000000001")
     assert BarSize.of("trades", 10**17).size == 10**17

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import cryptopulse
 from cryptopulse.errors import LakeDamaged
 from cryptopulse.lake.storage import open_table
 from cryptopulse.lake.tables import SILVER
@@ -25,8 +24,7 @@ def entry(lake: Lake) -> Path:
 def test_a_commit_that_shows_up_late_is_waited_for(lake: Lake, entry: Path) -> None:
     hidden = entry.rename(entry.with_suffix(".hidden"))
     threading.Timer(0.03, lambda: hidden.rename(entry)).start()
-    with cryptopulse.open(lake.path) as reader:
-        assert reader.trades().count() == 5
+    assert open_table(lake.settings.location, SILVER).to_pyarrow_table().num_rows == 5
 
 
 def test_a_commit_that_is_gone_is_damage(lake: Lake, entry: Path) -> None:

@@ -241,3 +241,13 @@ def test_the_rows_of_a_page_keep_their_order_though_one_between_is_refused() -> 
         for n in (1, 2, 3)
     ]
     assert_equal([(f"[{','.join(trades)}]".encode(), "rest")])
+
+
+def test_a_match_that_came_as_a_page_is_refused_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parser, "_TOGETHER_MIN", 0)
+    body = (
+        '{"type":"match","trade_id":7,"maker_order_id":"6b380eba-fd1d-43a8-91a0-fdb06e6ce87f",'
+        '"taker_order_id":"b3639a38-ae66-493c-96ba-d2319e503590","side":"buy","size":"1","price":"2",'
+        f'"product_id":"{PRODUCT}","sequence":5,"time":"{TIME}"}}'
+    ).encode()
+    assert_equal([(body, "websocket"), (body, "rest"), (body, "websocket")])

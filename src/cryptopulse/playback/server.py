@@ -74,7 +74,7 @@ async def serve(
     try:
         number = await port.open(options.host, options.port)
     except (OSError, UnicodeError) as error:
-        why = "no name of a host"
+        why: str | None = "no name of a host"
         if isinstance(error, OSError):  # asyncio's own text repeats the address; a resolver's numbers are negative
             why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ConfigurationError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from playwright.sync_api import Page, expect
 
 MINUS = "−"
@@ -10,6 +12,11 @@ MINUS = "−"
 def state_is(page: Page, name: str) -> None:
     """Waits until the header says this of the data."""
     expect(page.locator("#cp-state")).to_have_attribute("data-state", name)
+
+
+def list_is_read(page: Page) -> None:
+    """Waits until the list of episodes is read: open ones stand there before, alone."""
+    expect(page.locator("#cp-shown")).to_have_text(re.compile("episodes?$"))
 
 
 def shown_symbols(page: Page) -> list[str]:

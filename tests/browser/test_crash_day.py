@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from browser_pages import list_is_read
 from playwright.sync_api import Locator, Page, expect
 
 import cryptopulse
@@ -263,7 +264,7 @@ def test_pages_of_alerts_add_up_to_the_total_from_the_first_click_on(visit: Visi
 
 def test_filters_choose_what_the_table_holds(visit: Visit, system: Any) -> None:
     page = visit("/alerts")
-    expect(rows(page, "Episodes").first).to_be_visible()
+    list_is_read(page)
     page.get_by_label("Product", exact=True).fill("th-")
     page.get_by_label("Severity").select_option("CRITICAL")
     wanted = [one for one in system.alerts if "TH-" in one["symbol"] and one["severity"] == "CRITICAL"]
@@ -277,7 +278,7 @@ def test_filters_choose_what_the_table_holds(visit: Visit, system: Any) -> None:
 
 def test_from_the_filter_of_alerts_one_gets_into_the_rows_by_keyboard(visit: Visit) -> None:
     page = visit("/alerts")
-    expect(rows(page, "Episodes").first).to_be_visible()
+    list_is_read(page)
     for key in ("ArrowDown", "Enter"):
         page.keyboard.press("f")
         expect(page.get_by_label("Product", exact=True)).to_be_focused()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from browser_pages import MINUS
+from browser_pages import MINUS, list_is_read
 from playwright.sync_api import Browser, Page, expect
 
 import dashboard_lake
@@ -132,7 +132,7 @@ def test_an_episode_shows_the_trades_that_prove_it_and_its_address_leads_back_to
 def test_filters_choose_episodes_and_stand_in_the_address(visit: Visit) -> None:
     page = visit("/alerts")
     episodes = rows(page, "Episodes")
-    expect(episodes.first).to_be_visible()
+    list_is_read(page)
     all_of_them = episodes.count()
     page.get_by_label("Type").select_option("PRICE_SURGE")
     expect(page.locator("tr[data-key*='FLASH_CRASH']")).to_have_count(0)

@@ -20,7 +20,7 @@ from cryptopulse.settings import Settings
 from cryptopulse.status import processes_of, read_status
 from support import some
 from support_notify import SECRET, Market, Post, Webhook
-from support_processes import Command, Exchange, Processes, Tables, wait_until
+from support_processes import PATIENCE_S, Command, Exchange, Processes, Tables, wait_until
 
 
 @pytest.fixture
@@ -138,8 +138,11 @@ def test_a_receiver_that_refuses_gets_it_again_until_it_takes_it(
 def test_a_slow_receiver_gets_each_message_once_and_keeps_nobody_waiting(
     processes: Processes, market: Market, webhook: Webhook, other: Webhook
 ) -> None:
+    is_released = threading.Event()
+
     def slow(_: Post) -> int:
         time.sleep(6)  # longer than apprise would wait by itself
+        is_released.wait(PATIENCE_S)
         return 200
 
     other.answer = slow
@@ -149,6 +152,7 @@ def test_a_slow_receiver_gets_each_message_once_and_keeps_nobody_waiting(
     market.trade(BTC=95)
     wait_until(lambda: len(webhook.told) == 2, "and of what follows")
     assert other.accepted == []
+    is_released.set()
     wait_until(lambda: len(other.posts) == 2, "the slow one has the first and is sent the second")
     assert notifier.stop() == 0  # in order: it waits for the answer
     assert other.told == [(alert_id, "opened"), (alert_id, "escalated")]

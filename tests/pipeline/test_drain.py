@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from cryptopulse import pipeline
+from cryptopulse.engine import messages
 from cryptopulse.errors import LakeBusy
 from cryptopulse.lake.lock import LakeLock
 from cryptopulse.lake.tables import BARS, SILVER, TABLES, Table
-from support import Lake, Trade, at, message
+from support import Lake, Trade, at, message, page
 
 
 def trades(count: int) -> list[Trade]:
@@ -35,6 +36,17 @@ def test_gold_goes_along_with_a_long_drain_of_small_batches(lake: Lake, monkeypa
         one.drain(lambda _done, _total: None)
         assert one.engine.tables[BARS.qualified].commits >= 5
     assert lake.arrow(SILVER).num_rows == 100
+
+
+def test_pages_of_rest_are_not_parsed_again_at_each_start(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of their trades is refused, so quarantine has nothing to commit but its position."""
+    monkeypatch.setattr(messages, "_MARKER_TRADES", 100)
+    for part in (trades(10), trades(200)):  # the first position is committed in any case
+        lake.take_in([page(part)])
+    parsed: list[int] = []
+    monkeypatch.setattr(messages, "parse", lambda news: parsed.append(news.num_rows))
+    lake.drain()
+    assert parsed == []
 
 
 def test_a_start_writes_no_file_twice(lake: Lake) -> None:

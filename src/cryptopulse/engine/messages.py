@@ -20,7 +20,9 @@ from cryptopulse.store.table_tail import TableTail
 from cryptopulse.store.table_writer import LOAD, TableWriter
 
 _COVERAGE_MAX_DELAY_S = 5.0  # rare commits are fine: after a kill, reading silver's newer ids again is cheap
-_MARKER_MESSAGES = 10_000  # commit a position that moved this far without rows: bounds what a restart reads again
+# Commit a position that moved this far without rows: bounds what a restart reads and parses again.
+_MARKER_MESSAGES = 10_000
+_MARKER_TRADES = 10_000  # a page of REST is one message with a thousand
 _PARSED_MAX = 2  # the batch being processed and the next
 
 logger = structlog.get_logger()
@@ -76,7 +78,7 @@ class MessageSteps:
                     batch.repeated = offered.filter(pc.invert(pc.is_in(numbers, is_new)))
                 trades = trades.append_column("ingestion_time", trades["received_time"])
                 trades = trades.append_column("event_date", pc.cast(trades["event_time"], pa.date32()))
-                result, position = self._append(SILVER, partition, news, trades, skipped)
+                result, position = self._append(SILVER, partition, news, trades, skipped, offered.num_rows)
                 if result.rows.num_rows:
                     self._coverage.add(result.rows)
                     self._trades.add(result.rows, position)
@@ -96,7 +98,7 @@ class MessageSteps:
                 if batch.is_refused or found.num_rows:
                     reasons = pa.concat_tables([batch.parsed.filter(pc.is_valid(batch.parsed["reason"])), found])
                     refused = self._not_held(QUARANTINE, refused_messages(reasons, news))
-                return self._append(QUARANTINE, partition, news, refused)[0]
+                return self._append(QUARANTINE, partition, news, refused, parsed=batch.parsed.num_rows)[0]
         return None
 
     def _conflicting(self, repeated: pa.Table) -> pa.Table:
@@ -152,13 +154,16 @@ class MessageSteps:
         return found.filter(pa.array([key not in known for key in keys], pa.bool_()))
 
     def _append(
-        self, table: Table, partition: int, news: pa.Table, found: pa.Table, skipped: int = 0
+        self, table: Table, partition: int, news: pa.Table, found: pa.Table, skipped: int = 0, parsed: int = 0
     ) -> tuple[StepResult, int]:
-        """Commits the rows `found` in the messages `news`; returns the step's result and the rows' load_timestamp."""
+        """Commits the rows `found` in the messages `news`; returns the step's result and the rows' load_timestamp.
+
+        `parsed`: how many trades the messages held.
+        """
         writer, source, last = self._tables[table.qualified], f"bronze/{partition}", news["offset"][-1].as_py()
         if found.num_rows == 0:
             empty, load = table.empty, writer.position(LOAD)
-            if last - writer.recorded(source) > _MARKER_MESSAGES:
+            if last - writer.recorded(source) > _MARKER_MESSAGES or parsed > _MARKER_TRADES:
                 writer.append(empty, {source: last})
             writer.skip_to(source, last)
             return StepResult(table, empty, news.num_rows, skipped), load

@@ -122,12 +122,8 @@ def long_past() -> Iterator[Past]:
 def in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For commands that a test calls in this process: a folder and an environment of their own, and an exchange that
     may be asked as often as one likes. The limit itself has tests in test_feed_rest.py and with real processes."""
-    from cryptopulse.feed import rest
-    from cryptopulse.healing import backfill
-
     for name in list(os.environ):
         if name.startswith("CRYPTOPULSE_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    for module in (backfill, rest):
-        monkeypatch.setattr(module, "REQUESTS_PER_SECOND", 1_000)
+    monkeypatch.setenv("CRYPTOPULSE_FEED__REST_REQUESTS_PER_SECOND", "1000")

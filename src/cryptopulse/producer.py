@@ -57,7 +57,8 @@ async def produce(settings: Settings, log: Log, stop: asyncio.Event, report: Cal
     Raises ConfigurationError for settings that can't work, and the error of `log.append` when the log fails for good
     (LogFull and others): messages in memory are then lost, and the structured log has their number.
     """
-    async with RestClient(settings.feed.rest_url, allowance=settings.rest_allowance) as rest:
+    url, per_second = settings.feed.rest_url, settings.feed.rest_requests_per_second
+    async with RestClient(url, per_second=per_second, allowance=settings.rest_allowance) as rest:
         feed = _Feed(settings, log, rest, report)
         feed.log_end = await asyncio.to_thread(log_end, log)
         tasks = {

@@ -245,4 +245,5 @@ def is_refused(work: Backfill, product: str, start: datetime) -> bool:
         asyncio.run(work.run(product, start, None, lambda _plan: None, lambda _done, _all: None))
     except UnknownProduct:
         return True
+    work.store()
     return False

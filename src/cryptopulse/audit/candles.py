@@ -22,7 +22,7 @@ from cryptopulse.audit.report import AuditCheck, moment, utc
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BARS, LakeSnapshot
 from cryptopulse.errors import ConfigurationError, TransientError, UnknownProduct
-from cryptopulse.feed.rest import CANDLES_MAX, Candle, RestClient
+from cryptopulse.feed.rest import CANDLES_MAX, REQUESTS_PER_SECOND, Candle, RestClient
 from cryptopulse.retry import Backoff, retrying
 from cryptopulse.text import decimal_text
 
@@ -39,8 +39,9 @@ class CandleSource:
     """Where candles come from."""
 
     rest_url: str
+    requests_per_second: float = REQUESTS_PER_SECOND
     allowance: Path | None = None
-    """A file by which processes share the exchange's limit of requests."""
+    """A file by which processes share this limit."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ async def _compare_all(
     requests = [(bars, *ends) for bars in products for ends in bars.spans()]
     compared = 0
     unknown: set[str] = set()
-    async with RestClient(exchange.rest_url, allowance=exchange.allowance) as client:
+    per_second, allowance = exchange.requests_per_second, exchange.allowance
+    async with RestClient(exchange.rest_url, per_second=per_second, allowance=allowance) as client:
         for number, (bars, first, last) in enumerate(requests, start=1):
             if bars.symbol in unknown:
                 continue

@@ -61,7 +61,8 @@ def audit(
     scope = AuditScope.of(product or (), start, end)
     processing = settings.processing
     same_lake = {"--lake": lake, "--config": config}  # for the repair commands that are shown
-    exchange = CandleSource(settings.feed.rest_url, settings.rest_allowance) if candles else None
+    feed = settings.feed
+    exchange = CandleSource(feed.rest_url, feed.rest_requests_per_second, settings.rest_allowance) if candles else None
     with progress_bar("audit") as progress:
         report = check(
             settings.location,

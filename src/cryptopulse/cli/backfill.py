@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from cryptopulse.cli.options import Config, Json, Lake, RestUrl, settings_from
 from cryptopulse.cli.output import print_conflicts, print_json, progress_bar
 
 if TYPE_CHECKING:
+    from cryptopulse.errors import CryptoPulseError
     from cryptopulse.healing.backfill import Filled, Plan
 
 
@@ -36,7 +38,7 @@ def backfill(
     """
     import asyncio
 
-    from cryptopulse.errors import ERROR_PREFIX, ConfigurationError, NotFetched, UnknownProduct
+    from cryptopulse.errors import ERROR_PREFIX, ConfigurationError, CryptoPulseError, NotFetched, UnknownProduct
     from cryptopulse.lake.products import invalid_product_id, is_product_id
     from cryptopulse.text import parse_trade_time
 
@@ -54,24 +56,31 @@ def backfill(
 
     logging_setup.configure_quiet(settings.logging)
     log = open_log(settings)
-    found: list[dict[str, object]] = []
+    work = Backfill(settings, log)
+    done: dict[str, tuple[Plan, Filled] | CryptoPulseError] = {}
     exit_code = 0
     try:
         for product in dict.fromkeys(products):
-            work = Backfill(settings, log)
             try:
                 with progress_bar(product) as progress:
-                    show = (lambda _plan: None) if json else _print_plan
-                    wanted, filled = asyncio.run(work.run(product, from_time, to_time, show, progress))
+                    per_second = settings.feed.rest_requests_per_second
+                    show = (lambda _plan: None) if json else partial(_print_plan, per_second=per_second)
+                    done[product] = asyncio.run(work.run(product, from_time, to_time, show, progress))
             except (UnknownProduct, NotFetched) as error:  # of this product only; shown now: the end may be hours away
                 typer.echo(f"{ERROR_PREFIX}{' '.join(str(error).split())}", err=True)
-                found.append({"product": product, "error": str(error), "stored": work.stored})
+                done[product] = error
                 exit_code = max(exit_code, error.exit_code)
+        is_stored = work.store()
+        found: list[dict[str, object]] = []
+        for product, result in done.items():
+            if isinstance(result, CryptoPulseError):
+                found.append({"product": product, "error": str(result), "stored": is_stored})
                 continue
-            in_tables = work.in_tables if work.stored else None
+            wanted, filled = result
+            in_tables = work.in_tables(wanted)
             found.append(
                 {
-                    "product": wanted.product,
+                    "product": product,
                     "first_trade_id": wanted.first_trade_id,
                     "last_trade_id": wanted.last_trade_id,
                     "trades": wanted.trades,
@@ -79,23 +88,24 @@ def backfill(
                     "fetched": filled.fetched,
                     "absent": filled.absent,
                     "in_tables": in_tables,
-                    "stored": in_tables is not None,
-                    "conflicts": work.conflicts,
+                    "stored": is_stored,
+                    "conflicts": work.conflicts[product],
                 }
             )
             if not json:
                 _print_result(wanted, filled, in_tables)
-                print_conflicts(work.conflicts)
     finally:
         log.close()
     if json:
         print_json(found)
+    else:
+        print_conflicts(work.conflicts.total())
     if exit_code:
         raise typer.Exit(exit_code)
 
 
-def _print_plan(wanted: Plan) -> None:
-    from cryptopulse.healing.backfill import REQUESTS_PER_SECOND, SPAN
+def _print_plan(wanted: Plan, per_second: float) -> None:
+    from cryptopulse.healing.backfill import SHARE, SPAN
 
     if not wanted.trades:
         typer.echo(f"{wanted.product}: the exchange has no trades of that time.")
@@ -103,7 +113,7 @@ def _print_plan(wanted: Plan) -> None:
     if not wanted.to_fetch:
         typer.echo(f"{wanted.product}: all {wanted.trades:,} trades of that time are held already.")
         return
-    seconds = wanted.to_fetch / SPAN / REQUESTS_PER_SECOND
+    seconds = wanted.to_fetch / SPAN / (SHARE * per_second)
     about = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{math.ceil(seconds / 60)} min"
     typer.echo(
         f"{wanted.product}: trades {wanted.first_trade_id} to {wanted.last_trade_id}, of which "

@@ -9,6 +9,7 @@ sends it, counts as a refusal.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -34,10 +35,10 @@ from cryptopulse.errors import (
 from cryptopulse.feed.proxy import proxy_for
 from cryptopulse.token_bucket import RateLimiter
 
-REQUESTS_PER_SECOND = 10
+REQUESTS_PER_SECOND = 10.0
 """Coinbase's limit per IP address."""
 
-REQUESTS_BURST = 15
+_BURST_S = 1.5  # so many seconds' requests may be made at once: Coinbase allows bursts of 15
 
 TIMEOUT_S = 10.0
 """For each part of an answer. The whole answer may take `_WHOLE` times as long, so that a trickling one ends too."""
@@ -120,8 +121,16 @@ _candles = msgspec.json.Decoder(list[Candle])
 class RestClient:
     """Sends requests to the REST interface at `base_url`, within the rate limit. Use it with `async with`."""
 
-    def __init__(self, base_url: str, *, allowance: Path | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        """`allowance`: a file by which processes share the rate limit; None: the limit is for this object alone.
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        per_second: float = REQUESTS_PER_SECOND,
+        allowance: Path | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        """`per_second`: the rate limit, in requests; `allowance`: a file by which processes share it, None: the limit
+        is for this object alone.
 
         Raises ConfigurationError for a `base_url` that is not a web address.
         """
@@ -137,7 +146,7 @@ class RestClient:
         self.requests = 0
         self.failures = 0
         """Requests without a usable answer."""
-        self._limiter = RateLimiter(per_second=REQUESTS_PER_SECOND, burst=REQUESTS_BURST, shared=allowance)
+        self._limiter = RateLimiter(per_second=per_second, burst=math.ceil(per_second * _BURST_S), shared=allowance)
         self._timeout_s = timeout_s
         self._http: asyncio.Task[httpx.AsyncClient] | None = None
 

@@ -8,7 +8,9 @@ pages prove absences in the same way. Pages enter the log unchanged.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,19 +21,19 @@ import msgspec
 import pyarrow as pa
 import structlog
 
-from cryptopulse import pipeline
 from cryptopulse.errors import LakeBusy, LogFull, NotFetched, TransientError, UnknownProduct
 from cryptopulse.feed.rest import RestClient, TradePage, id_of
 from cryptopulse.healing.known_ids import known_ids
 from cryptopulse.healing.work_list import PAGE_MAX, PageRequest, WorkList
 from cryptopulse.intervals import Interval, Intervals
 from cryptopulse.log import MESSAGE_SCHEMA, Log
+from cryptopulse.pipeline import Pipeline
 from cryptopulse.retry import Backoff, retrying
 from cryptopulse.settings import Settings
 from cryptopulse.token_bucket import RateLimiter
 
-REQUESTS_PER_SECOND = 7
-"""Of the ten that one IP address may make; the rest is for the producer, which heals newer holes."""
+SHARE = 0.7
+"""Of the requests that may be made; the rest is for the producer, which heals newer holes."""
 
 ATTEMPTS_MAX = 20
 """For one page, about six minutes with the pauses; then the product fails and the next one starts."""
@@ -119,46 +121,63 @@ class Backfill:
         """Opens nothing yet; a running pipeline is detected when there is something to store."""
         self._settings = settings
         self._log = log
-        self._unstored_pages = 0
-        self.stored = True
-        """Whether the fetched trades are in the tables; if not, the running pipeline or the next one stores them."""
-        self.in_tables = 0
-        """How many of the fetched ids silver holds, by its coverage; known only if `stored`."""
-        self.conflicts = 0
-        """How many trades stored by this object were held already with other content."""
+        self._unstored_pages: int | None = None
+        """Pages in the log since the last time that it was stored; None: it may hold those of an earlier backfill."""
+        self._is_stored = False
+        self.conflicts: Counter[str] = Counter()
+        """Product → how many of the trades stored by this object were held already with other content."""
 
     async def run(
         self, product: str, start: datetime, end: datetime | None, planned: Callable[[Plan], None], progress: Progress
     ) -> tuple[Plan, Filled]:
         """Fetches the trades of `product` from `start` on and before `end` (UTC; None: until now).
 
+        What was fetched is in the log, and in the tables after `store`.
+
         `planned` is called with the plan, `progress` with (ids done, ids to fetch). Raises UnknownProduct, NotFetched
         when the exchange gives no usable answer again and again (pages fetched before are kept), ConfigurationError for
         a wrong address, and the errors of the log and the tables.
         """
-        self._store()  # so that pages left in the log by an earlier backfill count as held
+        if self._unstored_pages is None:
+            self.store()  # so that pages left in the log by an earlier backfill count as held
         known = known_ids(self._settings.location)
         held = Intervals([*known.held.get(product, ()), *known.absent.get(product, ())])
-        async with RestClient(self._settings.feed.rest_url, allowance=self._settings.rest_allowance) as rest:
-            pages = _RetryingPages(rest, self._settings.feed.backoff_max_s)
+        feed = self._settings.feed
+        per_second = feed.rest_requests_per_second
+        allowance = self._settings.rest_allowance
+        async with RestClient(feed.rest_url, per_second=per_second, allowance=allowance) as rest:
+            pages = _RetryingPages(rest, SHARE * per_second, feed.backoff_max_s)
             wanted = await plan(pages, product, start, end, held)
             planned(wanted)
-            try:
-                filled = await fill(pages, wanted, self._keep, progress)
-            except (NotFetched, UnknownProduct):
-                await asyncio.to_thread(self._store)
-                raise
-        await asyncio.to_thread(self._store)
-        if self.stored:
-            stored = Intervals(known_ids(self._settings.location).held.get(product, ()))
-            self.in_tables = sum(Intervals(stored.within(*part)).count for part in wanted.missing)
-        return wanted, filled
+            return wanted, await fill(pages, wanted, self._keep, progress)
+
+    def store(self) -> bool:
+        """Brings the log into the tables, unless a running pipeline does, or the next one; returns whether it did."""
+        self._unstored_pages = 0
+        self._is_stored = False
+        if self._settings.processing.engine != "embedded":
+            return False
+        try:
+            with Pipeline(self._settings, self._log) as pipeline:
+                pipeline.drain(lambda _done, _total: None)
+                self.conflicts.update(pipeline.engine.conflicts)
+        except LakeBusy:
+            return False
+        self._is_stored = True
+        return True
+
+    def in_tables(self, wanted: Plan) -> int | None:
+        """How many of the ids to fetch silver holds, by its coverage; None: the last `store` did nothing."""
+        if not self._is_stored:
+            return None
+        stored = Intervals(known_ids(self._settings.location).held.get(wanted.product, ()))
+        return sum(Intervals(stored.within(*part)).count for part in wanted.missing)
 
     async def _keep(self, messages: pa.Table) -> None:
         await asyncio.to_thread(self._append, messages)
-        self._unstored_pages += messages.num_rows
+        self._unstored_pages = (self._unstored_pages or 0) + messages.num_rows
         if self._unstored_pages >= _STORE_EVERY_PAGES:
-            await asyncio.to_thread(self._store)
+            await asyncio.to_thread(self.store)
 
     def _append(self, messages: pa.Table) -> None:
         """Appends to the log; waits a limited time for a pipeline to make room in it."""
@@ -169,33 +188,20 @@ class Backfill:
             except (LogFull, TransientError) as error:
                 pause_s = backoff.next_pause()
                 _logger.warning("waiting_for_log", error=str(error), retry_in_s=round(pause_s, 2))
-                self._store()
+                self.store()
                 time.sleep(pause_s)
             else:
                 return
         self._log.append(messages)
 
-    def _store(self) -> None:
-        """Brings the log into the tables, unless another pipeline does."""
-        self._unstored_pages = 0
-        self.stored = False
-        if self._settings.processing.engine != "embedded":
-            return
-        try:
-            stored = pipeline.drain(self._settings, self._log, lambda _done, _total: None)
-        except LakeBusy:
-            return
-        self.conflicts += stored["conflicts"]  # type: ignore[operator]
-        self.stored = True
-
 
 class _RetryingPages:
-    """The REST interface with at most `REQUESTS_PER_SECOND` requests of this process, and with retries."""
+    """The REST interface with a limit of this process alone, and with retries."""
 
-    def __init__(self, rest: RestClient, pause_max_s: float) -> None:
+    def __init__(self, rest: RestClient, per_second: float, pause_max_s: float) -> None:
         self._rest = rest
         self._pause_max_s = pause_max_s
-        self._limiter = RateLimiter(per_second=REQUESTS_PER_SECOND, burst=REQUESTS_PER_SECOND)
+        self._limiter = RateLimiter(per_second=per_second, burst=math.ceil(per_second))
 
     async def trades(self, product: str, *, after: int | None, limit: int) -> TradePage:
         """See TradePages."""

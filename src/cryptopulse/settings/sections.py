@@ -53,6 +53,9 @@ class FeedSettings(_Section):
     """With `both`: WebSocket address of the Advanced Trade feed. Unset: its public address."""
     rest_url: str = "https://api.exchange.coinbase.com"
     """Address of the REST interface (products, trades, candles)."""
+    rest_requests_per_second: float = Field(default=10.0, gt=0, le=10_000)
+    """Most REST requests a second; the default is Coinbase's limit for an IP address. Lower it where other programs use
+    the same address. A backfill makes at most seven tenths of them."""
     products_per_connection_max: int = Field(default=100, ge=1, le=1000)
     """More products than this are spread over several connections."""
     heartbeats_missed_max: int = Field(default=5, ge=2)
@@ -81,7 +84,7 @@ class FeedSettings(_Section):
 
 
 class HealingSettings(_Section):
-    """Missing trades are fetched over REST, within the exchange's limit of 10 requests a second."""
+    """Missing trades are fetched over REST, within `feed.rest_requests_per_second`."""
 
     enabled: bool = True
     """Off: holes are only reported."""

@@ -94,6 +94,8 @@ def test_the_demo_stores_every_trade_once_finds_its_crash_and_tells_of_it_on_req
     assert "ALERT  FLASH_CRASH BTC-USD" in demo.stdout
     assert re.search(r"dashboard: http://127.0.0.1:\d+\n", demo.stdout)
     assert len(re.findall(r"cryptopulse sql --lake lake \"SELECT .*\"\n", demo.stdout)) == 3
+    a_day_before = "SELECT count(*) AS n FROM silver.fact_crypto_trades WHERE event_time < now() - INTERVAL 24 HOURS"
+    assert json.loads(call("sql", "--lake", "lake", a_day_before, "--json").stdout)[0]["n"] > 0
     names = ("producer", "processing", "notifier", "dashboard")
     assert [read_status(clean / "lake" / "_cryptopulse", name).state for name in names] == ["stopped"] * 4
     found = json.loads(call("alerts", "list", "--lake", "lake", "--products", "btc-usd", "--json").stdout)

@@ -147,6 +147,8 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["simulate", "--start", "later"], "--start later: write at_once"),
         (["replay", "none.jsonl"], "no recording none.jsonl"),
         (["demo", "--for", "long"], "'long' is no length of time"),
+        (["demo", "--past", "long"], "'long' is no length of time"),
+        (["demo", "--past", "900h"], "--past 900h: give at most 744h."),
         (["demo", "--feed", "kraken"], "--feed kraken"),
         (["demo", "--notify"], "name nobody to notify"),
         (["notify"], "No notification targets"),

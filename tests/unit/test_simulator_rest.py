@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -33,6 +35,35 @@ def test_products_say_how_they_tick() -> None:
             assert products["ZILCH-USD"]["quote_increment"] == "0.000000000001"
             assert (await running.http.get("/products/ETH-USD")).json() == products["ETH-USD"]
             assert (await running.http.get("/products/XYZ-USD")).status_code == 404
+
+    run(talk)
+
+
+def test_a_market_with_a_past_has_it_before_it_opens_and_goes_on_from_it() -> None:
+    async def talk() -> None:
+        options = {"past_s": 10_800, "start": "all_subscribed", "start_time_ns": None}
+        async with simulator(products=2, rate=100, **options) as running:
+            before = datetime.now(UTC)
+            ledger = await running.ledger()
+            assert ledger["trades"] == pytest.approx(7_200 * 6 + 3_600 * 0.5, rel=0.05)  # busier in the last two hours
+            assert not ledger["trading"]
+            past = await running.trades("BTC-USD")
+            times = [datetime.fromisoformat(trade["time"]) for trade in past]
+            assert times == sorted(times)
+            assert timedelta(0) <= before - times[-1] < timedelta(minutes=1)
+            assert timedelta(0) <= times[0] - (before - timedelta(seconds=10_800)) < timedelta(minutes=5)
+            candles = (await running.http.get("/products/BTC-USD/candles", params={"granularity": 3600})).json()
+            assert len(candles) in (3, 4)
+            await asyncio.sleep(0.3)  # it opens later than it was made
+            wanted = {"type": "subscribe", "channels": ["matches"], "product_ids": list(ledger["products"])}
+            async with running.connect() as feed:
+                await feed.send(json.dumps(wanted))
+                await running.has_traded(ledger["trades"] + 50)
+            trades = await running.trades("BTC-USD")
+            assert trades[: len(past)] == past
+            first = past[0]["trade_id"]
+            assert [trade["trade_id"] for trade in trades] == list(range(first, first + len(trades)))
+            assert datetime.fromisoformat(trades[len(past)]["time"]) >= before + timedelta(seconds=0.3)
 
     run(talk)
 

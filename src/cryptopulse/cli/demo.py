@@ -32,14 +32,22 @@ def demo(
     notify: Annotated[
         bool, typer.Option("--notify", help="Tell the targets of notify.targets of the demo's alerts.")
     ] = False,
+    past: Annotated[
+        str, typer.Option(metavar="TIME", help="Fetch this much of the market's past first; 0: nothing.")
+    ] = "25h",
     dashboard: Dashboard = True,
 ) -> None:
-    """See it work: a simulated exchange, the whole pipeline, a flash crash; then a check of every trade."""
+    """See it work: a simulated exchange, its past, the whole pipeline, a flash crash; then a check of every trade."""
     from cryptopulse.demo import DemoOptions, run_demo
+    from cryptopulse.errors import ConfigurationError
     from cryptopulse.settings import load_settings
+    from cryptopulse.simulator.options import PAST_MAX_S
     from cryptopulse.text import parse_duration
 
     seconds = None if duration is None else parse_duration(duration)
+    past_s = 0.0 if past == "0" else parse_duration(past)
+    if past_s > PAST_MAX_S:
+        raise ConfigurationError(f"--past {past}: give at most {PAST_MAX_S // 3600}h.")
     options = DemoOptions(
         lake=lake.absolute(),
         duration_s=seconds,
@@ -49,5 +57,6 @@ def demo(
         feed=feed or "exchange",
         notify=load_settings().notify if notify else None,
         dashboard=dashboard,
+        past_s=past_s,
     )
     raise typer.Exit(0 if run_demo(options) else 1)

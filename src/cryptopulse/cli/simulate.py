@@ -51,6 +51,10 @@ def simulate(
         str,
         typer.Option(metavar="WHEN", help="Trading starts: at_once, first_subscription or all_subscribed."),
     ] = "at_once",
+    past: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it has traded before the start, for REST, as in 25h.")
+    ] = None,
+    rest_limit: Annotated[bool, typer.Option(help="Answer 429 beyond 10 requests a second.")] = True,
     crash_day: Annotated[
         Path | None,
         typer.Option(
@@ -75,6 +79,7 @@ def simulate(
     from cryptopulse.simulator.options import SimulatorOptions
     from cryptopulse.simulator.server import run
     from cryptopulse.supervisor import stop_with_parent
+    from cryptopulse.text import parse_duration
 
     if start not in STARTS:
         raise ConfigurationError(f"--start {start}: write {', '.join(STARTS)}.")
@@ -90,6 +95,8 @@ def simulate(
         faults=Faults.parse(faults),
         recording=recording,
         start=start,
+        past_s=parse_duration(past) if past else 0.0,
+        rest_limit=rest_limit,
     )
     file = logging_setup.BoundedFile(log_file, descriptor=2) if log_file else None
     logging_setup.configure(LoggingSettings(), "simulator", file)

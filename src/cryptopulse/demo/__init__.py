@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,6 +41,7 @@ _READY_WITHIN_S = 20.0
 _CAUGHT_UP_WITHIN_S = 30.0
 _CRASH_AT_S = 12.0
 _SURGE_AT_S = 30.0
+_REQUESTS_PER_SECOND = 1_000  # the simulator is ours alone
 
 _log = structlog.get_logger()
 
@@ -59,6 +61,8 @@ class DemoOptions:
     """Where the demo's alerts are sent; None: nowhere."""
     dashboard: bool = True
     """Whether the demo serves the dashboard."""
+    past_s: float = 0.0
+    """How long the market has traded before, in seconds; its trades are fetched first."""
 
     @property
     def processes(self) -> tuple[str, ...]:
@@ -87,6 +91,8 @@ def run_demo(options: DemoOptions) -> bool:
         LoggingSettings(), "supervisor", logging_setup.BoundedFile(state_dir / "logs" / "supervisor.log")
     )
     with SimulatorProcess(options, state_dir, environment) as simulator:
+        if options.past_s:
+            _fetch_past(options, simulator, environment)
         deployment = Deployment(
             state_dir,
             {
@@ -127,6 +133,7 @@ class SimulatorProcess:
                         str(options.seed),
                     ),
                     *("--start", "all_subscribed", "--supervised", "0", "--log-file", str(self._log_file)),
+                    *(("--past", f"{options.past_s}s", "--no-rest-limit") if options.past_s else ()),
                     *episodes,
                 ],
                 stdin=subprocess.PIPE,
@@ -180,6 +187,32 @@ class SimulatorProcess:
                 return content
         except (httpx.HTTPError, ValueError) as error:
             raise ProcessFailed(f"The simulator does not answer ({error}); see {self._log_file}") from error
+
+
+def _fetch_past(options: DemoOptions, simulator: SimulatorProcess, environment: Mapping[str, str]) -> None:
+    """Brings the time before the start into the tables as a user would: by `cryptopulse backfill`.
+
+    Raises ProcessFailed when that fails.
+    """
+    sys.stdout.write(f"Fetching the last {options.past_s / 3600:g} h of the simulated market …\n")
+    sys.stdout.flush()
+    start = datetime.now(UTC) - timedelta(seconds=options.past_s + 60)
+    log_file = options.lake / "_cryptopulse" / "logs" / "backfill.log"
+    with log_file.open("ab") as file:
+        done = subprocess.run(  # noqa: S603 -- the command is ours
+            [
+                *(sys.executable, "-m", "cryptopulse", "backfill", *simulator.products, "--from", start.isoformat()),
+                *("--lake", str(options.lake), "--rest-url", simulator.addresses["rest_url"]),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env={**environment, "CRYPTOPULSE_FEED__REST_REQUESTS_PER_SECOND": str(_REQUESTS_PER_SECOND)},
+            cwd=options.lake,
+            check=False,
+        )
+    if done.returncode:
+        raise ProcessFailed(f"The backfill ended: {last_words(log_file) or f'see {log_file}'}")
 
 
 def _prepare_lake(lake: Path) -> None:

@@ -48,6 +48,11 @@ class History:
             ring[place : place + len(head)] = head
             ring[: len(newest) - len(head)] = newest[len(head) :]
 
+    def shift(self, offset_us: int) -> None:
+        """Moves the times of all trades so far by `offset_us`."""
+        for ring in self._rings:
+            ring["time_us"] += offset_us
+
     def publish(self, trades: Trades) -> None:
         """Makes the next trades of an added block visible."""
         np.maximum.at(self.published, trades["product"], trades["trade_id"])

@@ -63,9 +63,9 @@ RECORD = np.dtype(
         ("taker", np.int64),
     ]
 )
-"""A trade: `time_us` microseconds since the start of trading; `product` index in the catalogue; `price` and `size`
-integers in the product's smallest steps; `maker_sell` whether the maker sold (the taker bought); `taker` the id of the
-first fill of the same taker order."""
+"""A trade: `time_us` microseconds since the start of trading, negative before; `product` index in the catalogue;
+`price` and `size` integers in the product's smallest steps; `maker_sell` whether the maker sold (the taker bought);
+`taker` the id of the first fill of the same taker order."""
 
 Trades = np.ndarray[tuple[int], np.dtype[np.void]]
 
@@ -104,7 +104,7 @@ class SimulatedMarket:
         # Order books have about one level per 0.1 basis points, at least one tick apart.
         self._level_step = np.maximum(np.round(self._levels * 1e-5), 1).astype(np.int64)
         self._sweep_max = np.maximum(self._levels * _SWEEP_RANGE, 1).astype(np.int64)
-        self._made = 0  # trades so far, without those of episodes
+        self._made = 0.0  # trades since the start, without those of episodes
         self._next_id = np.array([product.first_trade_id for product in products], dtype=np.int64)
         self._sequence = self._next_id * 120  # about the relation seen on BTC-USD
 
@@ -118,6 +118,19 @@ class SimulatedMarket:
             if len(block):
                 yield block
             number += 1
+
+    def past(self, seconds: float, until_s: float, rate: float) -> Trades:
+        """The trades of `seconds` up to `until_s` (at most 0), at a mean `rate`; call it before `blocks`."""
+        usual, self._rate, self._made = self._rate, rate, self._due(rate, until_s - seconds)
+        trades = self._next_block(until_s - seconds, seconds)
+        self._rate, self._made = usual, 0.0
+        return trades
+
+    @staticmethod
+    def _due(rate: float, until_s: float) -> float:
+        """How many trades the market has made by then: the rate varies by a fifth."""
+        breath = 2 * np.pi / _BREATH_S
+        return float(rate * (until_s - 0.2 * np.sin(breath * until_s) / breath))
 
     def _next_block(self, start_s: float, length_s: float) -> Trades:
         rng = self._rng
@@ -151,10 +164,7 @@ class SimulatedMarket:
         """Taker orders of a block in the order of time: time, product, whether the maker sells, whether scripted."""
         rng = self._rng
         end_s = start_s + length_s
-        # The rate varies by a fifth; `due` trades must have been made by the end of the block.
-        breath = 2 * np.pi / _BREATH_S
-        due = float(self._rate * (end_s - 0.2 * np.sin(breath * end_s) / breath))
-        count = int(rng.poisson(max(due - self._made, 0) / _FILLS_MEAN))
+        count = int(rng.poisson(max(self._due(self._rate, end_s) - self._made, 0) / _FILLS_MEAN))
         # Most orders are spread evenly, three in ten come in bursts of a few milliseconds.
         time_s = rng.uniform(start_s, end_s, count)
         centres = rng.uniform(start_s, end_s, count // 40 + 1)
@@ -234,7 +244,7 @@ def _wave(keys: npt.NDArray[np.uint64], number: int, time_s: Floats, spacing_s: 
     salt = np.uint64((number + 1) * 0xD1B54A32D192ED03 % 2**64)
 
     def height(at: Floats) -> Floats:
-        steps = at.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        steps = at.astype(np.int64).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         return mix(mix(keys + salt) + steps).astype(np.float64) / 2.0**63 - 1.0
 
     left, right = height(node), height(node + 1)

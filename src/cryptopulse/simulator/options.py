@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.simulator.episodes import StagedEpisode, check_products
 from cryptopulse.simulator.faults import Faults
 from cryptopulse.simulator.products import SimulatedProduct, catalogue
+
+PAST_MAX_S: Final = 31 * 86_400
 
 Start = Literal["at_once", "first_subscription", "all_subscribed"]
 
@@ -42,6 +44,9 @@ class SimulatorOptions:
     """Trading stops after this many trades; None: never."""
     history: int = 1_000_000
     """How many of the newest trades REST can return, all products together (about 50 bytes each)."""
+    past_s: float = 0.0
+    """How long the market has traded before the simulator starts, for REST alone: calmly, and most of all in the last
+    two hours."""
     start_time_ns: int | None = None
     """Market time at the start of trading, nanoseconds UTC since 1970; None: the real time."""
     recording: Path | None = None
@@ -63,6 +68,8 @@ class SimulatorOptions:
             raise ConfigurationError(f"Port {self.port}: give 0 (any free one) to 65535.")
         if not self.speed >= 0:
             raise ConfigurationError(f"Speed {self.speed}: give 0 (as fast as readers take it) or more.")
+        if not 0 <= self.past_s <= PAST_MAX_S:
+            raise ConfigurationError(f"A past of {self.past_s / 3600:g} h: give at most {PAST_MAX_S // 3600} h.")
         if not 1 <= self.history <= 100_000_000:
             raise ConfigurationError(f"History {self.history}: give 1 to 100,000,000 trades.")
         if self.trades_max is not None and self.trades_max < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from functools import cached_property
@@ -50,6 +51,10 @@ class Batch:
         return self._writer.advanced_trades(self.trades)
 
 
+_PAST = ((7_200.0, 6.0), (math.inf, 0.5))
+"""The market before the start, from the newest part to the oldest: seconds, and trades a second of all products."""
+
+
 class Venue:
     """Products, published trades, and the market's clock."""
 
@@ -71,6 +76,22 @@ class Venue:
         self._published_us = 0
         self._random = random.Random(options.faults_seed)  # noqa: S311  nothing secret
         self.writer = Writer(self.products, 0)
+        if options.past_s:
+            self._trade_past(options.past_s)
+
+    def _trade_past(self, seconds: float) -> None:
+        self.writer = Writer(self.products, self.market_us())
+        parts: list[tuple[float, float, float]] = []  # length, end, rate
+        until_s = 0.0
+        for most_s, rate in _PAST:
+            length_s = min(most_s, seconds + until_s)
+            if length_s > 0:
+                parts.append((length_s, until_s, min(rate, self.options.rate)))
+            until_s -= length_s
+        for part in reversed(parts):
+            trades = self.market.past(*part)
+            self.history.add(trades)
+            self.publish(trades)
 
     def start(self) -> None:
         """Starts trading, once."""
@@ -78,8 +99,11 @@ class Venue:
             return
         self.started_ns = time.time_ns()
         self._started_monotonic = time.monotonic()
-        start_ns = self.options.start_time_ns
-        self.writer = Writer(self.products, (self.started_ns if start_ns is None else start_ns) // 1000)
+        start_us = self.market_us()
+        if self.options.past_s:  # whose times are from now on those before this start
+            self.history.shift(self.writer.start_us - start_us)
+        self._published_us = 0
+        self.writer = Writer(self.products, start_us)
         self.started.set()
         log.info("simulator_trading_started", products=len(self.products), rate=self.options.rate)
 
@@ -94,7 +118,7 @@ class Venue:
     def offset_us(self) -> int:
         """Market time since the start of trading, in microseconds; at speed 0 the time of the newest trade."""
         if not self.started.is_set():
-            return 0
+            return self.market_us() - self.writer.start_us if self.options.past_s else 0
         if self.options.speed == 0:
             return self._published_us
         return int((time.monotonic() - self._started_monotonic) * self.options.speed * 1e6)

@@ -115,10 +115,11 @@ class MessageSteps:
         """Bronze → the ids that pages of REST prove absent. Batches without a page are not parsed."""
         for partition in sorted(self._bronze.partitions):
             if (news := self._news(ABSENT, partition)) is not None:
-                proofs = ABSENT.empty
+                proofs, parsed = ABSENT.empty, 0
                 if pc.index(news["source"], "rest").as_py() >= 0:
-                    proofs = self._not_held(ABSENT, absent_ids(self._parse(news).parsed))
-                result, _ = self._append(ABSENT, partition, news, proofs)
+                    trades = self._parse(news).parsed
+                    proofs, parsed = self._not_held(ABSENT, absent_ids(trades)), trades.num_rows
+                result, _ = self._append(ABSENT, partition, news, proofs, parsed=parsed)
                 if result.rows.num_rows:
                     added = result.rows.select(INTERVALS_SCHEMA.names).cast(INTERVALS_SCHEMA)
                     both = pa.concat_tables([self.absent, added])

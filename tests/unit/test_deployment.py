@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -40,13 +41,30 @@ def test_a_signal_that_comes_while_its_event_is_looked_at_is_not_waited_for_for_
 
 
 @pytest.mark.parametrize(("own", "expected"), [(None, "2"), ("7", "7")])
-def test_processes_share_few_arenas_unless_the_user_wants_others(
+def test_processes_are_frugal_with_memory_unless_the_user_wants_it_otherwise(
     own: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    for name in ("MALLOC_ARENA_MAX", "_RJEM_MALLOC_CONF", "DUCKDB_JE_MALLOC_CONF", "TOKIO_WORKER_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     if own:
         monkeypatch.setenv("MALLOC_ARENA_MAX", own)
     specs: list[ProcessSpec] = []
     monkeypatch.setattr(deployment, "Supervisor", specs.extend)
     deployment.Deployment(tmp_path, {}).supervisor(logs_to_files=False)
-    assert {spec.environment["MALLOC_ARENA_MAX"] for spec in specs} == {expected}
+    for spec in specs:
+        assert spec.environment["MALLOC_ARENA_MAX"] == expected
+        assert spec.environment["_RJEM_MALLOC_CONF"] == spec.environment["DUCKDB_JE_MALLOC_CONF"]
+        assert spec.environment["TOKIO_WORKER_THREADS"] == "1"
+
+
+def test_the_allocators_of_delta_rs_and_duckdb_read_what_they_are_given() -> None:
+    """They complain about an option that they don't know."""
+    code = "import duckdb, deltalake; duckdb.sql('SELECT 1').fetchall(); deltalake.QueryBuilder()"
+
+    def told(setting: str) -> str:
+        own = dict.fromkeys(("_RJEM_MALLOC_CONF", "DUCKDB_JE_MALLOC_CONF"), setting)
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True, check=True).stderr
+
+    assert told("no_such_option:1").count("no_such_option") == 2
+    assert told(deployment._JEMALLOC) == ""

@@ -46,7 +46,7 @@ from cryptopulse.text import MICROS
 _MARGIN_S = 120  # trades stay in memory this much longer than alerts look back: the open minute and late commits
 _BARS_KEPT_S = 2 * COMPLETENESS.window_seconds  # late trades are of the open hour or the one before
 _COVER_ROWS = 1_000_000  # some 40 MB
-_TOMBSTONES_S = 600  # how long the Delta log lists removed files; store/replaced_files.py keeps their names longer
+_TOMBSTONES_S = 60  # how long the Delta log lists removed files; store/replaced_files.py keeps their names longer
 _SOURCES = {
     SILVER.qualified: "bronze/{partition}",
     QUARANTINE.qualified: "bronze/{partition}",

@@ -68,8 +68,10 @@ format: install ## put the code into the format that `make lint` checks
 bench: install ## latency, throughput, memory and start-up, measured on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# With the environment in which the supervisor starts the processing.
+FRUGAL = $$($(BIN)/python -c 'from cryptopulse.deployment import FRUGAL; print(*(f"{k}={v}" for k, v in FRUGAL.items()))')
 soak: install ## 100,000 small commits: do their cost, latency and memory stay as they are?
-	MALLOC_ARENA_MAX=2 $(BIN)/python -m benchmarks --commits 100000 $(ARGS)  # as the supervisor starts the processing
+	env $(FRUGAL) $(BIN)/python -m benchmarks --commits 100000 $(ARGS)
 
 flood: install ## attack the served side on 127.0.0.1 for 30 s: viewers, health, memory and SIGTERM keep their bounds; some 3 minutes
 	$(BIN)/python -m benchmarks.flood $(ARGS)

@@ -69,6 +69,9 @@ class Soak:
     """A long run."""
 
     marks: list[Mark]
+    fresh: Mark
+    """A new lake in a new process, as far as the first mark, measured right after the last one: a machine's pace changes
+    by the hour, so times of the end are compared with these."""
     reopening_s: float
     """Opening the lake again at the end: what a restart pays beside the start of Python."""
 
@@ -95,7 +98,12 @@ def measure(folder: Path, commits: int, say: Callable[[str], None]) -> Soak:
         with Pipeline(settings, log):
             reopening_s = time.perf_counter() - before
         log.close()
-    return Soak(marks, round(reopening_s, 2))
+    fresh = in_a_process(_first_mark, folder) if len(marks) > 1 else marks[0]
+    return Soak(marks, fresh, round(reopening_s, 2))
+
+
+def _first_mark(folder: Path) -> Mark:
+    return measure(folder, _MARKS[0], lambda _text: None).marks[0]
 
 
 class _Run:

@@ -67,4 +67,4 @@ def test_the_allocators_of_delta_rs_and_duckdb_read_what_they_are_given() -> Non
         return subprocess.run(command, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True, check=True).stderr
 
     assert told("no_such_option:1").count("no_such_option") == 2
-    assert told(deployment._JEMALLOC) == ""
+    assert told(deployment.FRUGAL["_RJEM_MALLOC_CONF"]) == ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shlex
@@ -168,6 +170,16 @@ def test_every_command_named_in_a_sentence_exists(page: Path) -> None:
 @pytest.mark.parametrize("words", [p for p in command_lines() if p.values[0][:1] == ["sql"]])
 def test_every_query_shown_runs(words: list[str], folder: Path) -> None:
     assert read(LakeLocation.of(folder / "demo-lake"), words[-1]).num_rows
+
+
+def test_every_cell_of_the_notebook_runs(folder: Path) -> None:
+    cells = json.loads((ROOT / "docs" / "first_questions.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    with contextlib.chdir(folder):
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                assert (cell["outputs"], cell["execution_count"]) == ([], None)
+                exec("".join(cell["source"]), names)
 
 
 @pytest.mark.parametrize("snippet", blocks("python"))

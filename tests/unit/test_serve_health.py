@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -185,7 +186,10 @@ def test_requests_are_counted_by_few_labels_whatever_is_asked(lake: Lake) -> Non
     assert found[key("http_request_duration_seconds_count", handler="/api/bars")] == 3
 
 
-def test_every_metric_of_the_documentation_is_told(lake: Lake) -> None:
+_METRIC = re.compile(r"\bcryptopulse_[a-z0-9_]+")
+
+
+def test_every_metric_of_the_documentation_and_of_grafana_is_told(lake: Lake) -> None:
     for process, figures in FIGURES.items():
         StatusFile(lake.settings.state_dir, process).report(
             {**dict.fromkeys(figures, 1), "latency_ms": {"receive_to_silver": {"p50": 1, "p99": 2, "max": 3}}}
@@ -194,9 +198,13 @@ def test_every_metric_of_the_documentation_is_told(lake: Lake) -> None:
         served.get("/healthz")
         told = {name for name, _ in metrics(served)}
     page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
-    named = set(re.findall(r"\bcryptopulse_[a-z0-9_]+", page)) - {"cryptopulse_feed_"}
+    named = set(_METRIC.findall(page)) - {"cryptopulse_feed_"}
     assert len(named) > 30
     assert {name for name in named if not {name, f"{name}_count"} & told} <= {"cryptopulse_http_connections_open"}
+    grafana = (Path(__file__).parents[2] / "deploy" / "grafana" / "cryptopulse.json").read_text()
+    asked = {name for panel in json.loads(grafana)["panels"] for name in _METRIC.findall(json.dumps(panel))}
+    assert len(asked) >= 15
+    assert asked <= told
 
 
 def test_names_and_types_are_as_is_usual(lake: Lake) -> None:

@@ -70,8 +70,8 @@ class Soak:
 
     marks: list[Mark]
     fresh: Mark
-    """A new lake in a new process, as far as the first mark, measured right after the last one: a machine's pace changes
-    by the hour, so times of the end are compared with these."""
+    """A new lake in a new process, up to the first mark, measured right after the last one: a machine's pace changes by
+    the hour, so times of the end are compared with these."""
     reopening_s: float
     """Opening the lake again at the end: what a restart pays beside the start of Python."""
 

@@ -63,9 +63,9 @@ FRUGAL: Final = {
     "DUCKDB_JE_MALLOC_CONF": _JEMALLOC,
     "TOKIO_WORKER_THREADS": "1",
 }
-"""Environment of the processes. Allocators give each thread memory of its own, which small, frequent commits fragment and
-which is returned late or never. With few arenas for glibc, delta-rs and DuckDB (each has a jemalloc of its own), and one
-working thread of delta-rs, all processes have 355 MB at 1,000 trades/s, else 400, at the same CPU."""
+"""Environment of the processes. Allocators give each thread memory of its own, which small, frequent commits fragment
+and which is returned late or never. With few arenas for glibc, delta-rs and DuckDB (each has a jemalloc of its own),
+and one working thread of delta-rs, all processes have 355 MB at 1,000 trades/s, else 400, at the same CPU."""
 
 
 @dataclass(frozen=True)

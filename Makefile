@@ -68,10 +68,9 @@ format: install ## put the code into the format that `make lint` checks
 bench: install ## latency, throughput, memory and start-up, measured on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# With the environment in which the supervisor starts the processing.
-FRUGAL = $$($(BIN)/python -c 'from cryptopulse.deployment import FRUGAL; print(*(f"{k}={v}" for k, v in FRUGAL.items()))')
+FRUGAL := from cryptopulse.deployment import FRUGAL; print(*(f"{name}={value}" for name, value in FRUGAL.items()))
 soak: install ## 100,000 small commits: do their cost, latency and memory stay as they are?
-	env $(FRUGAL) $(BIN)/python -m benchmarks --commits 100000 $(ARGS)
+	frugal=$$($(BIN)/python -c '$(FRUGAL)') && env $$frugal $(BIN)/python -m benchmarks --commits 100000 $(ARGS)
 
 flood: install ## attack the served side on 127.0.0.1 for 30 s: viewers, health, memory and SIGTERM keep their bounds; some 3 minutes
 	$(BIN)/python -m benchmarks.flood $(ARGS)
@@ -141,7 +140,7 @@ RUNTIME_PYTHON ?= python3.11
 	@grep -vE '^(numpy|pandas|psutil|py4j|pyarrow|pydantic|pydantic_core|pyspark)==' constraints.txt > $(@D)/constraints.txt
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt hatchling editables
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c $(@D)/constraints.txt \
-		-e '.[feed,cluster]' pyarrow==19.0.1 pytest pytest-xdist hypothesis websockets
+		-e '.[feed,cluster]' pyarrow==19.0.1 pytest pytest-rerunfailures pytest-xdist hypothesis websockets
 	@touch $@
 
 # azure-cli wants versions of its own, so it gets a virtual environment of its own.

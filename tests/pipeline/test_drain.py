@@ -41,12 +41,15 @@ def test_gold_goes_along_with_a_long_drain_of_small_batches(lake: Lake, monkeypa
 def test_pages_of_rest_are_not_parsed_again_at_each_start(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of their trades is refused, so quarantine has nothing to commit but its position."""
     monkeypatch.setattr(messages, "_MARKER_TRADES", 100)
-    for part in (trades(10), trades(200)):  # the first position is committed in any case
-        lake.take_in([page(part)])
+    lake.take_in([page(trades(10))])  # the first position is committed in any case
+    with pipeline.Pipeline(lake.settings, lake.log) as one:
+        for last in range(40, 211, 10):  # ten new trades each, and never a hundred at once
+            lake.append([page(trades(last)[-40:])])
+            one.drain(lambda _done, _total: None)
     parsed: list[int] = []
     monkeypatch.setattr(messages, "parse", lambda news: parsed.append(news.num_rows))
     lake.drain()
-    assert parsed == []
+    assert sum(parsed) <= 1
 
 
 def test_a_start_writes_no_file_twice(lake: Lake) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,6 +56,8 @@ class MessageSteps:
         self.absent = absent
         """Intervals of ids that pages proved absent; they may overlap, and some of their ids may be held after all."""
         self._batches: dict[tuple[int, int, int], _Batch] = {}
+        self._unrecorded: Counter[tuple[str, int]] = Counter()
+        """Table and partition → trades parsed since its position was committed."""
         self._coverage_committed = time.monotonic()
         self.conflicts: dict[str, int] = {}
         """Product → how many trades came again with other content, since the start."""
@@ -164,13 +167,17 @@ class MessageSteps:
         writer, source, last = self._tables[table.qualified], f"bronze/{partition}", news["offset"][-1].as_py()
         if found.num_rows == 0:
             empty, load = table.empty, writer.position(LOAD)
-            if last - writer.recorded(source) > _MARKER_MESSAGES or parsed > _MARKER_TRADES:
+            self._unrecorded[table.qualified, partition] += parsed
+            is_far = self._unrecorded[table.qualified, partition] >= _MARKER_TRADES
+            if is_far or last - writer.recorded(source) > _MARKER_MESSAGES:
                 writer.append(empty, {source: last})
+                del self._unrecorded[table.qualified, partition]
             writer.skip_to(source, last)
             return StepResult(table, empty, news.num_rows, skipped), load
         load = writer.next_load()
         rows = shaped(stamped(found, load), table)
         writer.append(rows, {source: last, LOAD: load})
+        del self._unrecorded[table.qualified, partition]
         return StepResult(table, rows, news.num_rows, skipped), load
 
     def _news(self, table: Table, partition: int) -> pa.Table | None:

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from cryptopulse import cli
+from cryptopulse.healing.backfill import Backfill
 from cryptopulse.lake.tables import BARS
 from support import Trade, at, model_bars
 from support_audit import audit
@@ -91,6 +92,34 @@ def test_only_the_time_that_is_asked_for_is_fetched(
     ids = set(Tables(Path("lake")).ids())
     assert ids >= wanted
     assert len(ids - wanted) <= 4  # neighbours that come along
+
+
+def test_what_was_fetched_before_ctrl_c_is_stored_and_told(
+    past: Past, in_process: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = Backfill.run
+
+    async def interrupted(work: Backfill, product: str, *arguments: Any) -> Any:
+        if product != past.products[0]:
+            raise KeyboardInterrupt
+        return await fetch(work, product, *arguments)
+
+    monkeypatch.setattr(Backfill, "run", interrupted)
+    where = ["--from", past.start.isoformat(), "--lake", "lake", "--rest-url", past.url]
+    assert cli.run(["backfill", *past.products, *where]) == 130
+    assert f"{past.products[0]}: " in capsys.readouterr().out.splitlines()[-1]
+    assert Tables(Path("lake")).ids() == {key: 1 for key in past.published() if key[0] == past.products[0]}
+
+
+def test_a_backfill_keeps_to_the_rate_that_is_set(
+    past: Past, in_process: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYPTOPULSE_FEED__REST_REQUESTS_PER_SECOND", "5")
+    before, begun = past.ledger()["rest_requests"].get("trades", 0), time.monotonic()
+    backfill_here(past, capsys, past.products[0], "--from", past.start.isoformat())
+    requests, took_s = past.ledger()["rest_requests"]["trades"] - before, time.monotonic() - begun
+    assert requests > 6
+    assert took_s >= (requests - 4) / (0.7 * 5)  # after a burst of a second's requests
 
 
 def test_a_backfill_that_was_killed_goes_on_where_it_was(processes: Processes) -> None:

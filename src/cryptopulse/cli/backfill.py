@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptopulse.cli.options import Config, Json, Lake, RestUrl, settings_from
+from cryptopulse.cli.options import Config, Json, Lake, RestUrl, Supervised, settings_from
 from cryptopulse.cli.output import print_conflicts, print_json, progress_bar
 
 if TYPE_CHECKING:
     from cryptopulse.errors import CryptoPulseError
-    from cryptopulse.healing.backfill import Filled, Plan
+    from cryptopulse.healing.backfill import Backfill, Filled, Plan
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +33,7 @@ def backfill(
     config: Config = None,
     rest_url: RestUrl = None,
     json: Json = False,
+    supervised: Supervised = None,
 ) -> None:
     """Fetch the trades of the past that the lake does not hold. Resumable: rerun the same command.
 
@@ -53,55 +56,71 @@ def backfill(
     from cryptopulse import logging_setup
     from cryptopulse.healing.backfill import Backfill
     from cryptopulse.log.opening import open_log
+    from cryptopulse.supervisor import stop_with_parent
 
     logging_setup.configure_quiet(settings.logging)
+    if supervised is not None:
+        stop_with_parent()
     log = open_log(settings)
     work = Backfill(settings, log)
     done: dict[str, tuple[Plan, Filled] | CryptoPulseError] = {}
     exit_code = 0
     try:
-        for product in dict.fromkeys(products):
-            try:
-                with progress_bar(product) as progress:
-                    per_second = settings.feed.rest_requests_per_second
-                    show = (lambda _plan: None) if json else partial(_print_plan, per_second=per_second)
-                    done[product] = asyncio.run(work.run(product, from_time, to_time, show, progress))
-            except (UnknownProduct, NotFetched) as error:  # of this product only; shown now: the end may be hours away
-                typer.echo(f"{ERROR_PREFIX}{' '.join(str(error).split())}", err=True)
-                done[product] = error
-                exit_code = max(exit_code, error.exit_code)
-        is_stored = work.store()
-        found: list[dict[str, object]] = []
-        for product, result in done.items():
-            if isinstance(result, CryptoPulseError):
-                found.append({"product": product, "error": str(result), "stored": is_stored})
-                continue
-            wanted, filled = result
-            in_tables = work.in_tables(wanted)
-            found.append(
-                {
-                    "product": product,
-                    "first_trade_id": wanted.first_trade_id,
-                    "last_trade_id": wanted.last_trade_id,
-                    "trades": wanted.trades,
-                    "held_before": wanted.trades - wanted.to_fetch,
-                    "fetched": filled.fetched,
-                    "absent": filled.absent,
-                    "in_tables": in_tables,
-                    "stored": is_stored,
-                    "conflicts": work.conflicts[product],
-                }
-            )
-            if not json:
-                _print_result(wanted, filled, in_tables)
+        try:
+            for product in dict.fromkeys(products):
+                try:
+                    with progress_bar(product) as progress:
+                        per_second = settings.feed.rest_requests_per_second
+                        show = (lambda _plan: None) if json else partial(_print_plan, per_second=per_second)
+                        done[product] = asyncio.run(work.run(product, from_time, to_time, show, progress))
+                except (UnknownProduct, NotFetched) as error:  # of this product only; shown now: the end may be far off
+                    typer.echo(f"{ERROR_PREFIX}{' '.join(str(error).split())}", err=True)
+                    done[product] = error
+                    exit_code = max(exit_code, error.exit_code)
+        except (KeyboardInterrupt, CryptoPulseError):
+            if done:
+                with suppress(CryptoPulseError):
+                    _report(work, done, json)
+            raise
+        _report(work, done, json)
     finally:
         log.close()
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
+def _report(work: Backfill, done: Mapping[str, tuple[Plan, Filled] | CryptoPulseError], json: bool) -> None:
+    """Stores what was fetched, and prints what the tables hold of it."""
+    from cryptopulse.errors import CryptoPulseError
+
+    is_stored = work.store()
+    found: list[dict[str, object]] = []
+    for product, result in done.items():
+        if isinstance(result, CryptoPulseError):
+            found.append({"product": product, "error": str(result), "stored": is_stored})
+            continue
+        wanted, filled = result
+        in_tables = work.in_tables(wanted)
+        found.append(
+            {
+                "product": product,
+                "first_trade_id": wanted.first_trade_id,
+                "last_trade_id": wanted.last_trade_id,
+                "trades": wanted.trades,
+                "held_before": wanted.trades - wanted.to_fetch,
+                "fetched": filled.fetched,
+                "absent": filled.absent,
+                "in_tables": in_tables,
+                "stored": is_stored,
+                "conflicts": work.conflicts[product],
+            }
+        )
+        if not json:
+            _print_result(wanted, filled, in_tables)
     if json:
         print_json(found)
     else:
         print_conflicts(work.conflicts.total())
-    if exit_code:
-        raise typer.Exit(exit_code)
 
 
 def _print_plan(wanted: Plan, per_second: float) -> None:

@@ -53,7 +53,7 @@ class FeedSettings(_Section):
     """With `both`: WebSocket address of the Advanced Trade feed. Unset: its public address."""
     rest_url: str = "https://api.exchange.coinbase.com"
     """Address of the REST interface (products, trades, candles)."""
-    rest_requests_per_second: float = Field(default=10.0, gt=0, le=10_000)
+    rest_requests_per_second: float = Field(default=10.0, ge=1, le=10_000)
     """Most REST requests a second; the default is Coinbase's limit for an IP address. Lower it where other programs use
     the same address. A backfill makes at most seven tenths of them."""
     products_per_connection_max: int = Field(default=100, ge=1, le=1000)

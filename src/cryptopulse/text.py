@@ -15,10 +15,10 @@ _FIRST_YEAR, _LAST_YEAR = 1970, 2200
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, *, may_be_zero: bool = False) -> float:
     """Seconds from `90`, `60s`, `1.5m` or `2h`. Raises ConfigurationError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|)", text.strip().lower())
-    if match is None or float(match[1]) == 0:
+    if match is None or (float(match[1]) == 0 and not may_be_zero):
         raise ConfigurationError(f"'{text}' is no length of time; write it like 60s or 5m.")
     return float(match[1]) * _UNITS_S[match[2]]
 

@@ -149,6 +149,8 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["demo", "--for", "long"], "'long' is no length of time"),
         (["demo", "--past", "long"], "'long' is no length of time"),
         (["demo", "--past", "900h"], "--past 900h: give at most 744h."),
+        (["simulate", "--recording", "x.jsonl", "--past", "1h"], "A recording has its own past"),
+        (["simulate", "--past", "-1h"], "'-1h' is no length of time"),
         (["demo", "--feed", "kraken"], "--feed kraken"),
         (["demo", "--notify"], "name nobody to notify"),
         (["notify"], "No notification targets"),

@@ -45,7 +45,7 @@ def demo(
     from cryptopulse.text import parse_duration
 
     seconds = None if duration is None else parse_duration(duration)
-    past_s = 0.0 if past == "0" else parse_duration(past)
+    past_s = parse_duration(past, may_be_zero=True)
     if past_s > PAST_MAX_S:
         raise ConfigurationError(f"--past {past}: give at most {PAST_MAX_S // 3600}h.")
     options = DemoOptions(

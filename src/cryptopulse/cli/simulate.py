@@ -52,8 +52,8 @@ def simulate(
         typer.Option(metavar="WHEN", help="Trading starts: at_once, first_subscription or all_subscribed."),
     ] = "at_once",
     past: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long it has traded before the start, for REST, as in 25h.")
-    ] = None,
+        str, typer.Option(metavar="TIME", help="How long it has traded before the start, for REST, as in 25h.")
+    ] = "0",
     rest_limit: Annotated[bool, typer.Option(help="Answer 429 beyond 10 requests a second.")] = True,
     crash_day: Annotated[
         Path | None,
@@ -95,7 +95,7 @@ def simulate(
         faults=Faults.parse(faults),
         recording=recording,
         start=start,
-        past_s=parse_duration(past) if past else 0.0,
+        past_s=parse_duration(past, may_be_zero=True),
         rest_limit=rest_limit,
     )
     file = logging_setup.BoundedFile(log_file, descriptor=2) if log_file else None

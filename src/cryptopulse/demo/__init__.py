@@ -133,7 +133,7 @@ class SimulatorProcess:
                         str(options.seed),
                     ),
                     *("--start", "all_subscribed", "--supervised", "0", "--log-file", str(self._log_file)),
-                    *(("--past", f"{options.past_s}s", "--no-rest-limit") if options.past_s else ()),
+                    *(("--past", f"{options.past_s:f}s", "--no-rest-limit") if options.past_s else ()),
                     *episodes,
                 ],
                 stdin=subprocess.PIPE,
@@ -176,12 +176,19 @@ class SimulatorProcess:
         """The error to raise when it is dead."""
         return ProcessFailed(f"The simulator ended: {last_words(self._log_file) or f'see {self._log_file}'}")
 
+    def ledger(self) -> dict[str, Any]:
+        """What was traded so far. Raises ProcessFailed without an answer."""
+        return self._ask("GET", "ledger")
+
     def stop_trading(self) -> dict[str, Any]:
         """Ends the market; connections stay open. Returns the ledger. Raises ProcessFailed without an answer."""
+        return self._ask("POST", "stop_trading")
+
+    def _ask(self, method: str, what: str) -> dict[str, Any]:
         try:
             # The address is on this machine, so proxies in the environment are ignored.
             with httpx.Client(trust_env=False, timeout=10) as client:
-                answer = client.post(self.addresses["rest_url"] + "/simulator/stop_trading")
+                answer = client.request(method, f"{self.addresses['rest_url']}/simulator/{what}")
                 answer.raise_for_status()
                 content: dict[str, Any] = answer.json()
                 return content
@@ -192,26 +199,37 @@ class SimulatorProcess:
 def _fetch_past(options: DemoOptions, simulator: SimulatorProcess, environment: Mapping[str, str]) -> None:
     """Brings the time before the start into the tables as a user would: by `cryptopulse backfill`.
 
-    Raises ProcessFailed when that fails.
+    Raises ProcessFailed when that fails, or the simulator ends.
     """
-    sys.stdout.write(f"Fetching the last {options.past_s / 3600:g} h of the simulated market …\n")
+    products = list(simulator.ledger()["products"])  # those that were traded
+    if not products:
+        return
+    length = f"{options.past_s / 3600:g} h" if options.past_s >= 3600 else f"{options.past_s:g} s"  # noqa: PLR2004
+    sys.stdout.write(f"Fetching the last {length} of the simulated market …\n")
     sys.stdout.flush()
     start = datetime.now(UTC) - timedelta(seconds=options.past_s + 60)
     log_file = options.lake / "_cryptopulse" / "logs" / "backfill.log"
     with log_file.open("ab") as file:
-        done = subprocess.run(  # noqa: S603 -- the command is ours
+        popen = subprocess.Popen(  # noqa: S603 -- the command is ours
             [
-                *(sys.executable, "-m", "cryptopulse", "backfill", *simulator.products, "--from", start.isoformat()),
-                *("--lake", str(options.lake), "--rest-url", simulator.addresses["rest_url"]),
+                *(sys.executable, "-m", "cryptopulse", "backfill", *products, "--from", start.isoformat()),
+                *("--lake", str(options.lake), "--rest-url", simulator.addresses["rest_url"], "--supervised", "0"),
             ],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # it ends with this process
             stdout=file,
             stderr=file,
             env={**environment, "CRYPTOPULSE_FEED__REST_REQUESTS_PER_SECOND": str(_REQUESTS_PER_SECOND)},
             cwd=options.lake,
-            check=False,
         )
-    if done.returncode:
+        try:
+            while popen.poll() is None:
+                if simulator.dead:
+                    raise simulator.failure()
+                time.sleep(STEP_S)
+        finally:
+            popen.kill()
+            popen.wait()
+    if popen.returncode:
         raise ProcessFailed(f"The backfill ended: {last_words(log_file) or f'see {log_file}'}")
 
 

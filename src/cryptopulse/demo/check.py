@@ -1,7 +1,8 @@
 """Compares the simulator's own count of the demo's trades with the tables, which are read with deltalake alone.
 
-It shares no code with the pipeline. The demo's market opens when every product has a subscriber, so each id from the
-first to the last that the simulator published must be stored exactly once.
+It shares no code with the pipeline. The demo fetches what was traded before its start, and its market opens when
+every product has a subscriber, so each id from the first to the last that the simulator published must be stored
+exactly once.
 """
 
 from __future__ import annotations

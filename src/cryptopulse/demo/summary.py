@@ -34,7 +34,7 @@ def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any]) ->
     if result.strange:
         verdict.append(f", {result.strange:,} that were never sent")
     sent = f"{result.sent:,} trades of {result.products} products (the simulator's own count)"
-    console.print(_row("Sent", Text(sent)))
+    console.print(_row("Traded", Text(sent)))
     console.print(_row("Stored", Text.assemble(f"{result.stored:,} trades in silver: ", verdict)))
     for crash in result.crashes:
         staged = f"{crash.product} -{crash.depth_pct:g} %: "

@@ -70,6 +70,8 @@ class SimulatorOptions:
             raise ConfigurationError(f"Speed {self.speed}: give 0 (as fast as readers take it) or more.")
         if not 0 <= self.past_s <= PAST_MAX_S:
             raise ConfigurationError(f"A past of {self.past_s / 3600:g} h: give at most {PAST_MAX_S // 3600} h.")
+        if self.past_s and self.recording is not None:
+            raise ConfigurationError("A recording has its own past: leave out --past.")
         if not 1 <= self.history <= 100_000_000:
             raise ConfigurationError(f"History {self.history}: give 1 to 100,000,000 trades.")
         if self.trades_max is not None and self.trades_max < 1:

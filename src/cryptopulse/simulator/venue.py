@@ -64,7 +64,9 @@ class Venue:
         self.products = options.catalogue()
         self.numbers = {product.product_id: number for number, product in enumerate(self.products)}
         self.market = SimulatedMarket(self.products, options.rate, options.seed, options.episodes)
-        self.history = History(self.products, options.history)
+        past = self._past_parts()
+        expected = sum(length_s * rate for length_s, _, rate in past)
+        self.history = History(self.products, max(options.history, int(1.3 * expected)))
         self.sequences = self.history.published * 120
         """Newest published sequence of each product."""
         self.set_faults(options.faults)
@@ -76,22 +78,23 @@ class Venue:
         self._published_us = 0
         self._random = random.Random(options.faults_seed)  # noqa: S311  nothing secret
         self.writer = Writer(self.products, 0)
-        if options.past_s:
-            self._trade_past(options.past_s)
-
-    def _trade_past(self, seconds: float) -> None:
-        self.writer = Writer(self.products, self.market_us())
-        parts: list[tuple[float, float, float]] = []  # length, end, rate
-        until_s = 0.0
-        for most_s, rate in _PAST:
-            length_s = min(most_s, seconds + until_s)
-            if length_s > 0:
-                parts.append((length_s, until_s, min(rate, self.options.rate)))
-            until_s -= length_s
-        for part in reversed(parts):
+        if past:  # of a market that opens later: its times count from now until then
+            self.writer = Writer(self.products, self.market_us())
+        for part in reversed(past):
             trades = self.market.past(*part)
             self.history.add(trades)
             self.publish(trades)
+
+    def _past_parts(self) -> list[tuple[float, float, float]]:
+        """The parts of the past, the newest first: length and end (seconds of market time), trades a second."""
+        parts = []
+        until_s = 0.0
+        for most_s, rate in _PAST:
+            length_s = min(most_s, self.options.past_s + until_s)
+            if length_s > 0:
+                parts.append((length_s, until_s, min(rate, self.options.rate)))
+            until_s -= length_s
+        return parts
 
     def start(self) -> None:
         """Starts trading, once."""

@@ -63,9 +63,10 @@ FRUGAL: Final = {
     "DUCKDB_JE_MALLOC_CONF": _JEMALLOC,
     "TOKIO_WORKER_THREADS": "1",
 }
-"""Environment of the processes. Allocators give each thread memory of its own, which small, frequent commits fragment
-and which is returned late or never. With few arenas for glibc, delta-rs and DuckDB (each has a jemalloc of its own),
-and one working thread of delta-rs, all processes have 355 MB at 1,000 trades/s, else 400, at the same CPU."""
+"""Environment of producer, processing and notifier. Allocators give each thread memory of its own, which small,
+frequent commits fragment and which is returned late or never. With few arenas for glibc, delta-rs and DuckDB (each has
+a jemalloc of its own), and one working thread of delta-rs, all processes have 355 MB at 1,000 trades/s, else 400, at
+the same CPU."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Deployment:
 
     def supervisor(self, logs_to_files: bool) -> Supervisor:
         """A supervisor for all processes; the producer ends first."""
-        environment = {**FRUGAL, **(self.environment or os.environ)}
+        own = self.environment or os.environ
         specs = []
         for name, (command, stop_timeout_s) in _COMMANDS.items():
             if name not in self.processes:
@@ -99,7 +100,8 @@ class Deployment:
                     command=partial(lambda start, restarts: [*start, str(restarts)], start),
                     stop_timeout_s=stop_timeout_s,
                     log_file=log_file,
-                    environment=environment,
+                    # The dashboard answers many questions at once.
+                    environment={"MALLOC_ARENA_MAX": "2", **own} if name == DASHBOARD else {**FRUGAL, **own},
                     folder=self.folder,
                     is_essential=name in PROCESSES,
                     head_start_s=0.0 if name in PROCESSES else _HEAD_START_S,

@@ -204,7 +204,7 @@ def _fetch_past(options: DemoOptions, simulator: SimulatorProcess, environment: 
     products = list(simulator.ledger()["products"])  # those that were traded
     if not products:
         return
-    length = f"{options.past_s / 3600:g} h" if options.past_s >= 3600 else f"{options.past_s:g} s"  # noqa: PLR2004
+    length = f"{options.past_s / 3600:g} h" if options.past_s >= 3600 else f"{options.past_s:g} s"
     sys.stdout.write(f"Fetching the last {length} of the simulated market …\n")
     sys.stdout.flush()
     start = datetime.now(UTC) - timedelta(seconds=options.past_s + 60)

@@ -22,7 +22,7 @@ from cryptopulse.audit.report import AuditCheck, moment, utc
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BARS, LakeSnapshot
 from cryptopulse.errors import ConfigurationError, TransientError, UnknownProduct
-from cryptopulse.feed.rest import CANDLES_MAX, REQUESTS_PER_SECOND, Candle, RestClient
+from cryptopulse.feed.rest import CANDLES_MAX, Candle, RestClient
 from cryptopulse.retry import Backoff, retrying
 from cryptopulse.text import decimal_text
 
@@ -39,7 +39,7 @@ class CandleSource:
     """Where candles come from."""
 
     rest_url: str
-    requests_per_second: float = REQUESTS_PER_SECOND
+    requests_per_second: float = 10.0
     allowance: Path | None = None
     """A file by which processes share this limit."""
 

@@ -68,9 +68,9 @@ format: install ## put the code into the format that `make lint` checks
 bench: install ## latency, throughput, memory and start-up, measured on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
-FRUGAL := from cryptopulse.deployment import FRUGAL; print(*(f"{name}={value}" for name, value in FRUGAL.items()))
+LOW_MEMORY := from cryptopulse.deployment import LOW_MEMORY; print(*(f"{name}={value}" for name, value in LOW_MEMORY.items()))
 soak: install ## 100,000 small commits: do their cost, latency and memory stay as they are?
-	frugal=$$($(BIN)/python -c '$(FRUGAL)') && env $$frugal $(BIN)/python -m benchmarks --commits 100000 $(ARGS)
+	frugal=$$($(BIN)/python -c '$(LOW_MEMORY)') && env $$frugal $(BIN)/python -m benchmarks --commits 100000 $(ARGS)
 
 flood: install ## attack the served side on 127.0.0.1 for 30 s: viewers, health, memory and SIGTERM keep their bounds; some 3 minutes
 	$(BIN)/python -m benchmarks.flood $(ARGS)

@@ -57,7 +57,7 @@ _log = structlog.get_logger()
 
 
 _JEMALLOC = "narenas:1,tcache:false,dirty_decay_ms:100,muzzy_decay_ms:0"
-FRUGAL: Final = {
+LOW_MEMORY: Final = {
     "MALLOC_ARENA_MAX": "2",
     "_RJEM_MALLOC_CONF": _JEMALLOC,
     "DUCKDB_JE_MALLOC_CONF": _JEMALLOC,
@@ -101,7 +101,7 @@ class Deployment:
                     stop_timeout_s=stop_timeout_s,
                     log_file=log_file,
                     # The dashboard answers many questions at once.
-                    environment={"MALLOC_ARENA_MAX": "2", **own} if name == DASHBOARD else {**FRUGAL, **own},
+                    environment={"MALLOC_ARENA_MAX": "2", **own} if name == DASHBOARD else {**LOW_MEMORY, **own},
                     folder=self.folder,
                     is_essential=name in PROCESSES,
                     head_start_s=0.0 if name in PROCESSES else _HEAD_START_S,

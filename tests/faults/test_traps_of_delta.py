@@ -18,7 +18,7 @@ from untouched import copied, filled_in, stream, untouched
 
 from cryptopulse.errors import Fenced, LakeBusy
 from cryptopulse.lake.lock import LakeLock
-from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, QUARANTINE, SILVER, STATS, TABLES, Table
+from cryptopulse.lake.tables import ALERTS, BARS, BRONZE, QUARANTINE, SILVER, TABLES, Table
 from cryptopulse.pipeline import Pipeline
 from cryptopulse.store.maintenance import Maintenance
 from cryptopulse.store.replaced_files import ReplacedFiles
@@ -252,13 +252,11 @@ def test_a_replaced_file_that_an_older_version_made_live_again_is_kept(
 def test_checkpoints_leave_out_notes_on_removed_files_that_are_old(tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake")
     lake.take_in(stream(1))
-    lake.delta(BARS).alter.set_table_properties({TOMBSTONES: "interval 9000 seconds"})  # of earlier builds
-    lake.delta(STATS).alter.set_table_properties({TOMBSTONES: "interval 600 seconds"})
+    lake.delta(BARS).alter.set_table_properties({TOMBSTONES: "interval 9000 seconds"})  # of version 0.1
     lake.delta(ALERTS).alter.set_table_properties({TOMBSTONES: "interval 30 days"})  # somebody's wish
     lake.take_in(stream(6))
     lake.close()
-    for table in (BARS, STATS):
-        assert lake.delta(table).metadata().configuration[TOMBSTONES] == "interval 60 seconds"
+    assert lake.delta(BARS).metadata().configuration[TOMBSTONES] == "interval 60 seconds"
     assert lake.delta(ALERTS).metadata().configuration[TOMBSTONES] == "interval 30 days"
 
 

@@ -148,7 +148,7 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["replay", "none.jsonl"], "no recording none.jsonl"),
         (["demo", "--for", "long"], "'long' is no length of time"),
         (["demo", "--past", "long"], "'long' is no length of time"),
-        (["demo", "--past", "900h"], "--past 900h: give at most 744h."),
+        (["demo", "--past", "900h"], "A past of 900 h: give at most 744 h."),
         (["simulate", "--recording", "x.jsonl", "--past", "1h"], "A recording has its own past"),
         (["simulate", "--past", "-1h"], "'-1h' is no length of time"),
         (["demo", "--feed", "kraken"], "--feed kraken"),

@@ -54,15 +54,15 @@ def test_processes_are_frugal_with_memory_unless_the_user_wants_it_otherwise(
     monkeypatch.setattr(deployment, "Supervisor", specs.extend)
     deployment.Deployment(tmp_path, {}, processes=ALL_PROCESSES).supervisor(logs_to_files=False)
     for spec in specs:
-        wanted = {**deployment.FRUGAL, "MALLOC_ARENA_MAX": expected}
+        wanted = {**deployment.LOW_MEMORY, "MALLOC_ARENA_MAX": expected}
         if spec.name == DASHBOARD:  # answers many questions at once
             wanted = {"MALLOC_ARENA_MAX": expected}
-        assert {name: value for name, value in spec.environment.items() if name in deployment.FRUGAL} == wanted
+        assert {name: value for name, value in spec.environment.items() if name in deployment.LOW_MEMORY} == wanted
 
 
 def test_a_container_is_as_frugal() -> None:
     image = (Path(__file__).parents[2] / "deploy" / "docker" / "Dockerfile").read_text()
-    assert all(f"    {name}={value}" in image for name, value in deployment.FRUGAL.items())
+    assert all(f"    {name}={value}" in image for name, value in deployment.LOW_MEMORY.items())
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere they may come without jemalloc")
@@ -76,4 +76,4 @@ def test_the_allocators_of_delta_rs_and_duckdb_read_what_they_are_given() -> Non
         return subprocess.run(command, env={**os.environ, **own}, stderr=subprocess.PIPE, text=True, check=True).stderr
 
     assert told("no_such_option:1").count("no_such_option") == 2
-    assert told(deployment.FRUGAL["_RJEM_MALLOC_CONF"]) == ""
+    assert told(deployment.LOW_MEMORY["_RJEM_MALLOC_CONF"]) == ""

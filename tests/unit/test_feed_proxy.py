@@ -112,7 +112,7 @@ def test_a_proxy_that_is_none_is_said_by_both_without_its_password(
     monkeypatch.chdir(tmp_path)
 
     async def ask() -> None:
-        async with RestClient(URL) as rest:
+        async with RestClient(URL, per_second=10) as rest:
             await rest.products()
 
     async def record() -> None:
@@ -169,7 +169,7 @@ def test_feed_and_rest_go_through_the_same_proxy(
     async def scenario() -> None:
         async with proxy.listening():
             monkeypatch.setenv(name, f"{scheme}127.0.0.1:{proxy.port}")
-            async with RestClient("https://exchange.invalid") as rest:
+            async with RestClient("https://exchange.invalid", per_second=10) as rest:
                 with pytest.raises(Disconnected):
                     await rest.products()
             asked = len(proxy.asked)

@@ -57,7 +57,7 @@ def _server(status: int, body: bytes, delay_s: float = 0) -> Iterator[str]:
 
 def _products(url: str, timeout_s: float = 5) -> list[ListedProduct]:
     async def ask() -> list[ListedProduct]:
-        async with RestClient(url, timeout_s=timeout_s) as rest:
+        async with RestClient(url, per_second=10, timeout_s=timeout_s) as rest:
             return await rest.products()
 
     return asyncio.run(ask())
@@ -118,7 +118,7 @@ def test_a_page_has_the_ids_below_and_is_kept_exactly_as_it_came() -> None:
             await running.has_traded(500)
             ledger = (await running.stop_trading())["products"]["ETH-USD"]
             last = ledger["last_trade_id"]
-            async with RestClient(str(running.http.base_url)) as rest:
+            async with RestClient(str(running.http.base_url), per_second=10) as rest:
                 page = await rest.trades("ETH-USD", after=last - 4, limit=20)
                 assert page.ids == list(range(last - 5, last - 25, -1))
                 query = {"after": last - 4, "limit": 20}
@@ -144,7 +144,7 @@ def test_each_fault_of_the_exchange_is_one_that_may_pass(fault: str, error: type
     async def talk() -> None:
         async with simulator(products=1, rate=10_000) as running:
             await running.has_traded(100)
-            async with RestClient(str(running.http.base_url), timeout_s=1) as rest:
+            async with RestClient(str(running.http.base_url), per_second=10, timeout_s=1) as rest:
                 await running.http.post("/simulator/faults", content=fault)
                 with pytest.raises(error, match="BTC-USD/trades"):
                     await rest.trades("BTC-USD", after=2**60, limit=10)
@@ -171,7 +171,7 @@ def test_each_fault_of_the_exchange_is_one_that_may_pass(fault: str, error: type
 )
 def test_what_is_no_page_of_trades_below_the_id_that_was_asked_for_is_no_answer(body: bytes) -> None:
     async def ask(url: str) -> TradePage:
-        async with RestClient(url) as rest:
+        async with RestClient(url, per_second=10) as rest:
             return await rest.trades("A-USD", after=10, limit=5)
 
     with _server(200, body) as url, pytest.raises(TransientError, match="did not answer with trades"):

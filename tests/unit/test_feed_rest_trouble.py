@@ -46,7 +46,7 @@ def error_of(answer: dict[str, Any], timeout_s: float = 2) -> CryptoPulseError:
     async def talk() -> None:
         async with simulator(products=1, rate=10_000) as running:
             await running.has_traded(100)
-            async with RestClient(str(running.http.base_url), timeout_s=timeout_s) as rest:
+            async with RestClient(str(running.http.base_url), per_second=10, timeout_s=timeout_s) as rest:
                 await order(running, answer)
                 with pytest.raises(CryptoPulseError) as told:
                     await rest.trades("BTC-USD", after=2**60, limit=10)
@@ -204,7 +204,7 @@ def test_an_answer_that_trickles_for_ever_ends() -> None:
     async def talk() -> None:
         server = await asyncio.start_server(trickle, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with server, RestClient(url, timeout_s=0.1) as rest:
+        async with server, RestClient(url, per_second=10, timeout_s=0.1) as rest:
             with pytest.raises(Disconnected, match="no whole answer"):
                 await rest.trades("BTC-USD", after=None, limit=10)
 
@@ -300,7 +300,7 @@ def test_headers_of_a_page_are_not_needed() -> None:
             await running.has_traded(100)
             for cursor in ("", "0", "-1", "tomorrow", "9" * 400):
                 await order(running, {"headers": {"cb-after": cursor, "cb-before": cursor}})
-                async with RestClient(str(running.http.base_url)) as rest:
+                async with RestClient(str(running.http.base_url), per_second=10) as rest:
                     assert len((await rest.trades("BTC-USD", after=2**60, limit=10)).ids) == 10
 
     run(talk)
@@ -308,7 +308,10 @@ def test_headers_of_a_page_are_not_needed() -> None:
 
 def test_a_name_is_no_part_of_the_path() -> None:
     async def talk() -> None:
-        async with simulator(products=1, rate=10_000) as running, RestClient(str(running.http.base_url)) as rest:
+        async with (
+            simulator(products=1, rate=10_000) as running,
+            RestClient(str(running.http.base_url), per_second=10) as rest,
+        ):
             for name in ("../products", "BTC-USD?limit=1", "BTC USD", "BTC/USD", "%2e%2e", "é-USD"):
                 with pytest.raises(UnknownProduct, match="no product there"):
                     await rest.trades(name, after=None, limit=10)
@@ -330,4 +333,4 @@ def test_a_name_is_no_part_of_the_path() -> None:
 )
 def test_an_address_that_is_none_is_the_users_mistake(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"feed\.rest_url"):
-        RestClient(url)
+        RestClient(url, per_second=10)

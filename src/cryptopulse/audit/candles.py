@@ -39,7 +39,7 @@ class CandleSource:
     """Where candles come from."""
 
     rest_url: str
-    requests_per_second: float = 10.0
+    requests_per_second: float
     allowance: Path | None = None
     """A file by which processes share this limit."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,17 +61,16 @@ def backfill(
     logging_setup.configure_quiet(settings.logging)
     if supervised is not None:
         stop_with_parent()
-    log = open_log(settings)
-    work = Backfill(settings, log)
+    per_second = settings.feed.rest_requests_per_second
+    show = (lambda _plan: None) if json else partial(_print_plan, per_second=per_second)
     done: dict[str, tuple[Plan, Filled] | CryptoPulseError] = {}
     exit_code = 0
-    try:
+    with closing(open_log(settings)) as log:
+        work = Backfill(settings, log)
         try:
             for product in dict.fromkeys(products):
                 try:
                     with progress_bar(product) as progress:
-                        per_second = settings.feed.rest_requests_per_second
-                        show = (lambda _plan: None) if json else partial(_print_plan, per_second=per_second)
                         done[product] = asyncio.run(work.run(product, from_time, to_time, show, progress))
                 except (UnknownProduct, NotFetched) as error:  # of this product only; shown now: the end may be far off
                     typer.echo(f"{ERROR_PREFIX}{' '.join(str(error).split())}", err=True)
@@ -83,8 +82,6 @@ def backfill(
                     _report(work, done, json)
             raise
         _report(work, done, json)
-    finally:
-        log.close()
     if exit_code:
         raise typer.Exit(exit_code)
 
@@ -100,7 +97,7 @@ def _report(work: Backfill, done: Mapping[str, tuple[Plan, Filled] | CryptoPulse
             found.append({"product": product, "error": str(result), "stored": is_stored})
             continue
         wanted, filled = result
-        in_tables = work.in_tables(wanted)
+        in_tables = work.in_tables(wanted) if is_stored else None
         found.append(
             {
                 "product": product,

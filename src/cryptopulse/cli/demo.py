@@ -39,15 +39,15 @@ def demo(
 ) -> None:
     """See it work: a simulated exchange, its past, the whole pipeline, a flash crash; then a check of every trade."""
     from cryptopulse.demo import DemoOptions, run_demo
-    from cryptopulse.errors import ConfigurationError
     from cryptopulse.settings import load_settings
-    from cryptopulse.simulator.options import PAST_MAX_S
+    from cryptopulse.simulator.options import SimulatorOptions
     from cryptopulse.text import parse_duration
 
     seconds = None if duration is None else parse_duration(duration)
     past_s = parse_duration(past, may_be_zero=True)
-    if past_s > PAST_MAX_S:
-        raise ConfigurationError(f"--past {past}: give at most {PAST_MAX_S // 3600}h.")
+    SimulatorOptions(
+        products, rate, seed, past_s=past_s
+    )  # refuses what the simulator would, before anything is deleted
     options = DemoOptions(
         lake=lake.absolute(),
         duration_s=seconds,

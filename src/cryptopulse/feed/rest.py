@@ -35,9 +35,6 @@ from cryptopulse.errors import (
 from cryptopulse.feed.proxy import proxy_for
 from cryptopulse.token_bucket import RateLimiter
 
-REQUESTS_PER_SECOND = 10.0
-"""Coinbase's limit per IP address."""
-
 _BURST_S = 1.5  # so many seconds' requests may be made at once: Coinbase allows bursts of 15
 
 TIMEOUT_S = 10.0
@@ -125,7 +122,7 @@ class RestClient:
         self,
         base_url: str,
         *,
-        per_second: float = REQUESTS_PER_SECOND,
+        per_second: float,
         allowance: Path | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:

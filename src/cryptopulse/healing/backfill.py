@@ -123,7 +123,6 @@ class Backfill:
         self._log = log
         self._unstored_pages: int | None = None
         """Pages in the log since the last time that it was stored; None: it may hold those of an earlier backfill."""
-        self._is_stored = False
         self.conflicts: Counter[str] = Counter()
         """Product → how many of the trades stored by this object were held already with other content."""
 
@@ -154,7 +153,6 @@ class Backfill:
     def store(self) -> bool:
         """Brings the log into the tables, unless a running pipeline does, or the next one; returns whether it did."""
         self._unstored_pages = 0
-        self._is_stored = False
         if self._settings.processing.engine != "embedded":
             return False
         try:
@@ -163,13 +161,10 @@ class Backfill:
                 self.conflicts.update(pipeline.engine.conflicts)
         except LakeBusy:
             return False
-        self._is_stored = True
         return True
 
-    def in_tables(self, wanted: Plan) -> int | None:
-        """How many of the ids to fetch silver holds, by its coverage; None: the last `store` did nothing."""
-        if not self._is_stored:
-            return None
+    def in_tables(self, wanted: Plan) -> int:
+        """How many of the ids to fetch silver holds, by its coverage."""
         stored = Intervals(known_ids(self._settings.location).held.get(wanted.product, ()))
         return sum(Intervals(stored.within(*part)).count for part in wanted.missing)
 

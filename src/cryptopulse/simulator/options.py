@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.simulator.episodes import StagedEpisode, check_products
 from cryptopulse.simulator.faults import Faults
 from cryptopulse.simulator.products import SimulatedProduct, catalogue
 
-PAST_MAX_S: Final = 31 * 86_400
+_PAST_MAX_S = 31 * 86_400
 
 Start = Literal["at_once", "first_subscription", "all_subscribed"]
 
@@ -68,8 +68,8 @@ class SimulatorOptions:
             raise ConfigurationError(f"Port {self.port}: give 0 (any free one) to 65535.")
         if not self.speed >= 0:
             raise ConfigurationError(f"Speed {self.speed}: give 0 (as fast as readers take it) or more.")
-        if not 0 <= self.past_s <= PAST_MAX_S:
-            raise ConfigurationError(f"A past of {self.past_s / 3600:g} h: give at most {PAST_MAX_S // 3600} h.")
+        if not 0 <= self.past_s <= _PAST_MAX_S:
+            raise ConfigurationError(f"A past of {self.past_s / 3600:g} h: give at most {_PAST_MAX_S // 3600} h.")
         if self.past_s and self.recording is not None:
             raise ConfigurationError("A recording has its own past: leave out --past.")
         if not 1 <= self.history <= 100_000_000:

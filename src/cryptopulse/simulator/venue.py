@@ -77,9 +77,7 @@ class Venue:
         self._started_monotonic = 0.0
         self._published_us = 0
         self._random = random.Random(options.faults_seed)  # noqa: S311  nothing secret
-        self.writer = Writer(self.products, 0)
-        if past:  # of a market that opens later: its times count from now until then
-            self.writer = Writer(self.products, self.market_us())
+        self.writer = Writer(self.products, self.market_us())  # until the market opens, times count from now
         for part in reversed(past):
             trades = self.market.past(*part)
             self.history.add(trades)
@@ -121,7 +119,7 @@ class Venue:
     def offset_us(self) -> int:
         """Market time since the start of trading, in microseconds; at speed 0 the time of the newest trade."""
         if not self.started.is_set():
-            return self.market_us() - self.writer.start_us if self.options.past_s else 0
+            return self.market_us() - self.writer.start_us
         if self.options.speed == 0:
             return self._published_us
         return int((time.monotonic() - self._started_monotonic) * self.options.speed * 1e6)

@@ -63,8 +63,7 @@ OWNER = "owner"
 TOMBSTONES = "delta.deletedFileRetentionDuration"
 """Table property: checkpoints leave out older tombstones (entries of removed files)."""
 
-# As earlier builds set it: the first for each hour of the retention.
-_EARLIER_TOMBSTONES_S = (4_500, 600)
+_EARLIER_TOMBSTONES_S = 4_500  # per hour of the retention, as version 0.1 set it
 _INTERVAL_S = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 7 * 86_400}
 # The newest small files stay in memory, 2 MB at most: they are merged or replaced soon.
 _CACHED_FILES = 128
@@ -140,8 +139,7 @@ class TableWriter:
         held = delta.metadata().configuration.get(TOMBSTONES)
         if held is None or wanted is None or held == wanted:  # unset: Delta's default, a week
             return
-        by_hour_s, later_s = _EARLIER_TOMBSTONES_S
-        is_earlier = held.endswith("seconds") and (_seconds(held) % by_hour_s == 0 or _seconds(held) == later_s)
+        is_earlier = held.endswith("seconds") and _seconds(held) % _EARLIER_TOMBSTONES_S == 0
         if _seconds(held) > _seconds(wanted) and not is_earlier:
             return
         with storage(self.lake), suppress(CommitFailedError):  # another commit came between: next start

@@ -21,6 +21,7 @@ from deltalake import DeltaTable
 from benchmarks.messages import message_batches
 from benchmarks.processes import Scratch, in_a_process
 from benchmarks.storage import disk_use
+from cryptopulse.deployment import return_freed_memory
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import TABLES
 from cryptopulse.log.sqlite import PARTITION, SqliteLog
@@ -32,6 +33,7 @@ _LATELY = 800  # steps before a mark that it tells of: some maintenance of every
 _MESSAGES = 100
 _RATE = 1_000.0
 _MAINTENANCE_S = 1.0  # as in `cryptopulse.pipeline`
+_RETURN_MEMORY_S = 10.0  # as in `cryptopulse.deployment`
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class _Run:
 
 @contextmanager
 def _beside(pipeline: Pipeline, settings: Settings) -> Iterator[Callable[[], None]]:
-    """Gold and maintenance in threads while the context lasts. Gives a function that raises what stopped one."""
+    """What a process does beside its steps, in threads. Gives a function that raises what stopped one of them."""
     stop = threading.Event()
     errors: list[Exception] = []
 
@@ -170,6 +172,7 @@ def _beside(pipeline: Pipeline, settings: Settings) -> Iterator[Callable[[], Non
     threads = [
         threading.Thread(target=repeat, args=(pipeline.gold, settings.processing.gold_interval_ms / 1000)),
         threading.Thread(target=repeat, args=(pipeline.maintenance.run_due, _MAINTENANCE_S)),
+        threading.Thread(target=repeat, args=(return_freed_memory, _RETURN_MEMORY_S)),
     ]
     for thread in threads:
         thread.start()

@@ -46,6 +46,9 @@ def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
     server.close()
 
 
+on_s3 = pytest.mark.parametrize("storage", [start_s3], ids=["s3"], indirect=True)
+
+
 @pytest.fixture
 def make(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeLake]:
     """Makes lakes on the server, with their state in the test's folder and credentials from the configuration."""
@@ -220,9 +223,8 @@ def test_writers_that_do_not_exclude_each_other_lose_no_commit(storage: Storage)
     assert delta.version() == 4 * each
 
 
+@on_s3  # whose server here can lose answers
 def test_a_commit_whose_answer_got_lost_is_recognised_as_ones_own(make: MakeLake, storage: Storage) -> None:
-    if storage.kind != "s3":
-        pytest.skip("only the S3 server here can lose answers")
     lake = make()
     lake.take_in([Trade("BTC-USD", 1).match()])
     writer = TableWriter(lake.settings.location, BRONZE, {})
@@ -314,9 +316,8 @@ def test_the_python_api_sees_commits_and_fetches_only_what_it_needs(filled: Lake
         assert {path.split("event_date=")[1][:10] for path in fetched} == {"2026-07-07", "2026-07-09"}
 
 
+@on_s3  # whose server here tells what was fetched
 def test_sql_fetches_no_file_of_another_day(filled: Lake, storage: Storage) -> None:
-    if storage.kind != "s3":
-        pytest.skip("only the S3 server here tells what was fetched")
     storage.fetched()  # whatever came before
     query = "SELECT count(*) AS n FROM silver.fact_crypto_trades WHERE event_date = DATE '2026-07-08'"
     assert read(filled.settings.location, query).to_pylist() == [{"n": 100}]

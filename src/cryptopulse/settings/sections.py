@@ -221,7 +221,7 @@ class MaintenanceSettings(_Section):
     """Small files of a table are merged after this many commits."""
     checkpoint_commits: int = Field(default=50, ge=5)
     """Delta log checkpoints are written after this many commits, or later when they have grown large: they list each
-    file that was replaced in the last 10 minutes."""
+    file that was replaced in the last minute."""
     log_retention_s: int = Field(default=30, ge=10)
     """Delta log entries older than this and covered by a checkpoint are removed. Each entry kept makes opening the
     table about 1 µs slower (measured on a local disk)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -48,10 +48,7 @@ class WindowSteps:
         self._trades = trades
         self._recent_bars = bars
         self._coverage = coverage
-        self._tails: dict[str, tuple[int, int]] = {}
-        """Product → last trade id in the bars, and start of its window (µs UTC)."""
-        newest = "max(last_trade_id) AS last_trade_id, max(window_start) AS window_start"
-        self._note_tails(self._bars.read(f"symbol, {newest}", "true GROUP BY symbol"))
+        self._minutes = TouchedMinutes(self._bars.read)
 
     def advance_bars(self) -> StepResult | None:
         """Silver → bars: derives every minute with new trades or neighbours of new trades; None if there are none."""
@@ -59,7 +56,7 @@ class WindowSteps:
         if news is None:
             return None
         coverage = self._coverage.table
-        touched = self._touched_minutes(news, coverage)
+        touched = self._minutes.of(news, coverage, self._session.derive)
         trades = rows_of(self._trades, touched, BARS.window_seconds)
         if touched_windows(trades, "event_time", BARS.window_seconds).num_rows > touched.num_rows:
             # A span of minutes also has minutes of products that did not change: don't derive those again.
@@ -69,7 +66,7 @@ class WindowSteps:
         inputs = {SILVER.qualified: with_values(trades), COVERAGE.qualified: coverage}
         derived = self._session.derive(BARS.qualified, inputs, {VALUE_SQL: VALUE})
         rows = replace_windows(self._bars, derived, touched, {"silver": newest_load_us(news)})
-        self._note_tails(rows)
+        self._minutes.note(rows)
         if rows.num_rows:
             self._recent_bars.add(rows, self._bars.position(LOAD))
         return StepResult(BARS, rows, news.num_rows, received=news["ingestion_time"])
@@ -85,11 +82,27 @@ class WindowSteps:
         rows = replace_windows(self._stats, derived, touched, {"bars": newest_load_us(news)})
         return StepResult(STATS, rows, news.num_rows)
 
-    def _touched_minutes(self, news: pa.Table, coverage: pa.Table) -> pa.Table:
-        """The windows of new trades, and those whose first or last trade is the neighbour of a new one.
 
-        When trades come in order, the neighbour is the last trade of the product's newest bar. Any other neighbour lies
-        in a touched window, or is the first or last trade of a bar in the table (times follow ids).
+class TouchedMinutes:
+    """Finds the bars that new trades change: their own, and those of neighbours, which may become complete."""
+
+    def __init__(self, read: Callable[[str, str], pa.Table]) -> None:
+        """`read`: (columns, where) → rows of the bars written so far."""
+        self._read = read
+        self._tails: dict[str, tuple[int, int]] = {}
+        """Product → last trade id in the bars, and start of its window (µs UTC)."""
+        newest = "max(last_trade_id) AS last_trade_id, max(window_start) AS window_start"
+        self.note(read(f"symbol, {newest}", "true GROUP BY symbol"))
+
+    def of(
+        self, news: pa.Table, coverage: pa.Table, derive: Callable[[str, Mapping[str, pa.Table]], pa.Table]
+    ) -> pa.Table:
+        """(symbol, window_us) of the minutes of the trades `news`, and of those whose first or last trade is the
+        neighbour of one.
+
+        `coverage`: the intervals of ids held, with `news`; `derive` runs a canonical statement. When trades come in
+        order, the neighbour is the last trade of the product's newest bar. Any other neighbour lies in a touched
+        window, or is the first or last trade of a bar in the table (times follow ids).
         """
         touched = touched_windows(news, "event_time", BARS.window_seconds)
         dense, gappy = id_spans(news)
@@ -104,16 +117,17 @@ class WindowSteps:
         if elsewhere:
             ids = news.select(["symbol", "trade_id"])
             late = ids.filter(pc.is_in(ids["symbol"], pa.array(sorted(elsewhere), pa.string())))
-            found = self._session.derive(_NEIGHBOURS, {SILVER.qualified: late, COVERAGE.qualified: coverage})
+            found = derive(_NEIGHBOURS, {SILVER.qualified: late, COVERAGE.qualified: coverage})
             if found.num_rows:
                 edges = ", ".join(map(str, pc.unique(found["trade_id"]).to_pylist()))
                 symbols = ", ".join(f"'{symbol}'" for symbol in pc.unique(found["symbol"]).to_pylist())
                 where = f"symbol IN ({symbols}) AND (first_trade_id IN ({edges}) OR last_trade_id IN ({edges}))"
-                bars = self._bars.read("symbol, window_start", where)
+                bars = self._read("symbol, window_start", where)
                 parts.append(touched_windows(bars, "window_start", BARS.window_seconds).cast(touched.schema))
         return distinct_windows(pa.concat_tables(parts))
 
-    def _note_tails(self, bars: pa.Table) -> None:
+    def note(self, bars: pa.Table) -> None:
+        """Tells of `bars` (symbol, last_trade_id, window_start) that were written."""
         columns = (bars["symbol"], bars["last_trade_id"], pc.cast(bars["window_start"], pa.int64()))
         for symbol, last, window_us in zip(*(column.to_pylist() for column in columns), strict=True):
             self._tails[symbol] = max(self._tails.get(symbol, (-1, 0)), (last, window_us))

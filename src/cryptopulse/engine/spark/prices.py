@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import time
 
-from pyspark.sql import Column, DataFrame
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
+from cryptopulse.engine.coverage import Coverage
+from cryptopulse.engine.gold import TouchedMinutes
+from cryptopulse.engine.rows import distinct_windows, newest_load_us, touched_windows, window_starts
 from cryptopulse.engine.spark.checkpoint import Checkpoint
-from cryptopulse.engine.spark.session import SparkSql
-from cryptopulse.engine.spark.silver import coverage_now
+from cryptopulse.engine.spark.session import Input, SparkSql, collected
+from cryptopulse.engine.spark.silver import intervals_now
 from cryptopulse.engine.spark.tables import BatchId, SparkTables, micros_of, shaped
 from cryptopulse.lake.tables import ABSENT, BARS, COMPLETENESS, COVERAGE, SILVER, STATS, Table
 from cryptopulse.text import MICROS
 
-_NEIGHBOURS = "silver.neighbour_ids"
+# Bytes of silver's files, about 40 a trade; product, id and times of each trade come to the driver, 40 bytes.
+_BATCH_MAX_BYTES = 64 << 20
+_TRADE = ["symbol", "trade_id", "last_trade_id", "event_time", "load_timestamp"]
+_NO_WINDOWS = pa.schema([("symbol", pa.string()), ("window_us", pa.int64())]).empty_table()
 
 
 class PricesStep:
-    """Derives again every window affected by new trades, their neighbours, or new proofs of absent ids."""
+    """Derives again every window affected by new trades, their neighbours, or new proofs of absent ids.
+
+    The driver finds which windows these are, by the ids and times of a batch. Their rows stay where they are.
+    """
 
     name = "prices"
 
@@ -27,16 +38,25 @@ class PricesStep:
         self._tables = tables
         self._files_max = files_max
         self._load_us = 0
+        self._taken_us = 0
+        """Trades loaded until then (µs UTC) are in the intervals; later ones wait for their own batch."""
+        self._coverage: Coverage
+        self._minutes: TouchedMinutes
+        """Both are made when the query starts."""
 
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:  # noqa: ARG002 - deriving again changes nothing
-        """Intervals of ids: trades of silver, with event_time, and ids proved absent, with a null event_time."""
+        """Intervals of ids: trades of silver, and ids proved absent, whose times are null."""
         self._load_us = micros_of(self._tables.read(sql.session, STATS), "MAX(load_timestamp)", 0)
-        trades = self._tables.stream(sql.session, SILVER, self._files_max)
+        self._taken_us = micros_of(self._tables.read(sql.session, SILVER), "MAX(load_timestamp)", 0)
+        self._coverage = intervals_now(sql, self._tables)
+        self._minutes = TouchedMinutes(lambda columns, where: self._read(sql, BARS, columns, where))
+        trades = self._tables.stream(sql.session, SILVER, self._files_max, _BATCH_MAX_BYTES)
         absent = self._tables.stream(sql.session, ABSENT, self._files_max)
-        news = trades.selectExpr("symbol", "trade_id AS first_trade_id", "trade_id AS last_trade_id", "event_time")
-        return news.unionByName(
-            absent.selectExpr("symbol", "first_trade_id", "last_trade_id", "CAST(NULL AS TIMESTAMP) AS event_time")
+        nothing = ("CAST(NULL AS TIMESTAMP) AS event_time", "CAST(NULL AS TIMESTAMP) AS load_timestamp")
+        news = trades.selectExpr(
+            "symbol", "trade_id AS first_trade_id", "trade_id AS last_trade_id", "event_time", "load_timestamp"
         )
+        return news.unionByName(absent.selectExpr("symbol", "first_trade_id", "last_trade_id", *nothing))
 
     def take(self, sql: SparkSql, batch: DataFrame, batch_id: BatchId) -> dict[str, int]:  # noqa: ARG002 - see below
         """Replaces the touched bars, statistics and hours of completeness; returns how many minutes, as `bars`.
@@ -45,84 +65,84 @@ class PricesStep:
         write at once, Delta refuses one of them, as both replace rows of the same windows.
         """
         self._load_us = max(time.time_ns() // 1000, self._load_us + 1)
-        coverage = coverage_now(sql, self._tables).persist()
-        touched = self._touched(sql, batch.where("event_time IS NOT NULL"), coverage).persist()
-        try:
-            bars = self._replace(sql, SILVER, BARS, touched, {COVERAGE.qualified: coverage})
-            if bars:
-                self._replace(sql, BARS, STATS, _windows(touched, "window_start", STATS), {})
-            hours = self._hours(sql, batch, touched).persist()
-            try:
-                absent = self._tables.read(sql.session, ABSENT)
-                self._replace(sql, BARS, COMPLETENESS, hours, {COVERAGE.qualified: coverage, ABSENT.qualified: absent})
-            finally:
-                hours.unpersist()
-            return {"bars": bars}
-        finally:
-            touched.unpersist()
-            coverage.unpersist()
+        news = collected(batch)
+        trades = news.filter(pc.is_valid(news["event_time"])).rename_columns(_TRADE)
+        before = self._coverage.table
+        if trades.num_rows:
+            self._coverage.add(trades)
+            self._taken_us = max(self._taken_us, newest_load_us(trades))
+        coverage = self._coverage.table
+        minutes = self._minutes.of(trades, coverage, sql.derive)
+        self._replace(sql, SILVER, BARS, minutes, {COVERAGE.qualified: coverage})
+        self._note_newest(trades)
+        self._replace(sql, BARS, STATS, _wider(minutes, STATS), {})
+        hours = [_wider(minutes, COMPLETENESS), self._hours_with_holes(sql, news, before, coverage)]
+        absent = self._tables.read(sql.session, ABSENT)
+        beside = {COVERAGE.qualified: coverage, ABSENT.qualified: absent}
+        self._replace(sql, BARS, COMPLETENESS, distinct_windows(pa.concat_tables(hours)), beside)
+        return {"bars": int(minutes.num_rows)}
 
-    def _touched(self, sql: SparkSql, batch: DataFrame, coverage: DataFrame) -> DataFrame:
-        """(symbol, window_start) of the minutes that the batch and its neighbours lie in."""
-        ids = batch.selectExpr("symbol", "first_trade_id AS trade_id")
-        inputs = {SILVER.qualified: ids, COVERAGE.qualified: coverage}
-        next_to = sql.rows(_NEIGHBOURS, inputs)
-        edges = [row["trade_id"] for row in next_to.select("trade_id").distinct().collect()]
-        is_edge = F.col("first_trade_id").isin(edges) | F.col("last_trade_id").isin(edges)
-        bars = self._tables.read(sql.session, BARS).where(is_edge)
-        both = F.explode(F.array("first_trade_id", "last_trade_id")).alias("trade_id")
-        neighbours = bars.select("symbol", "window_start", both).join(next_to, ["symbol", "trade_id"])
-        minutes = _windows(batch, "event_time", BARS)
-        return minutes.unionByName(neighbours.select("symbol", "window_start")).distinct()
+    def _note_newest(self, trades: pa.Table) -> None:
+        starts = window_starts(trades["event_time"], BARS.window_seconds)
+        minutes = pa.table({"symbol": trades["symbol"], "window_start": starts, "last_trade_id": trades["trade_id"]})
+        newest = minutes.group_by(["symbol", "window_start"]).aggregate([("last_trade_id", "max")])
+        self._minutes.note(newest.rename_columns(["symbol", "window_start", "last_trade_id"]))
 
-    def _hours(self, sql: SparkSql, batch: DataFrame, touched: DataFrame) -> DataFrame:
-        """(symbol, window_start) of the hours of the `touched` minutes, of those with holes among the batch's ids, and
-        of each product's first hour so far if the batch has older ids.
+    def _hours_with_holes(self, sql: SparkSql, news: pa.Table, before: pa.Table, after: pa.Table) -> pa.Table:
+        """(symbol, window_us) of the hours with holes among the ids of `news`, and of each product's first hour so far
+        if `news` has older ids. `before` and `after`: the intervals of ids without and with them.
         """
-        known = self._tables.read(sql.session, COMPLETENESS)
-        begin = known.groupBy("symbol").agg(F.min("first_trade_id").alias("begin"))
-        news = batch.groupBy("symbol").agg(F.min("first_trade_id").alias("low"), F.max("last_trade_id").alias("high"))
-        concerned = (
-            known.join(news, "symbol")
-            .join(begin, "symbol")
-            .where(
-                "(missing_ids > 0 OR absent_ids > 0) AND first_trade_id <= high AND last_trade_id >= low "
-                "OR first_trade_id = begin AND low < begin"
-            )
+        counted = pa.concat_tables(
+            held.group_by("symbol").aggregate([("first_trade_id", "count"), ("first_trade_id", "min")])
+            for held in (before, after)
         )
-        hours = _windows(touched, "window_start", COMPLETENESS)
-        return hours.unionByName(concerned.select("symbol", "window_start")).distinct()
+        holed = set(counted.filter(pc.greater(counted["first_trade_id_count"], 1))["symbol"].to_pylist())
+        lowest = before.group_by("symbol").aggregate([("first_trade_id", "min")])
+        begins = dict(zip(lowest["symbol"].to_pylist(), lowest["first_trade_id_min"].to_pylist(), strict=True))
+        concerned = []
+        ends = news.group_by("symbol").aggregate([("first_trade_id", "min"), ("last_trade_id", "max")])
+        for symbol, low, high in zip(*(column.to_pylist() for column in ends.columns), strict=True):
+            if symbol in holed:
+                concerned.append(
+                    f"symbol = '{symbol}' AND (missing_ids > 0 OR absent_ids > 0) "
+                    f"AND first_trade_id <= {high} AND last_trade_id >= {low}"
+                )
+            if low < (begin := begins.get(symbol, low)):
+                concerned.append(f"symbol = '{symbol}' AND first_trade_id = {begin}")
+        if not concerned:
+            return _NO_WINDOWS
+        found = self._read(sql, COMPLETENESS, "symbol, window_start", " OR ".join(f"({each})" for each in concerned))
+        return touched_windows(found, "window_start", COMPLETENESS.window_seconds)
 
     def _replace(
-        self, sql: SparkSql, upstream: Table, table: Table, touched: DataFrame, beside: dict[str, DataFrame]
-    ) -> int:
-        """Derives the `touched` windows of `table` from `upstream`; returns how many windows."""
-        ends = touched.selectExpr(
-            "COUNT(*) AS windows", "UNIX_MICROS(MIN(window_start)) AS first", "UNIX_MICROS(MAX(window_start)) AS last"
-        ).first()
-        assert ends is not None
-        if ends["windows"] == 0:
-            return 0
-        first = f"TIMESTAMP_MICROS({ends['first']})"
-        last = f"TIMESTAMP_MICROS({ends['last'] + table.window_seconds * MICROS - 1})"
+        self, sql: SparkSql, upstream: Table, table: Table, windows: pa.Table, beside: dict[str, Input]
+    ) -> None:
+        """Derives the `windows` (symbol, window_us) of `table` from `upstream` and `beside`."""
+        if windows.num_rows == 0:
+            return
+        length_us = table.window_seconds * MICROS
+        ends = pc.min_max(windows["window_us"])
+        first, last = (f"TIMESTAMP_MICROS({us})" for us in (ends["min"].as_py(), ends["max"].as_py() + length_us - 1))
         near = self._tables.read(sql.session, upstream).where(
             f"{upstream.partition_by[0]} BETWEEN CAST({first} AS DATE) AND CAST({last} AS DATE) "
             f"AND {upstream.time} BETWEEN {first} AND {last}"
         )
-        start = _start(upstream.time or "", table)
-        wanted = touched.select(F.col("symbol"), F.col("window_start").alias("touched_start"))
-        rows = near.withColumn("touched_start", start).join(wanted, ["symbol", "touched_start"], "left_semi")
-        derived = sql.rows(table.qualified, {upstream.qualified: rows.drop("touched_start"), **beside})
+        if upstream is SILVER:
+            near = near.where(f"load_timestamp <= TIMESTAMP_MICROS({self._taken_us})")
+        start = F.expr(f"UNIX_MICROS({upstream.time}) - UNIX_MICROS({upstream.time}) % {length_us}")
+        rows = near.withColumn("window_us", start).join(
+            F.broadcast(sql.local(windows)), ["symbol", "window_us"], "left_semi"
+        )
+        derived = sql.rows(table.qualified, {upstream.qualified: rows.drop("window_us"), **beside})
         prune = f"t.window_date BETWEEN CAST({first} AS DATE) AND CAST({last} AS DATE)"
         self._tables.upsert(shaped(derived, table, self._load_us), table, prune)
-        return int(ends["windows"])
+
+    def _read(self, sql: SparkSql, table: Table, columns: str, where: str) -> pa.Table:
+        return collected(sql.session.sql(f"SELECT {columns} FROM {self._tables.name(table)} WHERE {where}"))  # noqa: S608
 
 
-def _windows(rows: DataFrame, time: str, table: Table) -> DataFrame:
-    """The distinct (symbol, window_start) of `table` that `rows` lie in."""
-    return rows.select(F.col("symbol"), _start(time, table).alias("window_start")).distinct()
-
-
-def _start(time: str, table: Table) -> Column:
-    length = table.window_seconds * MICROS
-    return F.expr(f"TIMESTAMP_MICROS(UNIX_MICROS({time}) - UNIX_MICROS({time}) % {length})")
+def _wider(minutes: pa.Table, table: Table) -> pa.Table:
+    """The windows of `table` that `minutes` (symbol, window_us) lie in."""
+    length = pa.scalar(table.window_seconds * MICROS, pa.int64())
+    starts = pc.multiply(pc.divide(minutes["window_us"], length), length)
+    return distinct_windows(pa.table({"symbol": minutes["symbol"], "window_us": starts}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from cryptopulse.engine.coverage import Coverage
 from cryptopulse.engine.parse import PARSED_SCHEMA, absent_ids, parse, parse_batches, refused_messages
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql, collected
@@ -21,7 +23,9 @@ from cryptopulse.lake.tables import ABSENT, BRONZE, CONFLICT, COVERAGE, QUARANTI
 _PARSED = "silver.parsed_trades"
 logger = structlog.get_logger()
 
-_INTERVAL = ("symbol", "first_trade_id", "last_trade_id")
+# Bytes of bronze's files, some 80 a message; the product and id of each of its trades come to the driver, 30 bytes.
+_BATCH_MAX_BYTES = 256 << 20
+_COVERAGE_MAX_DELAY_S = 20.0  # after a kill, reading silver's newer ids again is cheap
 _PARSED_TYPE = from_arrow_schema(PARSED_SCHEMA)
 _SAME_CONTENT = " AND ".join(f"p.{name} = s.{name}" for name in ("price", "trade_size", "side", "event_time"))
 
@@ -35,7 +39,12 @@ class SilverStep:
         """`files_max`: most files of bronze in one batch."""
         self._tables = tables
         self._files_max = files_max
-        self._coverage: pa.Table | None = None
+        self._coverage = Coverage()
+        self._unwritten: tuple[BatchId, int] | None = None
+        """While the table lacks some of the intervals: the last batch that changed them, and its load_timestamp."""
+        self._lock = threading.Lock()
+        """Held while a batch is taken: a query that was stopped may still be in one."""
+        self._written_at = time.monotonic()
         self._load_us = 0
         self._conflicting: set[str] = set()
 
@@ -45,51 +54,70 @@ class SilverStep:
         The intervals must count as many ids as silver has rows. They don't if rows of silver were deleted or an older
         version restored. Intervals that claim ids which are gone would block them for ever, so all are then rebuilt.
         """
-        self._coverage = collected(coverage_now(sql, self._tables))
+        self._coverage = intervals_now(sql, self._tables)
         silver = self._tables.read(sql.session, SILVER)
-        if _held(self._coverage) != (rows := silver.count()):
-            logger.warning("coverage_rebuilt", rows=rows, ids_claimed=_held(self._coverage))
+        if self._coverage.count != (rows := silver.count()):
+            logger.warning("coverage_rebuilt", rows=rows, ids_claimed=self._coverage.count)
             nothing = self._tables.read(sql.session, COVERAGE).limit(0)
-            self._coverage = sql.derive(COVERAGE.qualified, {SILVER.qualified: silver, COVERAGE.qualified: nothing})
-            self._coverage = self._coverage.select(list(_INTERVAL))
-        self._load_us = micros_of(self._tables.read(sql.session, SILVER), "MAX(load_timestamp)", 0)
-        return self._tables.stream(sql.session, BRONZE, self._files_max)
+            found = sql.derive(COVERAGE.qualified, {SILVER.qualified: silver, COVERAGE.qualified: nothing})
+            self._coverage = Coverage()
+            self._coverage.add_intervals(found)
+        self._load_us = micros_of(silver, "MAX(load_timestamp)", 0)
+        written_us = micros_of(self._tables.read(sql.session, COVERAGE), "MAX(load_timestamp)", 0)
+        start = BatchId("start", time.time_ns() // 1000)
+        self._unwritten = (start, self._load_us) if written_us < self._load_us else None
+        return self._tables.stream(sql.session, BRONZE, self._files_max, _BATCH_MAX_BYTES)
 
     def take(self, sql: SparkSql, batch: DataFrame, batch_id: BatchId) -> dict[str, int]:
         """Messages → new trades, refused messages, intervals, proofs of absent ids; returns counts by name."""
-        assert self._coverage is not None
+        with self._lock:
+            return self._take(sql, batch, batch_id)
+
+    def finish(self, sql: SparkSql) -> None:
+        """Writes the intervals of ids, if they changed since they were written."""
+        with self._lock:
+            self._write_coverage(sql)
+
+    def _take(self, sql: SparkSql, batch: DataFrame, batch_id: BatchId) -> dict[str, int]:
         parsed = batch.mapInArrow(parse_batches, _PARSED_TYPE).persist()
         try:
-            has_pages = F.max(F.expr("source = 'rest'")).alias("has_pages")
-            counted = parsed.agg(F.count("*").alias("rows"), F.count("reason").alias("refused"), has_pages).first()
-            assert counted is not None
-            trades = self._silver(sql, parsed, batch_id) if counted["rows"] > counted["refused"] else 0
-            duplicates = counted["rows"] - counted["refused"] - trades
-            refused, conflicts = counted["refused"], 0
+            columns = ("symbol", "trade_id", "reason IS NULL AS is_trade", "source = 'rest' AS is_page")
+            told = collected(parsed.selectExpr(*columns))
+            offered = told.filter(told["is_trade"])
+            trades = self._append_new(sql, parsed, offered, batch_id)
+            duplicates, refused, conflicts = offered.num_rows - trades, told.num_rows - offered.num_rows, 0
             if refused or duplicates:
                 messages, conflicts = self._quarantine(sql, parsed, batch)
                 refused += messages
-            if counted["has_pages"]:
+            if pc.any(told["is_page"], min_count=0).as_py():
                 self._absent(batch)
             return {"trades": trades, "quarantined": refused, "duplicates": duplicates, "conflicts": conflicts}
         finally:
             parsed.unpersist()
 
-    def _silver(self, sql: SparkSql, parsed: DataFrame, batch_id: BatchId) -> int:
+    def _append_new(self, sql: SparkSql, parsed: DataFrame, offered: pa.Table, batch_id: BatchId) -> int:
+        """Appends the trades that silver does not hold, of those `offered` (symbol, trade_id); returns how many."""
+        is_new = self._coverage.new_rows(offered)
+        if len(is_new) == 0:
+            return 0
+        if len(is_new) == offered.num_rows:  # as nearly always: no statement is needed to tell which
+            trades = parsed.where("reason IS NULL").withColumn("ingestion_time", F.col("received_time"))
+            trades = trades.withColumn("event_date", F.to_date("event_time"))
+        else:
+            trades = sql.rows(SILVER.qualified, {_PARSED: parsed, COVERAGE.qualified: self._coverage.table})
         self._load_us = max(time.time_ns() // 1000, self._load_us + 1)
-        inputs = {_PARSED: parsed, COVERAGE.qualified: self._coverage}
-        trades = shaped(sql.rows(SILVER.qualified, inputs), SILVER, self._load_us).persist()
-        try:
-            grown = sql.derive(COVERAGE.qualified, {SILVER.qualified: trades, COVERAGE.qualified: self._coverage})
-            before, after = _held(self._coverage), _held(grown)
-            if after > before:
-                self._tables.append(trades, SILVER, batch_id)
-                self._coverage = grown.select(list(_INTERVAL))
-                rows = shaped(sql.local(self._coverage), COVERAGE, self._load_us)
-                self._tables.replace(rows, COVERAGE, batch_id)
-            return after - before
-        finally:
-            trades.unpersist()
+        self._tables.append(shaped(trades, SILVER, self._load_us), SILVER, batch_id)
+        self._coverage.add(offered.take(is_new))
+        self._unwritten = batch_id, self._load_us
+        if time.monotonic() - self._written_at >= _COVERAGE_MAX_DELAY_S:
+            self._write_coverage(sql)
+        return len(is_new)
+
+    def _write_coverage(self, sql: SparkSql) -> None:
+        if self._unwritten is not None:
+            batch_id, load_us = self._unwritten
+            self._tables.replace(shaped(sql.local(self._coverage.table), COVERAGE, load_us), COVERAGE, batch_id)
+            self._unwritten, self._written_at = None, time.monotonic()
 
     def _quarantine(self, sql: SparkSql, parsed: DataFrame, batch: DataFrame) -> tuple[int, int]:
         """Writes refused messages, and those that conflict with a trade in silver, to the quarantine.
@@ -148,17 +176,12 @@ def _without_load(table: Table) -> pa.Schema:
     return pa.schema([field for field in table.arrow_schema if field.name != "load_timestamp"])
 
 
-def coverage_now(sql: SparkSql, tables: SparkTables) -> DataFrame:
+def intervals_now(sql: SparkSql, tables: SparkTables) -> Coverage:
     """The intervals of ids that silver holds now: those in the table, and silver's trades since they were written."""
     session: SparkSession = sql.session
     written = tables.read(session, COVERAGE)
     position = micros_of(written, "MAX(load_timestamp)", -1)
     since = tables.read(session, SILVER).where(f"load_timestamp > TIMESTAMP_MICROS({position})")
-    return sql.rows(COVERAGE.qualified, {SILVER.qualified: since, COVERAGE.qualified: written})
-
-
-def _held(intervals: pa.Table | None) -> int:
-    """How many ids the intervals hold."""
-    assert intervals is not None
-    spans = zip(intervals["first_trade_id"].to_pylist(), intervals["last_trade_id"].to_pylist(), strict=True)
-    return sum(last - first + 1 for first, last in spans)
+    coverage = Coverage()
+    coverage.add_intervals(sql.derive(COVERAGE.qualified, {SILVER.qualified: since, COVERAGE.qualified: written}))
+    return coverage

@@ -14,6 +14,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from cryptopulse.engine.spark.bronze import BronzeStep
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql
+from cryptopulse.engine.spark.silver import SilverStep
 from cryptopulse.engine.spark.tables import BatchId, Guard, is_taken_over
 from cryptopulse.errors import Fenced, ProcessFailed, TerminalError
 from cryptopulse.retry import Backoff
@@ -115,11 +116,21 @@ class Stream:
         self._look_at_progress()
         if (error := self._query.exception()) is not None:
             raise self._judged(error) from error
+        self._write_rest()
 
     def stop(self) -> None:
         """Ends the query. An unfinished batch is repeated at the next start."""
         if self._query is not None and self._query.isActive:
             self._query.stop()
+            try:
+                self._write_rest()
+            except Exception as error:  # noqa: BLE001 - the next start does it
+                logger.warning("coverage_not_written", error=str(self._judged(error)))
+
+    def _write_rest(self) -> None:
+        if isinstance(self.step, SilverStep):
+            self._guard()
+            self.step.finish(SparkSql(self._session))
 
     @property
     def last_batch_ms(self) -> float | None:

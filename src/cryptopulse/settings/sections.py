@@ -167,7 +167,7 @@ class SparkSettings(_Section):
     """Largest micro-batch of the other steps, in files of the table that they read."""
     trigger_interval_s: float = Field(default=0, ge=0)
     """Shortest time from the start of a batch to the next. 0: at once. Each batch costs commits, and these cost money
-    on object storage."""
+    on object storage. Bars, statistics and completeness wait 20 s at least."""
     conf: dict[str, str] = {}
     """Spark's own settings, for a session that has to be created: `{"spark.master" = "local[4]"}`. When they name no
     jars or packages, Delta Lake and the Kafka source come from Maven Central."""

@@ -31,6 +31,7 @@ from cryptopulse.log.kafka_address import kafka_address
 from cryptopulse.settings import STEPS, Settings
 
 _REPORT_S = 0.5
+_PRICES_INTERVAL_S = 20.0  # three MERGEs: at once they would take the time of silver and alerts
 _WRITTEN = {
     "bronze": (BRONZE,),
     "silver": (SILVER, QUARANTINE, ABSENT, COVERAGE),
@@ -93,7 +94,8 @@ def _streams(settings: Settings, log: Log, steps: Sequence[str]) -> Iterator[lis
         for name, make in made.items():
             if name in steps:
                 guard = tables.take_over(session, _WRITTEN[name])
-                streams.append(Stream(session, make(), _checkpoint(settings, name), guard, interval_s))
+                pace_s = max(interval_s, _PRICES_INTERVAL_S) if name == PricesStep.name else interval_s
+                streams.append(Stream(session, make(), _checkpoint(settings, name), guard, pace_s))
         try:
             yield streams
         finally:

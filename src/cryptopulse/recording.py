@@ -211,14 +211,14 @@ def _micros(seconds: list[float | None]) -> npt.NDArray[np.int64]:
     return np.nan_to_num(found, nan=_UNKNOWN, posinf=np.inf).clip(-1e18, 1e18).astype(np.int64)
 
 
-def decompressed(file: BinaryIO) -> BinaryIO:
+def decompressed(file: BinaryIO) -> io.BufferedIOBase:
     """`file`, decompressed if its first bytes are those of gzip or Zstandard."""
     text = io.BufferedReader(cast("io.RawIOBase", file)) if not isinstance(file, io.BufferedReader) else file
     magic = text.peek(4)[:4]
     if magic.startswith(_GZIP):
-        return cast("BinaryIO", gzip.GzipFile(fileobj=text))
+        return gzip.GzipFile(fileobj=text)
     if magic == _ZSTANDARD or magic[1:] == _SKIPPED:
         import pyarrow as pa  # noqa: PLC0415 - Python's own can't before 3.14
 
-        return cast("BinaryIO", pa.CompressedInputStream(pa.PythonFile(text, mode="r"), "zstd"))
-    return cast("BinaryIO", text)
+        return cast("io.BufferedIOBase", pa.CompressedInputStream(pa.PythonFile(text, mode="r"), "zstd"))
+    return text

@@ -1,5 +1,5 @@
-"""Brings files into a lake, through the same log and processing as the live feed: recordings of raw messages (`replay`),
-and whatever else holds trades (`Import`).
+"""Brings files into a lake, through the same log and processing as the live feed: a recording of raw messages
+(`replay`), or whatever holds trades (`Import`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -98,15 +100,15 @@ class Import:
         self._batch_messages = batch_messages
         self.results: list[FileResult] = []
         """One for each file that was begun."""
-        self.summary: dict[str, object] = {}
+        self.summary: dict[str, Any] = {}
         """`Telemetry.summary`, also of an import that was stopped."""
 
     def run(self, files: Sequence[TradeFile], progress: Progress, *, again: bool = False) -> None:
         """Appends the lines of `files` to the log, a batch at a time, and processes it through gold meanwhile.
 
-        Lines that an earlier import of a file with the same content brought in are left out, unless `again`. A file that
-        can't be read to its end is imported as far as it goes; its result says why. Raises LakeBusy when a pipeline
-        already works on the lake, LakeFull, LogFull.
+        Lines that an earlier import of a file with the same content brought in are left out, unless `again`. A file
+        that can't be read to its end is imported as far as it goes; its result says why. Raises LakeBusy when a
+        pipeline already works on the lake, LakeFull, LogFull.
         """
         with Pipeline(self._settings, self._log) as lake, ThreadPoolExecutor(1, thread_name_prefix="append") as pool:
             lake.drain(lambda _done, _total: None)  # so that the summary counts only these files
@@ -116,12 +118,8 @@ class Import:
             batches = self._batches(lake, files, share, again=again)
             try:
                 while not share.is_finished:
-                    before = sum(result.lines for result in self.results)
-                    lake.drain(
-                        lambda done, _total, before=before: progress(before + done, share.estimate(before + done)),
-                        pool.submit(self._append, batches, share, stop),
-                        _APPENDED_MAX,
-                    )
+                    shown = partial(share.show, progress, share.lines)
+                    lake.drain(shown, pool.submit(self._append, batches, share, stop), _APPENDED_MAX)
             finally:
                 stop.set()
                 self.summary = lake.telemetry.summary()
@@ -152,7 +150,7 @@ class Import:
     def _batches(
         self, lake: Pipeline, files: Sequence[TradeFile], share: _Share, *, again: bool
     ) -> Iterator[tuple[FileResult, pa.Table, Path, _Place]]:
-        """The messages of all files (MESSAGE_SCHEMA), batch by batch, with what is to be noted once they are appended."""
+        """The messages of all files (MESSAGE_SCHEMA) by batches, with what is to be noted once they are appended."""
         folder = self._settings.state_dir / "imports"
         for number, file in enumerate(files):
             self.results.append(result := FileResult(file))
@@ -204,10 +202,10 @@ class _Share:
         self.lines = 0
         self.is_finished = False
 
-    def estimate(self, done: int) -> int:
-        """How many messages there will be, at least those `done`."""
+    def show(self, progress: Progress, before: int, done: int, _total: int) -> None:
+        """Reports the messages stored, those `before` and `done` since, of as many as there seem to be."""
         share = self.of_files / self._files
-        return max(round(self.lines / share) if share else 0, done, self.lines)
+        progress(before + done, max(round(self.lines / share) if share else 0, self.lines))
 
 
 def _received_now(file: TradeFile, share: _Share) -> Iterator[pa.RecordBatch]:

@@ -1,9 +1,9 @@
 """Files of trades that other programs wrote, as messages: CSV, Parquet, Arrow, and JSON, a trade a line.
 
 Which kind a file is, and whether it is compressed (gzip, Zstandard), says its content, not its name. Which column is
-what says its header, or a mapping. A line becomes a message as it stands in the file, below a line that says how to read
-it (`venues/imported.py`); a row of Parquet or Arrow becomes the line of CSV that it would be. Nothing is judged here:
-the parser refuses what is no trade.
+what says its header, or a mapping. A line becomes a message as it stands in the file, below a line that says how to
+read it (`venues/imported.py`); a row of Parquet or Arrow becomes the line of CSV that it would be. Nothing is judged
+here: the parser refuses what is no trade.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -95,7 +96,7 @@ class TradeFile(NamedTuple):
             for block, share in blocks:
                 yield _messages(block, self, share)
 
-    def _blocks(self) -> Iterator[tuple[bytes, float]]:
+    def _blocks(self) -> Generator[tuple[bytes, float], None, None]:
         """Whole lines, with the share of the file that has been read."""
         if self.kind in ("csv", "json"):
             size = max(self.path.stat().st_size, 1)
@@ -103,7 +104,7 @@ class TradeFile(NamedTuple):
                 for number, block in enumerate(_line_blocks(decompressed(raw))):
                     text = block
                     if number == 0:
-                        text = text.removeprefix(BYTE_ORDER_MARK).lstrip(b"\r\n")
+                        text = text.removeprefix(BYTE_ORDER_MARK).lstrip(b" \t\r\n")
                         text = text[text.find(b"\n") + 1 :] if self.kind == "csv" else text
                     if text := _without_empty_lines(text.replace(b"\r\n", b"\n")):
                         yield text, min(raw.tell() / size, 1)
@@ -130,7 +131,7 @@ def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "") -
         raw.seek(0)
         if magic.startswith(b"PK\x03\x04"):
             raise ConfigurationError(f"{path} is a zip archive, as Binance and Kraken publish them: {_OUT_OF_SCOPE}.")
-        if magic.startswith(b"PAR1") or magic.startswith(b"ARROW1"):
+        if magic.startswith((b"PAR1", b"ARROW1")):
             return _open_columns(path, "parquet" if magic.startswith(b"PAR1") else "arrow", columns, product)
         sample = next(_line_blocks(decompressed(raw), cut_off_is_end=True), b"")
     if sample.startswith(_UTF_16):
@@ -158,9 +159,7 @@ def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "") -
     return TradeFile(path, kind, encoded, "" if "product_id" in places else product)
 
 
-def _open_columns(
-    path: Path, kind: Literal["parquet", "arrow"], columns: Mapping[str, str], product: str
-) -> TradeFile:
+def _open_columns(path: Path, kind: Literal["parquet", "arrow"], columns: Mapping[str, str], product: str) -> TradeFile:
     schema = pq.read_schema(path) if kind == "parquet" else pa.ipc.open_file(path).schema
     places = _places(path, schema.names, columns, product)
     names = tuple(places.values())
@@ -183,7 +182,7 @@ def _open_columns(
 
 
 def _places(path: Path, names: Sequence[str], given: Mapping[str, str], product: str) -> dict[str, str]:
-    """Field → name of its column, for all that are there. Raises ConfigurationError for one that is needed and isn't."""
+    """Field → name of its column, for all that are there. Raises ConfigurationError for a needed one that is not."""
     there = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
     found = dict(given)
     if wrong := [name for name in given.values() if name not in names]:
@@ -264,14 +263,14 @@ def _errors(path: Path) -> Iterator[None]:
         raise ConfigurationError(f"{path} can't be read: {why}.{remedy}") from error
 
 
-def _line_blocks(stream: BinaryIO, *, cut_off_is_end: bool = False) -> Iterator[bytes]:
+def _line_blocks(stream: io.BufferedIOBase, *, cut_off_is_end: bool = False) -> Iterator[bytes]:
     """Whole lines, about a megabyte at a time, each block with its line end. `cut_off_is_end`: what is whole of a
     compressed file that is not counts.
     """
     waiting, failure = bytearray(), None
     while failure is None:
         try:
-            data = stream.read1(_BLOCK_BYTES)  # type: ignore[attr-defined] - unlike `read` it loses nothing at a fault
+            data = stream.read1(_BLOCK_BYTES)  # `read` would lose what came before a fault
         except (OSError, EOFError, zlib.error) as error:
             data, failure = b"", error
         waiting += data
@@ -296,9 +295,7 @@ def _without_empty_lines(block: bytes) -> bytes:
     return block
 
 
-def _record_batches(
-    path: Path, kind: _Kind, columns: Sequence[str]
-) -> Iterator[tuple[pa.RecordBatch, float]]:
+def _record_batches(path: Path, kind: _Kind, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, float]]:
     """The batches of a file of Parquet or Arrow, with the share of it that has been read."""
     with ExitStack() as stack:
         if kind == "parquet":
@@ -364,4 +361,3 @@ def _keys(block: bytes, ends: Any, file: TradeFile) -> pa.Array:
     named = found.dictionary_encode()
     names = [name if is_product_id(name := text.strip()) else "" for text in named.dictionary.to_pylist()]
     return cast("pa.Array", pa.array(names, pa.string()).take(named.indices))
-

@@ -23,11 +23,11 @@ def register(app: typer.Typer) -> None:
 def import_files(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE…", help="CSV, JSON lines or a recording, also .gz and .zst; Parquet, Arrow; globs."),
+        typer.Argument(metavar="FILE…", help="CSV, JSON lines, recordings (also .gz, .zst), Parquet, Arrow."),
     ],
     column: Annotated[
         list[str] | None,
-        typer.Option("--column", metavar="FIELD=NAME", help="Which column is what, as in trade_id=id; may be repeated."),
+        typer.Option("--column", metavar="FIELD=NAME", help="Which column is what, as in trade_id=id; repeatable."),
     ] = None,
     product: Annotated[
         str | None, typer.Option(metavar="ID", help="Product of files that do not name it in a column.")
@@ -40,10 +40,10 @@ def import_files(
     ] = 50_000,
     json: Json = False,
 ) -> None:
-    """Bring files of Coinbase trades into the tables: tardis.dev's, exports, recordings. Resumable: rerun the same command.
+    """Bring files of Coinbase trades into the tables: tardis.dev's, exports, recordings. Resumable.
 
-    Fields are product_id, trade_id, price, size, side (the taker's) or maker_side, and time (ISO 8601 or since 1970, also
-    time_s, time_ms, time_us, time_ns).
+    Fields are product_id, trade_id, price, size, side (the taker's) or maker_side, and time (ISO 8601 or a number since
+    1970; time_s, time_ms, time_us and time_ns say the unit).
     """
     from contextlib import closing
 
@@ -77,9 +77,10 @@ def import_files(
                 work.run(opened, progress, again=again)
         except (KeyboardInterrupt, CryptoPulseError):
             if appended := sum(result.lines for result in work.results):
+                in_tables = work.summary.get("messages", 0)
                 typer.echo(
-                    f"Stopped: {appended:,} lines are stored, {work.summary.get('messages', 0):,} of them in the tables; "
-                    "the others follow with the next command or pipeline. The same command goes on.",
+                    f"Stopped: {appended:,} lines are stored, {in_tables:,} of them in the tables; the others follow "
+                    "with the next command or pipeline. The same command goes on.",
                     err=True,
                 )
             raise

@@ -51,6 +51,7 @@ _NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
 _TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?Z")
 _ANY_TIME = re.compile(r"(.{10})[T ]([0-9:]{8}(?:\.[0-9]+)?) ?(?:Z|UTC|([+-])([0-9]{2}):?([0-9]{2}))?")
 _TICKS = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,2})?")
+_ANY_MOMENT = "1970-01-01T00:00:00Z"
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FRACTION_DIGITS_MAX = 9  # what the Advanced Trade feed writes at most; the tables keep six
@@ -168,8 +169,8 @@ def _line_row(values: dict[str, Any], layout: Layout, product: str | None) -> Ro
     side = str(values[layout.side]).lower()
     if layout.side == "side":  # the taker's
         side = {"buy": "sell", "sell": "buy"}.get(side, "")
-    symbol = values.get("product_id", product)
-    row = checked_row(symbol, *(values[name] for name in ("trade_id", "price", "size")), side, "1970-01-01T00:00:00Z")
+    symbol, trade_id = values.get("product_id", product), values["trade_id"]
+    row = checked_row(symbol, trade_id, values["price"], values["size"], side, _ANY_MOMENT)
     if row.reason is None:
         wrong, time_us = _line_micros(values[layout.time], TIMES[layout.time])
         row = row._replace(time_us=time_us) if wrong is None else Row(wrong, row.symbol, row.trade_id)

@@ -8,7 +8,6 @@ that both give the same rows.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cryptopulse.engine.exact import TIME_MAX, TIME_MIN, VALUE_END
@@ -17,7 +16,6 @@ from cryptopulse.engine.match_layout import (
     TIME_SIZE,
     Bytes,
     Constant,
-    Flags,
     Ints,
     Matches,
     Words,
@@ -99,8 +97,9 @@ def _trades(found: Bytes, fields: dict[str, tuple[Ints, Ints]], layout: Layout, 
     if not found.is_usual.any():
         return None
     is_makers_sell = is_sell if layout.side == "maker_side" else is_buy
-    numbers = (values.view(np.int64) for values in (ids, prices, sizes))
-    return Matches(found.is_usual, *numbers, is_makers_sell, time_us)
+    return Matches(
+        found.is_usual, ids.view(np.int64), prices.view(np.int64), sizes.view(np.int64), is_makers_sell, time_us
+    )
 
 
 def _times(found: Bytes, at: Ints, end: Ints, power: int | None) -> Ints:
@@ -120,5 +119,5 @@ def _times(found: Bytes, at: Ints, end: Ints, power: int | None) -> Ints:
     found.is_usual &= point + has_point + fraction == end
     powers: Words = 10 ** np.arange(power + 1, dtype=np.uint64)
     scale = powers[power - np.minimum(fraction, power)]
-    values = found.number(point, whole) * powers[power] + found.number(point + 1 + fraction, fraction) * scale
-    return values.view(np.int64)
+    us: Ints = found.number(point, whole) * powers[power] + found.number(point + 1 + fraction, fraction) * scale
+    return us.view(np.int64)

@@ -1,9 +1,9 @@
 """Messages → trades, refusals, and ids that pages of the REST interface prove absent. Both engines use this parser.
 
 `exact` defines what a message means, one message at a time. These are the fast paths for many: `match_layout` reads
-matches laid out as usual, all together, and `line_layout` lines of imported CSV; `decode` reads other messages written as
-the exchange writes them, and their columns are made at once; all others go through `exact`. All give the same rows, as a
-test with hostile messages shows.
+matches laid out as usual, all together, and `line_layout` lines of imported CSV; `decode` reads other messages written
+as the exchange writes them, and their columns are made at once; all others go through `exact`. All give the same rows,
+as a test with hostile messages shows.
 """
 
 from __future__ import annotations

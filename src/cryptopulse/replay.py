@@ -160,9 +160,10 @@ class Import:
                 result.earlier = place.lines
                 if not place.is_whole:
                     with self._messages(file, share) as messages:
-                        for batch in _batches(_without_first(messages, place.lines), self._batch_messages):
+                        whole = _until_error(_without_first(messages, place.lines), result)
+                        for batch in _batches(whole, self._batch_messages):
                             yield result, batch, path, place
-                    place.is_whole = True
+                    place.is_whole = result.error is None
                     yield result, MESSAGE_SCHEMA.empty_table(), path, place
             except ConfigurationError as error:
                 result.error = error
@@ -217,6 +218,14 @@ def _received_now(file: TradeFile, share: _Share) -> Iterator[pa.RecordBatch]:
         columns = [lines.keys, now, pa.repeat(IMPORT, rows), lines.bodies]
         share.of_files = before + lines.share
         yield pa.RecordBatch.from_arrays(columns, schema=MESSAGE_SCHEMA)
+
+
+def _until_error(messages: Iterator[pa.RecordBatch], result: FileResult) -> Iterator[pa.RecordBatch]:
+    """The messages that can be read; notes why the others can't."""
+    try:
+        yield from messages
+    except ConfigurationError as error:
+        result.error = error
 
 
 def _without_first(messages: Iterator[pa.RecordBatch], count: int) -> Iterator[pa.RecordBatch]:

@@ -198,6 +198,12 @@ def _places(path: Path, names: Sequence[str], given: Mapping[str, str], product:
                 field = f"time_{candidates[0].rpartition('_')[2]}" if candidates else field  # noqa: PLW2901
             if candidates:
                 found[field] = free[candidates[0]]
+    for group in (SIDES, tuple(TIMES)):
+        if len(both := [field for field in group if field in found]) > 1:
+            raise ConfigurationError(f"--column {both[0]} and --column {both[1]} exclude each other.")
+    doubled = [name for name in found.values() if names.count(name) > 1 or list(found.values()).count(name) > 1]
+    if doubled:
+        raise ConfigurationError(f"{path}: column {doubled[0]} would be two things, or is there twice.")
     for needed in ("trade_id", "price", "size", SIDES[0], "time", "product_id"):
         group = next((group for group in (SIDES, tuple(TIMES)) if needed in group), (needed,))
         if not any(one in found for one in group) and not (needed == "product_id" and product):
@@ -205,12 +211,6 @@ def _places(path: Path, names: Sequence[str], given: Mapping[str, str], product:
             if needed == "product_id":
                 remedy += ", or say --product BTC-USD"
             raise ConfigurationError(f"{path} has no column for {needed} ({there}); {remedy}.")
-    for group in (SIDES, tuple(TIMES)):
-        if len(both := [field for field in group if field in found]) > 1:
-            raise ConfigurationError(f"--column {both[0]} and --column {both[1]} exclude each other.")
-    doubled = [name for name in found.values() if names.count(name) > 1 or list(found.values()).count(name) > 1]
-    if doubled:
-        raise ConfigurationError(f"{path}: column {doubled[0]} would be two things, or is there twice.")
     return found
 
 

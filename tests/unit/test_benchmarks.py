@@ -108,6 +108,7 @@ def test_the_report_says_what_was_missed_on_the_terminals_tables_in_markdown_and
         catchup=CatchUp(1100, 100, LogStorage(1000, 10, 65_000), [drain]),
         startup=Startup(1000.0, 4.0, [1.0, 1.25], [1.2, 1.7], [1.4, 1.6]),
         crash_day=crash_day.Replays(1100, 1000, 7, 3, [crash_day.Replay(9.5, 12.0, 400.0, 5)]),
+        imported=crash_day.Replays(1001, 1000, 7, 3, [crash_day.Replay(8.5, 11.0, 400.0, 5)]),
     )
     assert [(target.what.split(",")[0], target.met) for target in targets_of(results)] == [
         ("catch-up through gold", False),

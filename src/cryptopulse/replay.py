@@ -177,7 +177,8 @@ class Import:
             if place.log and all(
                 name in known
                 and self._log.origin(known[name]) == origin
-                and lake.engine.stored_to(known[name]) >= end - 1
+                # What bronze does not hold is still in the log.
+                and lake.engine.stored_to(known[name]) + 1 >= min(self._log.bounds(known[name])[0], end)
                 for name, (origin, end) in place.log.items()
             ):
                 return place

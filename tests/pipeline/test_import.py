@@ -226,6 +226,8 @@ def test_the_same_content_is_imported_once_and_again_only_when_asked(lake: Lake,
     assert bring_in(lake, first).summary["messages"] == 3
     copy = Path(shutil.copy(first, tmp_path / "copy.csv"))
     assert bring_in(lake, copy, first).summary["messages"] == 0
+    others = [written(tmp_path / name, TARDIS, tardis(TRADES[0], local_timestamp=0)) for name in ("a.csv", "b.csv")]
+    assert bring_in(lake, *others).summary["messages"] == 1
     work = bring_in(lake, first, again=True)
     assert (work.summary["messages"], work.summary["duplicates"], work.summary["trades"]) == (3, 3, 0)
     grown = written(first, TARDIS, *map(tardis, TRADES))

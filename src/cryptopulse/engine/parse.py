@@ -80,9 +80,11 @@ def parse(messages: pa.Table) -> pa.Table:
     rows = messages.num_rows
     step = max(1, min(_STEP_MESSAGES_MAX, _STEP_BYTES * rows // (messages["body"].nbytes + 1)))
     parsed = [PARSED_SCHEMA.empty_table()] if rows == 0 else []
-    is_line = pc.equal(messages["source"], IMPORT).to_numpy()
-    turns = np.flatnonzero(is_line[1:] != is_line[:-1]) + 1
-    for start, end in pairwise(np.unique([*range(0, rows, step), *turns, rows]).tolist()):
+    bounds, is_line = [*range(0, rows, step), rows], np.zeros(rows, np.bool_)
+    if pc.index(messages["source"], IMPORT).as_py() >= 0:  # they are parsed apart from others
+        is_line = pc.equal(messages["source"], IMPORT).to_numpy()
+        bounds = sorted({*bounds, *(np.flatnonzero(is_line[1:] != is_line[:-1]) + 1).tolist()})
+    for start, end in pairwise(bounds):
         part = messages.slice(start, end - start)
         bodies, keys, usual = part["body"].combine_chunks(), part["partition_key"].combine_chunks(), None
         is_together = IS_AVAILABLE and len(bodies) >= _TOGETHER_MIN

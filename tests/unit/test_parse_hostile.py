@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Context, Decimal
@@ -237,7 +238,8 @@ COLUMNS = {
 
 @st.composite
 def imported(draw: st.DrawFn) -> list[tuple[bytes, str]]:
-    """Some lines of CSV with one layout, now and then one of JSON, or damaged."""
+    """Some lines of CSV or JSON with one layout, now and then one of the other kind, or damaged."""
+    is_json = draw(st.booleans())
     side, time = draw(st.sampled_from(["side", "maker_side"])), draw(st.sampled_from(list(COLUMNS)[7:]))
     more: list[str | None] = ["exchange", "product_id", None]
     names = draw(st.permutations(["trade_id", "price", "size", side, time, *more[: draw(st.integers(0, 3))]]))
@@ -247,9 +249,15 @@ def imported(draw: st.DrawFn) -> list[tuple[bytes, str]]:
         if draw(st.integers(0, 9)) == 0:
             cells.append(draw(CELLS))
         layout, line = json.dumps(names), ",".join(cells)
-        if draw(st.integers(0, 5)) == 0:
-            layout = json.dumps({name: name for name in names if name})
-            line = json.dumps({name: cell for name, cell in zip(names, cells, strict=False) if name})
+        if (draw(st.integers(0, 9)) == 0) != is_json:
+            layout = json.dumps({f"{name}.": name for name in names if name})
+            values = [cell if re.fullmatch("[1-9][0-9]*", cell) else json.dumps(cell) for cell in cells]
+            members = [f'"{name}.": {value}' for name, value in zip(names, values, strict=False) if name]
+            line = (
+                "{"
+                + ", ".join([*members, *draw(st.sampled_from([[], [], [], ['"x": 1'], members[:1], ['"é": "["']]))])
+                + "}"
+            )
         found.append((damaged(draw, f"{layout}\n{line}"), "import"))
     return found
 

@@ -30,6 +30,7 @@ from cryptopulse.trade_files import TradeFile
 from cryptopulse.venues.coinbase_advanced import AdvancedDialect
 from cryptopulse.venues.imported import IMPORT
 
+_BATCH_BYTES_MAX = 64 << 20  # an append is held in memory several times
 _APPENDED_MAX = 2_000_000  # messages (about 1 GB) between trims of the log, so that a long recording does not fill it
 
 Progress = Callable[[int, int], None]
@@ -280,15 +281,16 @@ def _staged(recording: Path, folder: Path) -> Iterator[tuple[pa.RecordBatchReade
 
 
 def _batches(messages: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
-    """The same messages in tables of `size` rows; the last may have fewer."""
+    """The same messages in tables of `size` rows; the last, and those with large messages, may have fewer."""
     waiting: list[pa.RecordBatch] = []
     count = 0
     for batch in messages:
         waiting.append(batch)
         count += batch.num_rows
-        if count >= size:
+        is_large = count > 0 and sum(one.nbytes for one in waiting) >= _BATCH_BYTES_MAX
+        if count >= size or is_large:
             together = pa.Table.from_batches(waiting)
-            whole = count - count % size
+            whole = count if is_large else count - count % size
             for start in range(0, whole, size):
                 yield together.slice(start, size)
             waiting, count = together.slice(whole).to_batches(), count - whole

@@ -183,7 +183,7 @@ def _open_columns(path: Path, kind: Literal["parquet", "arrow"], columns: Mappin
 
 def _places(path: Path, names: Sequence[str], given: Mapping[str, str], product: str) -> dict[str, str]:
     """Field → name of its column, for all that are there. Raises ConfigurationError for a needed one that is not."""
-    there = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    there = ", ".join(map(_shown, names[:20])) + (", …" if len(names) > 20 else "")
     found = dict(given)
     if wrong := [name for name in given.values() if name not in names]:
         raise ConfigurationError(f"{path} has no column {wrong[0]}; it has {there}.")
@@ -203,7 +203,7 @@ def _places(path: Path, names: Sequence[str], given: Mapping[str, str], product:
             raise ConfigurationError(f"--column {both[0]} and --column {both[1]} exclude each other.")
     doubled = [name for name in found.values() if names.count(name) > 1 or list(found.values()).count(name) > 1]
     if doubled:
-        raise ConfigurationError(f"{path}: column {doubled[0]} would be two things, or is there twice.")
+        raise ConfigurationError(f"{path}: column {_shown(doubled[0])} would be two things, or is there twice.")
     for needed in ("trade_id", "price", "size", SIDES[0], "time", "product_id"):
         group = next((group for group in (SIDES, tuple(TIMES)) if needed in group), (needed,))
         if not any(one in found for one in group) and not (needed == "product_id" and product):
@@ -219,7 +219,12 @@ def _check_exchange(path: Path, places: Mapping[str, str], rows: Iterable[Mappin
     if name := places.get("exchange"):
         other = next((row[name] for row in rows if row.get(name, "").strip()), EXCHANGE).strip()
         if other.lower() != EXCHANGE:
-            raise ConfigurationError(f"{path} holds trades of {other[:40]}: {_OUT_OF_SCOPE}.")
+            raise ConfigurationError(f"{path} holds trades of {_shown(other)}: {_OUT_OF_SCOPE}.")
+
+
+def _shown(text: str) -> str:
+    """The beginning of a text from a file, for a message."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:40])
 
 
 def _with_unit(field: str, name: str, rows: Iterable[Mapping[str, str]]) -> str:
@@ -257,7 +262,7 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        why = (getattr(error, "strerror", None) or str(error).splitlines()[0]).rstrip(".")
+        why = (getattr(error, "strerror", None) or (str(error) or "it is damaged").splitlines()[0]).rstrip(".")
         is_cut_off = isinstance(error, EOFError | gzip.BadGzipFile) or "truncated" in why.lower()
         remedy = " It seems to be cut off: fetch it again." if is_cut_off else ""
         raise ConfigurationError(f"{path} can't be read: {why}.{remedy}") from error

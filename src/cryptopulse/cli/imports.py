@@ -85,9 +85,10 @@ def import_files(
                 )
             raise
     _print(work, f"Imported into {settings.lake}", json)
-    failed = [result.error for result in work.results if result.error is not None]
-    for error in failed:
-        typer.echo(f"{ERROR_PREFIX}{error} What came before is stored.", err=True)
+    failed = [result for result in work.results if result.error is not None]
+    for result in failed:
+        before = " What came before is stored." if result.lines + result.earlier else ""
+        typer.echo(f"{ERROR_PREFIX}{result.error}{before}", err=True)
     if failed:
         raise typer.Exit(ConfigurationError.exit_code)
 

@@ -321,3 +321,10 @@ def test_a_match_that_came_as_a_page_is_refused_however_many_there_are(monkeypat
         f'"product_id":"{PRODUCT}","sequence":5,"time":"{TIME}"}}'
     ).encode()
     assert_equal([(body, "websocket"), (body, "rest"), (body, "websocket")])
+
+
+def test_a_layout_may_name_members_that_no_struct_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parser, "_TOGETHER_MIN", 0)
+    members = {'"a': "trade_id", "\t": "price", "": "size", "é\\": "side", "\U0001f600": "time_us"}
+    line = dict(zip(members, ["7", "1", "2", "buy", "1594132800123456"], strict=True))
+    assert_equal([(f"{json.dumps(members)}\n{json.dumps(line)}".encode(), "import")])

@@ -7,6 +7,7 @@ is left to `exact`; a test with hostile lines shows that both give the same rows
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -34,6 +35,7 @@ from cryptopulse.venues.imported import EXCHANGE, TIMES, Layout, read_layout
 
 _EXCHANGE = word_of(EXCHANGE)  # it has eight letters
 _LOWER = np.uint64(0x2020202020202020)  # turns capital letters into small ones, and nothing else above it into letters
+_PLAIN_NAME = re.compile(r"[ !#-\[\]-~]+")
 _NS_DIGITS = 19  # of a time from 2001 to 2199
 
 
@@ -51,6 +53,8 @@ def read_lines(bodies: pa.Array, products: pa.Array) -> Matches | None:
         return None
     if not layout.is_csv:
         fields = list(layout.places)
+        if not all(map(_PLAIN_NAME.fullmatch, map(str, layout.places.values()))):
+            return None
         bodies, head = _as_csv(bodies.to_pylist(), head, layout), msgspec.json.encode(fields)
         layout = layout._replace(is_csv=True, places={name: n for n, name in enumerate(fields)}, width=len(fields))
     return _read_csv(bodies, head, layout, products)

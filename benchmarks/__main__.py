@@ -16,7 +16,7 @@ from benchmarks.processes import MeasurementError
 from benchmarks.results import Results, targets_of
 from benchmarks.tables import tables_of
 
-_KINDS = ("idle", "live", "catchup", "crash-day", "reading", "startup", "storage", "dashboard")
+_KINDS = ("idle", "live", "catchup", "crash-day", "import", "reading", "startup", "storage", "dashboard")
 _QUICK = {"seconds": 8.0, "warm_up": 2.0, "rates": [50.0, 1000.0], "trades": 100_000, "runs": 1, "rounds": 1}
 _FULL = {"seconds": 30.0, "warm_up": 5.0, "rates": [10.0, 50.0, 1000.0, 5000.0], "trades": 1_600_000, "runs": 3}
 _FULL |= {"rounds": 5}
@@ -57,12 +57,14 @@ def _measure(options: argparse.Namespace, say: startup.Say) -> Results:
     for rate in rates if kinds & {"live", "storage"} else ():
         say(f"live, {rate:,.0f} trades/s for {options.seconds + options.warm_up:g} s")
         lives.append(live.measure(options.dir, rate, options.seconds, options.warm_up))
-    caught_up = replayed = None
+    caught_up = replayed = imported = None
     if kinds & {"catchup", "storage"}:
         runs = 1 if storage_only else options.runs
         caught_up = catchup.measure(options.dir, options.trades, runs, options.append, say)
     if "crash-day" in kinds:
         replayed = crash_day.measure(options.dir, options.trades, options.runs, say)
+    if "import" in kinds:
+        imported = crash_day.measure_import(options.dir, options.trades, options.runs, say)
     read = reading.measure(options.dir, options.trades, say) if "reading" in kinds else []
     started = (
         startup.measure(options.dir, options.rounds, _LOAD_RATE, _KILL_AFTER_S, say) if "startup" in kinds else None
@@ -75,6 +77,7 @@ def _measure(options: argparse.Namespace, say: startup.Say) -> Results:
         caught_up,
         started,
         replayed,
+        imported,
         reading=read,
         dashboard=shown,
         storage_only=storage_only,

@@ -24,6 +24,7 @@ class Results:
     catchup: CatchUp | None = None
     startup: Startup | None = None
     crash_day: Replays | None = None
+    imported: Replays | None = None
     reading: list[Reading] = field(default_factory=list)
     soak: Soak | None = None
     dashboard: Dashboard | None = None
@@ -60,6 +61,9 @@ def targets_of(results: Results) -> list[Target]:
     if results.crash_day:
         reached = results.crash_day.median.seconds
         found.append(Target("replay of a crash day through gold, median run", 10, reached, "s"))
+    if results.imported:
+        reached = results.imported.median.seconds
+        found.append(Target("import of a crash day's CSV through gold, median run", 10, reached, "s"))
     if results.startup:
         start, recovery = max(results.startup.first_trade_s), max(results.startup.recovery_s)
         found.append(Target("start → first trade committed, slowest round", 1.5, start, "s"))

@@ -35,7 +35,8 @@ def tables_of(results: Results) -> list[Table]:
         tables += [_latency(live) for live in results.live if live.rate]
         tables += [_resources(results.live)] if results.live else []
         tables += [_catchup(results.catchup)] if results.catchup else []
-        tables += [_crash_day(results.crash_day)] if results.crash_day else []
+        tables += [_crash_day(results.crash_day, "Crash day", "replay")] if results.crash_day else []
+        tables += [_crash_day(results.imported, "Import", "import")] if results.imported else []
     tables += [_reading(results.reading)] if results.reading else []
     tables += [_startup(results.startup)] if results.startup else []
     tables += [_dashboard(results.dashboard)] if results.dashboard else []
@@ -155,8 +156,8 @@ def _catchup(catchup: CatchUp) -> Table:
     return Table("Catch-up", columns, rows, note)
 
 
-def _crash_day(replays: Replays) -> Table:
-    columns = ("replay → gold", "seconds", "trades/s", "cores used", "CPU µs/trade", "peak RSS, MB", "episodes")
+def _crash_day(replays: Replays, title: str, command: str) -> Table:
+    columns = (f"{command} → gold", "seconds", "trades/s", "cores used", "CPU µs/trade", "peak RSS, MB", "episodes")
     rows = [
         (
             f"run {number}",
@@ -169,12 +170,13 @@ def _crash_day(replays: Replays) -> Table:
         )
         for number, run in enumerate(replays.runs, start=1)
     ]
+    lines = "messages" if command == "replay" else "lines"
     note = (
-        f"`cryptopulse replay` of {replays.messages:,} messages with {replays.trades:,} trades and "
+        f"`cryptopulse {command}` of {replays.messages:,} {lines} with {replays.trades:,} trades and "
         f"{replays.missing_ids:,} ids missing in {replays.holes:,} holes, from the start of the process to its end; "
         "every product's trades, the repeated ones, holes and missing ids were right."
     )
-    return Table("Crash day", columns, rows, note)
+    return Table(title, columns, rows, note)
 
 
 def _reading(readings: Sequence[Reading]) -> Table:

@@ -1,7 +1,8 @@
 """Recordings: files of raw messages as an exchange sent them, one per line.
 
 A line is either the message itself, or `{"recv": epoch seconds, "raw": "the exact message"}` if the receive time was
-recorded. A file may contain both kinds, begin with a byte order mark, end its lines with CR LF, be compressed (gzip,
+recorded, or `epoch seconds: the exact message` as cryptofeed writes it (its lines about connecting and requests are
+skipped). A file may contain all kinds, begin with a byte order mark, end its lines with CR LF, be compressed (gzip,
 Zstandard), and come through a pipe or standard input (`-`).
 
 A recorder that was stopped may have left an incomplete last line: it is skipped and logged (`truncated_line_skipped`).
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -30,8 +32,10 @@ STANDARD_INPUT = Path("-")
 
 # Fits a core's cache while text becomes messages: takes a third less time than 4 MB.
 _CHUNK_BYTES = 256 << 10
-_LINE_BYTES_MAX = 64 << 20  # four times the largest message that the feed takes
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+LINE_BYTES_MAX = 64 << 20
+"""Four times the largest message that the feed takes."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Of UTF-8."""
 _GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _SKIPPED = b"\x2a\x4d\x18"  # second to fourth byte of a skippable frame; files of pzstd begin with one
 _CUT_OFF = (
@@ -39,6 +43,8 @@ _CUT_OFF = (
 )
 _RECV_END = 7_258_118_400  # the year 2200: seconds are below it, milliseconds far above
 _UNKNOWN = -1
+_CAPTURED = re.compile(rb"([0-9]{1,12}(?:\.[0-9]{1,9})?): (.*)", re.DOTALL)
+_NOT_RECEIVED = re.compile(rb"(?:wss?|https?)://\S* (?:<->|<-|->) |configuration: ")
 
 _log = structlog.get_logger()
 
@@ -70,10 +76,10 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
     name = "from standard input" if path == STANDARD_INPUT else str(path)
     number, rest = 1, bytearray()
     with _errors(name), ExitStack() as stack:
-        text = _decompressed(sys.stdin.buffer if path == STANDARD_INPUT else stack.enter_context(path.open("rb")))
+        text = decompressed(sys.stdin.buffer if path == STANDARD_INPUT else stack.enter_context(path.open("rb")))
         while data := text.read(_CHUNK_BYTES):
             if not rest and number == 1:
-                data = data.removeprefix(_BYTE_ORDER_MARK)
+                data = data.removeprefix(BYTE_ORDER_MARK)
             if end := data.rfind(b"\n") + 1:
                 whole, rest = bytes(rest) + data[:end], bytearray(data[end:])
                 lines = whole.count(b"\n")
@@ -81,15 +87,18 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
                 number += lines
             else:
                 rest += data
-            if len(rest) > _LINE_BYTES_MAX:
+            if len(rest) > LINE_BYTES_MAX:
                 raise _BrokenLineError(number, "it is too long")
         last = bytes(rest)
         if not last or last.isspace():
             return
+        if _NOT_RECEIVED.match(last):
+            return
+        _, message = _captured(last)
         try:
-            _decoder.decode(last)
+            _decoder.decode(message)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            if number == 1 or not _is_torn(last, error):  # not a recording at all, or a complete but wrong line
+            if number == 1 or not _is_torn(message, error):  # not a recording at all, or a complete but wrong line
                 raise _BrokenLineError(number, error) from error
             _log.warning("truncated_line_skipped", recording=name, line=number, bytes=len(last))
         else:
@@ -150,18 +159,43 @@ def _chunk(block: bytes, number: int, lines: int) -> Chunk:
     recvs: list[float | None] = []
     bodies: list[bytes] = []
     for place, line in enumerate(block.split(b"\n"), number):
-        if line and not line.isspace():
+        if line and not line.isspace() and not _NOT_RECEIVED.match(line):
             recv, body = _message(line, place)
             recvs.append(recv)
             bodies.append(body)
     return Chunk(_micros(recvs), bodies)
 
 
-def _message(line: bytes, number: int) -> tuple[float | None, bytes]:
+def is_recorded(line: bytes) -> bool:
+    """Whether `line`, the first of a file, is one of a recording, and not a trade that another program wrote."""
+    if _NOT_RECEIVED.match(line) or _CAPTURED.match(line):
+        return True
     try:
-        row = _decoder.decode(line)
+        found = msgspec.json.decode(line)
+    except (ValueError, RecursionError):  # msgspec's errors and bad UTF-8 are ValueErrors
+        return False
+    if not isinstance(found, dict):
+        return False
+    is_trade = "price" in found and "product_id" not in found  # its `type` is that of an order
+    return not {"raw", "recv", "channel"}.isdisjoint(found) or ("type" in found and not is_trade)
+
+
+def _captured(line: bytes) -> tuple[float | None, bytes]:
+    """Receive time and message of a line that cryptofeed wrote; None and `line` itself of any other."""
+    found = _CAPTURED.match(line)
+    return (float(found[1]), found[2]) if found else (None, line)
+
+
+def _message(line: bytes, number: int) -> tuple[float | None, bytes]:
+    recv, message = _captured(line)
+    try:
+        row = _decoder.decode(message)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _BrokenLineError(number, error) from error
+    if recv is not None:
+        if recv >= _RECV_END:
+            raise _BrokenLineError(number, "its time is not in seconds since 1970")
+        return recv, message.rstrip(b"\r")
     if row.recv is not None and not 0 <= row.recv < _RECV_END:
         raise _BrokenLineError(number, "`recv` is not in seconds since 1970")
     if row.raw is not None:
@@ -177,14 +211,14 @@ def _micros(seconds: list[float | None]) -> npt.NDArray[np.int64]:
     return np.nan_to_num(found, nan=_UNKNOWN, posinf=np.inf).clip(-1e18, 1e18).astype(np.int64)
 
 
-def _decompressed(file: BinaryIO) -> BinaryIO:
+def decompressed(file: BinaryIO) -> io.BufferedIOBase:
     """`file`, decompressed if its first bytes are those of gzip or Zstandard."""
     text = io.BufferedReader(cast("io.RawIOBase", file)) if not isinstance(file, io.BufferedReader) else file
     magic = text.peek(4)[:4]
     if magic.startswith(_GZIP):
-        return cast("BinaryIO", gzip.GzipFile(fileobj=text))
+        return gzip.GzipFile(fileobj=text)
     if magic == _ZSTANDARD or magic[1:] == _SKIPPED:
         import pyarrow as pa  # noqa: PLC0415 - Python's own can't before 3.14
 
-        return cast("BinaryIO", pa.CompressedInputStream(pa.PythonFile(text, mode="r"), "zstd"))
-    return cast("BinaryIO", text)
+        return cast("io.BufferedIOBase", pa.CompressedInputStream(pa.PythonFile(text, mode="r"), "zstd"))
+    return text

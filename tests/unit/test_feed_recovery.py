@@ -110,7 +110,10 @@ def test_a_product_with_heartbeats_alone_has_no_holes_and_begins_behind_them() -
 
 @pytest.mark.parametrize(
     "strange",
-    [message(b"{"), message(b"[]", "rest", "X-USD"), message(b"garbage", "rest", A), message(b"[{}]", "rest", A)],
+    [
+        *(message(b"{"), message(b"[]", "rest", "X-USD"), message(b"garbage", "rest", A), message(b"[{}]", "rest", A)),
+        match(9) | {"source": "import"},
+    ],
 )
 def test_messages_of_either_feed_count_and_others_do_not_disturb(strange: Message, tmp_path: Path) -> None:
     log = in_log(tmp_path, [match(1), strange, advanced([Trade(A, 2), Trade("X-USD", 9), Trade(A, 3)])])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Context, Decimal
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cryptopulse.engine import parse as parser
-from cryptopulse.engine.exact import Row, message_rows, page_rows
+from cryptopulse.engine.exact import Row, line_rows, message_rows, page_rows
 from cryptopulse.engine.parse import PARSED_SCHEMA, parse
 
 PRODUCT = "BTC-USD"
@@ -28,7 +31,10 @@ def by_the_letter(bodies: list[tuple[bytes, str]]) -> list[Any]:
     """What `exact` makes of bodies and their sources, as rows of PARSED_SCHEMA."""
     rows = []
     for place, (body, source) in enumerate(bodies):
-        found = page_rows(body, PRODUCT) if source == "rest" else message_rows(body)
+        if source == "import":
+            found = line_rows(body, PRODUCT)
+        else:
+            found = page_rows(body, PRODUCT) if source == "rest" else message_rows(body)
         rows += [(0, place, _RECEIVED, source, *_values(row)) for row in found]
     return [dict(zip(PARSED_SCHEMA.names, row, strict=True)) for row in rows]
 
@@ -197,6 +203,65 @@ def laid_out(draw: st.DrawFn) -> tuple[bytes, str]:
     return damaged(draw, f'{{"type":"match",{members}}}'), "websocket"
 
 
+CELLS = st.one_of(
+    st.sampled_from(["", '"', '""', '"a,b"', "a b", "é", "\x00", "\r", "\n", "x" * 200, " 7", '"7"', "7 ", "null"]),
+    st.text("0123456789.,\"' eE-", max_size=8),
+)
+TICKS = st.one_of(
+    st.integers(-1, 10**20).map(str),
+    st.integers(1_594_000_000_000_000, 1_594_900_000_000_000).map(str),
+    st.tuples(st.integers(0, 10**11), DIGITS).map("{0[0]}.{0[1]}".format),
+    st.sampled_from(["7258118399999999", "7258118400000000", "1e9", "1.594E15", "-5", "1.", ".5", "1594132800123456"]),
+)
+ZONED = st.one_of(
+    TIMES,
+    st.tuples(
+        times("1969-12-31", "2200-01-02").map("{:%Y-%m-%d %H:%M:%S.%f}".format),
+        st.sampled_from(["", "+00:00", "-0530", " UTC", "+99:99", "Z", "+1:00"]),
+    ).map("".join),
+)
+COLUMNS = {
+    "exchange": usually(CELLS, "coinbase"),
+    "product_id": usually(st.sampled_from(["ETH-USD", "BTC-USDC", "BTC-US", "btc-usd"]), PRODUCT),
+    "trade_id": usually(st.one_of(IDS, st.from_regex(r"0?[0-9]{1,18}", fullmatch=True)), "1052119289"),
+    "price": usually(NUMBERS, "63514.6"),
+    "size": usually(NUMBERS, "0.00015721"),
+    "side": usually(st.sampled_from(["buy", "sell", "BUY", "Sell", "sel", "buyy", "unknown"]), "buy"),
+    "maker_side": usually(st.sampled_from(["buy", "sell", "BUY", "Sell"]), "sell"),
+    "time": usually(ZONED, "2026-07-07T22:58:17.164892Z"),
+    "time_s": usually(TICKS, "1594132800.123456"),
+    "time_ms": usually(TICKS, "1594132800123"),
+    "time_us": usually(TICKS, "1594132800123456"),
+    "time_ns": usually(TICKS, "1594132800123456789"),
+}
+
+
+@st.composite
+def imported(draw: st.DrawFn) -> list[tuple[bytes, str]]:
+    """Some lines of CSV or JSON with one layout, now and then one of the other kind, or damaged."""
+    is_json = draw(st.booleans())
+    side, time = draw(st.sampled_from(["side", "maker_side"])), draw(st.sampled_from(list(COLUMNS)[7:]))
+    more: list[str | None] = ["exchange", "product_id", None]
+    names = draw(st.permutations(["trade_id", "price", "size", side, time, *more[: draw(st.integers(0, 3))]]))
+    found = []
+    for _ in range(draw(st.integers(1, 6))):
+        cells = [draw(CELLS if name is None else COLUMNS[name]) for name in names]
+        if draw(st.integers(0, 9)) == 0:
+            cells.append(draw(CELLS))
+        layout, line = json.dumps(names), ",".join(cells)
+        if (draw(st.integers(0, 9)) == 0) != is_json:
+            layout = json.dumps({f"{name}.": name for name in names if name})
+            values = [cell if re.fullmatch("[1-9][0-9]*", cell) else json.dumps(cell) for cell in cells]
+            members = [f'"{name}.": {value}' for name, value in zip(names, values, strict=False) if name]
+            line = (
+                "{"
+                + ", ".join([*members, *draw(st.sampled_from([[], [], [], ['"x": 1'], members[:1], ['"é": "["']]))])
+                + "}"
+            )
+        found.append((damaged(draw, f"{layout}\n{line}"), "import"))
+    return found
+
+
 def assert_equal(bodies: list[tuple[bytes, str]]) -> None:
     found = parse(as_table(bodies))
     found.validate(full=True)
@@ -209,7 +274,7 @@ def assert_numbers_equal(trades: list[tuple[str, str, str]]) -> None:
     assert_equal([(text.encode(), "websocket") for text in texts])
 
 
-SOURCES = st.sampled_from(["websocket", "rest"])
+SOURCES = st.sampled_from(["websocket", "rest", "import"])
 BROTHERS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "messages": (assert_equal, st.lists(messages(), max_size=6)),
     "numbers and times": (assert_numbers_equal, st.lists(st.tuples(NUMBERS, NUMBERS, TIMES), max_size=6)),
@@ -220,6 +285,11 @@ BROTHERS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
         st.lists(st.tuples(laid_out(), SOURCES).map(lambda found: (found[0][0], found[1])), max_size=6),
     ),
     "matches in the usual layout and others": (assert_equal, st.lists(st.one_of(laid_out(), messages()), max_size=6)),
+    "imported lines": (assert_equal, imported()),
+    "imported lines between others": (
+        assert_equal,
+        st.tuples(imported(), st.lists(laid_out(), max_size=2), imported()).map(lambda found: [*chain(*found)]),
+    ),
 }
 
 
@@ -251,3 +321,10 @@ def test_a_match_that_came_as_a_page_is_refused_however_many_there_are(monkeypat
         f'"product_id":"{PRODUCT}","sequence":5,"time":"{TIME}"}}'
     ).encode()
     assert_equal([(body, "websocket"), (body, "rest"), (body, "websocket")])
+
+
+def test_a_layout_may_name_members_that_no_struct_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parser, "_TOGETHER_MIN", 0)
+    members = {'"a': "trade_id", "\t": "price", "": "size", "é\\": "side", "\U0001f600": "time_us"}
+    line = dict(zip(members, ["7", "1", "2", "buy", "1594132800123456"], strict=True))
+    assert_equal([(f"{json.dumps(members)}\n{json.dumps(line)}".encode(), "import")])

@@ -218,7 +218,7 @@ def test_a_compressed_file_that_is_damaged_is_refused(tmp_path: Path, damaged: b
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "_LINE_BYTES_MAX", 1_000_000)
+    monkeypatch.setattr(recording, "LINE_BYTES_MAX", 1_000_000)
     with pytest.raises(ConfigurationError, match="line 2 is not a recorded message: it is too long"):
         list(read_recording(written(tmp_path, PLAIN + b"\n" + b" " * 3_000_000)))
 

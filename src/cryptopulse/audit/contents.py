@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from cryptopulse.audit.id_set import MASK_IDS, IdSet
 from cryptopulse.audit.ids import BIT, CONTENT_HASH, SilverIds
+from cryptopulse.audit.lines import line_trade
 from cryptopulse.audit.messages import ReceivedIds, TradeReader, kept_messages, messages_since
 from cryptopulse.audit.progress import Progress
 from cryptopulse.audit.report import micros, moment, utc
@@ -207,8 +208,13 @@ def _contents(message: Mapping[str, Any]) -> Iterator[tuple[str, int, _Content]]
         names = Counter(name for name, _ in pairs)
         return {name: value for name, value in pairs if names[name] == 1}
 
+    value: Any
     try:
-        value = json.loads(message["body"], parse_float=str, object_pairs_hook=unique)
+        if message["source"] == "import":
+            line = line_trade(message["body"], message["partition_key"])
+            value = {**line, "product_id": line.get("symbol")}
+        else:
+            value = json.loads(message["body"], parse_float=str, object_pairs_hook=unique)
     except (ValueError, RecursionError):
         return
     trades = value if isinstance(value, list) else [value]

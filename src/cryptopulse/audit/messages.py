@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from cryptopulse.audit.id_set import IdSet
 from cryptopulse.audit.ids import BIT, CONTENT_HASH, by_product, of_masks
+from cryptopulse.audit.lines import columns_sql, is_plain, line_trades, trade_sql
 from cryptopulse.audit.progress import Progress
 from cryptopulse.audit.report import micros, utc
 from cryptopulse.audit.scope import AuditScope
@@ -200,12 +201,24 @@ class TradeReader:
                 partition_key AS symbol, trade_id, NULL::BIGINT AS named_id, price, size, side, time, {_PLACE}
             FROM ({_messages_sql(progress, "m.trade_id, m.price, m.size, m.side, m.time")})"""
 
+        # Imported lines, a trade each: plain ones, and others that were read one by one.
+        column = trade_sql() | {"trade_id": _ID.format(trade_sql()["trade_id"])}
+        named = ", ".join(f"{sql} AS {name}" for name, sql in column.items())
+        plain = f"""
+            SELECT {named}, NULL::BIGINT AS named_id, {_PLACE} FROM ({_messages_sql(progress, columns_sql())})"""
+        read = ", ".join(f"m.{name}" for name in ("symbol", "trade_id", *_CONTENT))
+        lines = f"""
+            SELECT
+                symbol, {_ID.format("trade_id")} AS trade_id, NULL::BIGINT AS named_id, price, size, side, time,
+                {_PLACE}
+            FROM ({_messages_sql(progress, read)})"""
+
         # The exchange names the maker's side, silver the taker's.
         is_buy, time = "lower(side) = 'sell'", "try_cast(time AS TIMESTAMP)"
         mark = CONTENT_HASH.format(price="price", size="size", is_buy=is_buy, time=time)
-        self._single, self._batches, self._pages = (
+        self._single, self._batches, self._pages, self._plain, self._lines = (
             statement(f"SELECT symbol, trade_id, named_id, {mark} AS mark, {_PLACE} FROM ({trades})")
-            for trades in (single, batches, pages)
+            for trades in (single, batches, pages, plain, lines)
         )
 
     def read(self, messages: pa.Table, beside: Mapping[str, pa.Table] | None = None) -> Iterator[pa.Table]:
@@ -216,6 +229,19 @@ class TradeReader:
         if pages.num_rows:
             messages = messages.filter(pc.invert(is_page))
             yield self._snapshot.rows(self._pages, beside={**beside, "messages": _page_rows(pages)})
+        is_line = pc.equal(messages["source"], "import")
+        if pc.any(is_line).as_py():
+            imported, messages = messages.filter(is_line), messages.filter(pc.invert(is_line))
+            plain = is_plain(imported)
+            found = self._snapshot.rows(self._plain, beside={**beside, "messages": imported.filter(plain)})
+            yield found.filter(pc.is_valid(found["symbol"]))
+            if (others := imported.filter(pc.invert(plain))).num_rows:
+                rows = line_trades(others)
+                others = others.drop_columns(["body"])
+                for name in rows.column_names:
+                    others = others.append_column(name, rows[name])
+                found = self._snapshot.rows(self._lines, beside={**beside, "messages": others})
+                yield found.filter(pc.is_valid(found["symbol"]))
         if messages.num_rows == 0:
             return
         beside["messages"] = messages

@@ -3,16 +3,20 @@
 A message is one JSON value in UTF-8 and nothing else. Three kinds carry trades: the Exchange feed's match and
 last_match, the Advanced Trade feed's market_trades, and a page of the REST interface (an array of one product's
 trades; the product is the message's key). All give the maker's side; the taker's is the opposite.
+
+Lines of imported files have a form of their own (`venues/imported.py`) and the same domains.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
@@ -20,6 +24,7 @@ import numpy as np
 
 from cryptopulse.lake.products import is_product_id
 from cryptopulse.lake.tables import SILVER, TRADE_VALUE_END
+from cryptopulse.venues.imported import EXCHANGE, TIMES, Layout, read_layout
 
 ControlType = Literal[
     "subscriptions", "heartbeat", "error", "ticker", "status", "snapshot", "l2update",
@@ -38,9 +43,15 @@ NOT_A_MESSAGE = "not a JSON object with a type or a channel"
 NOT_A_PAGE = "not a JSON array of trades"
 NO_TRADES = "market_trades without events or their trades"
 TWICE = "a member is there twice"
+NOT_A_LINE = "not a line of an imported file with its layout"
+OTHER_COLUMNS = "the line does not have the columns of its file"
+OTHER_EXCHANGE = "exchange is not coinbase"
 
 _NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
 _TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?Z")
+_ANY_TIME = re.compile(r"(.{10})[T ]([0-9:]{8}(?:\.[0-9]+)?) ?(?:Z|UTC|([+-])([0-9]{2}):?([0-9]{2}))?")
+_TICKS = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?(?:[eE][+-]?[0-9]{1,2})?")
+_ANY_MOMENT = "1970-01-01T00:00:00Z"
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FRACTION_DIGITS_MAX = 9  # what the Advanced Trade feed writes at most; the tables keep six
@@ -126,6 +137,61 @@ def page_rows(body: bytes, product: str | None) -> list[Row]:
         else Row(NOT_A_PAGE)
         for trade in value
     ]
+
+
+def line_rows(body: bytes, product: str | None) -> list[Row]:
+    """The row of a line of an imported file, with its layout; `product`: the message's key. Never raises."""
+    head, newline, line = body.partition(b"\n")
+    layout = read_layout(head) if newline else None
+    if layout is None:
+        return [Row(NOT_A_LINE)]
+    if layout.is_csv:
+        try:
+            rows = list(csv.reader([line.decode()], strict=True, skipinitialspace=True))
+        except (ValueError, csv.Error):
+            rows = []
+        if len(rows) != 1 or len(rows[0]) != layout.width:
+            return [Row(OTHER_COLUMNS)]
+        values: dict[str, Any] = {name: rows[0][int(place)].strip() for name, place in layout.places.items()}
+    else:
+        found = _value(line)
+        if not isinstance(found, _Object):
+            return [Row(OTHER_COLUMNS)]
+        if not found.twice.isdisjoint(layout.places.values()):
+            return [Row(TWICE)]
+        values = {name: found.get(str(place)) for name, place in layout.places.items()}
+    return [_line_row(values, layout, product)]
+
+
+def _line_row(values: dict[str, Any], layout: Layout, product: str | None) -> Row:
+    if "exchange" in values and str(values["exchange"]).lower() != EXCHANGE:
+        return Row(OTHER_EXCHANGE)
+    side = str(values[layout.side]).lower()
+    if layout.side == "side":  # the taker's
+        side = {"buy": "sell", "sell": "buy"}.get(side, "")
+    symbol, trade_id = values.get("product_id", product), values["trade_id"]
+    row = checked_row(symbol, trade_id, values["price"], values["size"], side, _ANY_MOMENT)
+    if row.reason is None:
+        wrong, time_us = _line_micros(values[layout.time], TIMES[layout.time])
+        row = row._replace(time_us=time_us) if wrong is None else Row(wrong, row.symbol, row.trade_id)
+    return row
+
+
+def _line_micros(value: Any, power: int | None) -> tuple[str | None, int]:
+    """What is wrong with `value` (None: nothing), and its µs UTC since 1970, rounded down. `power`: see TIMES."""
+    found = (_ANY_TIME if power is None else _TICKS).fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        return "time is missing or malformed", 0
+    if power is not None:
+        time_us = int(Fraction(value) * Fraction(10) ** power // 1)
+    else:
+        date, clock, sign, hours, minutes = found.groups()
+        wrong, time_us = time_micros(f"{date}T{clock}Z")
+        if wrong is not None:
+            return wrong, 0
+        if sign:
+            time_us -= int(f"{sign}1") * (int(hours) * 60 + int(minutes)) * 60_000_000
+    return (None if TIME_MIN <= time_us <= TIME_MAX else "time is out of range"), time_us
 
 
 def _batch_rows(message: _Object) -> Iterator[Row]:

@@ -1,8 +1,9 @@
 """Messages → trades, refusals, and ids that pages of the REST interface prove absent. Both engines use this parser.
 
 `exact` defines what a message means, one message at a time. These are the fast paths for many: `match_layout` reads
-matches laid out as usual, all together; `decode` reads other messages written as the exchange writes them, and their
-columns are made at once; all others go through `exact`. All give the same rows, as a test with hostile messages shows.
+matches laid out as usual, all together, and `line_layout` lines of imported CSV; `decode` reads other messages written
+as the exchange writes them, and their columns are made at once; all others go through `exact`. All give the same rows,
+as a test with hostile messages shows.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from decimal import Context, Decimal
 from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +28,14 @@ from cryptopulse.engine.exact import (
     TIME_MAX,
     TIME_MIN,
     VALUE_END,
+    line_rows,
     time_micros,
 )
+from cryptopulse.engine.line_layout import read_lines
 from cryptopulse.engine.match_layout import IS_AVAILABLE, Matches, read_matches
 from cryptopulse.lake.products import is_product_id
 from cryptopulse.lake.tables import ABSENT, PRICE, QUARANTINE, SIZE, Table, arrow_type
+from cryptopulse.venues.imported import IMPORT
 
 _TIME_TYPE = pa.timestamp("us", "UTC")
 _PRICE_TYPE, _SIZE_TYPE = arrow_type(PRICE), arrow_type(SIZE)
@@ -75,22 +80,34 @@ def parse(messages: pa.Table) -> pa.Table:
     rows = messages.num_rows
     step = max(1, min(_STEP_MESSAGES_MAX, _STEP_BYTES * rows // (messages["body"].nbytes + 1)))
     parsed = [PARSED_SCHEMA.empty_table()] if rows == 0 else []
-    for start in range(0, rows, step):
-        part = messages.slice(start, step)
-        bodies, usual = part["body"].combine_chunks(), None
-        if IS_AVAILABLE and len(bodies) >= _TOGETHER_MIN:
-            usual = read_matches(bodies, part["partition_key"].combine_chunks())
+    bounds, is_line = [*range(0, rows, step), rows], np.zeros(rows, np.bool_)
+    if pc.index(messages["source"], IMPORT).as_py() >= 0:  # they are parsed apart from others
+        is_line = pc.equal(messages["source"], IMPORT).to_numpy()
+        bounds = sorted({*bounds, *(np.flatnonzero(is_line[1:] != is_line[:-1]) + 1).tolist()})
+    for start, end in pairwise(bounds):
+        part = messages.slice(start, end - start)
+        bodies, keys, usual = part["body"].combine_chunks(), part["partition_key"].combine_chunks(), None
+        is_together = IS_AVAILABLE and len(bodies) >= _TOGETHER_MIN
+        found = DecodedMessages()
+        if is_line[start]:
+            usual = read_lines(bodies, keys) if is_together else None
+            left = np.arange(len(bodies)) if usual is None else np.flatnonzero(~usual.is_usual)
+            for place in left.tolist():
+                found.add_exact(place, line_rows(bodies[place].as_py(), keys[place].as_py()))
+            parsed.append(_table(found, usual, part))
+            continue
+        if is_together:
+            usual = read_matches(bodies, keys)
         has_pages = pc.index(part["source"], "rest").as_py() >= 0
         if usual is not None and has_pages:  # a page that looks like a match is none
             usual.is_usual[pc.equal(part["source"], "rest").to_numpy()] = False
-        found = DecodedMessages()
         if usual is None and not has_pages:
             found.add_messages(bodies.to_pylist(), range(len(bodies)))
         else:
             left = np.arange(len(bodies)) if usual is None else np.flatnonzero(~usual.is_usual)
             is_page = pc.equal(part["source"], "rest").to_numpy()[left]
             for place in left[is_page].tolist():
-                found.add_page(bodies[place].as_py(), part["partition_key"][place].as_py() or "", place)
+                found.add_page(bodies[place].as_py(), keys[place].as_py() or "", place)
             others = left[~is_page]
             found.add_messages(bodies.take(pa.array(others)).to_pylist(), others.tolist())
         parsed.append(_table(found, usual, part))

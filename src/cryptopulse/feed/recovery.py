@@ -15,7 +15,7 @@ import pyarrow as pa
 import structlog
 
 from cryptopulse.errors import LogDamaged
-from cryptopulse.feed.buffer import REST
+from cryptopulse.feed.buffer import REST, WEBSOCKET
 from cryptopulse.feed.rest import page_ids
 from cryptopulse.feed.sequence_gaps import GRACE_NS, UNKNOWN, IdWatch
 from cryptopulse.intervals import Interval, Intervals, runs
@@ -89,7 +89,8 @@ def _live_messages(records: pa.Table, paged: dict[str, Intervals]) -> list[tuple
         columns = [batch[name].view(pa.int64()) if name == "received_time" else batch[name] for name in names]
         for *place, body, source, product in zip(*(column.to_pylist() for column in columns), strict=True):
             if source != REST:
-                live.append((*place, body))
+                if source == WEBSOCKET:  # what was imported is none of a connection's
+                    live.append((*place, body))
                 continue
             with suppress(ValueError, RecursionError):  # not a page: the parser refuses it
                 for first, last in runs(sorted(set(page_ids(body)))):

@@ -23,7 +23,7 @@ MESSAGE_SCHEMA = pa.schema(
     ]
 )
 """What is appended: `partition_key` (the product id, or "" without one), `received_time` (UTC),
-`source` ("websocket" or "rest"), `body` (the message exactly as received)."""
+`source` ("websocket", "rest" or "import"), `body` (the message exactly as received)."""
 
 
 def message_table(

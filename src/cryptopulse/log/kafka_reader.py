@@ -22,7 +22,7 @@ from cryptopulse.log.kafka_address import KafkaAddress
 from cryptopulse.log.kafka_client import BrokerMonitor, create_client
 from cryptopulse.log.kafka_writer import RECEIVED_HEADER, SOURCE_HEADER
 
-SOURCES = ("websocket", "rest")
+SOURCES = ("websocket", "rest", "import")
 """Values of `source`; a record of another producer, without this header, counts as the first."""
 
 _TAKE_MAX = 1_000  # messages held as Python objects at once; with 20,000 each takes 7.6 instead of 3.5 µs

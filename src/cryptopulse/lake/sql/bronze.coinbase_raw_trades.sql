@@ -28,6 +28,6 @@ SELECT
     COALESCE(CAST(ENCODE(CAST(key AS STRING), 'UTF-8') AS STRING), '') AS partition_key,
     timestamp AS enqueued_time,
     received_time,
-    CASE WHEN came_from IN ('websocket', 'rest') THEN came_from ELSE 'websocket' END AS source,
+    CASE WHEN came_from IN ('websocket', 'rest', 'import') THEN came_from ELSE 'websocket' END AS source,
     CAST(received_time AS DATE) AS received_date
 FROM timed

@@ -38,6 +38,7 @@ from cryptopulse.settings.sections import (
     LogSettings,
     MaintenanceSettings,
     ProcessingSettings,
+    RetentionSettings,
     SparkSettings,
     StorageSettings,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "MaintenanceSettings",
     "NotifySettings",
     "ProcessingSettings",
+    "RetentionSettings",
     "ServeSettings",
     "Settings",
     "SparkSettings",
@@ -129,6 +131,7 @@ class Settings(BaseSettings):
     notify: NotifySettings = NotifySettings()
     serve: ServeSettings = ServeSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
+    retention: RetentionSettings = RetentionSettings()
     storage: StorageSettings = StorageSettings()
     logging: LoggingSettings = LoggingSettings()
 

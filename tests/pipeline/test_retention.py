@@ -1,0 +1,216 @@
+"""Days that retention lets go: what goes, what stays, and that nothing derived from them changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+from structlog.testing import capture_logs
+
+from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.retention import LetGo, let_go
+from cryptopulse.lake.tables import ABSENT, ALERTS, BRONZE, COVERAGE, QUARANTINE, SILVER, TABLES, Table
+from cryptopulse.pipeline import Pipeline
+from cryptopulse.settings import RetentionSettings
+from cryptopulse.store.maintenance import Maintenance
+from cryptopulse.store.retention import Retention
+from support import Lake, Message, Trade, at, message, micros, page
+
+DAY_S = 86_400
+DAYS = 5
+COUNT = 40
+LATER = datetime.now(UTC) + timedelta(days=2)
+"""A clock two days after everything was loaded."""
+
+
+def day(number: int) -> date:
+    return at(number * DAY_S).date()
+
+
+def trades_of(number: int) -> list[Trade]:
+    """Trades of one day, the first and last a second from midnight, with a crash in the middle."""
+    times = [-43_199 + n * (DAY_S - 2) / (COUNT - 1) for n in range(COUNT)]  # the tests' days begin at noon
+    return [
+        Trade("BTC-USD", number * COUNT + n + 1, at(number * DAY_S + time), str(100 + n % 3), side="SELL")
+        for n, time in enumerate(times)
+    ]
+
+
+ALL = [trade for number in range(DAYS) for trade in trades_of(number)]
+MISSING = ALL[COUNT + 5]
+"""A trade of the second day that never comes by itself."""
+
+
+def messages_of(number: int) -> list[Message]:
+    junk = message(b"junk", received=at(number * DAY_S))
+    return [*(trade.match() for trade in trades_of(number) if trade != MISSING), junk]
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Iterator[Lake]:
+    with closing(Lake(tmp_path / "lake")) as lake:
+        lake.take_in(message for number in range(DAYS) for message in messages_of(number))
+        yield lake
+
+
+def keeping(**first_days: int) -> RetentionSettings:
+    """Settings that keep each table, by its setting, from a day number on when the clock is LATER."""
+    return RetentionSettings(**{name: (LATER.date() - day(number)).days for name, number in first_days.items()})
+
+
+def run(lake: Lake, settings: RetentionSettings, clock: datetime = LATER) -> None:
+    with Pipeline(lake.settings, lake.log) as pipeline:
+        pipeline.drain(lambda _done, _all: None)
+        retention = Retention(settings, pipeline.engine.tables, lambda: micros(clock))
+        retention.run_due()
+        versions = {name: writer.version for name, writer in pipeline.engine.tables.items()}
+        retention.run_due()
+        assert versions == {name: writer.version for name, writer in pipeline.engine.tables.items()}
+
+
+def days_in(lake: Lake, table: Table) -> set[date]:
+    return set(pc.unique(lake.arrow(table)[table.partition_by[0]]).to_pylist())
+
+
+def kept(lake: Lake, *others: Table) -> dict[str, object]:
+    """Every column of the tables, but for `others`."""
+    return {table.qualified: lake.arrow(table).sort_by(table.key[-1]).to_pylist() for table in TABLES if table not in others}
+
+
+def test_whole_days_go_and_everything_else_stays_to_the_byte(lake: Lake) -> None:
+    before, rest = kept(lake), kept(lake, BRONZE, SILVER, QUARANTINE)
+    run(lake, keeping(bronze_days=2, silver_days=3, quarantine_days=1))
+    assert rest == kept(lake, BRONZE, SILVER, QUARANTINE)
+    assert lake.rows(SILVER) == [row for row in _without_loads(before[SILVER.qualified]) if row["event_date"] >= day(3)]
+    assert days_in(lake, BRONZE) == {day(2), day(3), day(4)}
+    assert days_in(lake, QUARANTINE) == {day(1), day(2), day(3), day(4)}
+    assert let_go(lake.settings.location, SILVER) == LetGo(SILVER, day(0), day(3), 3 * COUNT - 1)
+    assert let_go(lake.settings.location, BRONZE) == LetGo(BRONZE, day(0), day(2), 2 * COUNT - 1 + 2)
+    assert let_go(lake.settings.location, QUARANTINE) == LetGo(QUARANTINE, day(0), day(1), 1)
+    position = lake.delta(SILVER).transaction_version
+    assert position(f"cryptopulse:{SILVER.qualified}:retention/day/{day(1)}") == COUNT - 1
+    assert position(f"cryptopulse:{SILVER.qualified}:retention/day/{day(1)}/at") == micros(LATER)
+    assert position(f"cryptopulse:{SILVER.qualified}:retention/day/{day(1)}/setting") == (LATER.date() - day(3)).days
+
+
+def _without_loads(rows: object) -> list[dict[str, object]]:
+    assert isinstance(rows, list)
+    return [{name: value for name, value in row.items() if name != "load_timestamp"} for row in rows]
+
+
+def test_nothing_goes_by_default(lake: Lake) -> None:
+    before = kept(lake)
+    run(lake, RetentionSettings())
+    assert before == kept(lake)
+    assert let_go(lake.settings.location, BRONZE) is None
+
+
+def test_a_day_of_silver_waits_until_nothing_was_added_to_it_for_a_day(lake: Lake) -> None:
+    soon = LATER - timedelta(days=1, hours=2)
+    run(lake, keeping(silver_days=3), soon)
+    assert days_in(lake, SILVER) == {day(number) for number in range(DAYS)}
+
+
+def test_a_day_waits_until_every_derived_table_has_consumed_it(lake: Lake) -> None:
+    lake.append(messages_of(0))
+    with Pipeline(lake.settings, lake.log) as pipeline:
+        retention = Retention(keeping(bronze_days=4, silver_days=4), pipeline.engine.tables, lambda: micros(LATER))
+        while pipeline.engine.stored_to(0) < lake.log.bounds(0)[1] - 1:
+            pipeline._store(pipeline._read(0, pipeline.engine.stored_to(0)))
+        retention.run_due()
+        assert days_in(lake, BRONZE) == {day(number) for number in range(DAYS)}
+        pipeline.drain(lambda _done, _all: None)
+        retention.run_due()
+        assert days_in(lake, BRONZE) == {day(4)}
+
+
+def test_the_quarantine_keeps_the_days_that_bronze_keeps(lake: Lake) -> None:
+    run(lake, keeping(bronze_days=1, quarantine_days=1))
+    bronze_stays = keeping(bronze_days=1).model_copy(update={"quarantine_days": 1})
+    run(lake, bronze_stays)
+    assert days_in(lake, QUARANTINE) == days_in(lake, BRONZE) == {day(number) for number in range(1, DAYS)}
+
+
+def test_copies_of_trades_of_days_gone_are_refused_after_a_restart_too(lake: Lake) -> None:
+    run(lake, keeping(bronze_days=5, silver_days=4))
+    assert days_in(lake, SILVER) == {day(4)}
+    before = kept(lake, BRONZE)
+    other = Trade("BTC-USD", 3, at(0), "7777")  # nothing is left to compare it with
+    result = lake.take_in([*messages_of(1)[:-1], page(trades_of(0)), other.match()])
+    assert (result["trades"], result["conflicts"]) == (0, 0)
+    after = kept(lake, BRONZE)
+    assert [name for name, rows in before.items() if rows != after[name]] == []
+
+
+def test_a_trade_that_comes_late_for_a_day_gone_counts_as_held_and_leaves_gold(lake: Lake) -> None:
+    run(lake, keeping(silver_days=3))
+    rest = kept(lake, BRONZE, SILVER, COVERAGE)
+    assert rest["gold.dm_completeness"] != []
+    assert lake.take_in([page([MISSING])])["trades"] == 1
+    assert [(row["first_trade_id"], row["last_trade_id"]) for row in lake.rows(COVERAGE)] == [(1, len(ALL))]
+    after = kept(lake, BRONZE, SILVER, COVERAGE)
+    assert [name for name, rows in rest.items() if rows != after[name]] == []
+    run(lake, keeping(silver_days=3))
+    assert days_in(lake, SILVER) == {day(3), day(4)}
+    assert let_go(lake.settings.location, SILVER) == LetGo(SILVER, day(0), day(3), 3 * COUNT)
+    assert lake.take_in([page([MISSING])])["trades"] == 0
+
+
+def test_bars_and_alerts_of_kept_days_are_still_made(lake: Lake) -> None:
+    run(lake, keeping(silver_days=3))
+    crash = Trade("BTC-USD", len(ALL) + 1, ALL[-1].time, "50", side="SELL")
+    lake.take_in([crash.match()])
+    (alert,) = [row for row in lake.rows(ALERTS) if row["trigger_trade_id"] == crash.trade_id]
+    assert alert["alert_type"] == "FLASH_CRASH"
+    assert max(row["last_trade_id"] for row in lake.rows(COVERAGE)) == crash.trade_id
+
+
+def test_a_trade_of_a_kept_day_whose_look_back_is_gone_is_not_judged(lake: Lake) -> None:
+    run(lake, keeping(silver_days=3))
+    before = lake.rows(ALERTS)
+    late = [Trade("ETH-USD", 1, ALL[3 * COUNT].time - timedelta(seconds=1), "9"), Trade("ETH-USD", 2, ALL[3 * COUNT].time, "5")]
+    lake.take_in(trade.match() for trade in late)
+    assert lake.rows(ALERTS) == before
+
+
+def test_coverage_that_is_rebuilt_keeps_the_ids_of_days_gone(lake: Lake) -> None:
+    run(lake, keeping(silver_days=3))
+    newest = Trade("BTC-USD", len(ALL) + 1, at(DAYS * DAY_S))
+    lake.take_in([newest.match()])
+    commits = sorted((lake.folder(SILVER) / "_delta_log").glob("*.json"))
+    commits[-1].write_bytes(b"")  # as a power cut may leave the last trade's commit
+    with capture_logs() as logs, Pipeline(lake.settings, lake.log) as pipeline:
+        assert pipeline.engine.coverage.count == len(ALL) - 1
+    assert "coverage_rebuilt" in {entry["event"] for entry in logs}
+    assert lake.take_in([*messages_of(0), newest.match()])["trades"] == 1
+    ids = [(row["first_trade_id"], row["last_trade_id"]) for row in lake.rows(COVERAGE)]
+    assert ids == [(1, MISSING.trade_id - 1), (MISSING.trade_id + 1, newest.trade_id)]
+
+
+def test_a_lake_of_which_all_messages_are_gone_goes_on(lake: Lake) -> None:
+    run(lake, keeping(bronze_days=6, silver_days=6))
+    assert len(lake.arrow(BRONZE)) == len(lake.arrow(SILVER)) == 0
+    again = lake.take_in([*messages_of(DAYS - 1), Trade("BTC-USD", len(ALL) + 1, at(DAYS * DAY_S)).match()])
+    assert again["trades"] == 1
+    assert len(lake.arrow(BRONZE)) == COUNT + 2
+
+
+def test_a_rebuild_is_refused_and_changes_nothing(lake: Lake) -> None:
+    for settings in (keeping(silver_days=1), keeping(bronze_days=1)):
+        run(lake, settings)
+        before = kept(lake)
+        with pytest.raises(ConfigurationError, match="days that are gone: .* let go of its days until 2026-07-07"):
+            lake.rebuild()
+        assert before == kept(lake)
+
+
+def test_replaced_files_are_deleted_later(lake: Lake) -> None:
+    run(lake, keeping(silver_days=3))
+    notes = [*(lake.settings.state_dir / "replaced" / SILVER.qualified).glob("*.txt")]
+    names = {name for file in notes for name in file.read_text().splitlines()}
+    assert {name.partition("/")[0] for name in names} >= {f"event_date={day(number)}" for number in range(3)}
+    assert all((lake.folder(SILVER) / name).exists() for name in names)

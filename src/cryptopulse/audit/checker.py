@@ -23,6 +23,7 @@ from cryptopulse.audit.offsets import check_offsets
 from cryptopulse.audit.progress import progress_of
 from cryptopulse.audit.refused import refused, report_refused
 from cryptopulse.audit.report import AuditCheck, Repairs, Report, utc
+from cryptopulse.audit.retention import days_let_go
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import ALERTS, QUARANTINE, LakeSnapshot
 from cryptopulse.audit.windows import check_windows
@@ -69,11 +70,11 @@ def audit(
         absences = proofs.finish()
         contents.compare(held, messages.products)
         report_waiting(snapshot, held, messages.products, claimed)
-        accounts = accounts_of(scope, held, messages.products, claimed, absences)
+        accounts = accounts_of(snapshot, scope, held, messages.products, claimed, absences)
         if any(account.missing & account.received.settled for account in accounts):
             for symbol, ids in refused_meanwhile(snapshot, scope, progress).items():
                 messages.products[symbol].settled -= ids
-            accounts = accounts_of(scope, held, messages.products, claimed, absences)
+            accounts = accounts_of(snapshot, scope, held, messages.products, claimed, absences)
         find_times(snapshot, accounts)
 
         kept = refused(snapshot, scope, progress)
@@ -102,6 +103,7 @@ def audit(
             checks=checks,
             refused_ids=refused_ids,
             findings=snapshot.findings,
+            let_go=[gone.as_json() for gone in days_let_go(snapshot)],
             tables={
                 name: {"version": table.version, "files": len(table.files), "rows": table.rows}
                 for name, table in snapshot.tables.items()

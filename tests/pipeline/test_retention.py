@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 import pytest
 from structlog.testing import capture_logs
 
+import cryptopulse
+from cryptopulse import cli
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.retention import LetGo, let_go
 from cryptopulse.lake.tables import ALERTS, BRONZE, COVERAGE, QUARANTINE, SILVER, TABLES, Table
@@ -170,3 +172,36 @@ def test_replaced_files_are_deleted_later(lake: Lake) -> None:
     names = {name for file in notes for name in file.read_text().splitlines()}
     assert {name.partition("/")[0] for name in names} >= {f"event_date={day(number)}" for number in range(3)}
     assert all((lake.folder(SILVER) / name).exists() for name in names)
+
+
+def test_readers_say_what_is_gone(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+    certificate = lake.path / "day.json"
+    assert command(lake, "certify", "BTC-USD", "--day", str(day(0)), "--out", str(certificate)) == 0
+    exported = lake.path / "day.parquet"
+    assert command(lake, "export", "trades", str(exported), "--from", str(day(0)), "--to", str(day(1))) == 0
+    run(lake, keeping(bronze_days=1, silver_days=3))
+    gone = f"silver.fact_crypto_trades let go of its days until {day(2)} on purpose (retention.silver_days)"
+    capsys.readouterr()
+    for what, arguments in {
+        f"The lake does not keep {day(2)} any more: {gone}.": ("certify", "BTC-USD", "--day", str(day(2))),
+        f"The lake does not keep {day(0)} any more: {gone}.": ("verify", str(certificate)),
+        f"The tables as of a moment are made of all trades: {gone}.": ("sql", "SELECT 1", "--as-of", "2026-12-01"),
+    }.items():
+        assert command(lake, *arguments) == 2
+        assert capsys.readouterr().err.removeprefix("cryptopulse: ") == f"{what}\n"
+    assert command(lake, "verify", str(certificate), "--parquet", str(exported)) == 0
+    assert command(lake, "certify", "BTC-USD", "--day", str(day(3))) == 0
+    capsys.readouterr()
+    assert command(lake, "export", "trades", str(exported), "--overwrite") == 0
+    assert f"{gone}: none of them is in the file." in capsys.readouterr().err
+    with closing(cryptopulse.open(lake.path)) as reader:
+        assert reader.retention().arrow().to_pylist() == [
+            {"table": "bronze.coinbase_raw_trades", "first_day": "2026-07-07", "last_day": "2026-07-07"}
+            | {"kept_from": "2026-07-08", "rows": COUNT + 1},
+            {"table": "silver.fact_crypto_trades", "first_day": "2026-07-07", "last_day": "2026-07-09"}
+            | {"kept_from": "2026-07-10", "rows": 3 * COUNT - 1},
+        ]
+
+
+def command(lake: Lake, *arguments: str) -> int:
+    return cli.run([*arguments, "--lake", str(lake.path)])

@@ -51,10 +51,14 @@ class LetGo:
     """The first day (UTC) that is kept."""
     rows: int
 
+    @property
+    def last_day(self) -> date:
+        """The newest one."""
+        return self.kept_from - timedelta(days=1)
+
     def __str__(self) -> str:
-        last = self.kept_from - timedelta(days=1)
         setting = f"retention.{SETTINGS[self.table]}"
-        return f"{self.table.qualified} let go of its days until {last} on purpose ({setting})"
+        return f"{self.table.qualified} let go of its days until {self.last_day} on purpose ({setting})"
 
 
 def day_number(day: str) -> int:

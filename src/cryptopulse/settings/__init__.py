@@ -12,10 +12,10 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -134,6 +134,15 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     storage: StorageSettings = StorageSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    @model_validator(mode="after")
+    def _retention_is_applied(self) -> Self:
+        if self.processing.engine == "spark" and (chosen := self.retention.model_dump(exclude_none=True)):
+            raise ValueError(
+                f"retention.{next(iter(chosen))} needs processing.engine = embedded: Spark lets no day go; unset it, and "
+                "delete days yourself"
+            )
+        return self
 
     @property
     def location(self) -> LakeLocation:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import timedelta
 from pathlib import Path
 
-import pyarrow.compute as pc
 import pytest
 
-from cryptopulse.lake.tables import BARS, BRONZE, COMPLETENESS, COVERAGE, SILVER, Table
+from cryptopulse.lake.tables import BARS, BRONZE, COMPLETENESS, COVERAGE, SILVER
 from support import Lake, Trade, at, page
 from support_audit import audit, delete
 from support_retention import ALL, COUNT, DAY_S, DAYS, MISSING, day, keeping, messages_of, run

@@ -161,7 +161,8 @@ def _masks_sql(scope: AuditScope, day: date | None, settled_us: int, proven_us: 
         SELECT
             symbol, trade_id >> 6 AS chunk, count(*) AS copies, bit_or(bit) AS held,
             bit_or(bit) FILTER (source = 'rest') AS rest, bit_or(bit) FILTER (load_us > {settled_us}) AS late,
-            bit_or(bit) FILTER (received_us < {proven_us}) AS unproven, bit_or(bit) FILTER ({earlier}) AS earlier, bit_or(bit) FILTER ({later}) AS later,
+            bit_or(bit) FILTER (received_us < {proven_us}) AS unproven,
+            bit_or(bit) FILTER ({earlier}) AS earlier, bit_or(bit) FILTER ({later}) AS later,
             count(*) FILTER ({misplaced}) AS misplaced
         FROM (
             SELECT

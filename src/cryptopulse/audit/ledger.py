@@ -24,7 +24,6 @@ from cryptopulse.audit.report import (
     moment,
     utc,
 )
-from cryptopulse.audit.retention import numbers_let_go
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BRONZE, COVERAGE, SILVER, LakeSnapshot
 from cryptopulse.text import ids_text
@@ -81,13 +80,13 @@ def claimed_ids(snapshot: LakeSnapshot, scope: AuditScope) -> dict[str, IdSet]:
     }
 
 
-def accounts_of(
-    snapshot: LakeSnapshot,
+def accounts_of(  # noqa: PLR0913 - a name for each kind of evidence
     scope: AuditScope,
     held: Mapping[str, SilverIds],
     received: Mapping[str, ReceivedIds],
     claimed: Mapping[str, IdSet],
     absences: Mapping[str, Sequence[Absence]],
+    let_go: Mapping[str, IdSet],
 ) -> list[Account]:
     """An account for each product with any known trade in the audited time."""
     found = []
@@ -98,7 +97,7 @@ def accounts_of(
             received.get(symbol, ReceivedIds()),
             claimed.get(symbol, _NONE),
             absences.get(symbol, ()),
-            numbers_let_go(snapshot, SILVER, symbol),
+            let_go.get(symbol, _NONE),
         )
         known = account.held.all | account.claimed | account.received.settled | account.let_go
         if not known:

@@ -67,10 +67,14 @@ def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> int:
     # The offsets in unreadable files are reported with those files.
     lost = [file.stats for file in snapshot.files(BRONZE) if not file.is_sound]
     let_go = numbers_let_go(snapshot, BRONZE, partition)
-    known = held | let_go | IdSet.of(
-        stats["offset"]  # type: ignore[misc]
-        for stats in lost
-        if stats.get("partition") == (partition, partition) and "offset" in stats
+    known = (
+        held
+        | let_go
+        | IdSet.of(
+            stats["offset"]  # type: ignore[misc]
+            for stats in lost
+            if stats.get("partition") == (partition, partition) and "offset" in stats
+        )
     )
     expired = 0
     for start, last in IdSet.of([(held.first, max(held.last, stored_to))]) - known:
@@ -106,4 +110,4 @@ def _is_new_log(snapshot: LakeSnapshot, partition: int, before: int, after: int,
     old_us, new_us = enqueued_us[before], enqueued_us[after]
     if new_us is None or (old_us is None and not was_let_go):
         return False
-    return (old_us or 0) < after <= new_us
+    return bool((old_us or 0) < after <= new_us)

@@ -251,8 +251,8 @@ class Lake:
         return self._rows(BY_NAME[name], symbol, start, end, columns=columns)
 
     def retention(self) -> SqlRows:
-        """Tables of which retention has let days go on purpose: `table`, `first_day` and `last_day` that went, the first
-        day `kept_from`, and how many `rows` went. Days are UTC, in ISO form.
+        """Tables of which retention let days go on purpose: `table`, `first_day` and `last_day` that went, the first day
+        `kept_from`, and how many `rows` went. Days are UTC, in ISO form.
         """
         gone = [found for table in SETTINGS if (found := let_go(self.location, table)) is not None]
         rows = ", ".join(
@@ -261,7 +261,7 @@ class Lake:
         )
         values = f"VALUES {rows}" if gone else "SELECT '', '', '', '', 0 WHERE false"
         names = '"table", first_day, last_day, kept_from, rows'
-        return self.sql(f"SELECT * REPLACE (CAST(rows AS BIGINT) AS rows) FROM ({values}) AS gone({names})")
+        return self.sql(f"SELECT * REPLACE (rows::BIGINT AS rows) FROM ({values}) AS gone({names})")  # noqa: S608 - ours
 
     def products(self) -> SqlRows:
         """Products with trades: lowest and highest id, trades held, ids in between that are not held."""

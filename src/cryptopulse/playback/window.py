@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.dataset import Lake
+from cryptopulse.lake.retention import check_let_go, let_go
 from cryptopulse.lake.scan import moment_of
 from cryptopulse.lake.tables import BRONZE
 from cryptopulse.simulator.wire import frame

@@ -139,8 +139,7 @@ class Settings(BaseSettings):
     def _retention_is_applied(self) -> Self:
         if self.processing.engine == "spark" and (chosen := self.retention.model_dump(exclude_none=True)):
             raise ValueError(
-                f"retention.{next(iter(chosen))} needs processing.engine = embedded: Spark lets no day go; unset it, and "
-                "delete days yourself"
+                f"retention.{next(iter(chosen))} needs processing.engine = embedded: Spark lets no day go, so unset it"
             )
         return self
 

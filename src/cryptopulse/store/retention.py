@@ -138,20 +138,21 @@ class Retention:
 
     def _commit(self, writer: TableWriter, going: Mapping[str, Sequence[DataFile]], days: int, now_us: int) -> bool:
         """Removes the files of the days `going`; returns whether they were still there."""
-        table, positions, rows = writer.table, {}, 0
+        table, rows = writer.table, 0
+        positions: dict[str, int] = {}
         position = positions_of(open_table(writer.lake, table), table)
         runs_by_name: dict[str, list[Interval]] = {}
         for day, files in going.items():
             count = 0
             for part in (part for file in files for part in writer.parts_of(file, _RUNS[table])):
                 count += part.num_rows
-                for name, runs in _runs(part):
-                    runs_by_name.setdefault(name, []).extend(runs)
+                for name, found in _runs(part):
+                    runs_by_name.setdefault(name, []).extend(found)
             rows += count
             count += max(position(of_day(day)), 0)  # rows that came late
             positions |= {of_day(day): count, of_day(day, "/at"): now_us, of_day(day, "/setting"): days}
-        for name, runs in runs_by_name.items():
-            positions |= with_runs(position, name, list(Intervals(runs)))
+        for name, spans in runs_by_name.items():
+            positions |= with_runs(position, name, list(Intervals(spans)))
         known = position(FIRST)
         positions |= {
             FIRST: min([day_number(min(going)), *([known] if known >= 0 else [])]),

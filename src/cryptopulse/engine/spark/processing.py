@@ -76,7 +76,9 @@ def _streams(settings: Settings, log: Log, steps: Sequence[str]) -> Iterator[lis
             "EVENT_HUB_CONNECTION_STRING."
         )
     for table in () if settings.spark.catalog else (BRONZE, SILVER):
-        check_let_go(let_go(settings.location, table), "Only the embedded engine goes on with a lake of which days are gone")
+        check_let_go(
+            let_go(settings.location, table), "Only the embedded engine goes on with a lake of which days are gone"
+        )
     unknown = [step for step in steps if step not in STEPS]
     if unknown:
         raise ConfigurationError(f"There is no step {unknown[0]}; the steps are {', '.join(STEPS)}.")

@@ -31,7 +31,15 @@ from tally import TALLY
 from support import some
 
 HERE = Path(__file__).parent
-PARTS = {"live": 8, "live --full": 4, "rebuild": 3, "repair": 2, "repair --full": 1, "retention": 1, "retention --full": 1}
+PARTS = {
+    "live": 8,
+    "live --full": 4,
+    "rebuild": 3,
+    "repair": 2,
+    "repair --full": 1,
+    "retention": 1,
+    "retention --full": 1,
+}
 """In how many parts every point is tried: each takes some minutes."""
 
 

@@ -12,12 +12,13 @@ import pytest
 from structlog.testing import capture_logs
 
 import cryptopulse
-from cryptopulse import cli
+from cryptopulse import cli, pipeline
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.retention import LetGo, let_go
 from cryptopulse.lake.tables import ALERTS, BRONZE, COVERAGE, QUARANTINE, SILVER, TABLES, Table
 from cryptopulse.pipeline import Pipeline
 from cryptopulse.settings import RetentionSettings
+from cryptopulse.status import StatusFile
 from cryptopulse.store.retention import Retention
 from support import Lake, Trade, at, micros, page
 from support_retention import ALL, COUNT, DAY_S, DAYS, LATER, MISSING, day, keeping, messages_of, run, trades_of
@@ -166,9 +167,7 @@ def test_a_rebuild_is_refused_and_changes_nothing(lake: Lake) -> None:
     for settings in (keeping(silver_days=1), keeping(bronze_days=1)):
         run(lake, settings)
         before = kept(lake)
-        with pytest.raises(
-            ConfigurationError, match=r"days that are gone: .* until 2026-07-07 on purpose"
-        ):
+        with pytest.raises(ConfigurationError, match=r"days that are gone: .* until 2026-07-07 on purpose"):
             lake.rebuild()
         assert before == kept(lake)
 
@@ -212,3 +211,16 @@ def test_readers_say_what_is_gone(lake: Lake, capsys: pytest.CaptureFixture[str]
 
 def command(lake: Lake, *arguments: str) -> int:
     return cli.run([*arguments, "--lake", str(lake.path)])
+
+
+def test_the_settings_are_applied_by_process_once_and_status_says_so(
+    lake: Lake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = lake.settings.model_copy(update={"retention": RetentionSettings(bronze_days=1)})
+    pipeline.drain(settings, lake.log, lambda _done, _all: None)
+    assert len(lake.arrow(BRONZE)) == 0
+    with Pipeline(lake.settings, lake.log) as opened:
+        StatusFile(lake.settings.state_dir, "processing").report(opened.state())
+    capsys.readouterr()
+    command(lake, "status")
+    assert "bronze.coinbase_raw_trades keeps days from 2026-07-12 on (retention)" in capsys.readouterr().out

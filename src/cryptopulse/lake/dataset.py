@@ -254,7 +254,8 @@ class Lake:
         """Tables of which retention let days go on purpose: `table`, `first_day` and `last_day` that went, the first day
         `kept_from`, and how many `rows` went. Days are UTC, in ISO form.
         """
-        gone = [found for table in SETTINGS if (found := let_go(self.location, table)) is not None]
+        there = (table for table, files in self._versions.files_of(SETTINGS).items() if files.version >= 0)
+        gone = [found for table in there if (found := let_go(self.location, table)) is not None]
         rows = ", ".join(
             f"('{one.table.qualified}', '{one.first_day}', '{one.last_day}', '{one.kept_from}', {one.rows})"
             for one in gone

@@ -87,7 +87,7 @@ class Retention:
             try:
                 with storage(writer.lake):
                     is_done = self._let_go(writer, days, today, now_us)
-            except (DeltaError, BaseError, OSError) as error:
+            except (DeltaError, BaseError, OSError, pa.ArrowException) as error:
                 logger.warning("maintenance_failed", table=table.qualified, error=str(error).partition("\n")[0])
                 is_done = True
             except Fenced:

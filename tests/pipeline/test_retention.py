@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import date, timedelta
@@ -21,6 +22,7 @@ from cryptopulse.settings import RetentionSettings
 from cryptopulse.status import StatusFile
 from cryptopulse.store.retention import Retention
 from support import Lake, Trade, at, micros, page
+from support_past import Past
 from support_retention import ALL, COUNT, DAY_S, DAYS, LATER, MISSING, day, keeping, messages_of, run, trades_of
 
 
@@ -79,12 +81,14 @@ def test_a_day_of_silver_waits_until_nothing_was_added_to_it_for_a_day(lake: Lak
 def test_a_day_waits_until_every_derived_table_has_consumed_it(lake: Lake) -> None:
     lake.append(messages_of(0))
     with Pipeline(lake.settings, lake.log) as pipeline:
-        retention = Retention(keeping(bronze_days=4, silver_days=4), pipeline.engine.tables, lambda: micros(LATER))
+        clock = [micros(LATER)]
+        retention = Retention(keeping(bronze_days=4, silver_days=4), pipeline.engine.tables, lambda: clock[0])
         while pipeline.engine.stored_to(0) < lake.log.bounds(0)[1] - 1:
             pipeline._store(pipeline._read(0, pipeline.engine.stored_to(0)))
         retention.run_due()
         assert days_in(lake, BRONZE) == {day(number) for number in range(DAYS)}
         pipeline.drain(lambda _done, _all: None)
+        clock[0] += 60_000_000
         retention.run_due()
         assert days_in(lake, BRONZE) == {day(4)}
 
@@ -224,3 +228,21 @@ def test_the_settings_are_applied_by_process_once_and_status_says_so(
     capsys.readouterr()
     command(lake, "status")
     assert "bronze.coinbase_raw_trades keeps days from 2026-07-12 on (retention)" in capsys.readouterr().out
+
+
+def test_a_backfill_of_days_gone_says_so_and_fetches_nothing_again(
+    past: Past, in_process: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backfill = ["backfill", past.products[0], "--lake", "lake", "--rest-url", past.url, "--json"]
+    backfill += ["--from", past.start.isoformat()]
+    assert cli.run(backfill) == 0
+    (first,) = json.loads(capsys.readouterr().out)
+    with closing(Lake("lake")) as lake:
+        run(lake, RetentionSettings(silver_days=2), LATER + timedelta(days=2))
+        assert len(lake.arrow(SILVER)) == 0
+    capsys.readouterr()
+    assert cli.run(backfill) == 0
+    said = capsys.readouterr()
+    (again,) = json.loads(said.out)
+    assert (again["trades"], again["held_before"], again["fetched"]) == (first["trades"], first["trades"], 0)
+    assert "on purpose (retention.silver_days): only ids never held are fetched of them" in said.err

@@ -80,7 +80,7 @@ def claimed_ids(snapshot: LakeSnapshot, scope: AuditScope) -> dict[str, IdSet]:
     }
 
 
-def accounts_of(  # noqa: PLR0913 - a name for each kind of evidence
+def accounts_of(
     scope: AuditScope,
     held: Mapping[str, SilverIds],
     received: Mapping[str, ReceivedIds],

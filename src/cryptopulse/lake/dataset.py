@@ -251,8 +251,8 @@ class Lake:
         return self._rows(BY_NAME[name], symbol, start, end, columns=columns)
 
     def retention(self) -> SqlRows:
-        """Tables of which retention let days go on purpose: `table`, `first_day` and `last_day` that went, the first day
-        `kept_from`, and how many `rows` went. Days are UTC, in ISO form.
+        """Tables of which retention let days go on purpose: `table`, `first_day` and `last_day` that went, `kept_from`
+        (the first day kept), and how many `rows` went. Days are UTC, in ISO form.
         """
         there = (table for table, files in self._versions.files_of(SETTINGS).items() if files.version >= 0)
         gone = [found for table in there if (found := let_go(self.location, table)) is not None]

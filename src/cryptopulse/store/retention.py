@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 
 import numpy as np
@@ -49,6 +49,8 @@ from cryptopulse.settings import RetentionSettings
 from cryptopulse.store.delta_log import DataFile
 from cryptopulse.store.table_writer import LOAD, TableWriter
 
+_PATIENCE_US = 60_000_000  # between two looks at days that can't go yet
+
 _RUNS = {
     BRONZE: ("partition", "offset"),
     SILVER: ("symbol", "trade_id"),
@@ -64,7 +66,7 @@ def _now_us() -> int:
 
 
 class Retention:
-    """Runs once a day for each table with a setting, or until every day due has gone. For one thread."""
+    """Runs at the start and once a day for each table with a setting; every minute while days wait. For one thread."""
 
     def __init__(
         self, settings: RetentionSettings, tables: Mapping[str, TableWriter], now_us: Callable[[], int] = _now_us
@@ -74,32 +76,30 @@ class Retention:
         self._now_us = now_us
         # Bronze before the quarantine, which tells of its messages.
         self._days = {table: days for table, name in SETTINGS.items() if (days := getattr(settings, name)) is not None}
-        self._done: dict[Table, date] = {}
+        self._due_us: dict[Table, int] = {}
+        """When to look again."""
 
     def run_due(self) -> None:
         """Lets go what is due. A failure is logged, and tried again a day later. Raises Fenced as a commit does."""
         now_us = self._now_us()
-        today = datetime.fromtimestamp(now_us // 1_000_000, UTC).date()
         for table, days in self._days.items():
-            if self._done.get(table) == today:
+            if now_us < self._due_us.get(table, 0):
                 continue
-            writer = self._tables[table.qualified]
+            writer, is_done = self._tables[table.qualified], True
             try:
                 with storage(writer.lake):
-                    is_done = self._let_go(writer, days, today, now_us)
+                    is_done = self._let_go(writer, days, now_us)
             except (DeltaError, BaseError, OSError, pa.ArrowException) as error:
                 logger.warning("maintenance_failed", table=table.qualified, error=str(error).partition("\n")[0])
-                is_done = True
             except Fenced:
                 raise
             except CryptoPulseError as error:  # of the storage; if it lasts, the writers raise it, too
                 logger.warning("maintenance_failed", table=table.qualified, error=str(error))
-                is_done = True
-            if is_done:
-                self._done[table] = today
+            self._due_us[table] = (now_us // DAY_US + 1) * DAY_US if is_done else now_us + _PATIENCE_US
 
-    def _let_go(self, writer: TableWriter, days: int, today: date, now_us: int) -> bool:
+    def _let_go(self, writer: TableWriter, days: int, now_us: int) -> bool:
         """Removes the days due that may go; returns whether these were all."""
+        today = datetime.fromtimestamp(now_us // 1_000_000, UTC).date()
         horizon = min(str(today - timedelta(days=days)), self._explained(writer.table))
         by_day: dict[str, list[DataFile]] = {}
         for file in writer.files():

@@ -224,10 +224,11 @@ def report_ids(snapshot: LakeSnapshot, account: Account, refused: IdSet) -> None
 
     held = account.held.all.within(account.first, account.last)
     if COVERAGE in snapshot.tables:
-        for first, last in (held | account.let_go) - account.held.late - claimed:
-            text = f"{symbol}: {ids_text(first, last)} in {SILVER}, now or until let go, but not in {COVERAGE}"
-            repair = f"run `{repairs.rebuild}`"
-            snapshot.report("ids_unclaimed", COVERAGE, text, repair, symbol, id_range(first, last))
+        for ids, where in ((held - account.held.late, f"in {SILVER}"), (account.let_go - held, f"let go by {SILVER}")):
+            for first, last in ids - claimed:
+                text = f"{symbol}: {ids_text(first, last)} {where} but not in {COVERAGE}"
+                repair = f"run `{repairs.rebuild}`"
+                snapshot.report("ids_unclaimed", COVERAGE, text, repair, symbol, id_range(first, last))
     if BRONZE in snapshot.tables and snapshot.tables[BRONZE].is_whole:
         for first, last in held - account.received.any - account.held.unproven:
             text = f"{symbol}: {ids_text(first, last)} in {SILVER}, but in no message of {BRONZE}"

@@ -254,7 +254,8 @@ class Lake:
         """Tables of which retention let days go on purpose: `table`, `first_day` and `last_day` that went, `kept_from`
         (the first day kept), and how many `rows` went. Days are UTC, in ISO form.
         """
-        there = (table for table, files in self._versions.files_of(SETTINGS).items() if files.version >= 0)
+        files = self._versions.files_of(SETTINGS)
+        there = (table for table in SETTINGS if files[table].version >= 0)
         gone = [found for table in there if (found := let_go(self.location, table)) is not None]
         rows = ", ".join(
             f"('{one.table.qualified}', '{one.first_day}', '{one.last_day}', '{one.kept_from}', {one.rows})"

@@ -31,6 +31,8 @@ from cryptopulse import __version__
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.intervals import Interval, Intervals
 from cryptopulse.lake.dataset import Lake
+from cryptopulse.lake.retention import check_let_go, let_go
+from cryptopulse.lake.tables import SILVER
 from cryptopulse.text import decimal_text, ids_text
 
 _FORMAT = "cryptopulse-certificate-1"
@@ -81,10 +83,12 @@ class Certificate:
 def certify(lake: Lake, product: str, day: date) -> Certificate:
     """The certificate of the trades of `product` on `day` (UTC) in `lake`.
 
-    Raises ConfigurationError when the lake has no such trade or has one twice, and when the day is not over.
+    Raises ConfigurationError when the lake has no such trade, has one twice, or let the day go on purpose, and when the
+    day is not over.
     """
     if datetime.combine(day, datetime.min.time(), UTC) + timedelta(days=1) > datetime.now(UTC):
         raise ConfigurationError(f"{day} is not over: a certificate is about a whole day (UTC).")
+    _check_kept(lake, day)
     now = lake.snapshot()
     trades = now.trades(product, day, day + timedelta(days=1), columns=_COLUMNS).arrow()
     if doubled := _doubled(trades):
@@ -122,8 +126,12 @@ def certify(lake: Lake, product: str, day: date) -> Certificate:
 
 
 def verify_lake(certificate: Certificate, lake: Lake) -> list[str]:
-    """The differences in `lake`, as one text each; empty when there are none."""
+    """The differences in `lake`, as one text each; empty when there are none.
+
+    Raises ConfigurationError when the lake let the day go on purpose.
+    """
     day = date.fromisoformat(certificate.day)
+    _check_kept(lake, day)
     trades = lake.trades(certificate.product, day, day + timedelta(days=1), columns=_COLUMNS).arrow()
     return _differences(certificate, trades)
 
@@ -167,6 +175,11 @@ def read_certificate(file: Path) -> Certificate:
     if certificate.sha256 != told:
         raise ConfigurationError(f"{file} was changed: its content does not have the sha256 that it names.")
     return certificate
+
+
+def _check_kept(lake: Lake, day: date) -> None:
+    gone = let_go(lake.location, SILVER)
+    check_let_go(gone if gone and day < gone.kept_from else None, f"The lake does not keep {day} any more")
 
 
 def _blocks(trades: pa.Table) -> Iterator[tuple[int, int, bytes]]:

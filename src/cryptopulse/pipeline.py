@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -24,10 +24,12 @@ from cryptopulse.engine import StepResult
 from cryptopulse.engine.embedded import EmbeddedEngine
 from cryptopulse.errors import LakeBusy, LakeDamaged
 from cryptopulse.lake.lock import LakeLock
+from cryptopulse.lake.retention import check_let_go, let_go, recorded
 from cryptopulse.lake.tables import (
     ABSENT,
     ALERTS,
     BARS,
+    BRONZE,
     BY_NAME,
     COMPLETENESS,
     COVERAGE,
@@ -42,6 +44,8 @@ from cryptopulse.settings import ProcessingSettings, Settings
 from cryptopulse.store.durability import check_file_system
 from cryptopulse.store.maintenance import Maintenance
 from cryptopulse.store.repair import put_aside, repair_lake
+from cryptopulse.store.retention import Retention
+from cryptopulse.store.table_writer import TableWriter
 from cryptopulse.telemetry import Telemetry
 
 _FAST = (SILVER, ALERTS, QUARANTINE, ABSENT, COVERAGE)
@@ -53,6 +57,8 @@ _RATE_S = 1.0
 _REPORT_S = 0.5
 _GROWING_S = 0.01
 _LAKE_WAIT_S = 300.0
+
+_NO_REBUILD = "A rebuild would lose what was made of the days that are gone"
 
 Report = Callable[[dict[str, object]], None]
 ProgressBar = Callable[[int, int], None]
@@ -80,6 +86,7 @@ class Pipeline:
             self.telemetry = Telemetry(self.engine)
             self.maintenance = Maintenance(settings.maintenance, settings.state_dir, self.engine, log)
             stack.callback(self.maintenance.close)
+            self.retention = Retention(settings.retention, self.engine.tables)
             self._continuity = Continuity(log)
             self._continuity.check_start(self.engine.stored_to)
             self._release = stack.pop_all()
@@ -109,6 +116,11 @@ class Pipeline:
         with self._slow_lane:
             self._trades_without_gold = 0
             self._advance_each(_SLOW)
+
+    def maintain(self) -> None:
+        """Runs the maintenance that is due, and lets days go whose time is over."""
+        self.maintenance.run_due()
+        self.retention.run_due()
 
     def drain(self, progress: ProgressBar, appending: Future[None] | None = None, coming: int = 0) -> None:
         """Processes until every table is up to the log's present end, then trims the log.
@@ -198,7 +210,10 @@ class Pipeline:
         """Derives silver and gold again from bronze.
 
         Gold and coverage are emptied before silver, so after a kill in between any pipeline can complete the lake.
+        Raises ConfigurationError, and changes nothing, when retention has let go of days of bronze or silver.
         """
+        for table in (BRONZE, SILVER):
+            check_let_go(recorded(table, self.engine.tables[table.qualified].position), _NO_REBUILD)
         self.engine.reset((COMPLETENESS, STATS, BARS, ALERTS, ABSENT, QUARANTINE, COVERAGE, SILVER))
         self.telemetry = Telemetry(self.engine)
         count = _Counter(self.engine.stored_messages(), progress)
@@ -217,11 +232,16 @@ class Pipeline:
     def state(self) -> dict[str, object]:
         """The state of the processing, ready for JSON; see `cryptopulse.telemetry`."""
         tables = {
-            name: {"version": writer.version, "rows_written": writer.rows_written}
+            name: {"version": writer.version, "rows_written": writer.rows_written, **_kept_from(writer)}
             for name, writer in self.engine.tables.items()
         }
         expired = {"messages_expired_total": self._continuity.expired}
         return {**self.telemetry.state(self.engine.episodes, self.lag()), **expired, "tables": tables}
+
+
+def _kept_from(writer: TableWriter) -> dict[str, str]:
+    gone = recorded(writer.table, writer.position)
+    return {"kept_from": str(gone.kept_from)} if gone else {}
 
 
 class _Counter:
@@ -303,6 +323,7 @@ def drain(settings: Settings, log: Log, progress: ProgressBar) -> dict[str, obje
     """Brings every table up to the log's present end; returns a summary (`Telemetry.summary`)."""
     with Pipeline(settings, log) as pipeline:
         pipeline.drain(progress)
+        pipeline.retention.run_due()
         return pipeline.telemetry.summary()
 
 
@@ -312,6 +333,8 @@ def rebuild(settings: Settings, log: Log, progress: ProgressBar) -> dict[str, ob
     Tables of silver or gold that are damaged beyond repair are put aside first. Raises LakeDamaged when bronze is.
     """
     aside: set[str] = set()
+    with suppress(LakeDamaged):  # then the pipeline says so, or repairs it
+        check_let_go(let_go(settings.location, BRONZE), _NO_REBUILD)
     while True:
         try:
             with Pipeline(settings, log) as pipeline:
@@ -335,7 +358,7 @@ class _BackgroundThreads:
         gold_s = max(settings.processing.gold_interval_ms / 1000, 0.01)
         self._threads = [
             threading.Thread(target=self._run, args=(pipeline.gold, gold_s), name="gold"),
-            threading.Thread(target=self._run, args=(pipeline.maintenance.run_due, 1.0), name="maintenance"),
+            threading.Thread(target=self._run, args=(pipeline.maintain, 1.0), name="maintenance"),
             threading.Thread(target=self._run, args=(lambda: report(pipeline.state()), _REPORT_S), name="report"),
         ]
 

@@ -70,7 +70,7 @@ class Sweep:
         self._said = scratch / "said"
         self._known: dict[tuple[bytes, int], str] = {}
         self.recoveries = 0
-        self._expected = self._must(lambda: scenarios.undisturbed(scratch / "undisturbed"))
+        self._expected = self._must(lambda: scenarios.undisturbed(scratch / "undisturbed", scenario))
         self._prepared = scratch / "prepared"
         self._prepared.mkdir()
         self._must(lambda: scenario.prepare(self._prepared))
@@ -193,7 +193,9 @@ class Sweep:
         if known not in self._known:
             folder = self._scratch / name
             write_tree(tree, folder)
-            code, said = in_fork(lambda: scenarios.recover(folder, acknowledged, self._expected), self._said)
+            code, said = in_fork(
+                lambda: scenarios.recover(folder, acknowledged, self._scenario, self._expected), self._said
+            )
             self.recoveries += 1
             self._known[known] = "" if code == 0 else said or f"ended with {code}"
             if code == 0:

@@ -31,7 +31,15 @@ from tally import TALLY
 from support import some
 
 HERE = Path(__file__).parent
-PARTS = {"live": 8, "live --full": 4, "rebuild": 3, "repair": 2, "repair --full": 1}
+PARTS = {
+    "live": 8,
+    "live --full": 4,
+    "rebuild": 3,
+    "repair": 2,
+    "repair --full": 1,
+    "retention": 1,
+    "retention --full": 1,
+}
 """In how many parts every point is tried: each takes some minutes."""
 
 
@@ -64,7 +72,7 @@ def test_live_work_recovers_from_a_kill_a_power_cut_and_a_full_disk_at_any_chang
     sweep(interposer, tmp_path, "live", *options, "--seed", str(seed))
 
 
-@pytest.mark.parametrize("scenario", some(1, ["rebuild", "repair"]))
+@pytest.mark.parametrize("scenario", some(2, ["rebuild", "retention", "repair"]))
 def test_work_that_is_stopped_at_any_change_recovers_from_a_kill_and_from_a_power_cut(
     interposer: Path, tmp_path: Path, seed: int, scenario: str
 ) -> None:

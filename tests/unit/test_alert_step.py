@@ -34,7 +34,7 @@ class Silver:
 
     def __init__(self) -> None:
         self.rows = SILVER.arrow_schema.empty_table()
-        self.watermark_us = 0
+        self.watermark_us = self.kept_from_us = 0
         self.fetched = 0
         """Rows that were asked for by their time."""
         self._commits = 0

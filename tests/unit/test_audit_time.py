@@ -22,7 +22,7 @@ def audited(times: dict[int, int], start: int | None, end: int | None) -> list[A
         earlier=ids_of([number for number, time in times.items() if start is not None and time < start]),
         later=ids_of([number for number, time in times.items() if end is not None and time >= end]),
     )
-    return accounts_of(AuditScope(from_us=start, to_us=end), {"BTC-USD": held}, {}, {}, {})
+    return accounts_of(AuditScope(from_us=start, to_us=end), {"BTC-USD": held}, {}, {}, {}, {})
 
 
 @given(st.dictionaries(st.integers(1, 40), st.integers(0, 9), min_size=1), st.integers(0, 10))

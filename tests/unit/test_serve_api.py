@@ -404,6 +404,10 @@ def test_a_lake_that_is_gone_is_503_and_not_the_end_of_its_rows(tmp_path: Path, 
         assert {path: rows(served, path) for path in RESOURCES} == whole
 
 
+def test_a_lake_that_let_no_day_go_has_no_row_of_retention(served: Served) -> None:
+    assert served.get("/api/retention").json()["data"] == []
+
+
 @pytest.mark.parametrize("known", RESOURCES)
 def test_one_table_that_was_there_is_enough_to_know_that_the_lake_is_gone(
     tmp_path: Path, folder: Path, known: str
@@ -449,7 +453,7 @@ def test_a_damaged_table_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 def test_the_document_tells_of_all_that_is_served(served: Served) -> None:
     document = served.get("/api/openapi.json").json()
-    assert set(document["paths"]) == {f"/{path}" for path in (*RESOURCES, "activity_bars", "events")}
+    assert set(document["paths"]) == {f"/{path}" for path in (*RESOURCES, "activity_bars", "retention", "events")}
     pages_of = document["paths"]["/bars"]["get"]["responses"]["200"]["content"]
     assert set(pages_of) == {form.media_type for form in FORMATS.values()}
     for operation in (path["get"] for path in document["paths"].values()):

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from cryptopulse.audit.messages import page_ids
 from cryptopulse.audit.report import Absence
+from cryptopulse.audit.retention import numbers_let_go
 from cryptopulse.audit.scope import AuditScope
-from cryptopulse.audit.snapshot import ABSENT, LakeSnapshot
+from cryptopulse.audit.snapshot import ABSENT, BRONZE, LakeSnapshot
 from cryptopulse.text import ids_text
 
 _Claim = Mapping[str, Any]
@@ -61,10 +62,16 @@ class AbsenceProofs:
         """Product → proven absences, in order. Reports claims whose message was not found.
 
         An audit with a start time does not report them: it reads no older messages, and what those prove is older too.
+        What a message proved before bronze let it go on purpose still counts.
         """
-        for claims in self._claims.values() if not self._is_part else ():
+        let_go = {partition: numbers_let_go(self._snapshot, BRONZE, partition) for partition, _ in self._claims}
+        for (partition, offset), claims in self._claims.items():
             for claim in claims:
-                self._report(claim, "bronze has no such message")
+                if let_go[partition].touch([offset], [offset])[0]:
+                    ids = claim["first_trade_id"], claim["last_trade_id"]
+                    self._proven.setdefault(claim["symbol"], []).append(Absence(*ids, partition, offset))
+                elif not self._is_part:
+                    self._report(claim, "bronze has no such message")
         found: dict[str, list[Absence]] = {}
         for symbol, absences in self._proven.items():
             # Many pages may prove the same interval: the earliest counts.

@@ -23,8 +23,9 @@ from cryptopulse.audit.offsets import check_offsets
 from cryptopulse.audit.progress import progress_of
 from cryptopulse.audit.refused import refused, report_refused
 from cryptopulse.audit.report import AuditCheck, Repairs, Report, utc
+from cryptopulse.audit.retention import days_let_go, numbers_let_go
 from cryptopulse.audit.scope import AuditScope
-from cryptopulse.audit.snapshot import ALERTS, QUARANTINE, LakeSnapshot
+from cryptopulse.audit.snapshot import ALERTS, QUARANTINE, SILVER, LakeSnapshot
 from cryptopulse.audit.windows import check_windows
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.location import LakeLocation
@@ -68,12 +69,14 @@ def audit(
                 raise ConfigurationError(f"There is nothing of {product} in the lake {lake}.")
         absences = proofs.finish()
         contents.compare(held, messages.products)
+        products = {*held, *messages.products, *claimed}
+        let_go = {symbol: numbers_let_go(snapshot, SILVER, symbol) for symbol in products}
         report_waiting(snapshot, held, messages.products, claimed)
-        accounts = accounts_of(scope, held, messages.products, claimed, absences)
+        accounts = accounts_of(scope, held, messages.products, claimed, absences, let_go)
         if any(account.missing & account.received.settled for account in accounts):
             for symbol, ids in refused_meanwhile(snapshot, scope, progress).items():
                 messages.products[symbol].settled -= ids
-            accounts = accounts_of(scope, held, messages.products, claimed, absences)
+            accounts = accounts_of(scope, held, messages.products, claimed, absences, let_go)
         find_times(snapshot, accounts)
 
         kept = refused(snapshot, scope, progress)
@@ -102,6 +105,7 @@ def audit(
             checks=checks,
             refused_ids=refused_ids,
             findings=snapshot.findings,
+            let_go=[gone.as_json() for gone in days_let_go(snapshot)],
             tables={
                 name: {"version": table.version, "files": len(table.files), "rows": table.rows}
                 for name, table in snapshot.tables.items()

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 
 from cryptopulse.audit.id_set import MASK_IDS, IdSet
 from cryptopulse.audit.report import id_range, utc
+from cryptopulse.audit.retention import kept_from, kept_from_us
 from cryptopulse.audit.scope import DAY_US, AuditScope, day_start_us
-from cryptopulse.audit.snapshot import SILVER, LakeSnapshot
+from cryptopulse.audit.snapshot import BRONZE, SILVER, LakeSnapshot
 from cryptopulse.text import ids_text
 
 _NONE = IdSet.of()
@@ -43,6 +44,10 @@ class SilverIds:
     late: IdSet = _NONE
     """Ids that the tables derived from silver may not have consumed."""
     doubled: IdSet = _NONE
+    unproven: IdSet = _NONE
+    """Ids whose messages bronze has let go on purpose."""
+    past: IdSet = _NONE
+    """Ids of days that silver has let go: they came late, and gold leaves such days as they were."""
     earlier: IdSet = _NONE
     """Ids of trades before the audited time."""
     later: IdSet = _NONE
@@ -57,9 +62,10 @@ def held_ids(snapshot: LakeSnapshot, scope: AuditScope, settled_us: int) -> dict
     if SILVER not in snapshot.tables:
         return found
     rebuild = f"run `{snapshot.repairs.rebuild}`"
+    proven_us, first_day = kept_from_us(snapshot, BRONZE), kept_from(snapshot, SILVER)
     for day in sorted({file.day for file in snapshot.files(SILVER)}, key=str):
         files = [file for file in snapshot.files(SILVER) if file.day == day]
-        masks = snapshot.rows(_masks_sql(scope, day, settled_us), {SILVER: files})
+        masks = snapshot.rows(_masks_sql(scope, day, settled_us, proven_us), {SILVER: files})
         for symbol, rows in by_product(masks):
             held = found.setdefault(symbol, SilverIds())
             ids = of_masks(rows, "held")
@@ -68,6 +74,9 @@ def held_ids(snapshot: LakeSnapshot, scope: AuditScope, settled_us: int) -> dict
             held.rest |= of_masks(rows, "rest")
             held.late |= of_masks(rows, "late")
             held.days.append((day, ids.first, ids.last))
+            held.unproven |= of_masks(rows, "unproven")
+            if day is not None and day < first_day:
+                held.past |= ids
             held.earlier |= of_masks(rows, "earlier")
             held.later |= of_masks(rows, "later")
 
@@ -141,7 +150,7 @@ def times_of(
 _POINTS = pa.schema([("symbol", pa.string()), ("trade_id", pa.int64())])
 
 
-def _masks_sql(scope: AuditScope, day: date | None, settled_us: int) -> str:
+def _masks_sql(scope: AuditScope, day: date | None, settled_us: int, proven_us: int) -> str:
     misplaced = "false"
     if day is not None:
         start_us = day_start_us(day)
@@ -152,12 +161,13 @@ def _masks_sql(scope: AuditScope, day: date | None, settled_us: int) -> str:
         SELECT
             symbol, trade_id >> 6 AS chunk, count(*) AS copies, bit_or(bit) AS held,
             bit_or(bit) FILTER (source = 'rest') AS rest, bit_or(bit) FILTER (load_us > {settled_us}) AS late,
+            bit_or(bit) FILTER (received_us < {proven_us}) AS unproven,
             bit_or(bit) FILTER ({earlier}) AS earlier, bit_or(bit) FILTER ({later}) AS later,
             count(*) FILTER ({misplaced}) AS misplaced
         FROM (
             SELECT
                 symbol, trade_id, source, epoch_us(event_time) AS event_us, epoch_us(load_timestamp) AS load_us,
-                {BIT.format("trade_id")} AS bit
+                epoch_us(ingestion_time) AS received_us, {BIT.format("trade_id")} AS bit
             FROM fact_crypto_trades
             WHERE {scope.has_product()}
         )

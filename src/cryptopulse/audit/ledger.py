@@ -40,6 +40,8 @@ class Account:
     received: ReceivedIds
     claimed: IdSet
     absences: Sequence[Absence]
+    let_go: IdSet = _NONE
+    """Ids of trades that silver held until retention let them go."""
     first: int = 0
     last: int = -1
     """Ids from `first` to `last` are audited."""
@@ -84,6 +86,7 @@ def accounts_of(
     received: Mapping[str, ReceivedIds],
     claimed: Mapping[str, IdSet],
     absences: Mapping[str, Sequence[Absence]],
+    let_go: Mapping[str, IdSet],
 ) -> list[Account]:
     """An account for each product with any known trade in the audited time."""
     found = []
@@ -94,8 +97,9 @@ def accounts_of(
             received.get(symbol, ReceivedIds()),
             claimed.get(symbol, _NONE),
             absences.get(symbol, ()),
+            let_go.get(symbol, _NONE),
         )
-        known = account.held.all | account.claimed | account.received.settled
+        known = account.held.all | account.claimed | account.received.settled | account.let_go
         if not known:
             continue
         last = known.last
@@ -105,7 +109,7 @@ def accounts_of(
         if not audited:
             continue
         account.first, account.last = audited.first, audited.last
-        rest = IdSet.of([(account.first, account.last)]) - account.held.all
+        rest = IdSet.of([(account.first, account.last)]) - account.held.all - account.let_go
         absent = IdSet.of((absence.first_trade_id, absence.last_trade_id) for absence in account.absences)
         # A message with the id in bronze outweighs a page without it: silver must have it.
         account.absent = (rest & absent) - account.claimed - account.received.settled
@@ -162,6 +166,7 @@ def ledger_of(account: Account) -> ProductLedger:
         healed_ids=healed.count,
         absent_ids=account.absent.count,
         missing_ids=account.missing.count,
+        let_go_ids=(account.let_go - account.held.all).within(account.first, account.last).count,
         on_their_way_ids=account.on_the_way.count,
         witness="heartbeat" if beat is not None and beat >= account.last else "trade",
         heartbeat_trade_id=beat,
@@ -212,17 +217,20 @@ def report_ids(snapshot: LakeSnapshot, account: Account, refused: IdSet) -> None
         repair = f"run `{repairs.rebuild}`, and audit again"  # silver holds nothing of the product
         if after or before:
             repair = f"run `{repairs.backfill(symbol, after, before)}`; a producer that runs does it by itself"
+        if account.let_go and first < account.let_go.last:
+            repair = "start the producer, which fetches it: its day was let go, so that only its ids are known"
         details = id_range(first, last) | {"after_time": after, "before_time": before, "witness": witness}
         snapshot.report("hole", SILVER, text, repair, symbol, details)
 
     held = account.held.all.within(account.first, account.last)
     if COVERAGE in snapshot.tables:
-        for first, last in held - account.held.late - claimed:
-            text = f"{symbol}: {ids_text(first, last)} in {SILVER} but not in {COVERAGE}"
-            repair = f"run `{repairs.rebuild}`"
-            snapshot.report("ids_unclaimed", COVERAGE, text, repair, symbol, id_range(first, last))
+        for ids, where in ((held - account.held.late, f"in {SILVER}"), (account.let_go - held, f"let go by {SILVER}")):
+            for first, last in ids - claimed:
+                text = f"{symbol}: {ids_text(first, last)} {where} but not in {COVERAGE}"
+                repair = f"run `{repairs.rebuild}`"
+                snapshot.report("ids_unclaimed", COVERAGE, text, repair, symbol, id_range(first, last))
     if BRONZE in snapshot.tables and snapshot.tables[BRONZE].is_whole:
-        for first, last in held - account.received.any:
+        for first, last in held - account.received.any - account.held.unproven:
             text = f"{symbol}: {ids_text(first, last)} in {SILVER}, but in no message of {BRONZE}"
             repair = repairs.table(BRONZE, snapshot.tables[BRONZE].place)
             snapshot.report("message_missing", BRONZE, text, repair, symbol, id_range(first, last))

@@ -8,6 +8,7 @@ from cryptopulse.audit.files import TableFile
 from cryptopulse.audit.id_set import IdSet
 from cryptopulse.audit.ids import BIT
 from cryptopulse.audit.report import AuditCheck
+from cryptopulse.audit.retention import numbers_let_go
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BRONZE, LakeSnapshot
 
@@ -65,10 +66,15 @@ def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> int:
     stored_to = max((position for position in positions if position is not None), default=held.last)
     # The offsets in unreadable files are reported with those files.
     lost = [file.stats for file in snapshot.files(BRONZE) if not file.is_sound]
-    known = held | IdSet.of(
-        stats["offset"]  # type: ignore[misc]
-        for stats in lost
-        if stats.get("partition") == (partition, partition) and "offset" in stats
+    let_go = numbers_let_go(snapshot, BRONZE, partition)
+    known = (
+        held
+        | let_go
+        | IdSet.of(
+            stats["offset"]  # type: ignore[misc]
+            for stats in lost
+            if stats.get("partition") == (partition, partition) and "offset" in stats
+        )
     )
     expired = 0
     for start, last in IdSet.of([(held.first, max(held.last, stored_to))]) - known:
@@ -79,7 +85,8 @@ def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> int:
         if first > last:
             continue
         count = last - first + 1
-        if count >= _NEW_LOG_JUMP and _is_new_log(snapshot, partition, first - 1, last + 1):
+        was_let_go = bool(let_go.touch([first - 1], [first - 1])[0])
+        if count >= _NEW_LOG_JUMP and _is_new_log(snapshot, partition, first - 1, last + 1, was_let_go):
             continue
         which = f"offset {first}" if count == 1 else f"offsets {first} to {last} ({count:,})"
         text = f"{BRONZE}: {which} of partition {partition} missing: messages that were stored are gone"
@@ -89,8 +96,10 @@ def _report_missing(snapshot: LakeSnapshot, partition: int, held: IdSet) -> int:
     return expired
 
 
-def _is_new_log(snapshot: LakeSnapshot, partition: int, before: int, after: int) -> bool:
-    """Whether the jump from offset `before` to `after` is from one embedded log to a later one."""
+def _is_new_log(snapshot: LakeSnapshot, partition: int, before: int, after: int, was_let_go: bool) -> bool:
+    """Whether the jump from offset `before` to `after` is from one embedded log to a later one. `was_let_go`: when the
+    message `before` was logged is not known any more.
+    """
     enqueued_us = {}
     for offset in (before, after):
         files = [file for file in snapshot.files(BRONZE) if file.may_hold("offset", offset, offset)]
@@ -99,4 +108,6 @@ def _is_new_log(snapshot: LakeSnapshot, partition: int, before: int, after: int)
             WHERE "partition" = {partition} AND "offset" = {offset}"""
         enqueued_us[offset] = next(iter(snapshot.rows(sql, {BRONZE: files})["us"].to_pylist()), None)
     old_us, new_us = enqueued_us[before], enqueued_us[after]
-    return old_us is not None and new_us is not None and old_us < after <= new_us
+    if new_us is None or (old_us is None and not was_let_go):
+        return False
+    return bool((old_us or 0) < after <= new_us)

@@ -100,6 +100,8 @@ class ProductLedger:
     healed_ids: int
     absent_ids: int
     missing_ids: int
+    let_go_ids: int
+    """Ids of trades that silver held until retention let them go."""
     on_their_way_ids: int
     """Ids in bronze, but not in silver yet."""
     witness: str
@@ -162,6 +164,8 @@ class Report:
     findings: Findings
     tables: dict[str, dict[str, Any]]
     """Table name → version read, and its numbers of files and rows."""
+    let_go: list[dict[str, Any]]
+    """What each table has let go on purpose: `table`, `rows`, `kept_from`, `last_day` (UTC), and its `days`."""
 
     @property
     def is_complete(self) -> bool:
@@ -181,6 +185,7 @@ class Report:
             "checks": [vars(check) for check in self.checks],
             "findings": [finding.as_json() for finding in self.findings.listed],
             "findings_left_out": self.findings.left_out,
+            "let_go": self.let_go,
             "tables": self.tables,
         }
 

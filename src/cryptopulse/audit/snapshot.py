@@ -56,7 +56,7 @@ _COLUMNS = {
     COVERAGE: "symbol first_trade_id last_trade_id",
     ABSENT: "symbol first_trade_id last_trade_id partition offset",
     QUARANTINE: "partition offset reason",
-    SILVER: "symbol trade_id price trade_size side source event_time load_timestamp",
+    SILVER: "symbol trade_id price trade_size side source event_time ingestion_time load_timestamp",
     BRONZE: "partition offset partition_key source received_time enqueued_time bronze_ingestion_time body",
 }
 """The columns that the audit needs of each table."""

@@ -20,6 +20,7 @@ from cryptopulse.audit.ids import by_product
 from cryptopulse.audit.ledger import Account
 from cryptopulse.audit.progress import Progress
 from cryptopulse.audit.report import AuditCheck, moment, utc
+from cryptopulse.audit.retention import kept_from
 from cryptopulse.audit.scope import DAY_US, AuditScope, day_start_us
 from cryptopulse.audit.snapshot import BARS, SILVER, STATISTICS, LakeSnapshot
 from cryptopulse.text import decimal_text
@@ -51,11 +52,15 @@ def check_windows(
     accounts: Sequence[Account],
     progressed: Callable[[int, int], None],
 ) -> tuple[list[AuditCheck], HealedCounts]:
-    """Compares the bars and statistics of the audited time; calls `progressed(days done, all days)`."""
+    """Compares the bars and statistics of the audited time; calls `progressed(days done, all days)`.
+
+    Those of days that silver has let go stay as they were, and there is nothing to compare them with.
+    """
     if SILVER not in snapshot.tables:
         return [], {}
     tables = [snapshot.tables[name] for name in (SILVER, BARS, STATISTICS) if name in snapshot.tables]
-    days = sorted({day for table in tables for day in table.days() if scope.has_day(day)})
+    first_day = kept_from(snapshot, SILVER)
+    days = sorted({day for table in tables for day in table.days() if scope.has_day(day) and day >= first_day})
     check = _Windows(snapshot, scope, progress, accounts)
     for number, day in enumerate(days, start=1):
         check.compare(day)
@@ -74,8 +79,8 @@ class _Windows:
         self._progress = progress
         self._accounts = {account.symbol: account for account in accounts}
         self._intervals = {
-            "held": _intervals((a.symbol, a.held.all) for a in accounts),
-            "known": _intervals((a.symbol, a.held.all | a.absent) for a in accounts),
+            "held": _intervals((a.symbol, a.held.all | a.let_go) for a in accounts),
+            "known": _intervals((a.symbol, a.held.all | a.let_go | a.absent) for a in accounts),
         }
         self._has_doubled = any(account.held.doubled for account in accounts)
         self._slots_of_lost: set[tuple[str, int]] = set()

@@ -26,6 +26,7 @@ _COLUMNS = {
     "held": "held_ids",
     "healed": "healed_ids",
     "absent": "absent_ids",
+    "let go": "let_go_ids",
     "on their way": "on_their_way_ids",
     "missing": "missing_ids",
     "witness": "witness",
@@ -112,6 +113,10 @@ def _print_report(report: Report) -> None:
             if more > 0:
                 typer.echo(f"{name}  {ledger.symbol}: {more:,} more intervals (see --json)")
 
+    for gone in report.let_go:
+        days = f"{len(gone['days']):,} day{'s' * (len(gone['days']) != 1)}"
+        typer.echo(f"let go on purpose: {days} of {gone['table']}, until {gone['last_day']} ({gone['rows']:,} rows)")
+
     words = {kind: kind.replace("_", " ") for kind in report.findings.counts}
     for kind, count in report.findings.counts.items():
         found = [finding for finding in report.findings.listed if finding.kind == kind][:_KIND_LINES_MAX]
@@ -138,6 +143,7 @@ def _print_report(report: Report) -> None:
         counts = {
             "held once": sum(ledger.held_ids for ledger in report.ledgers),
             "absent at the exchange": sum(ledger.absent_ids for ledger in report.ledgers),
+            "let go on purpose": sum(ledger.let_go_ids for ledger in report.ledgers),
             "on their way": sum(ledger.on_their_way_ids for ledger in report.ledgers),
         }
         ids = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count or what == "held once")

@@ -55,9 +55,16 @@ def backfill(
 
     from cryptopulse import logging_setup
     from cryptopulse.healing.backfill import Backfill
+    from cryptopulse.lake.retention import let_go
+    from cryptopulse.lake.tables import SILVER
     from cryptopulse.log.opening import open_log
     from cryptopulse.supervisor import stop_with_parent
 
+    gone = let_go(settings.location, SILVER)
+    if gone is not None and from_time.date() < gone.kept_from:
+        typer.echo(
+            f"{gone}: only ids never held are fetched of them; their trades make no bars, and go again.", err=True
+        )
     logging_setup.configure_quiet(settings.logging)
     if supervised is not None:
         stop_with_parent()

@@ -56,6 +56,9 @@ def export(
     from cryptopulse.errors import ConfigurationError
     from cryptopulse.lake.dataset import open_lake
     from cryptopulse.lake.export import STANDARD_OUTPUT, kdb_types, write_batches
+    from cryptopulse.lake.retention import let_go
+    from cryptopulse.lake.tables import SILVER
+    from cryptopulse.text import parse_time
 
     settings = settings_from(lake, config)
     limits = settings.processing
@@ -88,6 +91,9 @@ def export(
             )
         # What is said must not end up between the rows.
         is_piped = file == STANDARD_OUTPUT or not file.is_file()
+        gone = let_go(settings.location, SILVER) if what in ("trades", "activity-bars") else None
+        if gone is not None and (start is None or parse_time(start).date() < gone.kept_from):
+            typer.echo(f"{gone}: none of them is in the file.", err=True)
         if json and not is_piped:
             print_json({"file": str(file), "rows": written, "columns": rows.schema.names})
             return

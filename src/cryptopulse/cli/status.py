@@ -85,6 +85,10 @@ def status(
     else:
         typer.echo(f"Lake {settings.lake}")
         print_table(("process", "state", "pid", "since (UTC)", "restarts", "last news", "figures"), rows)
+        tables: Any = next((one.report["tables"] for one in processes if "tables" in one.report), {})
+        for name, table in tables.items():
+            if "kept_from" in table:
+                typer.echo(f"{name} keeps days from {table['kept_from']} on (retention)")
         counts = [one.report.get("conflicts_total") for one in processes]
         print_conflicts(sum(count for count in counts if isinstance(count, int)))
     if not healthy:

@@ -43,6 +43,10 @@ class TradeSource(Protocol):
     def watermark_us(self) -> int:
         """Newest event time that is not in the future."""
 
+    @property
+    def kept_from_us(self) -> int:
+        """Start of the first day that retention keeps (µs UTC); 0 for all."""
+
     def since(self, position: int) -> pa.Table | None:
         """The rows loaded after `position`; None when there are none."""
 
@@ -147,8 +151,13 @@ class AlertStep:
 
     def _judge(self) -> pa.Table:
         """Judges what was noted, writes what changed, and returns the rows written."""
-        scopes = [scope for scopes in self._scopes.values() for scope in scopes]
-        parts = [self._trades.between(first, last, symbols) for first, last, symbols in needed_spans(scopes)]
+        while True:
+            kept_from_us = self._trades.kept_from_us
+            noted = (scope for scopes in self._scopes.values() for scope in scopes)
+            scopes = [kept for scope in noted if (kept := _kept(scope, kept_from_us)) is not None]
+            parts = [self._trades.between(first, last, symbols) for first, last, symbols in needed_spans(scopes)]
+            if self._trades.kept_from_us == kept_from_us:  # else some trades may just have gone
+                break
         trades = pa.concat_tables([SILVER.empty, *parts])
         known = self._known(scopes)
         found = judge(trades, scopes, known, self._trades.watermark_us)
@@ -200,3 +209,9 @@ class AlertStep:
         until = pc.add(pc.cast(still["last_trigger_at"], pa.int64()), quiet_us)
         self._quiet_until_us: int = pc.min(until).as_py() or _FAR_US
         """Until when no episode can close, unless it goes on."""
+
+
+def _kept(scope: JudgeScope, kept_from_us: int) -> JudgeScope | None:
+    """The part of `scope` whose look-backs are kept; None for no part. Nothing is judged by a part of its trades."""
+    first_us = max(scope.first_us, kept_from_us + scope.rule.lookback_s * MICROS if kept_from_us else 0)
+    return replace(scope, first_us=first_us) if first_us <= scope.last_us else None

@@ -52,8 +52,10 @@ class Bronze:
         return self._at_start.get(partition, NOTHING_YET)
 
     def stored_to(self, partition: int) -> int:
-        """Last offset of `partition` that is in bronze; -1 for none."""
-        return self._stored.get(partition, NOTHING_YET)
+        """Last offset of `partition` that is in bronze, or was until retention let it go; -1 for none."""
+        if partition not in self._stored:
+            self._stored[partition] = self._table.position(f"log/{partition}")
+        return self._stored[partition]
 
     def messages(self) -> int:
         """How many messages bronze holds."""

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from cryptopulse.engine import StepResult
 from cryptopulse.engine.coverage import Coverage
 from cryptopulse.engine.gold import replace_windows, rows_of
-from cryptopulse.engine.rows import in_windows, touched_windows, window_starts
+from cryptopulse.engine.rows import in_windows, kept_windows, touched_windows, window_starts
 from cryptopulse.engine.session import SqlSession
-from cryptopulse.lake.tables import ABSENT, BARS, COMPLETENESS, COVERAGE
+from cryptopulse.lake.retention import DAY_US
+from cryptopulse.lake.tables import ABSENT, BARS, COMPLETENESS, COVERAGE, SILVER
 from cryptopulse.store.table_tail import TableTail
 from cryptopulse.store.table_writer import TableWriter
 
@@ -47,6 +48,7 @@ class CompletenessStep:
         self._session = session
         self._bars = bars
         self._coverage = coverage
+        self._silver = tables[SILVER.qualified]
         self._absent = absent
         self._unsettled = self._table.read(", ".join(_ROW), _MAY_CHANGE)
         """Rows, as they are in the table, that may change without a change of their bars."""
@@ -72,7 +74,12 @@ class CompletenessStep:
         touched = touched_windows(
             _BAR_SCHEMA.empty_table() if news is None else news, "window_start", COMPLETENESS.window_seconds
         )
+        # Hours of days that retention let go stay: a trade that came late for one is in no bar.
+        kept_from_us = max(self._silver.kept_from, 0) * DAY_US
+        touched = kept_windows(touched, kept_from_us)
         others = self._unsettled_hours.filter(pc.invert(in_windows(self._unsettled_hours, touched)))
+        if kept_from_us:
+            others = others.filter(pc.greater_equal(pc.cast(others["window_start"], pa.int64()), kept_from_us))
         hours, coverage = pa.concat_tables([self._hours_of(touched), others]), self._coverage.table
         inputs = {BARS.qualified: hours, COVERAGE.qualified: coverage, ABSENT.qualified: self._absent()}
         derived = self._session.derive(COMPLETENESS.qualified, inputs).select(_ROW)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
 from cryptopulse.engine import StepResult
@@ -21,9 +22,11 @@ from cryptopulse.engine.coverage import INTERVALS_SCHEMA, Coverage
 from cryptopulse.engine.gold import WindowSteps
 from cryptopulse.engine.judge import lookback_max_s
 from cryptopulse.engine.messages import MessageSteps
+from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.engine.session import SqlSession
 from cryptopulse.lake.dialect import delta_time
 from cryptopulse.lake.reading import quoted
+from cryptopulse.lake.retention import KEPT_FROM, ROWS, runs_of
 from cryptopulse.lake.tables import (
     ABSENT,
     ALERTS,
@@ -87,6 +90,8 @@ class EmbeddedEngine:
 
     def _load(self) -> None:
         settings, tables = self._settings, self.tables
+        for writer in tables.values():
+            writer.position(KEPT_FROM)  # now, while the table is open: maintenance and steps ask for it all the time
         silver = tables[SILVER.qualified]
         rules = settings.alerts.rules
         self.trades = TableTail(silver, (lookback_max_s(rules) + _MARGIN_S) * MICROS)
@@ -121,23 +126,38 @@ class EmbeddedEngine:
     def _load_coverage(self) -> None:
         """Reads the intervals of ids, and adds the ids that silver took in since they were written.
 
-        They must count as many ids as silver has rows. They don't if a power cut, a restore or a deletion removed rows
-        of silver and left the intervals. These would claim ids that are gone and block them for ever, so all intervals
-        are then rebuilt from silver. (The intervals never lack an id: newer rows are read from silver.)
+        They must count as many ids as silver has rows, with those that retention let go. They don't if a power cut, a
+        restore or a deletion removed rows of silver and left the intervals. These would claim ids that are gone and
+        block them for ever, so all intervals are then rebuilt from silver, and from the record of what was let go.
+        (The intervals never lack an id: newer rows are read from silver.)
         """
         silver, table = self.tables[SILVER.qualified], self.tables[COVERAGE.qualified]
         self.coverage = Coverage()
-        self.coverage.add_intervals(table.read(quoted(INTERVALS_SCHEMA.names)).cast(INTERVALS_SCHEMA))
+        written = table.read(quoted(INTERVALS_SCHEMA.names)).cast(INTERVALS_SCHEMA)
+        self.coverage.add_intervals(written)
         written_to = table.position("silver")
         if written_to < self.trades.position:
             for ids in silver.read_parts("symbol, trade_id", f"load_timestamp > {delta_time(written_to)}", _COVER_ROWS):
                 self.coverage.add(ids)
-        if self.coverage.count != silver.rows():
-            logger.warning("coverage_rebuilt", rows=silver.rows(), ids_claimed=self.coverage.count)
-            table.replace(COVERAGE.empty, {"silver": NOTHING_YET})
+        rows = silver.rows() + max(silver.position(ROWS), 0)
+        if self.coverage.count != rows:
+            logger.warning("coverage_rebuilt", rows=rows, ids_claimed=self.coverage.count)
+            gone = self._let_go_ids(written)
+            table.replace(shaped(stamped(gone, 0), COVERAGE), {"silver": NOTHING_YET})
             self.coverage = Coverage()
+            self.coverage.add_intervals(gone)
             for ids in silver.read_parts("symbol, trade_id", "true", _COVER_ROWS):
                 self.coverage.add(ids)
+
+    def _let_go_ids(self, written: pa.Table) -> pa.Table:
+        """The ids (INTERVALS_SCHEMA) of trades that retention let go, of the products of `written`."""
+        position = self.tables[SILVER.qualified].position
+        found = [
+            {"symbol": symbol, "first_trade_id": first, "last_trade_id": last}
+            for symbol in pc.unique(written["symbol"]).to_pylist()
+            for first, last in runs_of(position, symbol)
+        ]
+        return pa.Table.from_pylist(found, INTERVALS_SCHEMA)
 
     def stored_to(self, partition: int) -> int:
         """Last offset of a log partition that bronze holds; -1 for none."""

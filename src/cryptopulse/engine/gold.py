@@ -13,6 +13,7 @@ from cryptopulse.engine.coverage import Coverage, id_spans
 from cryptopulse.engine.rows import (
     distinct_windows,
     in_windows,
+    kept_windows,
     newest_load_us,
     shaped,
     stamped,
@@ -56,8 +57,17 @@ class WindowSteps:
         if news is None:
             return None
         coverage = self._coverage.table
-        touched = self._minutes.of(news, coverage, self._session.derive)
-        trades = rows_of(self._trades, touched, BARS.window_seconds)
+        position = {"silver": newest_load_us(news)}
+        minutes = self._minutes.of(news, coverage, self._session.derive)
+        while True:
+            kept_from_us = self._trades.kept_from_us
+            touched = kept_windows(minutes, kept_from_us)
+            if touched.num_rows == 0:
+                self._bars.append(BARS.empty, position)
+                return StepResult(BARS, BARS.empty, news.num_rows, received=news["ingestion_time"])
+            trades = rows_of(self._trades, touched, BARS.window_seconds)
+            if self._trades.kept_from_us == kept_from_us:  # else some of them may just have gone
+                break
         if touched_windows(trades, "event_time", BARS.window_seconds).num_rows > touched.num_rows:
             # A span of minutes also has minutes of products that did not change: don't derive those again.
             starts = window_starts(trades["event_time"], BARS.window_seconds)
@@ -65,7 +75,7 @@ class WindowSteps:
             trades = trades.filter(in_windows(windows, touched))
         inputs = {SILVER.qualified: with_values(trades), COVERAGE.qualified: coverage}
         derived = self._session.derive(BARS.qualified, inputs, {VALUE_SQL: VALUE})
-        rows = replace_windows(self._bars, derived, touched, {"silver": newest_load_us(news)})
+        rows = replace_windows(self._bars, derived, touched, position)
         self._minutes.note(rows)
         if rows.num_rows:
             self._recent_bars.add(rows, self._bars.position(LOAD))

@@ -47,6 +47,11 @@ def distinct_windows(windows: pa.Table) -> pa.Table:
     return windows.group_by(["symbol", "window_us"]).aggregate([]).select(["symbol", "window_us"])
 
 
+def kept_windows(windows: pa.Table, kept_from_us: int) -> pa.Table:
+    """Those of `windows` (symbol, window_us) that begin at `kept_from_us` (µs UTC) or later."""
+    return windows.filter(pc.greater_equal(windows["window_us"], kept_from_us)) if kept_from_us else windows
+
+
 def in_windows(rows: pa.Table, windows: pa.Table) -> pa.Array:
     """For each of `rows` (symbol, window_start) whether it is one of `windows` (symbol, window_us)."""
     if not rows.num_rows or not windows.num_rows:

@@ -20,6 +20,7 @@ from cryptopulse.lake.follower import NewestVersions, PinnedVersions, Versions
 from cryptopulse.lake.grains import COLUMNS as BAR_COLUMNS
 from cryptopulse.lake.grains import grain_seconds
 from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.retention import SETTINGS, check_let_go, let_go
 from cryptopulse.lake.scan import (
     Moment,
     Selection,
@@ -249,6 +250,21 @@ class Lake:
             raise ConfigurationError(f"There is no table {name!r}; there are {', '.join(BY_NAME)}.")
         return self._rows(BY_NAME[name], symbol, start, end, columns=columns)
 
+    def retention(self) -> SqlRows:
+        """Tables of which retention let days go on purpose: `table`, `first_day` and `last_day` that went, `kept_from`
+        (the first day kept), and how many `rows` went. Days are UTC, in ISO form.
+        """
+        files = self._versions.files_of(SETTINGS)
+        there = (table for table in SETTINGS if files[table].version >= 0)
+        gone = [found for table in there if (found := let_go(self.location, table)) is not None]
+        rows = ", ".join(
+            f"('{one.table.qualified}', '{one.first_day}', '{one.last_day}', '{one.kept_from}', {one.rows})"
+            for one in gone
+        )
+        values = f"VALUES {rows}" if gone else "SELECT '', '', '', '', 0 WHERE false"
+        names = '"table", first_day, last_day, kept_from, rows'
+        return self.sql(f"SELECT * REPLACE (rows::BIGINT AS rows) FROM ({values}) AS gone({names})")  # noqa: S608 - ours
+
     def products(self) -> SqlRows:
         """Products with trades: lowest and highest id, trades held, ids in between that are not held."""
         return self.sql(_PRODUCTS)
@@ -277,8 +293,11 @@ class Lake:
         Made from load times, so it reaches back to the first one; `rebuild` loads all rows again. Bars, statistics,
         completeness and coverage are derived again from the trades, which reads more than the stored rows would;
         alerts are judged again by the configured rules. `load_timestamp` is the moment where rows are derived.
+
+        Raises ConfigurationError when retention has let go of days of silver.
         """
         us = moment_us("as_of", moment)
+        check_let_go(let_go(self.location, SILVER), "The tables as of a moment are made of all trades")
         us = us if self._as_of_us is None else min(us, self._as_of_us)
         return self._like(as_of_us=us, database=self._database)
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.dataset import Lake
+from cryptopulse.lake.retention import check_let_go, let_go
 from cryptopulse.lake.scan import moment_of
 from cryptopulse.lake.tables import BRONZE
 from cryptopulse.simulator.wire import frame
@@ -70,6 +71,9 @@ class Window:
         self.products = sorted(set(held) if products is None else set(products))
         if unknown := [name for name in self.products if name not in held]:
             raise ConfigurationError(f"The lake has no trades of {unknown[0]}.")
+        gone = let_go(lake.location, BRONZE)
+        is_gone = gone is not None and moment_of(first_us).date() < gone.kept_from
+        check_let_go(gone if is_gone else None, "The messages from that time are gone")
         self._messages = lake.table(BRONZE.qualified, None, moment_of(first_us), moment_of(end_us), columns=_COLUMNS)
         edges = [
             rows.limit(1).arrow()["received_time"].cast(pa.int64()).to_pylist()

@@ -12,10 +12,10 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -38,6 +38,7 @@ from cryptopulse.settings.sections import (
     LogSettings,
     MaintenanceSettings,
     ProcessingSettings,
+    RetentionSettings,
     SparkSettings,
     StorageSettings,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "MaintenanceSettings",
     "NotifySettings",
     "ProcessingSettings",
+    "RetentionSettings",
     "ServeSettings",
     "Settings",
     "SparkSettings",
@@ -129,8 +131,17 @@ class Settings(BaseSettings):
     notify: NotifySettings = NotifySettings()
     serve: ServeSettings = ServeSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
+    retention: RetentionSettings = RetentionSettings()
     storage: StorageSettings = StorageSettings()
     logging: LoggingSettings = LoggingSettings()
+
+    @model_validator(mode="after")
+    def _retention_is_applied(self) -> Self:
+        if self.processing.engine == "spark" and (chosen := self.retention.model_dump(exclude_none=True)):
+            raise ValueError(
+                f"retention.{next(iter(chosen))} needs processing.engine = embedded: Spark lets no day go, so unset it"
+            )
+        return self
 
     @property
     def location(self) -> LakeLocation:

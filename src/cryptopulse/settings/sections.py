@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from cryptopulse.lake.location import OPTION_NAME
@@ -227,6 +228,41 @@ class MaintenanceSettings(_Section):
     table about 1 µs slower (measured on a local disk)."""
     vacuum_retention_hours: int = Field(default=1, ge=1)
     """Files that compaction replaced are deleted after this time. Until then readers can use an old snapshot."""
+
+
+class RetentionSettings(_Section):
+    """How many days (UTC) a table keeps; not set: all, for ever. Whole days go, once a day, for good, and only after
+    every table derived from them has consumed them. Gold, the intervals of ids held and the proofs of absent ids are
+    always kept."""
+
+    bronze_days: int | None = Field(default=None, ge=1, le=100_000)
+    """Days that `bronze.coinbase_raw_trades` keeps, by the time of receipt. Once a day has gone, `rebuild` is
+    refused."""
+    silver_days: int | None = Field(default=None, ge=2, le=100_000)
+    """Days that `silver.fact_crypto_trades` keeps, by the time of the trade. Once a day has gone, its bars and alerts
+    stay as they are."""
+    quarantine_days: int | None = Field(default=None, ge=1, le=100_000)
+    """Days that `silver.quarantined_messages` keeps, by the time of receipt; at least `bronze_days`, which must be
+    set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _are_known(cls, given: Any) -> Any:
+        for name in set(given) - set(cls.model_fields) if isinstance(given, dict) else ():
+            raise ValueError(
+                f"there is no {name}; days can go from bronze (bronze_days), silver's trades (silver_days) and "
+                "quarantine (quarantine_days), all other tables are kept for ever"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _quarantine_outlives_bronze(self) -> Self:
+        if self.quarantine_days is not None and self.quarantine_days < (self.bronze_days or math.inf):
+            raise ValueError(
+                "quarantine_days must be at least bronze_days, which must be set: a message without the reason of its "
+                "refusal looks like a lost trade"
+            )
+        return self
 
 
 class StorageSettings(_Section):

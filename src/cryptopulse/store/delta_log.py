@@ -113,7 +113,9 @@ def commit_body(
     now_ms = time.time_ns() // 1_000_000
     removes, adds = files
     info: dict[str, Any] = {"timestamp": now_ms, COMMIT: name, POSITIONS: str(len(transactions))}
-    if changes_rows:
+    if changes_rows and removes and not adds:
+        info |= {"operation": "DELETE", "operationParameters": {}}
+    elif changes_rows:
         info |= {"operation": "WRITE", "operationParameters": {"mode": "Overwrite" if removes else "Append"}}
     else:
         metrics = {"numFilesAdded": str(len(adds)), "numFilesRemoved": str(len(removes))}

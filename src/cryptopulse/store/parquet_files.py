@@ -7,7 +7,7 @@ small and fast, without dictionaries and statistics, which only help in large fi
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import obstore
@@ -59,15 +59,22 @@ class ParquetFiles:
                     writer.write_table(group.select(self._names), row_group_size=_ROW_GROUP_ROWS)
             return sink.size
 
-    def read(self, path: str, size: int, partition: Mapping[str, str]) -> Iterator[pa.Table]:
-        """The rows of a file of `size` bytes, in parts with all of the contract's columns. `partition`: the file's."""
+    def read(
+        self, path: str, size: int, partition: Mapping[str, str], columns: Sequence[str] | None = None
+    ) -> Iterator[pa.Table]:
+        """The rows of a file of `size` bytes, in parts with all of the contract's columns. `partition`: the file's.
+        `columns`: only these, in their order, none of them a partition's.
+        """
+        names = None if columns is None else list(columns)
         if size <= _WHOLE_BYTES:
             with pq.ParquetFile(pa.BufferReader(self._store.get(path).bytes().to_bytes())) as file:
-                yield self._whole(file.read(use_threads=False), partition)
+                rows = file.read(names, use_threads=False)
+                yield self._whole(rows, partition) if names is None else rows.select(names)
             return
         with pq.ParquetFile(_Source(obstore.open_reader(self._store, path))) as file:
-            for batch in file.iter_batches(_READ_ROWS, use_threads=False):
-                yield self._whole(pa.Table.from_batches([batch]), partition)
+            for batch in file.iter_batches(_READ_ROWS, columns=names, use_threads=False):
+                rows = pa.Table.from_batches([batch])
+                yield self._whole(rows, partition) if names is None else rows.select(names)
 
     def _whole(self, rows: pa.Table, partition: Mapping[str, str]) -> pa.Table:
         for name, value in partition.items():

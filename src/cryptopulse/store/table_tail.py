@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from cryptopulse.lake.dialect import delta_time
 from cryptopulse.lake.reading import between_us, quoted
+from cryptopulse.lake.retention import DAY_US
 from cryptopulse.lake.tables import LOAD_TIMESTAMP
 from cryptopulse.store.table_writer import LOAD, NOTHING_YET, TableWriter
 
@@ -82,6 +83,11 @@ class TableTail:
             if kept.num_rows:
                 times = self._times(kept)
                 self._chunks = [_Chunk(kept, NOTHING_YET, self.position, int(times.min()), int(times.max()))]
+
+    @property
+    def kept_from_us(self) -> int:
+        """Start of the first day that retention keeps (µs UTC); 0 for all."""
+        return max(self._table.kept_from, 0) * DAY_US
 
     def add(self, rows: pa.Table, position: int) -> None:
         """Adds the `rows` of the commit at `position` (µs UTC), and drops rows that are too old."""

@@ -34,6 +34,7 @@ from deltalake.exceptions import CommitFailedError
 from cryptopulse.errors import Fenced, LakeFull
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.reading import plain, read_table, row_count, statement
+from cryptopulse.lake.retention import KEPT_FROM
 from cryptopulse.lake.storage import is_there, open_table, reading, storage
 from cryptopulse.lake.tables import Table
 from cryptopulse.store.commit_log import CommitLog, fenced
@@ -103,6 +104,7 @@ class TableWriter:
         self._owner: dict[str, int] = {}
         self._grown: set[Partition] = set()
         self._replaced: list[str] = []
+        self._kept_from = NOTHING_YET
         made = None
         if not is_there(lake, table):
             with storage(lake):
@@ -223,6 +225,29 @@ class TableWriter:
                 removed, unreplaced = self._split(is_replaced, bounds)
                 is_done = self._commit(self._write([unreplaced, rows]), removed, positions)
         self._count(rows)
+
+    @property
+    def kept_from(self) -> int:
+        """The first day that retention keeps, in days since 1970-01-01; NOTHING_YET before it has let any day go."""
+        return max(self._kept_from, self.position(KEPT_FROM))
+
+    def let_go(self, files: Sequence[DataFile], positions: Mapping[str, int]) -> bool:
+        """Removes whole `files` in one commit, which moves to `positions`; one of them is KEPT_FROM.
+
+        `kept_from` grows before the commit: who reads rows and then finds it unchanged has read all of them. Returns
+        False, and removes nothing, when one of the files was replaced meanwhile. Raises Fenced as `append`.
+        """
+        self._kept_from = positions[KEPT_FROM]
+        try:
+            with self._lock:
+                return self._commit({}, files, positions)
+        finally:
+            self._kept_from = NOTHING_YET  # from here on it is a position, if the commit was made
+
+    def parts_of(self, file: DataFile, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of `file` with `columns`, in parts."""
+        with reading(self.lake, self.table):
+            yield from self._parquet.read(file.path, file.size, file.partition, columns)
 
     def merge(self, files: Sequence[DataFile]) -> bool:
         """Merges several files of one partition into one, in a commit that changes no row.

@@ -65,6 +65,7 @@ class _Trades:
         self._sql, self._tables = sql, tables
         silver = tables.read(sql.session, SILVER).where("event_time <= CURRENT_TIMESTAMP()")
         self.watermark_us = micros_of(silver, "MAX(event_time)", 0)
+        self.kept_from_us = 0
         self._batch: pa.Table | None = None
 
     def take_in(self, sql: SparkSql, batch: DataFrame) -> None:

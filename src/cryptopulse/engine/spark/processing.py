@@ -15,6 +15,7 @@ from cryptopulse.engine.spark.streams import Step, Stream
 from cryptopulse.engine.spark.tables import SparkTables
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.lock import LakeLock
+from cryptopulse.lake.retention import check_let_go, let_go
 from cryptopulse.lake.tables import (
     ABSENT,
     ALERTS,
@@ -74,6 +75,10 @@ def _streams(settings: Settings, log: Log, steps: Sequence[str]) -> Iterator[lis
         raise ConfigurationError(
             "Spark reads Kafka or Azure Event Hubs: set log.url = kafka://host:port/topic, or "
             "EVENT_HUB_CONNECTION_STRING."
+        )
+    for table in () if settings.spark.catalog else (BRONZE, SILVER):
+        check_let_go(
+            let_go(settings.location, table), "Only the embedded engine goes on with a lake of which days are gone"
         )
     unknown = [step for step in steps if step not in STEPS]
     if unknown:

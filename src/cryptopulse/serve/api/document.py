@@ -62,6 +62,20 @@ PRODUCT_ROW: Final[Schema] = {
 }
 
 
+RETENTION_ROW: Final[Schema] = {
+    "type": "object",
+    "required": ["table", "first_day", "last_day", "kept_from", "rows"],
+    "properties": {
+        "table": {"type": "string", "description": "Its name.", "examples": ["bronze.coinbase_raw_trades"]},
+        "first_day": {"type": "string", "format": "date", "description": "First day (UTC) that was let go."},
+        "last_day": {"type": "string", "format": "date", "description": "Last day that was let go."},
+        "kept_from": {"type": "string", "format": "date", "description": "First day that is kept."},
+        "rows": {"type": "integer", "format": "int64", "description": "Rows that were let go."},
+    },
+    "additionalProperties": False,
+}
+
+
 def stored_columns(table: Table) -> list[str]:
     """The columns of `table` without partition columns."""
     return [column.name for column in table.columns if column.name not in table.partition_by]

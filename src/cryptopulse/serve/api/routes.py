@@ -12,7 +12,15 @@ from starlette.responses import Response
 from cryptopulse.lake.activity_bars import ACTIVITY_BARS
 from cryptopulse.lake.table_rows import TableRows
 from cryptopulse.lake.tables import ALERTS, COMPLETENESS, SILVER, STATS
-from cryptopulse.serve.api.document import PRODUCT_ROW, bar_row, event_responses, page_responses, row_of, stored_columns
+from cryptopulse.serve.api.document import (
+    PRODUCT_ROW,
+    RETENTION_ROW,
+    bar_row,
+    event_responses,
+    page_responses,
+    row_of,
+    stored_columns,
+)
 from cryptopulse.serve.api.events import Events
 from cryptopulse.serve.api.formats import RowsPage, negotiate
 from cryptopulse.serve.api.parameters import (
@@ -85,6 +93,12 @@ async def completeness(request: Request, params: Annotated[RowsParams, Query()])
     """Per product and hour: how many trade ids are expected, held, healed, absent at the exchange, and missing."""
     columns = stored_columns(COMPLETENESS)
     return await _page(request, params, lambda lake, *which: lake.completeness(*which, columns=columns))
+
+
+@router.get("/retention", summary="Retention", responses=page_responses("Table", RETENTION_ROW))
+async def retention(request: Request, params: Annotated[PageParams, Query()]) -> Response:
+    """The tables of which days were let go on purpose, and from when on they keep all."""
+    return await _respond(request, params, lambda service: service.retention())
 
 
 @router.get("/events", summary="Events", responses=event_responses())

@@ -124,6 +124,10 @@ class Service:
 
         return await self._run(read)
 
+    async def retention(self) -> RowsPage:
+        """The tables that have let days go: a handful, on one page. Raises Problem."""
+        return await self._run(lambda: RowsPage(self.lake.retention().arrow(), None))
+
     async def alerts(self, symbols: list[str] | None) -> pa.Table:
         """All alert episodes of `symbols`, read once per version for all listeners. Raises Problem."""
 

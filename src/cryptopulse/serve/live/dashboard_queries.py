@@ -120,6 +120,7 @@ class DashboardQueries:
             **{name: query(partial(_of_file, name), every_s) for name, every_s in EVERY_S.items()},
             "trades_a_minute": query(lambda: _MINUTES.format(query=_of_file("trades_a_minute")), 10),
             "ledger": query(lambda: _LEDGER, 10),
+            "retention": CachedQuery(lambda: plain_rows(self._lake.retention().arrow()), max(30.0, least_s)),
             "conflicts": query(lambda: _CONFLICTS, 15),
             "hours": query(lambda: _GRID.format(unit="hour", span="'48' HOUR"), 10),
             "days": query(lambda: _GRID.format(unit="day", span="'60' DAY"), 30),

@@ -52,7 +52,8 @@ export function mount(element, { lake, path }) {
     share: ["Held", "Of the ids from each product's first to its last"],
   });
   const verdict = h("section", { className: "cp-verdict", role: "status" });
-  element.append(verdict);
+  const retained = h("p", { hidden: true });
+  element.append(verdict, retained);
 
   const overview = panel(element, "By product and time", "Each cell is a product's hour or day, in UTC");
   const heatmap = new Heatmap(overview.body, { onOpen: (symbol, start, step) => (location.hash = timeHash(symbol, start, step)) });
@@ -119,6 +120,12 @@ export function mount(element, { lake, path }) {
   const ends = [
     showQuery("completeness", { onRows: (rows) => ((coverage = rows), show()), onStatus: products.onStatus, empty: "There are no trades yet." }),
     showQuery("ledger", { onRows: (rows) => ((ledger = rows), show()) }),
+    showQuery("retention", {
+      onRows: (rows) => {
+        retained.textContent = `Let go on purpose, and counted as held: ${rows.map((row) => `${row.table} until ${row.last_day}, ${format.count(row.rows)} rows`).join("; ")}.`;
+        retained.hidden = !rows.length;
+      },
+    }),
     showQuery("conflicts", { onRows: (rows) => ((conflicts = rows), show()) }),
     showQuery("holes", {
       onRows: (rows) => {

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.engine import StepResult
-from cryptopulse.engine.judge import JudgeScope, judge, needed_spans, scopes_of
+from cryptopulse.engine.judge import JudgeScope, judge, needed_spans, scopes_of, whole_episodes
 from cryptopulse.engine.price_watch import PriceWatch
 from cryptopulse.engine.rows import newest_load_us, shaped, stamped
 from cryptopulse.lake.tables import ALERTS, SILVER
@@ -130,7 +130,7 @@ class AlertStep:
             is_unknown = pc.is_in(fresh["symbol"], pa.array(unknown))
             self._note_all(fresh.filter(is_unknown))
             fresh = fresh.filter(pc.invert(is_unknown))
-            from_us = self._trades.watermark_us - self._watch.lookback_us - _SLACK_US
+            from_us = self._trades.watermark_us - self._watch.reach_us - _SLACK_US
             self._watch.load(unknown, self._trades.between(from_us, _FAR_US, unknown), from_us)
         for symbol, rule, alert_type, at_us in self._watch.take_in(fresh):
             self._series.add((symbol, rule.name, alert_type))
@@ -147,10 +147,11 @@ class AlertStep:
 
     def _judge(self) -> pa.Table:
         """Judges what was noted, writes what changed, and returns the rows written."""
-        scopes = [scope for scopes in self._scopes.values() for scope in scopes]
+        noted = [scope for scopes in self._scopes.values() for scope in scopes]
+        known = self._known(noted)
+        scopes = whole_episodes(noted, known)
         parts = [self._trades.between(first, last, symbols) for first, last, symbols in needed_spans(scopes)]
         trades = pa.concat_tables([SILVER.empty, *parts])
-        known = self._known(scopes)
         found = judge(trades, scopes, known, self._trades.watermark_us)
         self._scopes.clear()
         self._series.clear()

@@ -1,9 +1,21 @@
-"""Alerts: how severe an episode is, and what its `alert_id` is made of."""
+"""Alerts: their types, how severe an episode is, what it measured as text, and what its `alert_id` is made of."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from typing import Final, Literal, get_args
+
+AlertType = Literal["FLASH_CRASH", "PRICE_SURGE", "VOLUME_SURGE", "BUY_IMBALANCE", "SELL_IMBALANCE", "VOLATILITY"]
+
+KINDS: Final[dict[AlertType, Literal["price", "volume", "imbalance", "volatility"]]] = {
+    "FLASH_CRASH": "price",
+    "PRICE_SURGE": "price",
+    "VOLUME_SURGE": "volume",
+    "BUY_IMBALANCE": "imbalance",
+    "SELL_IMBALANCE": "imbalance",
+    "VOLATILITY": "volatility",
+}
+"""Alert type → what it measures."""
 
 Severity = Literal["WARNING", "HIGH", "CRITICAL"]
 
@@ -15,7 +27,7 @@ THRESHOLDS: Final[dict[Severity, int]] = {"WARNING": 1, "HIGH": 2, "CRITICAL": 4
 
 
 def severity_of(thresholds: Fraction) -> Severity:
-    """The severity of a price change, given in multiples of the rule's threshold."""
+    """The severity of what was measured, given in multiples of the rule's threshold."""
     return max((name for name in SEVERITIES if thresholds >= THRESHOLDS[name]), key=SEVERITIES.index, default="WARNING")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def _judged(mine: list[Trade], place: int, rule: AlertRule, kind: str) -> Hit | 
     trade = mine[place]
     oldest = trade.time - timedelta(seconds=rule.lookback_s)
     back = [t for t in mine[: place + 1] if t.time >= oldest]
-    if len(back) < rule.min_trades or _volume(back) < rule.min_volume:
+    if len(back) < rule.min_trades or _volume(back) < rule.min_volume * 10**12:
         return None
     if kind not in (CRASH, SURGE):
         measured, is_over = _measured(mine, back, rule, kind)
@@ -82,26 +83,31 @@ def _measured(mine: list[Trade], back: list[Trade], rule: AlertRule, kind: str) 
     if kind == "VOLUME_SURGE":
         length = timedelta(seconds=rule.lookback_s)
         last = (back[-1].time - EPOCH) // length - 2
-        windows = dict.fromkeys((last - n for n in range(rule.baseline_windows)), Fraction(0))
+        windows = dict.fromkeys((last - n for n in range(rule.baseline_windows)), 0)
         for trade in mine:
             if (window := (trade.time - EPOCH) // length) in windows:
-                windows[window] += Fraction(trade.size)
-        usual = statistics.median(windows.values())
-        share = 100 * _volume(back) / usual if usual else Fraction(0)
+                windows[window] += _units(trade.size)
+        twice = statistics.median_low(windows.values()) + statistics.median_high(windows.values())
+        share = Fraction(200 * _volume(back), twice) if twice else Fraction(0)
     else:
         bought = _volume(t for t in back if t.side == "BUY")
-        share = 100 * (2 * bought - _volume(back)) / _volume(back) * (-1 if kind == SELLERS else 1)
+        share = Fraction(100 * (2 * bought - _volume(back)), _volume(back)) * (-1 if kind == SELLERS else 1)
     return float(share), share >= threshold
 
 
 def _return(before: str, after: str) -> int:
     """In billionths, in double precision over prices as whole numbers."""
-    there, here = (float(int(Decimal(price).scaleb(12))) for price in (before, after))
+    there, here = float(_units(before)), float(_units(after))
     return round(max(min((here - there) / there * 1e9, 1e9), -1e9))
 
 
-def _volume(trades: Iterable[Trade]) -> Fraction:
-    return sum((Fraction(trade.size) for trade in trades), Fraction(0))
+def _volume(trades: Iterable[Trade]) -> int:
+    return sum(_units(trade.size) for trade in trades)
+
+
+@cache
+def _units(number: str) -> int:
+    return int(Decimal(number).scaleb(12))
 
 
 def _episodes(over: list[Hit], rule: AlertRule) -> list[list[Hit]]:

@@ -46,7 +46,7 @@ def rows(episodes: pa.Table) -> list[dict[str, Any]]:
     return sorted(episodes.select(columns).to_pylist(), key=lambda row: row["alert_id"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), unit=st.sampled_from(["1", "1e-11", "0.0001", "1e7", "98765432"]))
 def test_everything_at_once_and_in_any_parts_is_what_the_brute_force_finds(seed: int, unit: str) -> None:
     """At any size of prices: 64 bits hold those of up to nine million."""

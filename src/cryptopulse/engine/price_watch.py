@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -137,15 +138,14 @@ class PriceWatch:
         A late trade is always returned: newer trades look back at it, and its own look-back may be dropped already.
         Where more than prices is watched it unloads its product.
         """
-        prices, rows = ExactDecimals.of(news["price"]).rough().tolist(), news.num_rows
-        sizes, buys = [0.0] * rows, [True] * rows
+        prices, sizes, buys = ExactDecimals.of(news["price"]).rough().tolist(), repeat(0.0), repeat(True)
         if self._has_measures:
             sizes = ExactDecimals.of(news["trade_size"]).rough().tolist()
             buys = pc.equal(news["side"], "BUY").to_pylist() if "side" in news.column_names else buys
         columns = (news["symbol"], pc.cast(news["event_time"], pa.int64()), news["trade_id"])
         plain = (column.to_numpy().tolist() for column in columns)
         late: set[str] = set()
-        for symbol, at, trade_id, price, size, is_buy in zip(*plain, prices, sizes, buys, strict=True):
+        for symbol, at, trade_id, price, size, is_buy in zip(*plain, prices, sizes, buys, strict=False):
             product = self._products[symbol]
             product.highest.add(at, price)
             product.lowest.add(at, -price)

@@ -166,14 +166,28 @@ RULES = [
 
 MEASURES = [
     AlertRule(
-        name="volume", types=["VOLUME_SURGE"], threshold_pct=200, lookback_s=5, baseline_windows=4, cool_down_s=9
+        name="volume",
+        types=["VOLUME_SURGE"],
+        threshold_pct=Decimal(200),
+        lookback_s=5,
+        baseline_windows=4,
+        cool_down_s=9,
     ),
     AlertRule(
-        name="volume7", types=["VOLUME_SURGE"], threshold_pct=150, lookback_s=7, baseline_windows=3, min_trades=4
+        name="volume7",
+        types=["VOLUME_SURGE"],
+        threshold_pct=Decimal(150),
+        lookback_s=7,
+        baseline_windows=3,
+        min_trades=4,
     ),
-    AlertRule(name="flow", types=[BUYERS, SELLERS], threshold_pct=60, lookback_s=12, min_trades=6, cool_down_s=15),
-    AlertRule(name="flow", products=["AAA-USD"], types=[SELLERS], threshold_pct=10, min_volume=Decimal(9)),
-    AlertRule(name="sellers", products=["AAA-USD"], types=[SELLERS], threshold_pct=25, lookback_s=8, cool_down_s=0),
+    AlertRule(
+        name="flow", types=[BUYERS, SELLERS], threshold_pct=Decimal(60), lookback_s=12, min_trades=6, cool_down_s=15
+    ),
+    AlertRule(name="flow", products=["AAA-USD"], types=[SELLERS], threshold_pct=Decimal(10), min_volume=Decimal(9)),
+    AlertRule(
+        name="sellers", products=["AAA-USD"], types=[SELLERS], threshold_pct=Decimal(25), lookback_s=8, cool_down_s=0
+    ),
     AlertRule(name="swings", types=["VOLATILITY"], threshold_pct=Decimal("0.9"), lookback_s=10, cool_down_s=6),
 ]
 

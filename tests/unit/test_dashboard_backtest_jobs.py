@@ -75,11 +75,11 @@ def test_a_form_becomes_a_rule_for_the_products_that_match() -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
-        ({"threshold_pct": "0"}, "threshold_pct", "above 0 and below 100"),
-        ({"threshold_pct": "-1"}, "threshold_pct", "above 0 and below 100"),
-        ({"threshold_pct": "much"}, "threshold_pct", "above 0 and below 100"),
-        ({"threshold_pct": ""}, "threshold_pct", "above 0 and below 100"),
-        ({"threshold_pct": "NaN"}, "threshold_pct", "above 0 and below 100"),
+        ({"threshold_pct": "0"}, "threshold_pct", "above 0"),
+        ({"threshold_pct": "-1"}, "threshold_pct", "above 0"),
+        ({"threshold_pct": "much"}, "threshold_pct", "above 0"),
+        ({"threshold_pct": ""}, "threshold_pct", "above 0"),
+        ({"threshold_pct": "NaN"}, "threshold_pct", "above 0"),
         ({"lookback_s": "2h"}, "lookback_s", "whole seconds"),
         ({"lookback_s": "0"}, "lookback_s", "1 to 3600"),
         ({"cool_down_s": "-1"}, "cool_down_s", "0 to 86400"),

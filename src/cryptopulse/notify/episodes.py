@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Self
 
-from cryptopulse.lake.alerts import SEVERITIES, Severity
+from cryptopulse.lake.alerts import SEVERITIES, AlertType, Severity
 from cryptopulse.settings.notify import Event, NotifyTarget
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -19,7 +19,7 @@ class AlertEpisode:
 
     alert_id: str
     symbol: str
-    alert_type: str
+    alert_type: AlertType
     rule: str
     threshold_pct: Decimal
     lookback_s: int

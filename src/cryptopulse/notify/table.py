@@ -18,7 +18,7 @@ class AlertsTable:
 
     def __init__(self, lake: LakeLocation) -> None:
         """Opens nothing yet; the table need not exist."""
-        self._follower = Follower(lake, ALERTS, COLUMNS)
+        self._follower = Follower(lake, ALERTS, COLUMNS, key="alert_id")
 
     def poll_s(self, wanted_s: float) -> float:
         """Seconds between calls of `has_news`; see `Follower.poll_s`."""

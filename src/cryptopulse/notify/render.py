@@ -73,6 +73,8 @@ def message_of(notification: Notification) -> AlertMessage:
     ]
     if episode.continued_as:
         lines.append(f"Late trades made it a part of {episode.continued_as}")
+    if episode.is_withdrawn:
+        lines.append("Late trades took it back: by all trades there was no such episode")
     return AlertMessage(
         title=_PREFIXES[event] + headline(episode),
         body="\n".join([*lines, f"alert_id: {episode.alert_id}"]),
@@ -140,6 +142,7 @@ def fields_of(item: Item) -> dict[str, Any]:
         "end_trade_id": episode.end_trade_id,
         "last_trigger_trade_id": episode.last_trigger_trade_id,
         "continued_as": episode.continued_as,
+        "is_withdrawn": episode.is_withdrawn,
     }
 
 

@@ -47,7 +47,7 @@ _RULES: Final[Mapping[str, str]] = {
     "min_volume": "Least volume: a number, 0 or more.",
     "min_trades": "Least trades: a whole number, 2 or more.",
     "baseline_windows": "Usual windows: a whole number from 3 to 200.",
-    "types": "Types: choose one or more.",
+    "types": "Types: choose one or more, all of one kind.",
     "products": "Products: ids or patterns, as in BTC-USD, *-EUR.",
     "start": "From: a time, as in 2026-07-07T22:00.",
     "end": "To: a time, as in 2026-07-07T23:00.",

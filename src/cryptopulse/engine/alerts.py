@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -138,7 +137,7 @@ class AlertStep:
             if not scopes or not scopes[-1].first_us <= at_us <= scopes[-1].needs_to_us:
                 scopes.append(JudgeScope(symbol, rule, at_us, at_us))
             elif at_us > scopes[-1].last_us:
-                scopes[-1] = replace(scopes[-1], last_us=at_us)
+                scopes[-1].last_us = at_us
 
     def _note_all(self, news: pa.Table) -> None:
         for scope in scopes_of(news, self._rules):

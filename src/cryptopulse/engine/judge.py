@@ -35,7 +35,7 @@ _COLUMNS = ("symbol", "trade_id", "event_time", "price", "trade_size")
 MARGIN = 1e-9  # for comparing floats; their relative error is 1e-10 at a threshold of 99.9999 %, 1e-15 at 1 %
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class JudgeScope:
     """The trades of one product from `first_us` to `last_us` (event time, µs UTC, included) must be judged by `rule`.
 

@@ -24,6 +24,13 @@ _CRASH = "3%/2s"
 _CRASHES_FROM_RATE = 1_000.0  # below it their own trades would be a good part of the load
 _LOOK_S = 2.0
 _IDLE_AFTER_RATE = 50.0
+_RULES = (
+    (["FLASH_CRASH", "PRICE_SURGE"], 2.0),
+    (["VOLUME_SURGE"], 1000.0),
+    (["BUY_IMBALANCE", "SELL_IMBALANCE"], 80.0),
+    (["VOLATILITY"], 2.0),
+)
+_LOOKBACKS_S = (10, 30, 60, 120, 200)
 _STALE_NEVER = "[feed]\nheartbeats_missed_max = 1000000\n"
 
 
@@ -86,16 +93,32 @@ class Live:
         return sum(self.pss_mb.values())
 
 
-def measure(folder: Path, rate: float, seconds: float, warm_up_s: float) -> Live:
+def measure(folder: Path, rate: float, seconds: float, warm_up_s: float, rules: int = 0) -> Live:
     """Runs simulator and pipeline for `warm_up_s` + `seconds` under `folder`. From 1,000 trades/s on crashes are staged
-    in between.
+    in between. `rules`: so many alert rules, each for all products, in the place of the default one.
     """
     with Scratch(folder) as scratch:
         crashes = _crashes(seconds, warm_up_s) if rate >= _CRASHES_FROM_RATE else []
         exchange = Exchange(scratch, rate, "all_subscribed", crashes)
-        deployment = _trading(scratch, exchange, ())
+        config = scratch.folder / "rules.toml"
+        config.write_text(_rules_text(rules))
+        deployment = _trading(scratch, exchange, ("--config", str(config)) if rules else ())
         time.sleep(warm_up_s)
-        return _observed(f"{rate:,.0f}/s", rate, exchange, deployment, seconds)
+        load = f"{rate:,.0f}/s, {rules:,} rules" if rules else f"{rate:,.0f}/s"
+        return _observed(load, rate, exchange, deployment, seconds)
+
+
+def _rules_text(count: int) -> str:
+    """Rules of all types over five look-backs, with thresholds that rise from what a crash reaches: as TOML."""
+    lines = []
+    for number in range(count):
+        types, threshold_pct = _RULES[number % len(_RULES)]
+        lookback_s = _LOOKBACKS_S[number // len(_RULES) % len(_LOOKBACKS_S)]
+        lines.append(
+            f'[[alerts.rules]]\nname = "r{number}"\ntypes = {types}\nmin_trades = 50\nlookback_s = {lookback_s}\n'
+            f"threshold_pct = {threshold_pct * (1 + number / 10_000):.4f}\n"
+        )
+    return "\n".join(lines)
 
 
 def measure_idle(folder: Path, seconds: float, warm_up_s: float, *, heartbeats: bool) -> Live:

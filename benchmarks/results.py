@@ -86,6 +86,8 @@ def _live_targets(live: Live) -> list[Target]:
                 Target(f"CPU of the whole {at}", 15, cpu_pct, "% of a core"),
                 Target(f"written {at}, all files", 8, live.written_mb, "MB a minute"),
             ]
+        case "1,000/s, 1,000 rules":
+            return [Target(f"CPU of the whole {at} and 1,000 alert rules", 80, cpu_pct, "% of a core")]
         case "1,000/s":
             found = [Target(f"CPU of the whole {at}", 40, cpu_pct, "% of a core")]
             if silver := live.hops.get("receive_to_silver"):

@@ -76,7 +76,9 @@ def _latency(live: Live) -> Table:
     if live.detections_ms:
         detected = ", ".join(f"{symbol} {ms:.0f} ms" for symbol, ms in live.detections_ms.items())
         note += f" Staged crashes, trade that opens the episode → alert committed: {detected}."
-    return Table(f"Latency at {live.rate:,.0f} trades/s ({live.trades_per_s:,.0f} stored)", columns, rows, note)
+    return Table(
+        f"Latency at {live.load.replace('/s', ' trades/s')} ({live.trades_per_s:,.0f} stored)", columns, rows, note
+    )
 
 
 def _hop(hop: Hop) -> tuple[str, str, str, str]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import random
+import statistics
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from fractions import Fraction
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
 
 from cryptopulse.lake.tables import SILVER
 from cryptopulse.settings import AlertRule
-from support import Trade, at
+from support import EPOCH, Trade, at
 
 CRASH, SURGE = "FLASH_CRASH", "PRICE_SURGE"
+BUYERS, SELLERS = "BUY_IMBALANCE", "SELL_IMBALANCE"
 
 
 def expected(trades: Iterable[Trade], rules: Sequence[AlertRule]) -> list[dict[str, Any]]:
@@ -36,42 +42,96 @@ def expected(trades: Iterable[Trade], rules: Sequence[AlertRule]) -> list[dict[s
     return sorted(found, key=lambda row: row["alert_id"])
 
 
-def _judged(mine: list[Trade], place: int, rule: AlertRule, kind: str) -> tuple[Trade, Trade] | None:
-    """(the trade looked back to, the trade) when the trade is over the threshold."""
+class Hit(NamedTuple):
+    """A trade over the threshold."""
+
+    start: Trade
+    """The trade looked back to."""
+    trade: Trade
+    measured: float
+    """In percent, signed."""
+    depth: Fraction | float
+    """Of two hits the higher one is the worse."""
+
+
+def _judged(mine: list[Trade], place: int, rule: AlertRule, kind: str) -> Hit | None:
+    """The trade, when it is over the threshold."""
     trade = mine[place]
     oldest = trade.time - timedelta(seconds=rule.lookback_s)
     back = [t for t in mine[: place + 1] if t.time >= oldest]
-    if len(back) < rule.min_trades or sum(Decimal(t.size) for t in back) < rule.min_volume:
+    if len(back) < rule.min_trades or _volume(back) < rule.min_volume * 10**12:
         return None
+    if kind not in (CRASH, SURGE):
+        measured, is_over = _measured(mine, back, rule, kind)
+        return Hit(back[0], trade, -measured if kind == SELLERS else measured, measured) if is_over else None
     prices = [Decimal(t.price) for t in back]
     best = max(prices) if kind == CRASH else min(prices)
     change = (Decimal(trade.price) - best) * 100
     is_over = change <= -rule.threshold_pct * best if kind == CRASH else change >= rule.threshold_pct * best
     start = max((t for t in back if Decimal(t.price) == best), key=lambda t: t.trade_id)
-    return (start, trade) if is_over else None
+    share = Fraction(trade.price) / Fraction(start.price)
+    measured = (float(Decimal(trade.price)) / float(Decimal(start.price)) - 1) * 100
+    return Hit(start, trade, measured, -share if kind == CRASH else share) if is_over else None
 
 
-def _episodes(over: list[tuple[Trade, Trade]], rule: AlertRule) -> list[list[tuple[Trade, Trade]]]:
-    episodes: list[list[tuple[Trade, Trade]]] = []
+def _measured(mine: list[Trade], back: list[Trade], rule: AlertRule, kind: str) -> tuple[float, bool]:
+    """What is measured in a look-back, in percent; and whether it is over the threshold."""
+    threshold = Fraction(rule.threshold_pct)
+    if kind == "VOLATILITY":
+        squares = sum(_return(before.price, after.price) ** 2 for before, after in pairwise(back))
+        return math.sqrt(squares) / 10**7, squares >= (threshold * 10**7) ** 2
+    if kind == "VOLUME_SURGE":
+        length = timedelta(seconds=rule.lookback_s)
+        last = (back[-1].time - EPOCH) // length - 2
+        windows = dict.fromkeys((last - n for n in range(rule.baseline_windows)), 0)
+        for trade in mine:
+            if (window := (trade.time - EPOCH) // length) in windows:
+                windows[window] += _units(trade.size)
+        twice = statistics.median_low(windows.values()) + statistics.median_high(windows.values())
+        share = Fraction(200 * _volume(back), twice) if twice else Fraction(0)
+    else:
+        bought = _volume(t for t in back if t.side == "BUY")
+        share = Fraction(100 * (2 * bought - _volume(back)), _volume(back)) * (-1 if kind == SELLERS else 1)
+    return float(share), share >= threshold
+
+
+def _return(before: str, after: str) -> int:
+    """In billionths, in double precision over prices as whole numbers."""
+    there, here = float(_units(before)), float(_units(after))
+    return round(max(min((here - there) / there * 1e9, 1e9), -1e9))
+
+
+def _volume(trades: Iterable[Trade]) -> int:
+    return sum(_units(trade.size) for trade in trades)
+
+
+@cache
+def _units(number: str) -> int:
+    return int(Decimal(number).scaleb(12))
+
+
+def _episodes(over: list[Hit], rule: AlertRule) -> list[list[Hit]]:
+    episodes: list[list[Hit]] = []
     for hit in over:
-        if episodes and hit[1].time - episodes[-1][-1][1].time <= timedelta(seconds=rule.cool_down_s):
+        if episodes and hit.trade.time - episodes[-1][-1].trade.time <= timedelta(seconds=rule.cool_down_s):
             episodes[-1].append(hit)
         else:
             episodes.append([hit])
     return episodes
 
 
-def _row(episode: list[tuple[Trade, Trade]], rule: AlertRule, kind: str, newest: Any) -> dict[str, Any]:
-    first, last = episode[0][1], episode[-1][1]
-    sign = 1 if kind == CRASH else -1
-
-    def depth(hit: tuple[Trade, Trade]) -> Decimal:
-        return sign * Decimal(hit[1].price) / Decimal(hit[0].price)
-
-    start, end = min(episode, key=lambda hit: (depth(hit), hit[1].time, hit[1].trade_id))
-    change = abs(Decimal(end.price) / Decimal(start.price) - 1) * 100
+def _row(episode: list[Hit], rule: AlertRule, kind: str, newest: Any) -> dict[str, Any]:
+    first, last = episode[0].trade, episode[-1].trade
+    worst = min(episode, key=lambda hit: (-hit.depth, hit.trade.time, hit.trade.trade_id))
+    start, end = worst.start, worst.trade
+    is_price = kind in (CRASH, SURGE)
+    exact = (Fraction(end.price) / Fraction(start.price) - 1) * 100 if is_price else Fraction(worst.measured)
     severe = (
-        "CRITICAL" if change >= 4 * rule.threshold_pct else "HIGH" if change >= 2 * rule.threshold_pct else "WARNING"
+        "CRITICAL"
+        if abs(exact) >= 4 * rule.threshold_pct
+        else "HIGH"
+        if abs(exact) >= 2 * rule.threshold_pct
+        else "WARNING"
     )
     return {
         "alert_id": f"{rule.name}:{kind}:{first.symbol}:{first.trade_id}",
@@ -83,7 +143,7 @@ def _row(episode: list[tuple[Trade, Trade]], rule: AlertRule, kind: str, newest:
         "cool_down_s": rule.cool_down_s,
         "severity": severe,
         "state": "CLOSED" if newest - last.time > timedelta(seconds=rule.cool_down_s) else "OPEN",
-        "price_change_pct": pytest.approx(float((Decimal(end.price) / Decimal(start.price) - 1) * 100), rel=1e-9),
+        "price_change_pct": pytest.approx(worst.measured, rel=1e-9) if is_price else worst.measured,
         "start_price": Decimal(start.price),
         "end_price": Decimal(end.price),
         "window_start": start.time,
@@ -102,6 +162,33 @@ RULES = [
     AlertRule(name="fast", products=["*"], threshold_pct=Decimal("1.0"), lookback_s=10, cool_down_s=20),
     AlertRule(name="slow", threshold_pct=Decimal("3.0"), lookback_s=60, cool_down_s=0, min_trades=6),
     AlertRule(name="heavy", types=[SURGE], threshold_pct=Decimal("0.5"), lookback_s=30, min_volume=Decimal("12.5")),
+]
+
+MEASURES = [
+    AlertRule(
+        name="volume",
+        types=["VOLUME_SURGE"],
+        threshold_pct=Decimal(200),
+        lookback_s=5,
+        baseline_windows=4,
+        cool_down_s=9,
+    ),
+    AlertRule(
+        name="volume7",
+        types=["VOLUME_SURGE"],
+        threshold_pct=Decimal(150),
+        lookback_s=7,
+        baseline_windows=3,
+        min_trades=4,
+    ),
+    AlertRule(
+        name="flow", types=[BUYERS, SELLERS], threshold_pct=Decimal(60), lookback_s=12, min_trades=6, cool_down_s=15
+    ),
+    AlertRule(name="flow", products=["AAA-USD"], types=[SELLERS], threshold_pct=Decimal(10), min_volume=Decimal(9)),
+    AlertRule(
+        name="sellers", products=["AAA-USD"], types=[SELLERS], threshold_pct=Decimal(25), lookback_s=8, cool_down_s=0
+    ),
+    AlertRule(name="swings", types=["VOLATILITY"], threshold_pct=Decimal("0.9"), lookback_s=10, cool_down_s=6),
 ]
 
 
@@ -130,5 +217,6 @@ def trades_table(trades: Iterable[Trade]) -> pa.Table:
         "event_time": [trade.time for trade in rows],
         "price": [Decimal(trade.price) for trade in rows],
         "trade_size": [Decimal(trade.size) for trade in rows],
+        "side": [trade.side for trade in rows],
     }
     return pa.table(columns, schema=pa.schema([SILVER.arrow_schema.field(name) for name in columns]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -20,6 +21,7 @@ from requirements import jars
 from spark_session import spark_conf
 
 from cryptopulse import pipeline
+from cryptopulse.lake.alerts import KINDS
 from cryptopulse.lake.tables import ABSENT, ALERTS, BRONZE, COMPLETENESS, QUARANTINE, SILVER, TABLES, Table
 from cryptopulse.log import MESSAGE_SCHEMA
 from cryptopulse.log.opening import open_log
@@ -41,6 +43,14 @@ KAFKA_MESSAGE_MAX = 900_000
 PRODUCTS = ("BTC-USD", "ETH-USD", "SHIB-USD")
 
 
+RULES = [
+    {"name": "price-move"},
+    {"name": "volume", "types": ["VOLUME_SURGE"], "threshold_pct": "300", "lookback_s": 60, "baseline_windows": 8},
+    {"name": "flow", "types": ["BUY_IMBALANCE", "SELL_IMBALANCE"], "threshold_pct": "70", "min_trades": 20},
+    {"name": "swings", "types": ["VOLATILITY"], "threshold_pct": "1.5"},
+]
+
+
 def parts() -> list[list[Message]]:
     """What arrives, in three parts; late trades of the first arrive with the last."""
     sent = list(misbehaving(crash_day(seed=11), seed=12))
@@ -57,7 +67,8 @@ def lakes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, 
     """Settings of the embedded engine's lake and of Spark's, each brought up to date after each part."""
     folder = tmp_path_factory.mktemp("parity")
     conf = spark_conf()
-    with KafkaBroker(folder / "kafka", jars("kafka")) as broker:
+    with pytest.MonkeyPatch.context() as patch, KafkaBroker(folder / "kafka", jars("kafka")) as broker:
+        patch.setenv("CRYPTOPULSE_ALERTS__RULES", json.dumps(RULES))
         broker.create_topic("trades", partitions=3)
         log = {"url": f"kafka://{broker.bootstrap}/trades"}
         embedded = load_settings(lake=folder / "embedded", log=log, processing={"batch_messages_max": 700})
@@ -100,7 +111,7 @@ def test_both_engines_keep_the_same_rows(lakes: tuple[Settings, Settings], table
 def test_the_input_has_something_of_everything(lakes: tuple[Settings, Settings]) -> None:
     embedded, _ = lakes
     alerts = rows_of(embedded, ALERTS).values()
-    assert {row["alert_type"] for row in alerts} == {"FLASH_CRASH", "PRICE_SURGE"}
+    assert {row["alert_type"] for row in alerts} == set(KINDS)
     assert len(rows_of(embedded, QUARANTINE)) > len(BAD) * 0.9
     assert len({row["partition"] for row in rows_of(embedded, BRONZE).values()}) > 1
     silver = rows_of(embedded, SILVER).values()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from cryptopulse.engine.as_of import judging_by
+from cryptopulse.engine.backtest import backtest
+from cryptopulse.lake.dataset import open_lake
 from cryptopulse.lake.tables import ALERTS
 from cryptopulse.settings import AlertRule
 from support import LOADS, Lake, Trade, at, some
-from support_alerts import CRASH, RULES, SURGE, expected, walk
+from support_alerts import CRASH, MEASURES, RULES, SURGE, expected, walk
+
+ALL = [*RULES, *MEASURES]
 
 
 def _lake(path: Path, rules: Sequence[AlertRule]) -> Lake:
@@ -27,20 +33,34 @@ def _found(lake: Lake) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("seed", some(1, range(6)))
 def test_alerts_are_those_of_the_brute_force_however_late_trades_come(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
-    lake = _lake(tmp_path / "lake", RULES)
+    lake = _lake(tmp_path / "lake", ALL)
     trades = walk(chance, 150) + walk(chance, 100, "BBB-USD")
     if seed % 2:
         chance.shuffle(trades)  # as late as can be
     else:
         trades.sort(key=lambda t: (t.time + timedelta(seconds=chance.choice([0, 0, 0, 20, 200])), t.trade_id))
     known: list[Trade] = []
+    moments: list[tuple[datetime, list[dict[str, Any]]]] = []
     for _ in range(4):
         cut = trades[len(known) : len(known) + chance.randint(20, 100)]
         known += cut
         lake.append(trade.match() for trade in cut)
         lake.drain(chance.choice([7, 40, None]) if seed < 3 else None)
-        assert _found(lake) == expected(known, RULES), f"seed {seed} after {len(known)} trades"
+        moments.append((datetime.now(UTC), _found(lake)))
+        assert moments[-1][1] == expected(known, ALL), f"seed {seed} after {len(known)} trades"
+    location, rules = lake.settings.location, lake.settings.alerts.rules
     lake.close()
+    assert _plain(backtest(location, rules)) == moments[-1][1]
+    for moment, found in moments:
+        with open_lake(
+            location, memory_max_mb=256, threads=1, timeout_s=None, judge=judging_by(rules), as_of=moment
+        ) as then:
+            assert _plain(then.alerts().arrow()) == found
+
+
+def _plain(episodes: pa.Table) -> list[dict[str, Any]]:
+    rows = episodes.drop_columns(sorted(LOADS & set(episodes.column_names))).to_pylist()
+    return sorted(rows, key=lambda row: row["alert_id"])
 
 
 def _one(lake: Lake, trades: list[Trade], kind: str) -> list[dict[str, Any]]:

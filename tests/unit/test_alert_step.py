@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from cryptopulse.engine import alerts
 from cryptopulse.engine.alerts import AlertStep
-from cryptopulse.engine.judge import lookback_max_s
+from cryptopulse.engine.judge import reach_max_s
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
 from support import EPOCH, Trade, at
-from support_alerts import RULES, expected, walk
+from support_alerts import MEASURES, RULES, expected, walk
+
+ALL = [*RULES, *MEASURES]
 
 ONE = AlertRule(types=["FLASH_CRASH"])
 
@@ -163,7 +165,7 @@ def check_arrival(seed: int, watched_max: int, lateness: float) -> None:
     silver, table = Silver(), Table()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(alerts, "_WATCHED_MAX", watched_max)
-        step = AlertStep(table, silver, RULES)
+        step = AlertStep(table, silver, ALL)
         done = 0
         while done < len(arriving):
             cut = arriving[done : done + chance.choice([1, 3, 10, 60])]
@@ -174,11 +176,11 @@ def check_arrival(seed: int, watched_max: int, lateness: float) -> None:
                 step.advance()
             if chance.random() < 0.1:
                 table = table.reopened()
-                step = AlertStep(table, silver, RULES)
+                step = AlertStep(table, silver, ALL)
         step.max_delay_s = 0
         step.advance()
         assert step.advance() is None
-    assert table.found() == expected(market, RULES)
+    assert table.found() == expected(market, ALL)
     assert [row["alert_id"] for row in table.found()] == sorted(step.episodes["alert_id"].to_pylist())
 
 
@@ -307,5 +309,5 @@ def test_a_trade_far_in_the_future_blinds_nobody(silver: Silver, table: Table) -
 
 
 def test_the_longest_look_back_is_what_must_stay_in_memory() -> None:
-    assert lookback_max_s(RULES) == 60
-    assert lookback_max_s([]) == 0
+    assert reach_max_s(RULES) == 60
+    assert reach_max_s([]) == 0

@@ -158,6 +158,10 @@ def test_no_command_shows_the_help(run: Run) -> None:
         (["status", "--process", "feed"], "producer or processing or notifier"),
         (["alerts", "backtest", "--rule", "threshold=1"], "Rule part 'threshold=1'"),
         (["alerts", "backtest", "--rule", "threshold_pct=-1"], "Rule, threshold_pct"),
+        (
+            ["alerts", "backtest", "--rule", "types=VOLUME_SURGE"],
+            "Rule, threshold_pct: 100 percent is the usual volume",
+        ),
         (["alerts", "backtest", "--rule", "products="], "Rule, products"),
         (["alerts", "backtest", "--rule", "name=a,name=b"], "name is given twice"),
         (["alerts", "backtest", "--start", "2026-07-08", "--end", "2026-07-07"], "--start 2026-07-08 is not before"),

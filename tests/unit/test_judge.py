@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptopulse.engine.episodes import SCHEMA
-from cryptopulse.engine.judge import JudgeScope, judge, scopes_of
+from cryptopulse.engine.judge import JudgeScope, judge, scopes_of, whole_episodes
 from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.lake.tables import ALERTS
 from cryptopulse.settings import AlertRule
 from support import EPOCH, Trade, at
-from support_alerts import CRASH, RULES, SURGE, expected, trades_table, walk
+from support_alerts import CRASH, MEASURES, RULES, SURGE, expected, trades_table, walk
 
+ALL = [*RULES, *MEASURES]
 NONE = ALERTS.arrow_schema.empty_table()
 
 
@@ -32,7 +33,8 @@ def micros(moment: datetime) -> int:
 def judged(held: Sequence[Trade], news: Iterable[Trade], rules: Sequence[AlertRule], known: pa.Table) -> pa.Table:
     """The episodes after `news` (they are in `held`) came, when `known` were those before."""
     newest = max(micros(trade.time) for trade in held)
-    found = judge(trades_table(held), scopes_of(trades_table(news), rules), known, newest)
+    scopes = whole_episodes(scopes_of(trades_table(news), rules), known)
+    found = judge(trades_table(held), scopes, known, newest)
     if found is None:
         return known
     kept = known.filter(pa.array([one not in found.replaced for one in known["alert_id"].to_pylist()], pa.bool_()))
@@ -44,21 +46,21 @@ def rows(episodes: pa.Table) -> list[dict[str, Any]]:
     return sorted(episodes.select(columns).to_pylist(), key=lambda row: row["alert_id"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), unit=st.sampled_from(["1", "1e-11", "0.0001", "1e7", "98765432"]))
 def test_everything_at_once_and_in_any_parts_is_what_the_brute_force_finds(seed: int, unit: str) -> None:
     """At any size of prices: 64 bits hold those of up to nine million."""
     chance = random.Random(seed)
     market = walk(chance, chance.choice([3, 40, 150])) + walk(chance, 60, "BBB-USD")
     market = [replace(trade, price=f"{Decimal(trade.price) * Decimal(unit):f}") for trade in market]
-    assert rows(judged(market, market, RULES, NONE)) == expected(market, RULES)
+    assert rows(judged(market, market, ALL, NONE)) == expected(market, ALL)
     chance.shuffle(market)
     known, done = NONE, 0
     while done < len(market):
         news = market[done : done + chance.choice([1, 7, 50])]
         done += len(news)
-        known = judged(market[:done], news, RULES, known)
-    assert rows(known) == expected(market, RULES)
+        known = judged(market[:done], news, ALL, known)
+    assert rows(known) == expected(market, ALL)
 
 
 def test_only_what_is_in_scope_is_judged_with_what_looks_back_at_it() -> None:

@@ -14,8 +14,8 @@ from deltalake import DeltaTable
 from cryptopulse.errors import ConfigurationError, LakeUnreachable
 from cryptopulse.lake.follower import Follower, NewestVersions
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.tables import BARS, SILVER
-from support import START, Lake, Trade
+from cryptopulse.lake.tables import ALERTS, BARS, SILVER
+from support import START, Lake, Trade, at
 
 
 @pytest.fixture
@@ -87,6 +87,21 @@ def test_of_bars_only_those_that_changed_are_news(lake: Lake) -> None:
     _trades(lake, 2, symbol="ETH-USD")  # its bar is in one file with that of the other
     rows = follower.read().rows
     assert rows.select(["symbol", "trade_count"]).to_pylist() == [{"symbol": "ETH-USD", "trade_count": 2}]
+
+
+def test_an_episode_that_late_trades_take_back_makes_the_whole_table_news(tmp_path: Path) -> None:
+    """Its row is gone, and a commit names only the rows that it adds."""
+    rule = {"types": ["SELL_IMBALANCE"], "threshold_pct": "100"}
+    lake = Lake(tmp_path / "lake", alerts={"rules": [rule]})
+    sales = [Trade(symbol, n, at(n), side="SELL") for symbol in ("BTC-USD", "ETH-USD") for n in (1, 3)]
+    lake.take_in(trade.match() for trade in sales)
+    follower = Follower(lake.settings.location, ALERTS, ["symbol"], key="alert_id")
+    assert sorted(follower.read().rows["symbol"].to_pylist()) == ["BTC-USD", "ETH-USD"]
+    lake.take_in([Trade("BTC-USD", 2, at(2), side="BUY").match()])
+    news = follower.read()
+    assert news.is_whole
+    assert news.rows["symbol"].to_pylist() == ["ETH-USD"]
+    lake.close()
 
 
 def test_who_is_so_far_behind_that_the_log_is_cut_reads_the_table(lake: Lake) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import pairwise
 
@@ -191,6 +191,23 @@ def test_an_episode_that_became_part_of_another_before_it_was_told_is_never_told
     box = outbox()
     box.take_in([episode(100)], NOW_US)
     assert sent(box, episode(95, last_trigger_trade_id=120)) == [("opened",)]
+
+
+def test_an_episode_that_late_trades_took_back_is_closed_if_it_was_told_and_else_never_told() -> None:
+    box = outbox()
+    sent(box, episode(100))
+    withdrawn = [replace(episode(number, is_closed=True), is_withdrawn=True) for number in (100, 200)]
+    box.take_in([episode(200)], NOW_US)
+    assert sent(box, *withdrawn) == [("closed",)]
+    assert box.waiting == 0
+
+
+def test_an_episode_that_is_a_part_of_another_is_not_told_to_be_withdrawn() -> None:
+    box = outbox()
+    sent(box, episode(100))
+    withdrawn = replace(episode(100, is_closed=True), is_withdrawn=True)
+    box.take_in([episode(95, last_trigger_trade_id=120), withdrawn], NOW_US)
+    assert not accept(box, 100).items[0].episode.is_withdrawn
 
 
 def accept(box: Outbox, now_s: float) -> Notification:

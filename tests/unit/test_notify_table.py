@@ -12,6 +12,7 @@ from deltalake import DeltaTable
 from cryptopulse.errors import LakeUnreachable
 from cryptopulse.lake.tables import ALERTS
 from cryptopulse.notify.table import AlertsTable
+from support import Lake, Trade, at
 from support_notify import Market
 
 
@@ -40,6 +41,20 @@ def test_only_what_changed_is_read(market: Market, table: AlertsTable) -> None:
     assert (deeper.alert_id, deeper.severity, deeper.state) == (first[0], "CRITICAL", "OPEN")
     second = market.crash("SOL")  # by then the first two are closed
     assert ids(table) == {*first, *second}
+
+
+def test_an_episode_that_late_trades_took_back_is_told_once_more_as_withdrawn(tmp_path: Path) -> None:
+    rule = {"types": ["SELL_IMBALANCE"], "threshold_pct": "100"}
+    lake = Lake(tmp_path / "lake", alerts={"rules": [rule]})
+    sales = [Trade(symbol, n, at(n), side="SELL") for symbol in ("BTC-USD", "ETH-USD") for n in (1, 3)]
+    lake.take_in(trade.match() for trade in sales)
+    table = AlertsTable(lake.settings.location)
+    assert len(table.read(0)) == 2
+    lake.take_in([Trade("BTC-USD", 2, at(2), side="BUY").match()])
+    withdrawn = [(one.symbol, one.state) for one in table.read(0) if one.is_withdrawn]
+    assert withdrawn == [("BTC-USD", "CLOSED")]
+    assert table.read(0) == []
+    lake.close()
 
 
 def test_what_can_be_no_news_is_not_read(market: Market, table: AlertsTable) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 
+from cryptopulse.lake.alerts import AlertType, measured_text
 from cryptopulse.notify.episodes import AlertEpisode, Item, Known, Notification
 from cryptopulse.notify.render import (
     LINES_MAX,
     AlertMessage,
-    change_text,
     duration_text,
     headline,
     message_of,
@@ -90,10 +91,29 @@ def test_several_episodes_are_one_message_that_shows_the_worst_and_counts_the_re
 
 
 @pytest.mark.parametrize(
-    ("percent", "text"), [(-3.2, "−3.2 %"), (0.75, "+0.75 %"), (-3.0, "−3 %"), (12.345, "+12.35 %"), (1250, "+1,250 %")]
+    ("kind", "percent", "text"),
+    [
+        ("FLASH_CRASH", -3.2, "−3.2 %"),
+        ("PRICE_SURGE", 0.75, "+0.75 %"),
+        ("FLASH_CRASH", -3.0, "−3 %"),
+        ("PRICE_SURGE", 12.345, "+12.35 %"),
+        ("PRICE_SURGE", 1250, "+1,250 %"),
+        ("SELL_IMBALANCE", -85.5, "−85.5 %"),
+        ("VOLATILITY", 1.2, "1.2 %"),
+        ("VOLUME_SURGE", 734, "7.3× the usual volume"),
+    ],
 )
-def test_changes_have_a_sign_and_no_more_digits_than_needed(percent: float, text: str) -> None:
-    assert change_text(percent) == text
+def test_measures_have_their_sign_and_unit_and_no_more_digits_than_needed(
+    kind: AlertType, percent: float, text: str
+) -> None:
+    assert measured_text(kind, percent) == text
+
+
+def test_a_surge_of_volume_is_told_with_the_threshold_in_its_unit() -> None:
+    surge = episode(rank=0, alert_type="VOLUME_SURGE", price_change_pct=734.0, threshold_pct=Decimal(500))
+    message = message_of(Notification((Item(surge, ("opened",), NOTHING),)))
+    assert message.title.startswith("VOLUME_SURGE BTC-USD 7.3× the usual volume in ")
+    assert "Over the threshold (5× the usual volume within 120 s)" in message.body
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +84,37 @@ def test_a_wrong_setting_is_named_in_one_line(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigurationError, match=re.escape(message)) as error:
+        load_settings()
+    assert "\n" not in str(error.value)
+
+
+_RULE = "alerts.rules.0."
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"threshold_pct": "100"}, "threshold_pct: a price can't fall by 100 percent"),
+        ({"types": ["VOLUME_SURGE"]}, "threshold_pct: 100 percent is the usual volume"),
+        ({"types": ["BUY_IMBALANCE"], "threshold_pct": "100.1"}, "threshold_pct: an imbalance is at most 100 percent"),
+        ({"types": ["VOLATILITY"], "threshold_pct": "1e9"}, "threshold_pct: "),
+        ({"types": ["FLASH_CRASH", "VOLATILITY"]}, "types: FLASH_CRASH and VOLATILITY can't share a threshold"),
+        ({"types": ["SILENT"]}, "types.0: "),
+        (
+            {"types": ["VOLUME_SURGE"], "threshold_pct": "500", "lookback_s": 600},
+            "baseline_windows: (baseline_windows + 2) × lookback_s is at most 7200 seconds: write 10 or less",
+        ),
+        (
+            {"types": ["VOLUME_SURGE"], "threshold_pct": "500", "lookback_s": 3600},
+            "baseline_windows: (baseline_windows + 2) × lookback_s is at most 7200 seconds: lower lookback_s to 1440",
+        ),
+    ],
+)
+def test_a_rule_that_can_not_be_is_named_in_one_line(
+    rule: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYPTOPULSE_ALERTS__RULES", json.dumps([rule]))
+    with pytest.raises(ConfigurationError, match=re.escape(f"Setting {_RULE}{message}")) as error:
         load_settings()
     assert "\n" not in str(error.value)
 

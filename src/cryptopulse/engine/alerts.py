@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.engine import StepResult
-from cryptopulse.engine.judge import JudgeScope, judge, needed_spans, scopes_of
+from cryptopulse.engine.judge import JudgeScope, judge, needed_spans, scopes_of, whole_episodes
 from cryptopulse.engine.price_watch import PriceWatch
 from cryptopulse.engine.rows import newest_load_us, shaped, stamped
 from cryptopulse.lake.tables import ALERTS, SILVER
@@ -134,7 +134,7 @@ class AlertStep:
             is_unknown = pc.is_in(fresh["symbol"], pa.array(unknown))
             self._note_all(fresh.filter(is_unknown))
             fresh = fresh.filter(pc.invert(is_unknown))
-            from_us = self._trades.watermark_us - self._watch.lookback_us - _SLACK_US
+            from_us = self._trades.watermark_us - self._watch.reach_us - _SLACK_US
             self._watch.load(unknown, self._trades.between(from_us, _FAR_US, unknown), from_us)
         for symbol, rule, alert_type, at_us in self._watch.take_in(fresh):
             self._series.add((symbol, rule.name, alert_type))
@@ -142,7 +142,7 @@ class AlertStep:
             if not scopes or not scopes[-1].first_us <= at_us <= scopes[-1].needs_to_us:
                 scopes.append(JudgeScope(symbol, rule, at_us, at_us))
             elif at_us > scopes[-1].last_us:
-                scopes[-1] = replace(scopes[-1], last_us=at_us)
+                scopes[-1].last_us = at_us
 
     def _note_all(self, news: pa.Table) -> None:
         for scope in scopes_of(news, self._rules):
@@ -151,15 +151,15 @@ class AlertStep:
 
     def _judge(self) -> pa.Table:
         """Judges what was noted, writes what changed, and returns the rows written."""
+        noted = [scope for scopes in self._scopes.values() for scope in scopes]
+        known = self._known(noted)
         while True:
             kept_from_us = self._trades.kept_from_us
-            noted = (scope for scopes in self._scopes.values() for scope in scopes)
-            scopes = [kept for scope in noted if (kept := _kept(scope, kept_from_us)) is not None]
+            scopes = _kept(noted, known, kept_from_us)
             parts = [self._trades.between(first, last, symbols) for first, last, symbols in needed_spans(scopes)]
             if self._trades.kept_from_us == kept_from_us:  # else some trades may just have gone
                 break
         trades = pa.concat_tables([SILVER.empty, *parts])
-        known = self._known(scopes)
         found = judge(trades, scopes, known, self._trades.watermark_us)
         self._scopes.clear()
         self._series.clear()
@@ -211,7 +211,12 @@ class AlertStep:
         """Until when no episode can close, unless it goes on."""
 
 
-def _kept(scope: JudgeScope, kept_from_us: int) -> JudgeScope | None:
-    """The part of `scope` whose look-backs are kept; None for no part. Nothing is judged by a part of its trades."""
-    first_us = max(scope.first_us, kept_from_us + scope.rule.lookback_s * MICROS if kept_from_us else 0)
-    return replace(scope, first_us=first_us) if first_us <= scope.last_us else None
+def _kept(noted: Sequence[JudgeScope], known: pa.Table, kept_from_us: int) -> list[JudgeScope]:
+    """What of `noted` can be judged by trades that are kept. Nothing is judged by a part of its trades: an episode that
+    began too early stays as it is in `known`.
+    """
+    if not kept_from_us:
+        return whole_episodes(noted, known)
+    cut = [replace(scope, first_us=max(scope.first_us, kept_from_us + scope.rule.reach_s * MICROS)) for scope in noted]
+    scopes = whole_episodes([scope for scope in cut if scope.first_us <= scope.last_us], known)
+    return [scope for scope in scopes if scope.needs_from_us >= kept_from_us]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.engine.exact import micros
-from cryptopulse.engine.judge import COLUMNS, JudgeScope, judge, lookback_max_s, rules_for
+from cryptopulse.engine.judge import JudgeScope, columns_for, judge, reach_max_s, rules_for
 from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.lake.dataset import Lake
 from cryptopulse.lake.tables import ALERTS, SILVER
@@ -44,9 +44,9 @@ def episodes_as_of(lake: Lake, moment: datetime, rules: Sequence[AlertRule]) -> 
     if not since or newest.num_rows == 0:
         return known
     watermark = newest["event_time"][0].as_py()
-    lookback = timedelta(seconds=lookback_max_s(rules))
+    reach, columns = timedelta(seconds=reach_max_s(rules)), columns_for(rules)
     trades = pa.concat_tables(
-        then.trades(symbol, begin - lookback, columns=COLUMNS).arrow() for symbol, begin in since.items()
+        then.trades(symbol, begin - reach, columns=columns).arrow() for symbol, begin in since.items()
     )
     scopes = [
         JudgeScope(symbol, rule, micros(begin), micros(max(watermark, begin)))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.engine.exact import TIME_MAX
-from cryptopulse.engine.judge import COLUMNS, judge, lookback_max_s, scopes_of
+from cryptopulse.engine.judge import columns_for, judge, reach_max_s, scopes_of
 from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.location import LakeLocation
@@ -41,20 +41,20 @@ def backtest(
     only = f" AND symbol IN ({', '.join(repr(symbol) for symbol in symbols)})" if symbols else ""
     first_us = _micros(start) if start else 0
     last_us = _micros(end) - 1 if end else TIME_MAX
-    lookback_us = lookback_max_s(rules) * MICROS
+    columns, reach_us = columns_for(rules), reach_max_s(rules) * MICROS
     episodes = ALERTS.empty
-    trades, held_to_us = SILVER.empty.select(COLUMNS), 0
+    trades, held_to_us = SILVER.empty.select(columns), 0
     hour = "date_trunc('hour', event_time)"
     where = between_us("event_time", "event_date", first_us, last_us) + only
     found_hours = read_table(lake, SILVER, f"{hour} AS hour", f"{where} GROUP BY {hour}")["hour"]
     hours = sorted(pc.cast(found_hours, pa.int64()).to_pylist())
     for done, hour_us in enumerate(hours):
         from_us, to_us = max(hour_us, first_us), min(hour_us + _HOUR_US - 1, last_us)
-        back_to_us = max(from_us - lookback_us, 0)
+        back_to_us = max(from_us - reach_us, 0)
         # Trades read for the previous hour are kept.
         unread_us = max(back_to_us, held_to_us)
         more = read_table(
-            lake, SILVER, ", ".join(COLUMNS), between_us("event_time", "event_date", unread_us, to_us) + only
+            lake, SILVER, ", ".join(columns), between_us("event_time", "event_date", unread_us, to_us) + only
         )
         trades = pa.concat_tables([trades.filter(_from(trades, back_to_us)), more])
         held_to_us = to_us + 1

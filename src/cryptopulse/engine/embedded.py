@@ -20,7 +20,7 @@ from cryptopulse.engine.bronze import Bronze
 from cryptopulse.engine.completeness import CompletenessStep
 from cryptopulse.engine.coverage import INTERVALS_SCHEMA, Coverage
 from cryptopulse.engine.gold import WindowSteps
-from cryptopulse.engine.judge import lookback_max_s
+from cryptopulse.engine.judge import reach_max_s
 from cryptopulse.engine.messages import MessageSteps
 from cryptopulse.engine.rows import shaped, stamped
 from cryptopulse.engine.session import SqlSession
@@ -46,6 +46,7 @@ from cryptopulse.store.table_tail import TableTail
 from cryptopulse.store.table_writer import LOAD, NOTHING_YET, TOMBSTONES, TableWriter
 from cryptopulse.text import MICROS
 
+_REACH_KEPT_S = 3600  # how far back trades stay in memory for alerts; rules over a longer history read the table
 _MARGIN_S = 120  # trades stay in memory this much longer than alerts look back: the open minute and late commits
 _BARS_KEPT_S = 2 * COMPLETENESS.window_seconds  # late trades are of the open hour or the one before
 _COVER_ROWS = 1_000_000  # some 40 MB
@@ -94,7 +95,7 @@ class EmbeddedEngine:
             writer.position(KEPT_FROM)  # now, while the table is open: maintenance and steps ask for it all the time
         silver = tables[SILVER.qualified]
         rules = settings.alerts.rules
-        self.trades = TableTail(silver, (lookback_max_s(rules) + _MARGIN_S) * MICROS)
+        self.trades = TableTail(silver, (min(reach_max_s(rules), _REACH_KEPT_S) + _MARGIN_S) * MICROS)
         # Gold may have consumed rows that silver lost: new rows need later positions, even if the clock went back.
         seen_to = max(tables[table.qualified].position("silver") for table in (ALERTS, BARS))
         self.trades.position = max(self.trades.position, seen_to)

@@ -13,43 +13,33 @@ and the few trades near the threshold are compared as integers. A surge is a cra
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from itertools import chain, groupby
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptopulse.engine.episodes import EpisodePart, Judgement, judgement
-from cryptopulse.lake.tables import SILVER
-from cryptopulse.settings import AlertRule, AlertType
+from cryptopulse.engine.episodes import EpisodePart, Judgement, Series, judgement
+from cryptopulse.engine.measures import measured_parts
+from cryptopulse.engine.ordered_trades import SCALE, Flags, Floats, Ints, OrderedTrades, RunningSums
+from cryptopulse.lake.alerts import KINDS, AlertType
+from cryptopulse.settings import AlertRule
 from cryptopulse.text import MICROS
 
-Ints: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float64]
-Words: TypeAlias = npt.NDArray[np.uint64]
-Flags: TypeAlias = npt.NDArray[np.bool_]
-
-COLUMNS = ("symbol", "trade_id", "event_time", "price", "trade_size")
-"""The columns of silver that judging reads."""
-
-SCALE = 12
-assert all(SILVER.arrow_schema.field(name).type.scale == SCALE for name in ("price", "trade_size"))
+_COLUMNS = ("symbol", "trade_id", "event_time", "price", "trade_size")
 MARGIN = 1e-9  # for comparing floats; their relative error is 1e-10 at a threshold of 99.9999 %, 1e-15 at 1 %
-_LIMB = 2**32 - 1
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class JudgeScope:
     """The trades of one product from `first_us` to `last_us` (event time, µs UTC, included) must be judged by `rule`.
 
-    Trades up to one look-back later are judged too, since their look-backs include these. Later ones are not: their
+    Trades up to the rule's reach later are judged too, since they look back at these. Later ones are not: their
     episodes may not be among the known ones.
     """
 
@@ -61,25 +51,73 @@ class JudgeScope:
     @property
     def needs_from_us(self) -> int:
         """Time (µs UTC) of the earliest trade that judging needs."""
-        return self.first_us - self.rule.lookback_s * MICROS
+        return self.first_us - self.rule.reach_s * MICROS
 
     @property
     def needs_to_us(self) -> int:
         """Time (µs UTC) of the latest trade that judging needs."""
-        return self.last_us + self.rule.lookback_s * MICROS
+        return self.last_us + self.rule.reach_s * MICROS
 
 
 def judge(trades: pa.Table, scopes: Iterable[JudgeScope], known: pa.Table, watermark_us: int) -> Judgement | None:
-    """How judging `trades` (silver's COLUMNS, distinct, in any order) by `scopes` changes the episodes `known`.
+    """How judging `trades` (`columns_for` the rules, distinct, in any order) by `scopes` changes the episodes `known`.
 
     `trades` must hold all trades of each scope from `needs_from_us` to `needs_to_us`; more do no harm. `known` (rows of
     gold.dm_market_alerts) must hold the open episodes and those that a scope could touch. `watermark_us` (µs UTC) is
     the newest event time of all products: episodes without a trigger for a cool-down before it close. None: no change.
+
+    The price's extremes can only grow by late trades; the other measures can also shrink. So an episode of those
+    that begins in a scope is replaced by what is found, and must end in it: see `whole_episodes`.
     """
     todo = sorted(scopes, key=lambda scope: id(scope.rule))
     ordered = OrderedTrades(trades)
-    found = (_by_rule(ordered, list(same_rule)) for _, same_rule in groupby(todo, key=lambda scope: id(scope.rule)))
-    return judgement(chain.from_iterable(found), _near(known, todo), watermark_us)
+    found: list[Iterable[EpisodePart]] = []
+    judged: defaultdict[Series, list[tuple[int, int]]] = defaultdict(list)
+    for _, same_rule in groupby(todo, key=lambda scope: id(scope.rule)):
+        of_rule = list(same_rule)
+        if of_rule[0].rule.kind == "price":
+            found.append(_by_rule(ordered, of_rule))
+            continue
+        for scope in of_rule:
+            found.append(measured_parts(ordered, scope.symbol, scope.rule, scope.first_us, scope.needs_to_us))
+            for alert_type in scope.rule.types:
+                judged[scope.symbol, scope.rule.name, alert_type].append((scope.first_us, scope.needs_to_us))
+    return judgement(chain.from_iterable(found), _near(known, todo), watermark_us, judged)
+
+
+def whole_episodes(scopes: Sequence[JudgeScope], known: pa.Table) -> list[JudgeScope]:
+    """`scopes`, those of measures that can shrink with all of each episode of `known` that late trades could change.
+
+    In the order of time nothing is late: then the scopes stay as they are.
+    """
+    measured = [scope for scope in scopes if scope.rule.kind != "price"]
+    if not measured or not known.num_rows:
+        return list(scopes)
+    is_measured = pc.is_in(known["alert_type"], pa.array([name for name, kind in KINDS.items() if kind != "price"]))
+    ends = pc.cast(known["last_trigger_at"], pa.int64())
+    is_late_enough = pc.greater_equal(ends, pa.scalar(min(scope.first_us for scope in measured), pa.int64()))
+    near = known.filter(pc.and_(is_measured, is_late_enough))
+    spans: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    times = (pc.cast(near[name], pa.int64()) for name in ("opened_at", "last_trigger_at"))
+    for symbol, rule, *span in zip(
+        *(column.to_pylist() for column in (near["symbol"], near["rule"], *times)), strict=True
+    ):
+        spans[symbol, rule].append((span[0], span[1]))
+
+    def whole(scope: JudgeScope) -> JudgeScope:
+        if scope.rule.kind == "price":
+            return scope
+        touched = [
+            (opened_us, last_us)
+            for opened_us, last_us in spans.get((scope.symbol, scope.rule.name), ())
+            if opened_us <= scope.needs_to_us and last_us >= scope.first_us
+        ]
+        first_us = min([scope.first_us, *(opened_us for opened_us, _ in touched)])
+        reach_us = scope.rule.reach_s * MICROS
+        last_us = max([scope.last_us, *(last_us - reach_us for _, last_us in touched)])
+        return replace(scope, first_us=first_us, last_us=last_us)
+
+    return [whole(scope) for scope in scopes]
 
 
 def rules_for(symbol: str, rules: Sequence[AlertRule]) -> list[AlertRule]:
@@ -91,9 +129,14 @@ def rules_for(symbol: str, rules: Sequence[AlertRule]) -> list[AlertRule]:
     return list(chosen.values())
 
 
-def lookback_max_s(rules: Sequence[AlertRule]) -> int:
-    """The longest look-back, in seconds; 0 without rules."""
-    return max((rule.lookback_s for rule in rules), default=0)
+def reach_max_s(rules: Sequence[AlertRule]) -> int:
+    """The longest time that a rule reaches back from a trade, in seconds; 0 without rules."""
+    return max((rule.reach_s for rule in rules), default=0)
+
+
+def columns_for(rules: Iterable[AlertRule]) -> tuple[str, ...]:
+    """The columns of silver that judging by `rules` reads."""
+    return (*_COLUMNS, "side") if any(rule.kind == "imbalance" for rule in rules) else _COLUMNS
 
 
 def needed_spans(scopes: Iterable[JudgeScope]) -> list[tuple[int, int, list[str]]]:
@@ -116,7 +159,7 @@ def scopes_of(news: pa.Table, rules: Sequence[AlertRule]) -> list[JudgeScope]:
     product, at = symbols.indices.to_numpy(), pc.cast(news["event_time"], pa.int64()).to_numpy()
     order = np.lexsort((at, product))
     product, at = product[order], at[order]
-    apart_us = 2 * MICROS * lookback_max_s(rules)
+    apart_us = 2 * MICROS * reach_max_s(rules)
     ends = np.flatnonzero(np.append((np.diff(product) > 0) | (np.diff(at) > apart_us), True))
     spans = zip(product[ends].tolist(), at[np.append(0, ends[:-1] + 1)].tolist(), at[ends].tolist(), strict=True)
     names = symbols.dictionary.to_pylist()
@@ -134,65 +177,6 @@ def _near(known: pa.Table, scopes: Sequence[JudgeScope]) -> pa.Table:
         is_judged = pc.is_in(known["symbol"], pa.array(sorted({scope.symbol for scope in scopes})))
         near = pc.or_(near, pc.and_(is_judged, is_late_enough))
     return known.filter(near)
-
-
-class OrderedTrades:
-    """Trades as columns, sorted by product, time and id."""
-
-    def __init__(self, trades: pa.Table) -> None:
-        symbols = trades["symbol"].combine_chunks().dictionary_encode()
-        codes = symbols.indices.to_numpy()
-        ids, at = trades["trade_id"].to_numpy(), pc.cast(trades["event_time"], pa.int64()).to_numpy()
-        order = np.lexsort((ids, at, codes))
-        self.symbols: list[str] = symbols.dictionary.to_pylist()
-        self.product, self.ids, self.at = codes[order], ids[order], at[order]
-        self._starts = np.searchsorted(self.product, np.arange(len(self.symbols) + 1))
-        self.price, self.size = (_ExactDecimals.of(trades[name])[order] for name in ("price", "trade_size"))
-
-    def rows_of(self, symbol: str) -> slice:
-        """The rows of one product."""
-        if symbol not in self.symbols:
-            return slice(0, 0)
-        product = self.symbols.index(symbol)
-        return slice(*self._starts[product : product + 2].tolist())
-
-
-class _ExactDecimals:
-    """Non-negative decimals with SCALE places, as integers of 128 bits."""
-
-    def __init__(self, low: Words, high: Ints) -> None:
-        self.low, self.high = low, high
-
-    @classmethod
-    def of(cls, decimals: pa.ChunkedArray) -> _ExactDecimals:
-        plain = decimals.combine_chunks()
-        if len(plain) == 0:
-            return cls(np.empty(0, np.uint64), np.empty(0, np.int64))
-        words = np.frombuffer(plain.buffers()[1], np.int64)[2 * plain.offset : 2 * (plain.offset + len(plain))]
-        return cls(words[::2].view(np.uint64), words[1::2])
-
-    def __getitem__(self, rows: slice | Ints) -> _ExactDecimals:
-        return _ExactDecimals(self.low[rows], self.high[rows])
-
-    def __len__(self) -> int:
-        return len(self.low)
-
-    def value(self, row: int) -> int:
-        """The number in one row."""
-        return (int(self.high[row]) << 64) + int(self.low[row])
-
-    def rough(self) -> Floats:
-        """As floats, each with a relative error of about 1e-16."""
-        return self.low + self.high * 2.0**64 if self.high.any() else self.low.astype(np.float64)
-
-    def ranks(self) -> tuple[Ints, Ints]:
-        """The dense rank of each number, from 0; and for each rank the row of one number that has it."""
-        order = np.lexsort((self.low, self.high)) if self.high.any() else np.argsort(self.low, kind="stable")
-        low, high = self.low[order], self.high[order]
-        is_other = np.append(True, (low[1:] != low[:-1]) | (high[1:] != high[:-1]))
-        ranks = np.empty(len(order), np.int64)
-        ranks[order] = np.cumsum(is_other) - 1
-        return ranks, order[is_other]
 
 
 def _by_rule(trades: OrderedTrades, scopes: Sequence[JudgeScope]) -> Iterator[EpisodePart]:
@@ -310,17 +294,8 @@ class _LookBacks:
         return direction * here * 100 * parts <= direction * there * (100 * parts - direction * percent)
 
     def _has_volume(self, rows: Ints) -> Flags:
-        """Whether each look-back has the rule's minimum volume; exact, by sums of 32-bit limbs."""
-        limbs = (self._size.low & np.uint64(_LIMB), self._size.low >> np.uint64(32), self._size.high)
-        sums = [np.append(np.int64(0), np.cumsum(limb, dtype=np.int64)) for limb in limbs]
-        low, middle, high = (upto[rows + 1] - upto[self._start[rows]] for upto in sums)
-        middle += low >> 32
-        high += middle >> 32
-        least = math.ceil(Fraction(self._rule.min_volume) * 10**SCALE)
-        short = np.zeros(len(rows), np.bool_)
-        for have, need in ((low & _LIMB, least & _LIMB), (middle & _LIMB, least >> 32 & _LIMB), (high, least >> 64)):
-            short = (have < need) | ((have == need) & short)
-        return ~short
+        """Whether each look-back has the rule's minimum volume; exact."""
+        return RunningSums(self._size).between(self._start[rows], rows + 1).reaches(self._rule.least_volume)
 
     def _episode(self, alert_type: AlertType, rows: Ints, near: Ints, best: Ints) -> EpisodePart:
         """The episode of the trades in `rows`; those in `near` have the deepest changes, equal up to rounding."""
@@ -347,6 +322,7 @@ class _LookBacks:
             cool_down_s=rule.cool_down_s,
             start_price=start_price,
             end_price=end_price,
+            price_change_pct=(float(end_price) / float(start_price) - 1) * 100,
             window_start=int(self._at[start]),
             window_end=int(self._at[deepest]),
             opened_at=int(self._at[first]),

@@ -3,7 +3,8 @@
 Live steps run many times a second, and nearly all change no episode. So the highest and lowest price of each product
 since any time of the longest look-back are kept in monotonic queues (a trade leaves when a later one is higher, or
 lower): a look-up costs the same however many trades a look-back holds. Prices are floats, and thresholds a little
-wider than the exact ones: every trade over a threshold is found, and very few others. The judge decides.
+wider than the exact ones: every trade over a threshold is found, and very few others. The judge decides. What is not
+about prices, `measure_watch` finds.
 """
 
 from __future__ import annotations
@@ -11,24 +12,21 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptopulse.engine.judge import (
-    MARGIN,
-    SCALE,
-    Floats,
-    Ints,
-    OrderedTrades,
-    lookback_max_s,
-    price_ratio_at_threshold,
-    rules_for,
-)
-from cryptopulse.settings import AlertRule, AlertType
+from cryptopulse.engine.judge import MARGIN, price_ratio_at_threshold, reach_max_s, rules_for
+from cryptopulse.engine.measure_watch import MeasureWatch
+from cryptopulse.engine.ordered_trades import ExactDecimals, Floats, Ints, OrderedTrades
+from cryptopulse.lake.alerts import AlertType
+from cryptopulse.settings import AlertRule
 from cryptopulse.text import MICROS
+
+_PRICE_TYPES: tuple[AlertType, ...] = ("FLASH_CRASH", "PRICE_SURGE")
 
 
 class Suspect(NamedTuple):
@@ -40,13 +38,17 @@ class Suspect(NamedTuple):
     at_us: int
 
 
-class _Bound(NamedTuple):
-    rule: AlertRule
+class _Bounds(NamedTuple):
+    """The bounds of all rules with the same look-back."""
+
     lookback_us: int
     crash: float
-    """Highest price × this: at or below it a price may be a crash. 0: the rule has no crashes."""
+    """Highest price × this: at or below it a price may be a crash. 0: no rule has crashes."""
+    crashes: list[tuple[float, AlertRule]]
+    """The same for each rule, the highest first."""
     surge: float
-    """Price × this: from a lowest price at or below it, the price may be a surge. 0: the rule has no surges."""
+    """Price × this: from a lowest price at or below it, the price may be a surge. 0: no rule has surges."""
+    surges: list[tuple[float, AlertRule]]
 
 
 class _SlidingMaximum:
@@ -82,22 +84,26 @@ class _SlidingMaximum:
 
 @dataclass
 class _Product:
-    bounds: list[_Bound]
+    bounds: list[_Bounds]
     newest: tuple[int, int]
     """Time and id of the newest trade."""
     complete_from_us: int
     highest: _SlidingMaximum
     lowest: _SlidingMaximum
     """The highest of the negated prices."""
+    measures: MeasureWatch | None
+    """None: all rules for it are about its price."""
 
 
 class PriceWatch:
-    """The products' highest and lowest prices, and the rules."""
+    """The products' highest and lowest prices and what else is measured, and the rules."""
 
     def __init__(self, rules: Sequence[AlertRule]) -> None:
         """Starts without products."""
         self._rules = rules
-        self.lookback_us = lookback_max_s(rules) * MICROS
+        self._lookback_us = max((rule.lookback_s for rule in rules if rule.kind == "price"), default=0) * MICROS
+        self._has_measures = any(rule.kind != "price" for rule in rules)
+        self.reach_us = reach_max_s(rules) * MICROS
         self._products: dict[str, _Product] = {}
 
     def unknown(self, symbols: Iterable[str]) -> list[str]:
@@ -111,12 +117,15 @@ class PriceWatch:
         for symbol in symbols:
             rows = ordered.rows_of(symbol)
             at, ids, levels = ordered.at[rows], ordered.ids[rows], prices[rows]
+            rules = rules_for(symbol, self._rules)
+            measured = [rule for rule in rules if rule.kind != "price"]
             self._products[symbol] = _Product(
-                [_bound(rule) for rule in rules_for(symbol, self._rules)],
+                _bounds([rule for rule in rules if rule.kind == "price"]),
                 (int(at[-1]), int(ids[-1])) if len(at) else (from_us, 0),
                 from_us,
-                _SlidingMaximum(at, levels, self.lookback_us),
-                _SlidingMaximum(at, -levels, self.lookback_us),
+                _SlidingMaximum(at, levels, self._lookback_us),
+                _SlidingMaximum(at, -levels, self._lookback_us),
+                MeasureWatch(measured, ordered, rows, from_us) if measured else None,
             )
 
     def forget(self) -> None:
@@ -127,28 +136,60 @@ class PriceWatch:
         """The new trades of silver that can be over a threshold. All must be of loaded products.
 
         A late trade is always returned: newer trades look back at it, and its own look-back may be dropped already.
+        Where more than prices is watched it unloads its product.
         """
-        prices = pc.multiply(pc.cast(news["price"], pa.float64()), 10.0**SCALE)
-        columns = (news["symbol"], pc.cast(news["event_time"], pa.int64()), news["trade_id"], prices)
-        for symbol, at, trade_id, price in zip(*(column.to_numpy().tolist() for column in columns), strict=True):
+        prices, sizes, buys = ExactDecimals.of(news["price"]).rough().tolist(), repeat(0.0), repeat(True)
+        if self._has_measures:
+            sizes = ExactDecimals.of(news["trade_size"]).rough().tolist()
+            buys = pc.equal(news["side"], "BUY").to_pylist() if "side" in news.column_names else buys
+        columns = (news["symbol"], pc.cast(news["event_time"], pa.int64()), news["trade_id"])
+        plain = (column.to_numpy().tolist() for column in columns)
+        late: set[str] = set()
+        for symbol, at, trade_id, price, size, is_buy in zip(*plain, prices, sizes, buys, strict=False):
             product = self._products[symbol]
             product.highest.add(at, price)
             product.lowest.add(at, -price)
             is_late = (at, trade_id) < product.newest
             if not is_late:
                 product.newest = (at, trade_id)
-            for rule, lookback_us, crash, surge in product.bounds:
+            for lookback_us, crash, crashes, surge, surges in product.bounds:
                 since = at - lookback_us
                 is_unsure = is_late or since < product.complete_from_us
-                if crash and (is_unsure or price <= product.highest.since(since) * crash):
-                    yield Suspect(symbol, rule, "FLASH_CRASH", at)
-                if surge and (is_unsure or -product.lowest.since(since) <= price * surge):
-                    yield Suspect(symbol, rule, "PRICE_SURGE", at)
+                if crash and (is_unsure or price <= (highest := product.highest.since(since)) * crash):
+                    for bound, rule in crashes:
+                        if not is_unsure and price > highest * bound:
+                            break
+                        yield Suspect(symbol, rule, "FLASH_CRASH", at)
+                if surge and (is_unsure or (lowest := -product.lowest.since(since)) <= price * surge):
+                    for bound, rule in surges:
+                        if not is_unsure and lowest > price * bound:
+                            break
+                        yield Suspect(symbol, rule, "PRICE_SURGE", at)
+            if product.measures is None:
+                continue
+            if is_late:
+                late.add(symbol)
+            found = product.measures.all_rules() if symbol in late else product.measures.add(at, size, is_buy, price)
+            for rule, alert_type in found:
+                yield Suspect(symbol, rule, alert_type, at)
+        for symbol in late:
+            del self._products[symbol]
 
 
-def _bound(rule: AlertRule) -> _Bound:
-    crash, surge = (
-        price_ratio_at_threshold(kind, rule) * (1 + MARGIN) if kind in rule.types else 0.0
-        for kind in ("FLASH_CRASH", "PRICE_SURGE")
-    )
-    return _Bound(rule, rule.lookback_s * MICROS, crash, surge)
+def _bounds(rules: Sequence[AlertRule]) -> list[_Bounds]:
+    found = []
+    for lookback_s in dict.fromkeys(rule.lookback_s for rule in rules):
+        crashes, surges = (
+            sorted(
+                (
+                    (price_ratio_at_threshold(kind, rule) * (1 + MARGIN), rule)
+                    for rule in rules
+                    if rule.lookback_s == lookback_s and kind in rule.types
+                ),
+                key=lambda bound: -bound[0],
+            )
+            for kind in _PRICE_TYPES
+        )
+        crash, surge = (bounds[0][0] if bounds else 0.0 for bounds in (crashes, surges))
+        found.append(_Bounds(lookback_s * MICROS, crash, crashes, surge, surges))
+    return found

@@ -1,9 +1,24 @@
-"""Alerts: how severe an episode is, and what its `alert_id` is made of."""
+"""Alerts: their types, how severe an episode is, what it measured as text, and what its `alert_id` is made of."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 from typing import Final, Literal, get_args
+
+from cryptopulse.text import decimal_text
+
+AlertType = Literal["FLASH_CRASH", "PRICE_SURGE", "VOLUME_SURGE", "BUY_IMBALANCE", "SELL_IMBALANCE", "VOLATILITY"]
+
+KINDS: Final[dict[AlertType, Literal["price", "volume", "imbalance", "volatility"]]] = {
+    "FLASH_CRASH": "price",
+    "PRICE_SURGE": "price",
+    "VOLUME_SURGE": "volume",
+    "BUY_IMBALANCE": "imbalance",
+    "SELL_IMBALANCE": "imbalance",
+    "VOLATILITY": "volatility",
+}
+"""Alert type → what it measures."""
 
 Severity = Literal["WARNING", "HIGH", "CRITICAL"]
 
@@ -15,8 +30,24 @@ THRESHOLDS: Final[dict[Severity, int]] = {"WARNING": 1, "HIGH": 2, "CRITICAL": 4
 
 
 def severity_of(thresholds: Fraction) -> Severity:
-    """The severity of a price change, given in multiples of the rule's threshold."""
+    """The severity of what was measured, given in multiples of the rule's threshold."""
     return max((name for name in SEVERITIES if thresholds >= THRESHOLDS[name]), key=SEVERITIES.index, default="WARNING")
+
+
+def measured_text(alert_type: AlertType, percent: float) -> str:
+    """What an episode measured: `−3.2 %`, `7.3× the usual volume`, `+85 %` net of the volume, `1.2 %` of volatility."""
+    digits = f"{abs(percent):,.2f}".rstrip("0").rstrip(".")
+    if alert_type == "VOLUME_SURGE":
+        return f"{percent / 100:,.1f}× the usual volume"
+    sign = "" if alert_type == "VOLATILITY" else "−" if percent < 0 else "+"
+    return f"{sign}{digits} %"
+
+
+def threshold_text(alert_type: AlertType, threshold_pct: Decimal) -> str:
+    """What a rule waits for: `1 %`, `5× the usual volume`."""
+    if alert_type == "VOLUME_SURGE":
+        return f"{decimal_text(threshold_pct / 100)}× the usual volume"
+    return f"{decimal_text(threshold_pct)} %"
 
 
 def family_of(alert_id: str) -> str:

@@ -205,7 +205,7 @@ class Lake:
     ) -> TableRows:
         """Alert episodes opened from `start` to before `end`, ordered by that time (gold.dm_market_alerts).
 
-        `rule`, `alert_type` (FLASH_CRASH, PRICE_SURGE), `severity` (WARNING, HIGH, CRITICAL) and `state` (OPEN,
+        `rule`, `alert_type` (FLASH_CRASH and so on), `severity` (WARNING, HIGH, CRITICAL) and `state` (OPEN,
         CLOSED): one value or several.
         """
         equal = {"rule": rule, "alert_type": alert_type, "severity": severity, "state": state}

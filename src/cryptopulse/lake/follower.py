@@ -226,8 +226,13 @@ class News:
 class Follower:
     """Follows one table that has a load_timestamp. For one thread."""
 
-    def __init__(self, lake: LakeLocation, table: Table, columns: Sequence[str]) -> None:
-        """`columns`: the columns to read. Opens nothing yet; the table need not exist."""
+    def __init__(self, lake: LakeLocation, table: Table, columns: Sequence[str], key: str | None = None) -> None:
+        """`columns`: the columns to read. Opens nothing yet; the table need not exist.
+
+        `key`: a column that tells rows apart. With it, a commit that takes rows away makes `read` return the whole
+        table; without it, rows must only be added and replaced.
+        """
+        self._key = key
         self._lake = lake
         self._table = table
         self._columns = list(dict.fromkeys((*columns, LOAD_TIMESTAMP)))
@@ -293,14 +298,14 @@ class Follower:
             if version - self._version >= _BEHIND_COMMITS_MAX:
                 return None
             added: list[str] = []
-            is_removing = False
+            removed: list[str] = []
             for line in log.entry(version + 1).read_bytes().splitlines():
                 action: dict[str, Any] = json.loads(line)
                 if (add := action.get("add")) and add["dataChange"]:
                     added.append(unquote(add["path"]))
                 elif (remove := action.get("remove")) and remove["dataChange"]:
-                    is_removing = True
-            if is_removing and not added:
+                    removed.append(unquote(remove["path"]))
+            if removed and (not added or (self._key and self._has_lost(log, removed, added, self._key))):
                 return None
             for path in added:
                 # Not `pq.read_table`, which looks for a data set around the file: three times as slow.
@@ -310,6 +315,18 @@ class Follower:
         log.note(seen, version, written_ns)
         self._version = version
         return self._news(pa.concat_tables([self._schema.empty_table(), *tables]), is_whole=False)
+
+    def _has_lost(self, log: CommitWatch, removed: Iterable[str], added: Iterable[str], key: str) -> bool:
+        """Whether a row of the files `removed` is in none of `added`, or this can't be told any more."""
+
+        def keys(paths: Iterable[str]) -> set[Any]:
+            tables = (pq.read_table(log.table_folder / path, columns=[key]) for path in paths)
+            return {value for table in tables for value in table[key].to_pylist()}
+
+        try:
+            return not keys(removed) <= keys(added)
+        except FileNotFoundError:
+            return True
 
     def _whole_or_newer(self, where: Where) -> News:
         log = self._log

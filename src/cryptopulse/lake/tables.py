@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cryptopulse.lake.alerts import THRESHOLDS
+from cryptopulse.lake.alerts import KINDS, THRESHOLDS
 from cryptopulse.lake.products import PRODUCT_ID_MAX
 
 
@@ -348,13 +348,13 @@ COMPLETENESS = Table(
 ALERTS = Table(
     schema="gold",
     name="dm_market_alerts",
-    comment="One episode: a product's price moved by a rule's threshold within its look-back.",
+    comment="One episode: what a rule measures of a product's look-back reached the rule's threshold.",
     columns=(
         Column("alert_id", "STRING", "rule:type:symbol:trigger_trade_id; the same for the same trades."),
         Column("symbol", "STRING", "Product id."),
-        Column("alert_type", "STRING", "FLASH_CRASH or PRICE_SURGE."),
+        Column("alert_type", "STRING", f"{', '.join(KINDS)}."),
         Column("rule", "STRING", "Name of the rule."),
-        Column("threshold_pct", "DECIMAL(8,4)", "Change that opens an episode, in percent."),
+        Column("threshold_pct", "DECIMAL(8,4)", "What opens an episode, in percent: a change, or as price_change_pct."),
         Column("lookback_s", "INT", "How far a trade looks back, in seconds."),
         Column("cool_down_s", "INT", "Quiet time that closes an episode, in seconds."),
         Column(
@@ -363,9 +363,14 @@ ALERTS = Table(
             f"WARNING, HIGH from {THRESHOLDS['HIGH']} thresholds, CRITICAL from {THRESHOLDS['CRITICAL']}.",
         ),
         Column("state", "STRING", "OPEN or CLOSED."),
-        Column("price_change_pct", "DOUBLE", "Deepest change, negative for a crash, in percent."),
-        Column("start_price", PRICE, "Price that the deepest change is measured from."),
-        Column("end_price", PRICE, "Price at the deepest change."),
+        Column(
+            "price_change_pct",
+            "DOUBLE",
+            "Deepest change of the price, negative for a crash, in percent; of other types the highest measure: see "
+            "docs/alerts.md.",
+        ),
+        Column("start_price", PRICE, "Price that the change is measured from; of other types: the look-back's first."),
+        Column("end_price", PRICE, "Price at the deepest change, or at the peak."),
         Column("window_start", "TIMESTAMP", "Time of the trade with start_price (UTC)."),
         Column("window_end", "TIMESTAMP", "Time of the trade with end_price (UTC)."),
         Column("opened_at", "TIMESTAMP", "Time of the first trade over the threshold (UTC)."),

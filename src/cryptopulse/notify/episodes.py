@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Self
 
-from cryptopulse.lake.alerts import SEVERITIES, Severity
+from cryptopulse.lake.alerts import SEVERITIES, AlertType, Severity
 from cryptopulse.settings.notify import Event, NotifyTarget
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -19,7 +19,7 @@ class AlertEpisode:
 
     alert_id: str
     symbol: str
-    alert_type: str
+    alert_type: AlertType
     rule: str
     threshold_pct: Decimal
     lookback_s: int
@@ -39,6 +39,8 @@ class AlertEpisode:
     detected_at: datetime
     continued_as: str | None = None
     """The alert_id of the episode that this one became part of because of late trades; not a column of the table."""
+    is_withdrawn: bool = False
+    """Whether late trades took it back: its row is gone. Not a column of the table."""
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Self:
@@ -66,7 +68,7 @@ class AlertEpisode:
         return replace(self, alert_id=alert_id, state="CLOSED", severity=severity, continued_as=self.alert_id)
 
 
-COLUMNS = tuple(field.name for field in fields(AlertEpisode) if field.name != "continued_as")
+COLUMNS = tuple(field.name for field in fields(AlertEpisode) if field.name not in ("continued_as", "is_withdrawn"))
 """The columns that `AlertEpisode.of` needs."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from cryptopulse.lake.alerts import measured_text, threshold_text
 from cryptopulse.notify.episodes import AlertEpisode, Item, Notification
 from cryptopulse.settings.notify import Event
 from cryptopulse.text import decimal_text, price_text
@@ -49,7 +50,7 @@ def message_of(notification: Notification) -> AlertMessage:
         ]
         if len(items) > len(shown):
             lines.append(f"and {len(items) - len(shown)} more: cryptopulse alerts list")
-        change = change_text(worst.price_change_pct)
+        change = measured_text(worst.alert_type, worst.price_change_pct)
         return AlertMessage(
             title=f"{len(items)} more episodes: {kinds}; the worst: {worst.symbol} {change}",
             body="\n".join(lines),
@@ -59,7 +60,7 @@ def message_of(notification: Notification) -> AlertMessage:
         )
     item = items[0]
     episode, event = item.episode, item.events[-1]
-    rule = f"{decimal_text(episode.threshold_pct)} % within {episode.lookback_s} s"
+    rule = f"{threshold_text(episode.alert_type, episode.threshold_pct)} within {episode.lookback_s} s"
     start = _trade_text(episode.window_start, episode.start_trade_id)
     end = _trade_text(episode.window_end, episode.end_trade_id)
     first = _trade_text(episode.opened_at, episode.trigger_trade_id)
@@ -72,6 +73,8 @@ def message_of(notification: Notification) -> AlertMessage:
     ]
     if episode.continued_as:
         lines.append(f"Late trades made it a part of {episode.continued_as}")
+    if episode.is_withdrawn:
+        lines.append("Late trades took it back: by all trades there was no such episode")
     return AlertMessage(
         title=_PREFIXES[event] + headline(episode),
         body="\n".join([*lines, f"alert_id: {episode.alert_id}"]),
@@ -95,7 +98,8 @@ def headline(episode: AlertEpisode) -> str:
 def _move(episode: AlertEpisode) -> str:
     took = duration_text((episode.window_end - episode.window_start).total_seconds())
     prices = f"{price_text(episode.start_price)} → {price_text(episode.end_price)}"
-    return f"{episode.alert_type} {episode.symbol} {change_text(episode.price_change_pct)} in {took} ({prices})"
+    measured = measured_text(episode.alert_type, episode.price_change_pct)
+    return f"{episode.alert_type} {episode.symbol} {measured} in {took} ({prices})"
 
 
 def _trade_text(moment: datetime, trade_id: int) -> str:
@@ -103,7 +107,7 @@ def _trade_text(moment: datetime, trade_id: int) -> str:
 
 
 def _severity_order(item: Item) -> tuple[int, float]:
-    return item.episode.rank, abs(item.episode.price_change_pct)
+    return item.episode.rank, abs(item.episode.price_change_pct) / float(item.episode.threshold_pct)
 
 
 def _key(item: Item) -> str:
@@ -138,13 +142,8 @@ def fields_of(item: Item) -> dict[str, Any]:
         "end_trade_id": episode.end_trade_id,
         "last_trigger_trade_id": episode.last_trigger_trade_id,
         "continued_as": episode.continued_as,
+        "is_withdrawn": episode.is_withdrawn,
     }
-
-
-def change_text(percent: float) -> str:
-    """A change with its sign: `−3.2 %`, `+0.75 %`."""
-    digits = f"{abs(percent):,.2f}".rstrip("0").rstrip(".")
-    return f"{'−' if percent < 0 else '+'}{digits} %"
 
 
 def duration_text(seconds: float) -> str:

@@ -31,7 +31,6 @@ from cryptopulse.settings.notify import NotifySettings
 from cryptopulse.settings.sections import (
     AlertRule,
     AlertSettings,
-    AlertType,
     FeedSettings,
     HealingSettings,
     LoggingSettings,
@@ -50,7 +49,6 @@ __all__ = [
     "STEPS",
     "AlertRule",
     "AlertSettings",
-    "AlertType",
     "FeedSettings",
     "HealingSettings",
     "LogSettings",

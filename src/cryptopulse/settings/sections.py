@@ -7,15 +7,17 @@ import math
 import os
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from cryptopulse.lake.alerts import KINDS, AlertType
 from cryptopulse.lake.location import OPTION_NAME
 from cryptopulse.lake.products import invalid_product_id, is_product_id
 
-AlertType = Literal["FLASH_CRASH", "PRICE_SURGE"]
+_REACH_MAX_S = 7200  # trades of this time are read when a rule over a longer history has something to judge
 
 
 def _split_products(value: str | list[str]) -> list[str]:
@@ -186,11 +188,16 @@ class AlertRule(_Section):
     products: Annotated[list[str], NoDecode, Field(min_length=1)] = ["*"]
     """Product ids or shell patterns (`*-USD`)."""
     types: list[AlertType] = ["FLASH_CRASH", "PRICE_SURGE"]
-    """What to look for: a fall, a rise, or both."""
-    threshold_pct: Decimal = Field(default=Decimal("1.0"), gt=0, lt=100, max_digits=8, decimal_places=4)
-    """Fall (rise) in percent from the highest (lowest) price of the look-back that opens an episode."""
+    """What to look for: a fall, a rise, or both; or `VOLUME_SURGE`, `BUY_IMBALANCE`, `SELL_IMBALANCE`, `VOLATILITY`.
+    The types of a rule share its threshold, so they are of one kind."""
+    threshold_pct: Decimal = Field(default=Decimal("1.0"), gt=0, max_digits=8, decimal_places=4, validate_default=True)
+    """What opens an episode, in percent: a fall (rise) from the highest (lowest) price of the look-back (under 100);
+    volume as a share of the usual (over 100); volume of buyers less that of sellers as a share of both (up to 100);
+    realised volatility."""
     lookback_s: int = Field(default=120, ge=1, le=3600)
-    """How far a trade looks back for that price, in seconds of exchange time."""
+    """How far a trade looks back, in seconds of exchange time."""
+    baseline_windows: int = Field(default=30, ge=3, le=200, validate_default=True)
+    """For `VOLUME_SURGE`: the usual volume is the median of this many windows before the look-back, each as long."""
     cool_down_s: int = Field(default=120, ge=0, le=86_400)
     """An episode closes when no trade was over the threshold for this long."""
     min_volume: Decimal = Field(default=Decimal(0), ge=0)
@@ -203,13 +210,57 @@ class AlertRule(_Section):
     def _products(cls, value: str | list[str]) -> list[str]:
         return _split_products(value)
 
+    @field_validator("types")
+    @classmethod
+    def _are_of_one_kind(cls, types: list[AlertType]) -> list[AlertType]:
+        if len({KINDS[name] for name in types}) > 1:
+            raise ValueError(f"{' and '.join(types)} can't share a threshold; write a rule for each")
+        return types
+
+    @field_validator("threshold_pct")
+    @classmethod
+    def _suits_the_types(cls, threshold: Decimal, info: ValidationInfo) -> Decimal:
+        for name in info.data.get("types", ()):
+            if KINDS[name] == "price" and threshold >= 100:
+                raise ValueError("a price can't fall by 100 percent: write less than 100")
+            if KINDS[name] == "imbalance" and threshold > 100:
+                raise ValueError("an imbalance is at most 100 percent: write 100 or less")
+            if name == "VOLUME_SURGE" and threshold <= 100:
+                raise ValueError("100 percent is the usual volume: write more, as in 500 for five times the usual")
+        return threshold
+
+    @field_validator("baseline_windows")
+    @classmethod
+    def _is_in_reach(cls, windows: int, info: ValidationInfo) -> int:
+        is_used, lookback_s = "VOLUME_SURGE" in info.data.get("types", ()), info.data.get("lookback_s", 0)
+        if is_used and (windows + 2) * lookback_s > _REACH_MAX_S:
+            most = _REACH_MAX_S // lookback_s - 2
+            hint = f"write {most} or less" if most >= 3 else f"lower lookback_s to {_REACH_MAX_S // 5} or less"
+            raise ValueError(f"(baseline_windows + 2) × lookback_s is at most {_REACH_MAX_S} seconds: {hint}")
+        return windows
+
+    @property
+    def kind(self) -> str:
+        """What its types measure: a value of `lake.alerts.KINDS`."""
+        return KINDS[self.types[0]] if self.types else "price"
+
+    @property
+    def reach_s(self) -> int:
+        """How old a trade can be that judging another one needs, in seconds."""
+        return self.lookback_s * (self.baseline_windows + 2 if self.kind == "volume" else 1)
+
+    @property
+    def least_volume(self) -> int:
+        """`min_volume` in the units of the column `trade_size`, rounded up."""
+        return math.ceil(Fraction(self.min_volume) * 10**12)
+
     def applies_to(self, symbol: str) -> bool:
         """Whether `symbol` matches one of the rule's patterns."""
         return any(fnmatchcase(symbol, pattern) for pattern in self.products)
 
 
 class AlertSettings(_Section):
-    """What counts as a crash or a surge."""
+    """What raises an alert."""
 
     rules: list[AlertRule] = [AlertRule()]
     """The rules, tables `[[alerts.rules]]` in the configuration file."""

@@ -116,9 +116,17 @@ def alert_words(alert: Mapping[str, Any]) -> str:
     latency = alert.get("latency_ms")
     after = "" if latency is None else f", stored {ms_text(latency)} ms after its trade was received"
     return (
-        f"{alert['alert_type']} {alert['symbol']} {float(alert['price_change_pct']):+.2f} %: "
+        f"{alert['alert_type']} {alert['symbol']} {measured_words(alert)}: "
         f"{price_text(alert['start_price'])} → {price_text(alert['end_price'])}{after}"
     )
+
+
+def measured_words(alert: Mapping[str, Any]) -> str:
+    """What an alert measured: `-1.15 %`, or `7.3×` the usual volume."""
+    percent = float(alert["price_change_pct"])
+    if alert["alert_type"] == "VOLUME_SURGE":
+        return f"{percent / 100:,.1f}×"
+    return f"{percent:.2f} %" if alert["alert_type"] == "VOLATILITY" else f"{percent:+.2f} %"
 
 
 def hop_words(hop: str) -> str:

@@ -30,6 +30,7 @@ from cryptopulse.terminal.snapshot import (
     change_pct,
     clock_text,
     hop_words,
+    measured_words,
     ms_text,
     number,
     state_word,
@@ -252,13 +253,16 @@ def _products_panel(
     return _panel(Padding(Text(waiting, style="yellow"), (0, 1)), "prices", height)
 
 
+_COLORS = {"FLASH_CRASH": "red", "SELL_IMBALANCE": "red", "PRICE_SURGE": "green", "BUY_IMBALANCE": "green"}
+
+
 def _alert_line(alert: Mapping[str, Any], wide: bool) -> Text:
-    style = "bold red" if alert["alert_type"] == "FLASH_CRASH" else "bold green"
+    style = f"bold {_COLORS.get(alert['alert_type'], 'yellow')}"
     line = Text.assemble(
         f"{clock_text(alert['opened_at'])} ",
         (f"{alert['alert_type']:<11}", style),
         f" {alert['symbol']:<9} ",
-        (f"{float(alert['price_change_pct']):+.2f} %", style),
+        (measured_words(alert), style),
         f"  {price_text(alert['start_price'])} → {price_text(alert['end_price'])}",
         no_wrap=True,
         overflow="ellipsis",

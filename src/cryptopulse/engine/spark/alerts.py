@@ -16,7 +16,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
 from cryptopulse.engine.alerts import AlertStep
-from cryptopulse.engine.judge import COLUMNS
+from cryptopulse.engine.judge import columns_for
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql, collected
 from cryptopulse.engine.spark.tables import BatchId, SparkTables, micros_of, shaped
@@ -25,7 +25,6 @@ from cryptopulse.settings import AlertRule
 
 # Bytes of silver's files, about 40 per trade; in Arrow a trade takes 80 bytes.
 _BATCH_MAX_BYTES = 64 << 20
-_TAKEN = pa.schema([SILVER.arrow_schema.field(name) for name in (*COLUMNS, "ingestion_time", "load_timestamp")])
 
 
 class AlertsStep:
@@ -45,7 +44,8 @@ class AlertsStep:
 
     def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:  # noqa: ARG002 - judging again changes nothing
         """Silver's trades."""
-        self._trades, self._episodes = _Trades(sql, self._tables), _Episodes(sql, self._tables)
+        self._trades = _Trades(sql, self._tables, columns_for(self._rules))
+        self._episodes = _Episodes(sql, self._tables)
         self._step = AlertStep(self._episodes, self._trades, self._rules)
         self._step.max_delay_s = 0  # Spark counts a batch as done
         return self._tables.stream(sql.session, SILVER, self._files_max, _BATCH_MAX_BYTES)
@@ -61,8 +61,10 @@ class AlertsStep:
 class _Trades:
     """Silver's trades, as a `TradeSource`: the current batch, and reads by event time."""
 
-    def __init__(self, sql: SparkSql, tables: SparkTables) -> None:
+    def __init__(self, sql: SparkSql, tables: SparkTables, columns: Sequence[str]) -> None:
         self._sql, self._tables = sql, tables
+        taken = (*columns, "ingestion_time", "load_timestamp")
+        self._taken = pa.schema([SILVER.arrow_schema.field(name) for name in taken])
         silver = tables.read(sql.session, SILVER).where("event_time <= CURRENT_TIMESTAMP()")
         self.watermark_us = micros_of(silver, "MAX(event_time)", 0)
         self.kept_from_us = 0
@@ -70,7 +72,7 @@ class _Trades:
 
     def take_in(self, sql: SparkSql, batch: DataFrame) -> None:
         self._sql = sql
-        rows = _arrow(batch, _TAKEN)
+        rows = _arrow(batch, self._taken)
         self._batch = rows if rows.num_rows else None
         if rows.num_rows:
             newest = pc.cast(pc.max(rows["event_time"]), pa.int64()).as_py()

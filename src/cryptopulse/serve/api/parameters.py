@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.activity_bars import BarSize, Measure
-from cryptopulse.lake.alerts import Severity
+from cryptopulse.lake.alerts import KINDS, AlertType, Severity
 from cryptopulse.lake.products import PRODUCT_ID
 from cryptopulse.serve.api import paging
 from cryptopulse.serve.api.formats import FORMATS
@@ -199,9 +199,7 @@ class AlertsParams(RowsParams):
     rule: list[RuleName] = Field(
         [], description="Name of a rule; repeat it for several.", max_length=VALUES_MAX, examples=[["default"]]
     )
-    alert_type: list[Literal["FLASH_CRASH", "PRICE_SURGE"]] = Field(
-        [], description="What happened; repeat it for both.", max_length=2
-    )
+    alert_type: list[AlertType] = Field([], description="What happened; repeat it for several.", max_length=len(KINDS))
     severity: list[Severity] = Field([], description="How severe; repeat it for several.", max_length=3)
     state: list[Literal["OPEN", "CLOSED"]] = Field(
         [], description="Whether the episode is over; repeat it for both.", max_length=2

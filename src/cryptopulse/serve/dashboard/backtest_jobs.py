@@ -41,12 +41,13 @@ _PARTS_MAX = 24
 
 _RULES: Final[Mapping[str, str]] = {
     "name": "Name: letters, digits, “.”, “_” and “-”, without spaces.",
-    "threshold_pct": "Threshold: a number of percent above 0 and below 100, with at most 4 decimals, as in 0.5.",
+    "threshold_pct": "Threshold: a number of percent above 0, with at most 4 decimals, as in 0.5.",
     "lookback_s": "Look-back: whole seconds, from 1 to 3600.",
     "cool_down_s": "Cool-down: whole seconds, from 0 to 86400.",
     "min_volume": "Least volume: a number, 0 or more.",
     "min_trades": "Least trades: a whole number, 2 or more.",
-    "types": "Types: choose crashes, surges, or both.",
+    "baseline_windows": "Usual windows: a whole number from 3 to 200.",
+    "types": "Types: choose one or more, all of one kind.",
     "products": "Products: ids or patterns, as in BTC-USD, *-EUR.",
     "start": "From: a time, as in 2026-07-07T22:00.",
     "end": "To: a time, as in 2026-07-07T23:00.",
@@ -114,7 +115,10 @@ def parse_form(form: Mapping[str, Any], trades: Mapping[str, int]) -> BacktestRe
     try:
         rule = AlertRule(**given)
     except ValidationError as error:
-        faults |= {name: _RULES.get(name, one["msg"]) for one in error.errors() for name in [str(one["loc"][0])]}
+        for one in error.errors():
+            name, why = str(one["loc"][0]), str(one["msg"]).removeprefix("Value error, ")
+            label = _RULES.get(name, name).partition(":")[0]
+            faults[name] = f"{label}: {why}." if one["type"] == "value_error" else _RULES.get(name, one["msg"])
     times: dict[str, datetime] = {}
     for name in ("start", "end"):
         if form.get(name) not in (None, ""):

@@ -58,7 +58,7 @@ class Topics:
         """Reads nothing yet. `ready(topic)` is called, from any thread, when `loaded(topic)` has a new snapshot."""
         self._bars = Follower(lake, BARS, BAR_COLUMNS)
         self._trades = Follower(lake, SILVER, TRADE_COLUMNS)
-        self._alerts = Follower(lake, ALERTS, alerts.COLUMNS)
+        self._alerts = Follower(lake, ALERTS, alerts.COLUMNS, key="alert_id")
         self.market = LiveMarket()
         self.episodes = LiveEpisodes()
         self._charts = Charts(lake, self.market, ready)

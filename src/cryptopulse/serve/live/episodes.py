@@ -8,7 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptopulse.lake.alerts import family_of
+from cryptopulse.lake.alerts import KINDS, family_of
 from cryptopulse.lake.tables import ALERTS
 from cryptopulse.text import decimal_text
 
@@ -67,7 +67,7 @@ class LiveEpisodes:
                 "alerts_1h": sum(row["opened_at"] > now_us - _HOUR_US for row in day),
                 "alerts_24h": len(day),
                 "critical_24h": sum(row["severity"] == "CRITICAL" for row in day),
-                "largest_24h": max((row["price_change_pct"] for row in day), key=abs, default=None),
+                "largest_24h": max(map(_change, filter(_is_of_price, day)), key=abs, default=None),
             }
             self._counted = now_us // _MINUTE_US, counts
         return self._counted[1]
@@ -104,6 +104,15 @@ class LiveEpisodes:
     def _forget(self, alert_id: str) -> None:
         del self.rows[alert_id]
         self._families[family_of(alert_id)].discard(alert_id)
+
+
+def _change(row: Row) -> float:
+    change: float = row["price_change_pct"]
+    return change
+
+
+def _is_of_price(row: Row) -> bool:
+    return KINDS[row["alert_type"]] == "price"
 
 
 def plain_episodes(rows: pa.Table) -> list[Row]:

@@ -1,5 +1,6 @@
 // The list of live and past episodes under the same filters, and the chosen episode beside it with its evidence.
 
+import { TYPES, directionOf, measured } from "./alert_words.js";
 import { currentHash, h, onHash, onKey, replaceAddress, setNote } from "./dom.js";
 import { RANKS } from "./episode_filter.js";
 import { Episodes } from "./episodes.js";
@@ -13,7 +14,7 @@ const COLUMNS = [
   { key: "opened_ms", label: "Opened", kind: "time", sortKey: "place" },
   { key: "symbol", label: "Product", kind: "symbol" },
   { key: "alert_type", label: "Type", kind: "badge" },
-  { key: "price_change_pct", label: "Change", kind: "percent" },
+  { key: "measured", label: "Change", kind: "measured", sortKey: "price_change_pct" },
   { key: "severity", label: "Severity", kind: "badge", sortKey: "rank" },
   { key: "state", label: "State", kind: "badge" },
   { key: "from_to", label: "From → to", hide: "tablet", sortable: false },
@@ -33,12 +34,12 @@ export class AlertList {
       hour: ["Last hour", "Episodes that opened in the hour before the newest trade"],
       day: ["Last 24 h", "Episodes that opened in the 24 hours before the newest trade"],
       critical: ["Critical 24 h", "Four thresholds and more"],
-      largest: ["Largest 24 h", "The largest change of the last 24 hours"],
+      largest: ["Largest 24 h", "The largest change of a price in the last 24 hours"],
     });
     this.form = h("form", { className: "cp-tools cp-filters", "aria-label": "Filters" });
     this.form.innerHTML =
       '<input name="product" type="search" placeholder="Product" aria-label="Product" title="A part of the id (f)" autocomplete="off" spellcheck="false">' +
-      select("alert_type", "Type", [["FLASH_CRASH", "Crashes"], ["PRICE_SURGE", "Surges"]], "All types") +
+      select("alert_type", "Type", Object.entries(TYPES), "All types") +
       select("severity", "Severity", [["CRITICAL", "Critical"], ["HIGH", "High"], ["WARNING", "Warning"]], "All severities") +
       select("rule", "Rule", [], "All rules") +
       select("state", "State", [["OPEN", "Open"], ["CLOSED", "Closed"]], "Open and closed") +
@@ -174,7 +175,7 @@ export class AlertList {
   emptyText() {
     if (!this.episodes?.isRead || this.state?.lake?.state !== "filled") return emptyText(this.state);
     if (Object.values(this.filters()).some(Boolean)) return "Nothing matches.";
-    return "No alert so far. As soon as a price moves by a rule’s threshold, it shows here by itself.";
+    return "No alert so far. As soon as a rule’s threshold is reached, it shows here by itself.";
   }
 
   unmount() {
@@ -199,6 +200,8 @@ export function shownRow(row) {
     rank: RANKS[row.severity],
     lasted_s: lastedS,
     lasted: format.age(Math.max(lastedS, 0)),
+    measured: measured(row),
+    direction: directionOf(row),
     from_to: format.pricesAlike(row.start_price, row.end_price).join(" → "),
   };
 }

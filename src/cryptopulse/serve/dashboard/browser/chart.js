@@ -3,6 +3,7 @@
 // The visible range is kept as times, not as indexes or percentages: it stays when new candles come, and moves along only
 // while it contains the newest candle.
 
+import { colorOf, measured, strength } from "./alert_words.js";
 import { LABEL_PX, roundPlaces } from "./axis.js";
 import { baseOption, createChart, labelStyle, xAxis } from "./echart.js";
 import * as format from "./format.js";
@@ -279,7 +280,7 @@ export class CandleChart {
         const from = Math.max(this.candles.within(Math.min(alert.window_start, alert.opened_at) / 1e6), 0);
         const until = alert.state === "OPEN" ? last : Math.max(this.candles.within(alert.last_trigger_at / 1e6), from);
         const isLong = until - from > this.span / 2; // a strip instead of shading most of the chart
-        const color = token((alert.alert_type === "FLASH_CRASH" ? "down" : "up") + (isLong ? "" : "-area"));
+        const color = token(colorOf(alert) + (isLong ? "" : "-area"));
         return [
           { xAxis: String(this.candles.times[from]), itemStyle: { color }, name: alert.alert_id, y: isLong ? TOP : undefined },
           { xAxis: String(this.candles.times[Math.max(until, Math.min(from + 1, last))]), y: isLong ? TOP + STRIP_PX : undefined },
@@ -292,20 +293,20 @@ export class CandleChart {
     const [start, end] = this.shown();
     const taken = { top: [], bottom: [] };
     const found = [];
-    const rank = (alert) => (alert.alert_id === this.chosen ? Infinity : Math.abs(alert.price_change_pct));
+    const rank = (alert) => (alert.alert_id === this.chosen ? Infinity : strength(alert));
     for (const alert of this.visibleAlerts().sort((a, b) => rank(b) - rank(a))) {
       const place = Math.max(this.candles.within(alert.opened_at / 1e6), 0);
       if (place < start || place > end) continue;
       const isChosen = alert.alert_id === this.chosen;
-      const side = alert.alert_type === "FLASH_CRASH" ? "top" : "bottom";
-      const percent = format.percent(alert.price_change_pct, 1);
+      const side = colorOf(alert) === "down" ? "top" : "bottom";
+      const percent = measured(alert, 1);
       const text = isChosen ? `${words(alert.alert_type)} ${percent}` : percent;
       const half = (text.length * LETTER_PX) / 2 + 3;
       const at = this.placeOf(place);
       const center = Math.min(Math.max(at, half), this.chart.getWidth() - this.right - half);
       const hasRoom = taken[side].every(([other, width]) => Math.abs(other - center) > half + width);
       if (hasRoom) taken[side].push([center, half]);
-      const color = token(side === "top" ? "down" : "up");
+      const color = token(colorOf(alert));
       found.push({
         name: alert.alert_id,
         coord: [String(this.candles.times[place]), this.candles.rows[place][side === "top" ? "high" : "low"]],

@@ -1,5 +1,6 @@
 // One episode: a text about what happened, its price chart, and the trades that prove it.
 
+import { colorOf, directionOf, isOfPrice, measured, story, thresholdText } from "./alert_words.js";
 import { fetchJson, toObjects } from "./api.js";
 import { h, setNote } from "./dom.js";
 import * as format from "./format.js";
@@ -58,13 +59,9 @@ export class EvidencePanel {
 
   describe() {
     const one = this.episode;
-    const [direction, verb] = one.price_change_pct > 0 ? ["up", "rose"] : ["down", "fell"];
-    const percent = h("b", { "data-direction": direction, textContent: format.percent(one.price_change_pct) });
+    const percent = h("b", { "data-direction": directionOf(one), textContent: measured(one) });
     this.setHead([`${words(one.alert_type)} of ${one.symbol} `, percent], [one.severity, one.state]);
-    const [from, to] = format.pricesAlike(one.start_price, one.end_price);
-    this.find(".cp-story").textContent =
-      `The price ${verb} from ${from} to ${to} within ${format.age((one.window_end - one.window_start) / 1e6)}. ` +
-      `Rule ${one.rule}: ${Number(one.threshold_pct)}\u202f% within ${format.age(one.lookback_s)}, quiet after ${format.age(one.cool_down_s)}.`;
+    this.find(".cp-story").textContent = `${story(one)} Rule ${one.rule}: ${thresholdText(one)}, quiet after ${format.age(one.cool_down_s)}.`;
     const detectedS = one.detected_at ? (one.detected_at - one.opened_at) / 1e6 : null;
     const facts = [
       ["Opened", format.dateTime(one.opened_at / 1000)],
@@ -98,8 +95,9 @@ export class EvidencePanel {
     const { trades, roles, bars, grain_s: grainS } = this.evidence;
     const day = trades.length ? format.date(trades[0].event_time) : "";
     this.find("th[data-key=time_text]").textContent = trades.length ? `Time, ${day}` : "Time";
-    const isCrash = this.episode.alert_type === "FLASH_CRASH";
-    const wordOf = { ...ROLES, end: isCrash ? "Lowest" : "Highest" };
+    const color = colorOf(this.episode);
+    const isCrash = color === "down";
+    const wordOf = { ...ROLES, end: !isOfPrice(this.episode) ? "Peak" : isCrash ? "Lowest" : "Highest" };
     const rolesOf = new Map();
     for (const [name, id] of Object.entries(roles)) rolesOf.set(id, [...(rolesOf.get(id) ?? []), wordOf[name]]);
     const prices = format.pricesAlike(...trades.map((trade) => trade.price));
@@ -119,7 +117,6 @@ export class EvidencePanel {
       tr.dataset.gap = String(before !== null && id !== before + 1); // trades between are left out
       before = id;
     }
-    const color = isCrash ? "down" : "up";
     const point = (name, position, shade) => {
       const trade = trades.find((one) => one.trade_id === roles[name]);
       return trade && { at: trade.event_time, price: Number(trade.price), words: wordOf[name], color: shade, position };

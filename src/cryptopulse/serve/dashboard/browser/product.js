@@ -1,5 +1,6 @@
 // The page of one product, live and back to its first trade: price, changes, chart, figures, alerts.
 
+import { directionOf, measured } from "./alert_words.js";
 import { fetchJson } from "./api.js";
 import { CandleChart } from "./chart.js";
 import { currentHash, h, onHash, onKey, readStorage, replaceAddress, setNote, setText, writeStorage } from "./dom.js";
@@ -276,8 +277,7 @@ export function mount(element, { symbol, grains, path }) {
   }
 
   function alertItem(alert) {
-    const direction = alert.price_change_pct > 0 ? "up" : "down";
-    const percent = h("b", { "data-direction": direction, textContent: format.percent(alert.price_change_pct) });
+    const percent = h("b", { "data-direction": directionOf(alert), textContent: measured(alert) });
     const openedMs = alert.opened_at / 1000;
     const what = `${format.moment(openedMs)} · ${format.pricesAlike(alert.start_price, alert.end_price).join(" → ")}`;
     const lasted = alert.state === "OPEN" ? tag("OPEN") : format.age((alert.last_trigger_at - alert.opened_at) / 1e6);

@@ -13,6 +13,7 @@ const KINDS = {
   symbol: { text: (value) => value, draw: drawSymbol },
   price: { right: true, text: (value, row) => format.price(value, row.decimals), draw: drawPrice },
   percent: { right: true, text: (value) => format.percent(value), draw: drawPercent },
+  measured: { right: true, text: (value) => value, draw: drawMeasured },
   amount: { right: true, text: (value) => format.amount(value) },
   count: { right: true, text: (value) => format.count(value) },
   share: { right: true, text: (value) => format.share(value), draw: drawShare },
@@ -94,7 +95,7 @@ export class Table {
       const before = flash ? entry.values[place] : null;
       entry.texts[place] = text;
       entry.values[place] = value;
-      if (draw) draw(entry.cells[place], value, text, { before, href: this.options.href?.(row) });
+      if (draw) draw(entry.cells[place], value, text, { before, row, href: this.options.href?.(row) });
       else entry.cells[place].textContent = text;
     });
   }
@@ -234,6 +235,11 @@ function drawPrice(cell, value, text, { before }) {
   cell.dataset.moved = value > before ? "up" : "down";
   clearTimeout(cell.quiet);
   cell.quiet = setTimeout(() => delete cell.dataset.moved, 700);
+}
+
+function drawMeasured(cell, value, text, { row }) {
+  cell.textContent = text;
+  cell.dataset.direction = row.direction;
 }
 
 function drawPercent(cell, value, text) {

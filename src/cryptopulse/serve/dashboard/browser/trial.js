@@ -1,6 +1,7 @@
 // The backtest of a rule on the stored trades: a form, the progress, and the alerts that it would have raised, as rows and
 // on the price chart.
 
+import { TYPES, colorOf, measured } from "./alert_words.js";
 import { SPANS_S, shownRow } from "./alert_list.js";
 import { fetchJson, toObjects } from "./api.js";
 import { h, onHash, setNote } from "./dom.js";
@@ -14,17 +15,18 @@ const COLUMNS = [
   { key: "opened_ms", label: "Opened", kind: "time" },
   { key: "symbol", label: "Product", kind: "symbol" },
   { key: "alert_type", label: "Type", kind: "badge" },
-  { key: "price_change_pct", label: "Change", kind: "percent" },
+  { key: "measured", label: "Change", kind: "measured", sortKey: "price_change_pct" },
   { key: "severity", label: "Severity", kind: "badge", sortKey: "rank" },
   { key: "from_to", label: "From → to", hide: "tablet", sortable: false },
   { key: "lasted", label: "Lasted", hide: "phone", sortKey: "lasted_s" },
 ];
 const FIELDS = [
-  ["threshold_pct", "Threshold", "%", "Fall or rise that opens an episode", "decimal"],
-  ["lookback_s", "Look-back", "s", "How far a trade looks back for the highest or lowest price", "numeric"],
+  ["threshold_pct", "Threshold", "%", "What opens an episode: a fall or rise; volume as a share of the usual; net volume as a share of the volume; volatility", "decimal"],
+  ["lookback_s", "Look-back", "s", "How far a trade looks back", "numeric"],
   ["cool_down_s", "Cool-down", "s", "Quiet time that closes an episode", "numeric"],
   ["min_trades", "Least trades", "", "Trades that the look-back must have", "numeric"],
   ["min_volume", "Least volume", "", "Base-currency volume that the look-back must have", "decimal"],
+  ["baseline_windows", "Usual windows", "", "For volume surges: windows before the look-back of which the median volume is the usual one", "numeric"],
   ["products", "Products", "", "Ids or patterns, with commas between: BTC-USD, *-EUR", "text"],
   ["name", "Name", "", "Name of the rule", "text"],
 ];
@@ -37,9 +39,12 @@ export class TrialView {
       ([name, label, unit, hint, mode]) =>
         `<label title="${hint}"><span>${label}</span><span class="cp-unit" data-unit="${unit}"><input class="cp-input" name="${name}" inputmode="${mode}" autocomplete="off" spellcheck="false" aria-describedby="cp-fault-${name}"></span></label><p class="cp-fault" id="cp-fault-${name}" hidden></p>`,
     ).join("");
+    const types = Object.entries(TYPES)
+      .map(([type, name]) => `<label class="cp-check"><input type="checkbox" name="${type}"> ${name}</label>`)
+      .join("");
     this.form.innerHTML =
       `<h2 class="cp-panel-head">Rule</h2>${inputs}` +
-      '<fieldset><legend>Types</legend><label class="cp-check"><input type="checkbox" name="FLASH_CRASH"> Crashes</label><label class="cp-check"><input type="checkbox" name="PRICE_SURGE"> Surges</label></fieldset><p class="cp-fault" id="cp-fault-types" hidden></p>' +
+      `<fieldset><legend>Types</legend>${types}</fieldset><p class="cp-fault" id="cp-fault-types" hidden></p>` +
       '<label><span>Time</span><select class="cp-input" name="span"><option value="">All that is stored</option><option value="1h">Last hour</option><option value="24h">Last 24 hours</option><option value="7d">Last 7 days</option><option value="own">From … to …</option></select></label>' +
       '<div class="cp-own" hidden><label><span>From <small></small></span><input class="cp-input" type="datetime-local" step="1" name="start"></label><p class="cp-fault" id="cp-fault-start" hidden></p>' +
       '<label><span>To <small></small></span><input class="cp-input" type="datetime-local" step="1" name="end"></label><p class="cp-fault" id="cp-fault-end" hidden></p></div>' +
@@ -72,7 +77,7 @@ export class TrialView {
       const value = rule[name] ?? "";
       this.form.elements[name].value = Array.isArray(value) ? value.join(", ") : /^\d+\.\d+$/.test(value) ? String(Number(value)) : value;
     }
-    for (const type of ["FLASH_CRASH", "PRICE_SURGE"]) this.form.elements[type].checked = !rule.types || rule.types.includes(type);
+    for (const type of Object.keys(TYPES)) this.form.elements[type].checked = (rule.types ?? ["FLASH_CRASH", "PRICE_SURGE"]).includes(type);
     const showZone = () => {
       for (const small of this.form.querySelectorAll(".cp-own small")) small.textContent = format.zoneName();
     };
@@ -85,7 +90,7 @@ export class TrialView {
     const values = this.form.elements;
     const request = Object.fromEntries(FIELDS.map(([name]) => [name, values[name].value.trim()]));
     request.products ||= "*";
-    request.types = ["FLASH_CRASH", "PRICE_SURGE"].filter((type) => values[type].checked);
+    request.types = Object.keys(TYPES).filter((type) => values[type].checked);
     const seconds = SPANS_S[values.span.value];
     if (seconds) request.start = (describe().nowMs ?? Date.now()) - seconds * 1000;
     if (values.span.value === "own") {
@@ -212,13 +217,13 @@ export class TrialView {
     this.chart.show({
       bars: this.bars,
       grainS: this.grainS,
-      areas: own.map((row) => ({ name: row.alert_id, from: row.window_start / 1000, until: Math.max(row.last_trigger_at, row.opened_at + 1e6) / 1000, color: row.price_change_pct > 0 ? "up" : "down" })),
+      areas: own.map((row) => ({ name: row.alert_id, from: row.window_start / 1000, until: Math.max(row.last_trigger_at, row.opened_at + 1e6) / 1000, color: colorOf(row) })),
       points: own.map((row) => ({
         at: row.window_end / 1000,
         price: Number(row.end_price),
-        words: own.length <= 12 || row.alert_id === this.picked ? format.percent(row.price_change_pct, 1) : "",
-        color: row.price_change_pct > 0 ? "up" : "down",
-        position: row.price_change_pct > 0 ? "top" : "bottom",
+        words: own.length <= 12 || row.alert_id === this.picked ? measured(row, 1) : "",
+        color: colorOf(row),
+        position: colorOf(row) === "down" ? "bottom" : "top",
       })),
       decimals: decimalsOf(this.bars),
       isSame: false,

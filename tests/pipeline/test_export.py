@@ -201,6 +201,7 @@ def test_the_command_takes_products_times_and_grains(filled: Path, tmp_path: Pat
         (["trades", "x.parquet.gz"], "leave out .gz"),
         (["trades", "there.csv"], "exists; choose another name"),
         (["trades", "folder.csv"], "is a folder"),
+        (["trades", f"{'x' * 300}.csv"], "can't be written: File name too long"),
         (["trades", "there.csv", "--format", "nautilus"], "there.csv is no folder"),
         (["trades", "-", "--format", "nautilus"], "- is no folder"),
         (["trades", "nowhere/x", "--format", "nautilus"], "nowhere/x can't be written: No such file or directory"),

@@ -63,15 +63,15 @@ def write_batches(
         )
     if compression and form not in ("csv", "kdb"):
         raise ConfigurationError(f"{file}: {form} compresses by itself; leave out {suffixes[-1]}.")
-    if form == "nautilus":
-        if file == STANDARD_OUTPUT or (file.exists() and not file.is_dir()):
-            raise ConfigurationError(f"{file} is no folder; a catalog for nautilus is one.")
-    elif file.is_dir():
-        raise ConfigurationError(f"{file} is a folder; name a file.")
-    there = file / _CATALOG_DATA if form == "nautilus" else file
-    if (there.is_file() or there.is_dir()) and file != STANDARD_OUTPUT and not overwrite:
-        raise ConfigurationError(f"{there} exists; choose another name, or allow --overwrite.")
     try:
+        if form == "nautilus":
+            if file == STANDARD_OUTPUT or (file.exists() and not file.is_dir()):
+                raise ConfigurationError(f"{file} is no folder; a catalog for nautilus is one.")
+        elif file.is_dir():
+            raise ConfigurationError(f"{file} is a folder; name a file.")
+        there = file / _CATALOG_DATA if form == "nautilus" else file
+        if (there.is_file() or there.is_dir()) and file != STANDARD_OUTPUT and not overwrite:
+            raise ConfigurationError(f"{there} exists; choose another name, or allow --overwrite.")
         if form == "nautilus":
             with _whole_catalog(file) as data:
                 return write_catalog(rows, data, progress)

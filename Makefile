@@ -82,7 +82,7 @@ bench-cluster: cluster ## the embedded engine and Spark side by side on the same
 # tests/cluster/runtimes/16.4.txt and Spark in spark35.xml, of which SPARK35="-Dspark=3.5.6" takes another.
 SPARK35 ?=
 RUNTIMES := .venv-runtime-16.4/.installed .venv-runtime-17.3/.installed
-cluster: $(VENV)/.cluster $(RUNTIMES) .jars/.copied .node/.installed .venv-azure/.installed ## install what the cluster tests need
+cluster: $(VENV)/.cluster $(RUNTIMES) .jars/.copied .node/.installed .venv-azure/.installed .venv-backtest/.installed ## install what the cluster tests need
 
 databricks-cli: .go/databricks ## Databricks' own command line, for the tests of the bundle; needs Go 1.26, takes some minutes
 
@@ -147,6 +147,12 @@ RUNTIME_PYTHON ?= python3.11
 .venv-azure/.installed:
 	@test -x .venv-azure/bin/python || $(BIN)/python -m venv .venv-azure
 	@.venv-azure/bin/python -m pip install --quiet --disable-pip-version-check azure-cli==2.91.0
+	@touch $@
+
+# So do the libraries that read exports for backtests; the list of them is complete, for the reason that it gives.
+.venv-backtest/.installed: tests/cluster/backtest_libraries.txt $(VENV)/.installed
+	@test -x .venv-backtest/bin/python || $(BIN)/python -m venv .venv-backtest
+	@.venv-backtest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 # Not part of `cluster`: it needs Go and builds for minutes. `make test-cluster` runs its tests when it is there.

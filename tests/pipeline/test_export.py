@@ -169,8 +169,12 @@ def test_kdb_gets_its_times_and_the_types_to_load_them_by(
         str(filled),
     ]
     assert run(["export", "bars", str(file), *options]) == 0
-    assert file.read_text().splitlines() == [columns, "2026.07.07D12:00:00.000000,ETH-USD,1900.5,1,0"]
+    assert file.read_text().splitlines() == [columns, "2026.07.07D12:00:00.000000000,ETH-USD,1900.5,1,0"]
     assert f'("PSFJB";enlist csv) 0: hsym `$"{file}"' in capsys.readouterr().out
+    shown = ["--columns", "event_time,symbol,trade_id,side,price,trade_size"]
+    assert run(["export", "trades", str(tmp_path / "trades.csv"), *shown, "--format", "kdb", *options[-2:]]) == 0
+    told = capsys.readouterr().out.splitlines()[-1].removeprefix("Load it: ").replace(f"{tmp_path}/", "")
+    assert f"trades:{told}\n" in (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
 
 
 def test_the_command_takes_products_times_and_grains(filled: Path, tmp_path: Path) -> None:
@@ -197,6 +201,14 @@ def test_the_command_takes_products_times_and_grains(filled: Path, tmp_path: Pat
         (["trades", "x.parquet.gz"], "leave out .gz"),
         (["trades", "there.csv"], "exists; choose another name"),
         (["trades", "folder.csv"], "is a folder"),
+        (["trades", f"{'x' * 300}.csv"], "can't be written: File name too long"),
+        (["trades", "there.csv", "--format", "nautilus"], "there.csv is no folder"),
+        (["trades", "-", "--format", "nautilus"], "- is no folder"),
+        (["trades", "nowhere/x", "--format", "nautilus"], "nowhere/x can't be written: No such file or directory"),
+        (["trades", "x.npz"], "choose one of BTC-USD and ETH-USD"),
+        (["trades", "x.npz.gz"], "leave out .gz"),
+        (["bars", "x.npz"], "hftbacktest takes trades with all their columns"),
+        (["trades", "x", "--format", "nautilus", "--columns", "price"], "nautilus takes trades with all their columns"),
         (["trades", "nowhere/x.csv"], "nowhere/x.csv can't be written: No such file or directory"),
         (["trades", "x.csv", "--products", "BTC/USD"], "Invalid product id"),
         (["trades", "x.csv", "--columns", "cost"], "cost"),

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -150,6 +152,28 @@ def test_generated_pages_are_current(page: str, generate: ModuleType) -> None:
     path = ROOT / "docs" / page
     current = generate.current(path, generate.pages()[path])
     assert path.read_text() == current, "run: python docs/generate.py"
+
+
+def test_the_man_page_is_current_and_installed(generate: ModuleType, tmp_path: Path) -> None:
+    page = generate.MAN_PAGE
+    assert page.read_text() == generate.man_text() + "\n", "run: python docs/generate.py"
+    shared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert shared["shared-data"] == {"src/man/cryptopulse.1": "share/man/man1/cryptopulse.1"}
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    shown = subprocess.run(
+        ["groff", "-man", "-ww", "-Tutf8", "-P-c", "-rLL=200n", page], capture_output=True, text=True, check=True
+    )
+    assert not shown.stderr
+    plain = re.sub(r".\x08", "", shown.stdout)
+    for text in (
+        "cryptopulse export [OPTIONS] WHAT FILE",
+        "s3://… or abfss://…",
+        "--lake PLACE",
+        "130    ended by Ctrl-C",
+    ):
+        assert text in plain
+    assert "`" not in plain
 
 
 @pytest.mark.parametrize("words", command_lines())

@@ -27,7 +27,8 @@ def export(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Its name tells the format: .csv (also .csv.gz, .csv.zst), .parquet, .arrow; - is standard output.",
+            help="Its name tells the format: .csv (also .csv.gz, .csv.zst), .parquet, .arrow, .npz; - is standard "
+            "output.",
             callback=lambda file: file if str(file) == "-" else no_option(file),
         ),
     ],
@@ -42,8 +43,12 @@ def export(
     size: Annotated[str | None, typer.Option(metavar="NUMBER", help="As in --by volume --size 100.")] = None,
     columns: Annotated[str | None, typer.Option(metavar="NAMES", help="Only these, as in event_time,price.")] = None,
     form: Annotated[
-        Literal["csv", "parquet", "arrow", "kdb"] | None,
-        typer.Option("--format", help="Format whatever the name; kdb: CSV for kdb+."),
+        Literal["csv", "parquet", "arrow", "kdb", "hftbacktest", "nautilus"] | None,
+        typer.Option(
+            "--format",
+            help="Format whatever the name; kdb: CSV for kdb+; hftbacktest: trades of one product (.npz); nautilus: "
+            "trades and instruments, a folder.",
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
     as_of: AsOf = None,
@@ -90,7 +95,7 @@ def export(
                 rows.batches(), file, form, overwrite=overwrite, progress=lambda done: progress(done, total)
             )
         # What is said must not end up between the rows.
-        is_piped = file == STANDARD_OUTPUT or not file.is_file()
+        is_piped = file == STANDARD_OUTPUT or not (file.is_file() or file.is_dir())
         gone = let_go(settings.location, SILVER) if what in ("trades", "activity-bars") else None
         if gone is not None and (start is None or parse_time(start).date() < gone.kept_from):
             typer.echo(f"{gone}: none of them is in the file.", err=True)

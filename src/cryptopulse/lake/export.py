@@ -1,4 +1,5 @@
-"""Rows as files: CSV, Parquet, Arrow, and CSV that kdb+ loads. Decimals stay exact, times are UTC.
+"""Rows as files: CSV, Parquet, Arrow, CSV that kdb+ loads, and trades as backtesting libraries read them. Decimals
+stay exact where the format has them, times are UTC.
 
 Rows are written batch by batch, so memory does not grow with their number.
 """
@@ -7,9 +8,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -20,14 +22,18 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.hftbacktest import write_events
+from cryptopulse.lake.nautilus import PARTS, write_catalog
 
-FORMATS: Final = ("csv", "parquet", "arrow", "kdb")
-"""`arrow` is Arrow's file format, also known as Feather; `kdb` is CSV with the times and truth values of kdb+."""
+FORMATS: Final = ("csv", "parquet", "arrow", "kdb", "hftbacktest", "nautilus")
+"""`arrow` is Arrow's file format, also known as Feather; `kdb` is CSV with the times and truth values of kdb+;
+`hftbacktest` is its event array (.npz) of one product's trades; `nautilus` is a folder, NautilusTrader's catalog."""
 
 STANDARD_OUTPUT: Final = Path("-")
 """In place of a file; CSV unless another format is given."""
 
-_SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
+_SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".npz": "hftbacktest"}
+_CATALOG_DATA = "data"  # NautilusTrader's name
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -44,7 +50,7 @@ def write_batches(
     `file` may be `STANDARD_OUTPUT`. `form`: one of `FORMATS`; None: by its suffix. After `.csv`, `.gz` and `.zst`
     compress. The file appears whole or not at all, unless it is a pipe or a device. `progress` is called with the
     number of rows written so far. Raises ConfigurationError for an unknown format, for a file that exists (unless
-    `overwrite`) or can't be written, for a column that the format can't have, and what reading `rows` raises.
+    `overwrite`) or can't be written, for rows that the format can't have, and what reading `rows` raises.
     """
     suffixes = [suffix.lower() for suffix in file.suffixes]
     compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
@@ -57,12 +63,22 @@ def write_batches(
         )
     if compression and form not in ("csv", "kdb"):
         raise ConfigurationError(f"{file}: {form} compresses by itself; leave out {suffixes[-1]}.")
-    if file.is_dir():
-        raise ConfigurationError(f"{file} is a folder; name a file.")
-    if file.is_file() and file != STANDARD_OUTPUT and not overwrite:
-        raise ConfigurationError(f"{file} exists; choose another name, or allow --overwrite.")
     try:
+        if form == "nautilus":
+            if file == STANDARD_OUTPUT or (file.exists() and not file.is_dir()):
+                raise ConfigurationError(f"{file} is no folder; a catalog for nautilus is one.")
+        elif file.is_dir():
+            raise ConfigurationError(f"{file} is a folder; name a file.")
+        there = file / _CATALOG_DATA if form == "nautilus" else file
+        if (there.is_file() or there.is_dir()) and file != STANDARD_OUTPUT and not overwrite:
+            raise ConfigurationError(f"{there} exists; choose another name, or allow --overwrite.")
+        if form == "nautilus":
+            with _whole_catalog(file) as data:
+                return write_catalog(rows, data, progress)
         with _whole(file) as raw:
+            if form == "hftbacktest":
+                beside = file.resolve().parent if file.is_file() or not file.exists() else None
+                return write_events(rows, raw, None if file == STANDARD_OUTPUT else beside, progress)
             if compression is None:
                 return _write(rows, raw, form, progress)
             with pa.CompressedOutputStream(raw, compression) as sink:
@@ -73,6 +89,33 @@ def write_batches(
         raise ConfigurationError(f"{file} can't be written: {error.strerror or error}.") from error
     except pa.ArrowException as error:  # intervals, for example, and lists in CSV
         raise ConfigurationError(f"{file} can't be written as {form}: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _whole_catalog(folder: Path) -> Iterator[Path]:
+    """The name of a folder to create and to fill; it becomes the data of the catalog in `folder` when the context has
+    ended well, in the place of older ones. Raises ConfigurationError for data that no export wrote.
+    """
+    data, is_new = folder / _CATALOG_DATA, not folder.exists()
+    if data.exists() and (others := sorted({one.name for one in data.iterdir()} - {*PARTS})):
+        raise ConfigurationError(f"{data} has more than an export ({others[0]}); choose another folder.")
+    folder.mkdir(exist_ok=True)
+    part = folder / f".{data.name}.{os.getpid()}.part"
+    old = part.with_suffix(".old")
+    try:
+        yield part
+        # There is no exchange of folders. Whoever is killed between these two has the older data beside it.
+        if data.exists():
+            data.rename(old)
+        part.rename(data)
+    finally:
+        if old.exists() and not data.exists():
+            old.rename(data)
+        for done in (part, old):
+            shutil.rmtree(done, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # not empty: all is well
+                folder.rmdir()
 
 
 @contextmanager
@@ -154,10 +197,13 @@ def time_texts(column: pa.Array) -> pa.Array:
     return pc.strftime(column, "%Y-%m-%dT%H:%M:%SZ")
 
 
+_TO_NANOSECONDS = {"s": ".000000000", "ms": "000000", "us": "000", "ns": ""}  # by what %S gives
+
+
 def _texts(column: pa.Array, *, is_kdb: bool) -> pa.Array:
     kind = column.type
     if pa.types.is_timestamp(kind) and is_kdb:
-        return pc.strftime(column, "%Y.%m.%dD%H:%M:%S")
+        return pc.strftime(column, "%Y.%m.%dD%H:%M:%S" + _TO_NANOSECONDS[kind.unit])
     if pa.types.is_timestamp(kind) and kind.tz:
         return time_texts(column)
     if pa.types.is_decimal(kind):

@@ -116,9 +116,11 @@ class Rows(ABC):
     def write(self, file: str | Path, format: str | None = None, *, overwrite: bool = False) -> int:  # noqa: A002
         """Writes all rows to `file`, with exact decimals and times in UTC; returns how many.
 
-        `format`: "csv", "parquet", "arrow", or "kdb" (CSV for kdb+); None: by the file's name, which may end with
-        `.csv.gz` and `.csv.zst` as well. The file appears whole or not at all. Raises ConfigurationError for an unknown
-        format, a file that exists without `overwrite`, or one that can't be written.
+        `format`: "csv", "parquet", "arrow", "kdb" (CSV for kdb+), "hftbacktest" (.npz with the trades of one product;
+        its prices and sizes are float64) or "nautilus" (trades and instruments; `file` is a folder); None: by the
+        file's name, which may end with `.csv.gz` and `.csv.zst` as well. The file appears whole or not at all. Raises
+        ConfigurationError for an unknown format, a file that exists without `overwrite`, one that can't be written, or
+        rows that the format can't have.
         """
         return write_batches(self.batches(), Path(file), format, overwrite=overwrite)
 

@@ -163,8 +163,6 @@ export function mount(element, { symbol, grains, path }) {
       }
       chart.receive(message);
       box.dataset.loaded = state?.lake?.loaded_us ?? "";
-      const average = message.rows[message.rows.length - 1]?.[message.columns.indexOf("average_1h")];
-      if (message.rows.length) totals.average(format.price(average, message.decimals));
       showNote();
     });
     const at = wanted ?? (middle === null ? null : middle * 1000);
@@ -249,6 +247,7 @@ export function mount(element, { symbol, grains, path }) {
     totals.volume(format.amount(values.volume_24h));
     totals.notional(format.amount(values.notional_24h));
     totals.trades(format.count(values.trades_24h));
+    totals.average(format.price(values.average_1h, decimals));
     totals.buyers(format.share(values.buy_share_1h));
     box.setAttribute("aria-label", `Candles of ${symbol}, last price ${text}`);
   }

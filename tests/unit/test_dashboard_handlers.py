@@ -280,7 +280,7 @@ def test_pages_of_candles_backwards_and_forwards_are_all_candles_once(
         query = {"start": there[-1][0] * 1000 + 1}
     np.testing.assert_allclose(np.array(there + page["rows"], float), np.array(back, float), rtol=1e-12)
     assert [row[0] for row in back] == sorted({row[0] for row in back})
-    np.testing.assert_allclose(back[-len(whole["rows"]) :], whole["rows"], rtol=1e-12)
+    np.testing.assert_allclose(np.array(back[-len(whole["rows"]) :], float), np.array(whole["rows"], float), rtol=1e-12)
     count = whole["columns"].index("trade_count")
     assert sum(row[count] for row in back) == sum(trade.symbol == "BTC-USD" for trade in dashboard_lake.TRADES)
 

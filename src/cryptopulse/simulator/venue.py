@@ -67,12 +67,12 @@ class Venue:
         self.products = options.catalogue()
         self.numbers = {product.product_id: number for number, product in enumerate(self.products)}
         self.market = SimulatedMarket(self.products, options.rate, options.seed, options.episodes)
-        trades = options.crash_day_trades
-        self.day = None if trades is None else CrashDay(trades, options.seed)
+        day_trades = options.crash_day_trades
+        self.day = None if day_trades is None else CrashDay(day_trades, options.seed)
         """What is played in the market's place."""
         past = self._past_parts()
         expected = sum(length_s * rate for length_s, _, rate in past)
-        self.history = History(self.products, max(options.history, trades or 0, int(1.3 * expected)))
+        self.history = History(self.products, max(options.history, day_trades or 0, int(1.3 * expected)))
         self.sequences = self.history.published * 120
         """Newest published sequence of each product."""
         self.set_faults(options.faults)

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from browser_pages import list_is_read
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, WebSocketRoute, expect
 
 import cryptopulse
 from support_processes import PATIENCE_S, Processes, wait_until
@@ -161,18 +161,42 @@ def test_one_jumps_to_a_date_and_is_told_when_nothing_is_there(visit: Visit) -> 
     page = visit("/product/BTC-USD?grain=1s")
     wait_for_candles(page)
     page.keyboard.press("d")
-    expect(page.get_by_label("Time, UTC")).to_be_focused()
-    page.get_by_label("Time, UTC").fill("2025-10-10T21:20:30")
+    expect(page.get_by_label("Date, UTC")).to_be_focused()
+    page.get_by_label("Date, UTC").fill("2025-10-10")
+    page.get_by_label("Time, UTC").fill("21:20:30")
     page.keyboard.press("Enter")
     page.wait_for_url("**at=2025-10-10T21:20*")
     first, last = shown(page)
     assert first < datetime(2025, 10, 10, 21, 20, 30, tzinfo=UTC) < last
-    page.get_by_label("Time, UTC").fill("2024-01-01T00:00:00")
+    page.get_by_label("Date, UTC").fill("2024-01-01")
+    page.get_by_label("Time, UTC").fill("")
     page.keyboard.press("Enter")
     expect(page.locator(".cp-said")).to_have_text(
         "No trade is stored at 2024-01-01 00:00:00 UTC; the candles next to it are shown."
     )
     assert shown(page)[0] < datetime(2025, 10, 10, 0, 5, tzinfo=UTC)
+
+
+def test_one_goes_from_alert_to_alert_by_keys_from_what_is_seen_on(visit: Visit, system: Any) -> None:
+    own = sorted((one for one in system.alerts if one["symbol"] == "ETH-USD"), key=lambda one: one["opened_at"])
+    middle = len(own) // 2
+    page = visit(f"/product/ETH-USD?grain=1s#{own[middle]['alert_id']}")
+    wait_for_candles(page)
+    for key, place in ((",", middle - 1), (",", middle - 2), (".", middle - 1)):
+        page.keyboard.press(key)
+        page.wait_for_function(
+            "id => document.querySelector('.cp-product').chart.chosen === id", arg=own[place]["alert_id"]
+        )
+        wait_for_candles(page)
+        first, last = shown(page)
+        assert first <= own[place]["opened_at"] < last
+    page.keyboard.press("0")
+    expect(page.locator("#cp-latest")).to_be_hidden()
+    page.get_by_role("button", name="‹ Alert").click()
+    page.wait_for_function("id => document.querySelector('.cp-product').chart.chosen === id", arg=own[-1]["alert_id"])
+    wait_for_candles(page)
+    page.get_by_role("button", name="Alert ›").click()
+    expect(page.locator(".cp-said")).to_have_text("There is no later alert of ETH-USD.")
 
 
 @pytest.mark.parametrize("grain", ["1s", "1h"])
@@ -207,30 +231,88 @@ def test_the_link_of_the_evidence_leads_to_the_episode_in_the_chart(visit: Visit
     expect(page.locator(".cp-alerts [aria-pressed=true]")).to_have_count(1)
 
 
-def test_labels_of_alerts_neither_overlap_nor_leave_the_chart(visit: Visit) -> None:
-    page = visit("/product/BTC-USD?at=2025-10-10T22:30&grain=1m", viewport={"width": 390, "height": 844})
+@pytest.mark.parametrize("viewport", [{"width": 390, "height": 844}, {"width": 1440, "height": 900}])
+def test_labels_of_alerts_cover_neither_each_other_nor_a_mark_nor_a_candle(visit: Visit, viewport: Any) -> None:
+    page = visit("/product/BTC-USD?at=2025-10-10T22:30&grain=1m&candles=200", viewport=viewport)
     wait_for_candles(page)
     page.wait_for_function("document.querySelector('.cp-product').chart.alerts.length > 10")
     page.wait_for_timeout(400)
-    boxes = chart(
-        page,
-        """chart.chart.getZr().storage.getDisplayList(true)
-            .filter(one => one.type === 'tspan' && /^([+−]|Flash|Price).*%$/.test(one.style.text))
-            .map(one => {
+
+    def boxes(condition: str) -> list[list[float]]:
+        return chart(
+            page,
+            f"""chart.chart.getZr().storage.getDisplayList(true).filter((one) => {condition}).map(one => {{
                 const box = one.getBoundingRect().clone();
                 const transform = one.getComputedTransform();
                 if (transform) box.applyTransform(transform);
                 return [box.x, box.y, box.x + box.width, box.y + box.height];
-            })""",
+            }})""",
+        )
+
+    labels = boxes("one.type === 'tspan' && /^([+−]|Flash|Price).*%$/.test(one.style.text)")
+    marks = boxes("one.shape?.symbolType === 'triangle'")
+    candles = chart(
+        page,
+        """chart.candles.rows.slice(chart.shown()[0], chart.shown()[1] + 1).map((row, place) => {
+            const x = chart.placeOf(chart.shown()[0] + place);
+            const [top, bottom] = [row.high, row.low].map(at => chart.chart.convertToPixel({ yAxisIndex: 0 }, at));
+            return [x, top, x, bottom];
+        })""",
     )
     width, height = chart(page, "[chart.chart.getWidth(), chart.chart.getHeight()]")
-    assert len(boxes) >= 3
-    for left, top, right, bottom in boxes:
+    assert len(labels) >= 3
+    assert len(marks) > len(labels)
+    for left, top, right, bottom in labels:
         assert 0 <= left <= right <= width
         assert 0 <= top <= bottom <= height
-    for place, one in enumerate(boxes):
-        for other in boxes[place + 1 :]:
-            assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+    slack = 2  # a text's box is higher than its letters
+    for place, one in enumerate(labels):
+        for other in [*labels[place + 1 :], *marks, *candles]:
+            beside = one[2] <= other[0] + slack or other[2] <= one[0] + slack
+            assert beside or one[3] <= other[1] + slack or other[3] <= one[1] + slack
+
+
+def test_trades_that_are_older_than_their_commit_are_said_to_be(visit: Visit) -> None:
+    page = visit("/")
+    expect(page.locator("#cp-as-of")).to_be_visible()
+
+    def as_if_late(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+
+        def on_message(text: str | bytes) -> None:
+            messages = json.loads(text)
+            for one in messages:
+                if one["topic"] == "lake" and one.get("now_us"):
+                    one |= {"now_us": one["clock_us"] - 720_500_000, "loaded_us": one["clock_us"]}
+            socket.send(json.dumps(messages))
+
+        server.on_message(on_message)
+
+    page.route_web_socket("**/live", as_if_late)
+    page.reload()
+    text = page.locator("#cp-state span")
+    expect(text).to_have_attribute("data-late", re.compile(r"^, trades 12\u202fmin old$"))
+    expect(text).to_have_text("Live")
+    expect(page.locator("#cp-as-of")).to_be_hidden()
+
+
+def test_the_list_of_episodes_says_that_it_is_still_read(visit: Visit) -> None:
+    page = visit("/")
+    waiting: list[Route] = []
+
+    def hold(route: Route) -> None:
+        waiting.append(route)
+
+    page.route("**/pages/episodes?*", hold)
+    page.goto(page.evaluate("location.origin") + "/alerts")
+    expect(rows(page, "Episodes").first).to_be_visible()  # the open ones
+    assert {row.inner_text() for row in rows(page, "Episodes").locator("[data-key=state]").all()} == {"Open"}
+    expect(page.get_by_text("These are open. The others are being read …")).to_be_visible()
+    expect(page.locator("#cp-shown")).to_have_text("Reading …")
+    for route in waiting:
+        route.continue_()
+    list_is_read(page)
+    expect(page.get_by_text("are being read")).to_be_hidden()
 
 
 def test_market_and_alerts_count_back_from_the_newest_trade(visit: Visit, system: Any) -> None:

@@ -79,6 +79,17 @@ def trades(lake: Path) -> list[tuple[str, int]]:
     return [(row["symbol"], row["trade_id"]) for row in pa.table(rows).to_pylist()]
 
 
+def test_a_crash_day_is_played_to_its_end_and_what_was_cut_off_is_healed(clean: Path) -> None:
+    demo = call("demo", "--real-shape", "--trades", "60000", "--rate", "10000", "--lake", "lake", "--no-dashboard")
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert re.search(r"Traded +60,000 trades of 20 products", demo.stdout)
+    assert "0 lost, 0 duplicated" in demo.stdout
+    assert re.search(r"Healed +[1-9]\d* of these over REST", demo.stdout)
+    assert "Staged crash" not in demo.stdout
+    found = json.loads(call("alerts", "list", "--lake", "lake", "--rows", "1000", "--json").stdout)
+    assert len({alert["symbol"] for alert in found}) > 10
+
+
 def test_the_demo_stores_every_trade_once_finds_its_crash_and_tells_of_it_on_request(
     clean: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

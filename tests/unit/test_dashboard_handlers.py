@@ -278,9 +278,9 @@ def test_pages_of_candles_backwards_and_forwards_are_all_candles_once(
     while not (page := client.get(f"/pages/candles/BTC-USD/{grain}", params=query).json())["is_end"]:
         there += page["rows"]
         query = {"start": there[-1][0] * 1000 + 1}
-    np.testing.assert_allclose(there + page["rows"], back, rtol=1e-12)
+    np.testing.assert_allclose(np.array(there + page["rows"], float), np.array(back, float), rtol=1e-12)
     assert [row[0] for row in back] == sorted({row[0] for row in back})
-    np.testing.assert_allclose(back[-len(whole["rows"]) :], whole["rows"], rtol=1e-12)
+    np.testing.assert_allclose(np.array(back[-len(whole["rows"]) :], float), np.array(whole["rows"], float), rtol=1e-12)
     count = whole["columns"].index("trade_count")
     assert sum(row[count] for row in back) == sum(trade.symbol == "BTC-USD" for trade in dashboard_lake.TRADES)
 
@@ -292,16 +292,18 @@ def test_candles_of_the_past_are_those_that_live_pages_have(client: httpx.Client
     kind = BarCandles if GRAINS[grain] >= 60 else TradeCandles
     live = kind(0, GRAINS[grain], LiveMarket()).past(rows)[:, : COLUMNS.index("average_1h")]
     page = client.get(f"/pages/candles/BTC-USD/{grain}").json()
-    np.testing.assert_allclose(np.array(page["rows"])[-len(live) :, : live.shape[1]], live, rtol=1e-12)
+    np.testing.assert_allclose(np.array(page["rows"], float)[-len(live) :, : live.shape[1]], live, rtol=1e-12)
 
 
-def test_the_average_of_a_candle_of_the_past_is_that_of_the_hour_before_it(client: httpx.Client) -> None:
-    page = client.get("/pages/candles/BTC-USD/1s").json()
-    time_s, *_, average = page["rows"][-1]
-    last = int(time_s) // 60
+@pytest.mark.parametrize("grain", ["1s", "15s", "1m", "5m"])
+def test_the_average_of_a_candle_knows_no_trade_after_it(client: httpx.Client, grain: str) -> None:
+    page = client.get(f"/pages/candles/BTC-USD/{grain}").json()
     own = [trade for trade in dashboard_lake.TRADES if trade.symbol == "BTC-USD"]
-    prices = [float(trade.price) for trade in own if last - 60 < micros(trade.time) // 60_000_000 <= last]
-    assert average == pytest.approx(sum(prices) / len(prices))
+    for time_s, *_, average in page["rows"][-20:]:
+        over = (int(time_s) + GRAINS[grain]) // 60  # minutes that are over
+        minutes = [minute for trade in own if (minute := micros(trade.time) // 60_000_000) < over]
+        prices = [float(t.price) for t in own if max(minutes) - 60 < micros(t.time) // 60_000_000 <= max(minutes)]
+        assert average == pytest.approx(sum(prices) / len(prices))
 
 
 def test_an_unknown_grain_or_product_of_candles_is_refused_in_words(client: httpx.Client) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from cryptopulse.demo.check import CheckResult, check, stored_up_to
+from cryptopulse.demo.check import CheckResult, all_stored, check
 
 NOW = datetime.now(UTC)
 
@@ -30,7 +30,8 @@ ALL = [("BTC-USD", trade_id) for trade_id in range(101, 106)] + [("ETH-USD", tra
 def store(lake: Path, rows: list[tuple[str, int]]) -> None:
     symbols, ids = zip(*rows, strict=True)
     received = pa.array([NOW] * len(rows), pa.timestamp("us", tz="UTC"))
-    table = pa.table({"symbol": pa.array(symbols), "trade_id": pa.array(ids), "ingestion_time": received})
+    source = pa.array(["rest" if trade_id == 103 else "websocket" for trade_id in ids])
+    table = pa.table({"symbol": symbols, "trade_id": ids, "ingestion_time": received, "source": source})
     write_deltalake(str(lake / "silver" / "fact_crypto_trades"), table)
 
 
@@ -59,6 +60,7 @@ def test_every_trade_once_is_complete(tmp_path: Path) -> None:
     result = check(tmp_path, ledger())
     assert (result.sent, result.products) == (8, 2)
     assert figures(result) == (8, 0, 0, 0)
+    assert result.healed == 1
     assert result.complete
 
 
@@ -121,10 +123,14 @@ def test_a_crash_without_a_row_or_with_two_is_not_right(tmp_path: Path) -> None:
     assert check(tmp_path, ledger(crash(ended=False))).crashes == []
 
 
-def test_the_pipeline_has_caught_up_when_every_product_reaches_its_last_id(tmp_path: Path) -> None:
-    last_ids = {"BTC-USD": 105, "ETH-USD": 9}
-    assert not stored_up_to(tmp_path, last_ids)
-    coverage = {"symbol": ["BTC-USD", "BTC-USD", "ETH-USD"], "last_trade_id": [102, 105, 8]}
-    write_deltalake(str(tmp_path / "silver" / "trade_id_coverage"), pa.table(coverage))
-    assert not stored_up_to(tmp_path, last_ids)
-    assert stored_up_to(tmp_path, {"BTC-USD": 105, "ETH-USD": 8})
+def test_the_pipeline_has_caught_up_when_every_id_is_stored(tmp_path: Path) -> None:
+    def holds(*intervals: tuple[str, int, int]) -> bool:
+        columns = ("symbol", "first_trade_id", "last_trade_id")
+        rows = pa.table(list(map(list, zip(*intervals, strict=True))), names=columns)
+        write_deltalake(str(tmp_path / "silver" / "trade_id_coverage"), rows, mode="overwrite")
+        return all_stored(tmp_path, ledger())
+
+    assert not all_stored(tmp_path, ledger())
+    assert not holds(("BTC-USD", 101, 105), ("ETH-USD", 7, 8))
+    assert not holds(("BTC-USD", 101, 102), ("BTC-USD", 104, 105), ("ETH-USD", 7, 9))
+    assert holds(("BTC-USD", 90, 103), ("BTC-USD", 104, 105), ("ETH-USD", 7, 30), ("XRP-USD", 1, 2))

@@ -120,6 +120,7 @@ def _model(trades: list[Trade]) -> dict[str, dict[str, Any]]:
             "buy_share_1h": 100 * float(sum(Decimal(t.size) for t in hour if t.side == "BUY") / sizes)
             if sizes
             else math.nan,
+            "average_1h": sum(float(t.price) for t in hour) / len(hour) if hour else math.nan,
         }
     return found
 

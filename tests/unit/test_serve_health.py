@@ -111,8 +111,21 @@ def test_the_figures_of_the_tables_are_those_of_the_tables(lake: Lake) -> None:
         assert found[key("trade_ids_held_total", product="ETH-USD")] == 5
         (alert,) = lake.arrow(ALERTS).to_pylist()
         assert found[key("alerts_total", rule=alert["rule"], type="FLASH_CRASH")] == 1
+        assert found[key("alerts_total", rule=alert["rule"], type="PRICE_SURGE")] == 0
         labels = {"severity": alert["severity"], "state": alert["state"]}
         assert found[key("alert_episodes", rule=alert["rule"], type="FLASH_CRASH", **labels)] == 1
+
+
+def test_alerts_of_each_rule_are_counted_from_0_on(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = [{"name": "deep", "types": ["FLASH_CRASH"]}, {"name": "any"}, {"name": "any", "products": ["BTC-USD"]}]
+    monkeypatch.setenv("CRYPTOPULSE_ALERTS__RULES", json.dumps(rules))
+    with Served(lake.path) as served:
+        found = metrics(served)
+    of_rules = {labels: value for (name, labels), value in found.items() if name == "cryptopulse_alerts_total"}
+    expected = [("deep", "FLASH_CRASH", 0), ("any", "FLASH_CRASH", 0), ("any", "PRICE_SURGE", 0)]
+    (alert,) = lake.arrow(ALERTS).to_pylist()  # of a rule that is configured no more
+    expected.append((alert["rule"], alert["alert_type"], 1))
+    assert of_rules == {key("", rule=rule, type=kind)[1]: count for rule, kind, count in expected}
 
 
 def test_one_trade_of_the_year_9999_does_not_hide_how_old_the_newest_is(lake: Lake) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from simulator_server import receive, run, simulator, subscribe
 from typer.testing import CliRunner
+from websockets.exceptions import ConnectionClosed
 
 from cryptopulse import cli
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.recording import read_recording
 from cryptopulse.replay import replay
-from cryptopulse.simulator.crash_day import CrashDay
+from cryptopulse.simulator.crash_day import TRADES_MIN, CrashDay
 from cryptopulse.venues import Subscriptions, TradesMessage
 from cryptopulse.venues.coinbase_exchange import ExchangeDialect
 from support import Lake
@@ -143,3 +148,33 @@ def test_the_command_writes_the_recording_and_tells_what_it_holds(tmp_path: Path
 def test_a_day_that_can_not_be_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError):
         CrashDay(**wrong)
+
+
+def test_the_day_is_played_whole_up_to_now_and_cut_off_where_its_recorder_was() -> None:
+    """What a reader receives is what the recording holds."""
+
+    async def played() -> None:
+        summary = CrashDay(TRADES_MIN).summary
+        received: set[tuple[str, int]] = set()
+        newest, connections = "", 0
+        options = {"crash_day_trades": TRADES_MIN, "rate": 200_000, "start": "all_subscribed", "start_time_ns": None}
+        begun = datetime.now(UTC)
+        async with simulator(products=20, **options) as running:
+            while (ledger := await running.ledger())["trading"] or not connections:
+                connections += 1
+                with suppress(ConnectionClosed):
+                    async with running.connect() as client:
+                        await client.send(subscribe(*summary.products))
+                        while len(received) < summary.trades:
+                            message = await receive(client)
+                            if message["type"] in ("match", "last_match"):
+                                received.add((message["product_id"], message["trade_id"]))
+                                newest = max(newest, message["time"])
+        held = {name: product.trades for name, product in summary.products.items()}
+        assert Counter(product for product, _ in received) == held
+        assert connections == summary.connections
+        assert ledger["trades"] == TRADES_MIN
+        age = begun - datetime.fromisoformat(newest)
+        assert timedelta(0) <= age < timedelta(minutes=3)
+
+    run(played)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cryptopulse.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from cryptopulse.settings import Settings
 
@@ -32,6 +34,9 @@ WebsocketUrl = Annotated[
 ]
 RestUrl = Annotated[str | None, typer.Option("--rest-url", metavar="URL", help="Another REST address: a simulator's.")]
 Dashboard = Annotated[bool, typer.Option("--dashboard/--no-dashboard", help="Show it in browsers as well.")]
+DayTrades = Annotated[
+    int | None, typer.Option("--trades", metavar="N", help="Trades of the crash day. [default: 1600000]")
+]
 Json = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
 AsOf = Annotated[
     str | None, typer.Option("--as-of", metavar="TIME", help="As it was known then (UTC), without what came later.")
@@ -45,6 +50,15 @@ def no_option(file: Path | None) -> Path | None:
     if file is not None and str(file).startswith("-"):
         raise typer.BadParameter(f"{file} looks like an option; write ./{file} if it is a file")
     return file
+
+
+def leave_out(option: str, others: Mapping[str, object]) -> None:
+    """Refuses options that make no sense beside `option`; `others`: their values by name, None for those not given.
+
+    Raises ConfigurationError.
+    """
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ConfigurationError(f"{option} has its own: leave out {', '.join(given)}.")
 
 
 def settings_from(

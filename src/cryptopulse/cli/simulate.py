@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptopulse.cli.options import Json, LogFile, Supervised, no_option
+from cryptopulse.cli.options import DayTrades, Json, LogFile, Supervised, leave_out, no_option
 from cryptopulse.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -28,9 +28,15 @@ def register(app: typer.Typer) -> None:
 
 def simulate(
     products: Annotated[
-        str, typer.Option(metavar="N|IDS", help="How many products, or which: BTC-USD,ETH-USD.")
-    ] = "20",
-    rate: Annotated[float, typer.Option(metavar="N", help="Trades a second, all products together.")] = 100.0,
+        str | None,
+        typer.Option(metavar="N|IDS", help="How many products, or which: BTC-USD,ETH-USD. [default: 20]"),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N", help="Trades a second, all products together. [default: 100; --real-shape: all in a minute]"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same trades.")] = 1,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: for other containers as well.")
@@ -55,24 +61,37 @@ def simulate(
         str, typer.Option(metavar="TIME", help="How long it has traded before the start, for REST, as in 25h.")
     ] = "0",
     rest_limit: Annotated[bool, typer.Option(help="Answer 429 beyond 10 requests a second.")] = True,
+    real_shape: Annotated[
+        bool, typer.Option("--real-shape", help="Serve a crash day instead of a market, at an even rate.")
+    ] = False,
     crash_day: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Serve nothing: write a recording of a crash day, for replay.", callback=no_option
         ),
     ] = None,
-    trades: Annotated[int, typer.Option(metavar="N", help="Trades of the crash day.")] = 1_600_000,
+    trades: DayTrades = None,
     json: Json = False,
     supervised: Supervised = None,
     log_file: LogFile = None,
 ) -> None:
     """Serve a simulated exchange: both WebSocket feeds and REST."""
-    if crash_day is not None:
-        _write_crash_day(crash_day, trades, seed, json)
-        return
-
     from cryptopulse import logging_setup
     from cryptopulse.errors import ConfigurationError
+    from cryptopulse.simulator.crash_day import PLAYED_S, TRADES
+
+    if trades is not None and crash_day is None and not real_shape:
+        raise ConfigurationError("--trades are those of a crash day: add --real-shape or --crash-day.")
+    if crash_day is not None:
+        if real_shape:
+            raise ConfigurationError("--crash-day writes a file, --real-shape serves the day: give one of them.")
+        _write_crash_day(crash_day, TRADES if trades is None else trades, seed, json)
+        return
+    day_trades = None
+    if real_shape:
+        day_trades = TRADES if trades is None else trades
+        leave_out("--real-shape", {"--products": products, "--recording": recording, "--episode": episode})
+
     from cryptopulse.settings import LoggingSettings
     from cryptopulse.simulator.episodes import parse_episode
     from cryptopulse.simulator.faults import Faults
@@ -83,10 +102,12 @@ def simulate(
 
     if start not in STARTS:
         raise ConfigurationError(f"--start {start}: write {', '.join(STARTS)}.")
-    ids = [part.strip().upper() for part in products.split(",") if part.strip()]
+    wanted = "20" if products is None else products
+    usual_rate = 100.0 if day_trades is None else max(day_trades / PLAYED_S, 1.0)
+    ids = [part.strip().upper() for part in wanted.split(",") if part.strip()]
     options = SimulatorOptions(
-        products=int(products) if products.isdecimal() else ids,
-        rate=rate,
+        products=int(wanted) if wanted.isdecimal() else ids,
+        rate=usual_rate if rate is None else rate,
         seed=seed,
         host=host,
         port=port,
@@ -94,6 +115,7 @@ def simulate(
         episodes=[parse_episode(text) for text in episode or ()],
         faults=Faults.parse(faults),
         recording=recording,
+        crash_day_trades=day_trades,
         start=start,
         past_s=parse_duration(past, may_be_zero=True),
         rest_limit=rest_limit,

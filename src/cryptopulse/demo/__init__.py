@@ -25,7 +25,7 @@ import httpx
 import structlog
 
 from cryptopulse import logging_setup
-from cryptopulse.demo.check import check, stored_up_to
+from cryptopulse.demo.check import all_stored, check
 from cryptopulse.demo.summary import write_summary
 from cryptopulse.deployment import STEP_S, Deployment, guarded, on_signals, wait_until_free
 from cryptopulse.errors import ConfigurationError, ProcessFailed
@@ -37,11 +37,13 @@ from cryptopulse.supervisor import last_words
 from cryptopulse.terminal.view import LiveView, PlainView
 
 _MARKER = ".cryptopulse-demo"
-_READY_WITHIN_S = 20.0
+_READY_WITHIN_S = 60.0
 _CAUGHT_UP_WITHIN_S = 30.0
 _CRASH_AT_S = 12.0
 _SURGE_AT_S = 30.0
 _REQUESTS_PER_SECOND = 1_000  # the simulator is ours alone
+_ASKED_EVERY_S = 1.0
+_BACKOFF_MAX_S = 0.5  # a crash day has 23 lost connections in a minute, which the exchange of others never has
 
 _log = structlog.get_logger()
 
@@ -52,7 +54,7 @@ class DemoOptions:
 
     lake: Path
     duration_s: float | None
-    """None: until Ctrl-C."""
+    """None: until Ctrl-C, or until the crash day is over."""
     rate: float
     products: int
     seed: int
@@ -63,6 +65,8 @@ class DemoOptions:
     """Whether the demo serves the dashboard."""
     past_s: float = 0.0
     """How long the market has traded before, in seconds; its trades are fetched first."""
+    crash_day_trades: int | None = None
+    """A crash day of so many trades takes the market's place, which has products and episodes of its own."""
 
     @property
     def processes(self) -> tuple[str, ...]:
@@ -72,6 +76,8 @@ class DemoOptions:
     @property
     def episodes(self) -> list[str]:
         """The scripted moves of the simulated market."""
+        if self.crash_day_trades is not None:
+            return []
         return [f"crash:BTC-USD@{_CRASH_AT_S:g}s:3%/4s", f"surge:ETH-USD@{_SURGE_AT_S:g}s:2.5%/6s"]
 
 
@@ -87,6 +93,8 @@ def run_demo(options: DemoOptions) -> bool:
     _prepare_lake(options.lake)
     state_dir = options.lake / "_cryptopulse"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CRYPTOPULSE_")}
+    if options.crash_day_trades is not None:
+        environment["CRYPTOPULSE_FEED__BACKOFF_MAX_S"] = str(_BACKOFF_MAX_S)
     logging_setup.configure(
         LoggingSettings(), "supervisor", logging_setup.BoundedFile(state_dir / "logs" / "supervisor.log")
     )
@@ -109,7 +117,7 @@ def run_demo(options: DemoOptions) -> bool:
         ledger = _play(options, deployment, simulator)
     report = read_status(state_dir, "processing").report
     result = check(options.lake, ledger)
-    write_summary(options.lake, result, report)
+    write_summary(options.lake, result, report, is_crash_day=options.crash_day_trades is not None)
     return result.complete and result.crashes_right
 
 
@@ -120,20 +128,17 @@ class SimulatorProcess:
         """Starts it and waits for its addresses. Raises ProcessFailed when it doesn't come up."""
         self._log_file = state_dir / "logs" / "simulator.log"
         episodes = [text for episode in options.episodes for text in ("--episode", episode)]
+        market = ["--products", str(options.products)]
+        if options.crash_day_trades is not None:
+            market = ["--real-shape", "--trades", str(options.crash_day_trades)]
         with self._log_file.open("ab") as log_file:
             self._popen = subprocess.Popen(  # noqa: S603 -- the command is ours
                 [
                     *(sys.executable, "-m", "cryptopulse", "simulate", "--json", "--port", "0"),
-                    *(
-                        "--products",
-                        str(options.products),
-                        "--rate",
-                        str(options.rate),
-                        "--seed",
-                        str(options.seed),
-                    ),
+                    *market,
+                    *("--rate", str(options.rate), "--seed", str(options.seed), "--no-rest-limit"),
                     *("--start", "all_subscribed", "--supervised", "0", "--log-file", str(self._log_file)),
-                    *(("--past", f"{options.past_s:f}s", "--no-rest-limit") if options.past_s else ()),
+                    *(("--past", f"{options.past_s:f}s") if options.past_s else ()),
                     *episodes,
                 ],
                 stdin=subprocess.PIPE,
@@ -268,11 +273,14 @@ def _play(options: DemoOptions, deployment: Deployment, simulator: SimulatorProc
         if signals > 1:
             supervisor.stop()
 
+    is_crash_day = options.crash_day_trades is not None
     kind = LiveView if sys.stdout.isatty() else PlainView
-    shown = kind(deployment.state_dir, "CryptoPulse demo, simulated market", deployment.processes)
+    title = f"CryptoPulse demo, simulated {'crash day' if is_crash_day else 'market'}"
+    shown = kind(deployment.state_dir, title, deployment.processes)
     with on_signals(on_signal), guarded(supervisor), shown as view:
         if options.duration_s is not None:
             view.note = f"ends after {options.duration_s:g} s, or with Ctrl-C"
+        asked_at = time.monotonic()
 
         def step() -> None:
             supervisor.step()
@@ -284,11 +292,19 @@ def _play(options: DemoOptions, deployment: Deployment, simulator: SimulatorProc
         until = time.monotonic() + (options.duration_s or float("inf"))
         while not (stop_requested.is_set() or supervisor.stopping or time.monotonic() > until):
             step()
+            if is_crash_day and time.monotonic() > asked_at + _ASKED_EVERY_S:
+                ledger, asked_at = simulator.ledger(), time.monotonic()
+                is_over = ledger["started_at"] is not None and not ledger["trading"]
+                if is_over and options.duration_s is None:
+                    break
+                view.note = (
+                    f"{ledger['market_time'][11:16]} UTC of the day, {ledger['trades']:,} of "
+                    f"{options.crash_day_trades:,} trades; Ctrl-C ends"
+                )
         view.note = "stopping: the market is closed, the last trades are being stored"
         ledger = simulator.stop_trading()
-        last_ids = {product: figures["last_trade_id"] for product, figures in ledger["products"].items()}
         deadline = time.monotonic() + _CAUGHT_UP_WITHIN_S
-        while not supervisor.stopping and not stored_up_to(options.lake, last_ids):
+        while not supervisor.stopping and not all_stored(options.lake, ledger):
             if time.monotonic() > deadline:
                 _log.warning("not_caught_up", after_s=_CAUGHT_UP_WITHIN_S)
                 break

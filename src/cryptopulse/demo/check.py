@@ -1,8 +1,8 @@
 """Compares the simulator's own count of the demo's trades with the tables, which are read with deltalake alone.
 
-It shares no code with the pipeline. The demo fetches what was traded before its start, and its market opens when
-every product has a subscriber, so each id from the first to the last that the simulator published must be stored
-exactly once.
+It shares no code with the pipeline. The demo fetches what was traded before its start, its market opens when every
+product has a subscriber, and what is traded while the feed is cut off is healed, so each id from the first to the last
+that the simulator published must be stored exactly once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable, QueryBuilder
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -49,6 +50,8 @@ class CheckResult:
     crashes: list[CrashFound]
     alerts: int
     """All rows of the alerts table."""
+    healed: int = 0
+    """Rows that came over REST."""
 
     @property
     def complete(self) -> bool:
@@ -63,7 +66,7 @@ class CheckResult:
 
 def check(lake: Path, ledger: Mapping[str, Any]) -> CheckResult:
     """Compares the simulator's ledger, taken after trading stopped, with the tables of `lake`."""
-    trades = _read(lake / "silver" / "fact_crypto_trades", ["symbol", "trade_id", "ingestion_time"])
+    trades = _read(lake / "silver" / "fact_crypto_trades", ["symbol", "trade_id", "ingestion_time", "source"])
     trade_ids = np.empty(0, dtype=np.int64) if trades is None else trades["trade_id"].to_numpy()
     symbols = np.empty(0, dtype=object) if trades is None else trades["symbol"].to_numpy()
     sent = lost = duplicated = stored = 0
@@ -105,19 +108,22 @@ def check(lake: Path, ledger: Mapping[str, Any]) -> CheckResult:
         strange=(0 if trades is None else trades.num_rows) - stored,
         crashes=crashes,
         alerts=len(alerts),
+        healed=0 if trades is None else int(pc.sum(pc.equal(trades["source"], "rest")).as_py() or 0),
     )
 
 
-def stored_up_to(lake: Path, last_ids: Mapping[str, int]) -> bool:
-    """Whether the stored intervals of ids reach `last_ids` of each product; a cheap check."""
-    coverage = _read(lake / "silver" / "trade_id_coverage", ["symbol", "last_trade_id"])
-    if coverage is None:
-        return not last_ids
-    pairs = zip(coverage["symbol"].to_pylist(), coverage["last_trade_id"].to_pylist(), strict=True)
-    newest: dict[str, int] = {}
-    for symbol, last in pairs:
-        newest[symbol] = max(last, newest.get(symbol, 0))
-    return all(newest.get(product, -1) >= last for product, last in last_ids.items())
+def all_stored(lake: Path, ledger: Mapping[str, Any]) -> bool:
+    """Whether the stored intervals of ids have every id that was sent; a cheap check."""
+    coverage = _read(lake / "silver" / "trade_id_coverage", ["symbol", "first_trade_id", "last_trade_id"])
+    left = {
+        product: figures["last_trade_id"] - figures["first_trade_id"] + 1
+        for product, figures in ledger["products"].items()
+    }
+    for symbol, first, last in zip(*(column.to_pylist() for column in coverage or ()), strict=True):
+        if sent := ledger["products"].get(symbol):
+            inside = min(last, sent["last_trade_id"]) - max(first, sent["first_trade_id"]) + 1
+            left[symbol] -= max(inside, 0)
+    return not any(left.values())
 
 
 def _latency_ms(path: Path, alert: Mapping[str, Any], trades: pa.Table | None) -> float | None:

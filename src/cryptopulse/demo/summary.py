@@ -24,7 +24,7 @@ _QUERIES = (
 )
 
 
-def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any]) -> None:
+def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any], *, is_crash_day: bool) -> None:
     """Prints the summary on standard output. `report`: the processing's last status report."""
     console = Console(highlight=False, soft_wrap=True)
     console.print()
@@ -46,7 +46,10 @@ def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any]) ->
             late = f"committed {ms_text(crash.latency_ms)} ms after the trade that caused it was received"
             line.append(f"\n{'':14}{late}")
         console.print(_row("Staged crash", line))
-    if not result.crashes:
+    if is_crash_day:
+        lost = f"{result.healed:,} of these over REST, as they were traded while the feed was cut off"
+        console.print(_row("Healed", Text(lost)))
+    elif not result.crashes:
         console.print(
             _row("Staged crash", Text("the demo ended before it was over; it takes the first 20 s", style="yellow"))
         )
@@ -54,6 +57,8 @@ def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any]) ->
     console.print()
     console.print(Text(f"{'Latency, ms':24}{'p50':>8}{'p99':>8}{'max':>8}", style="dim"))
     for hop, figures in (report.get("latency_total_ms") or {}).items():
+        if is_crash_day and hop.startswith("exchange"):
+            continue  # the length of the day
         values = "".join(f"{ms_text(figures.get(name)):>8}" for name in ("p50", "p99", "max"))
         console.print(Text(f"  {hop_words(hop):22}{values}"))
 

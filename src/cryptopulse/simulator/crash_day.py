@@ -1,10 +1,10 @@
-"""A recording of a day on which the market crashed, as a file that `replay` reads.
+"""A day on which the market crashed: as a recording that `replay` reads, or played by the simulator.
 
 It is modelled on recordings of 2025-10-10: twenty products whose rates differ by up to a factor of a thousand; a quiet
 day; more and more trades from 20:50 UTC on; at 21:15 a crash with a thousand trades in some seconds, an order with nine
 hundred fills at one microsecond, and delays of seconds. Now and then the recorder is cut off for one to three seconds,
 so that ids are missing in all products at once. What the recording holds is known by construction (`Summary`), so tests
-can compare with it.
+can compare with it. The simulator plays the same day as an exchange, which cuts its connections at these moments.
 
 The same number of trades and seed give the same bytes.
 """
@@ -26,6 +26,9 @@ from cryptopulse.simulator.products import SimulatedProduct
 
 TRADES = 1_600_000
 TRADES_MIN, TRADES_MAX = 20_000, 20_000_000
+
+PLAYED_S = 60.0
+"""How long a day takes when it is played, if nothing else is wanted."""
 
 START_US = 1_760_054_400_000_000
 """2025-10-10T00:00:00Z, when the recorder connected; microseconds since 1970."""
@@ -142,33 +145,41 @@ class RecordedMessages(NamedTuple):
     bodies: list[bytes]
 
 
+def crash_day_products(trades: int, seed: int) -> tuple[SimulatedProduct, ...]:
+    """The products of a crash day, the most traded first.
+
+    Raises ConfigurationError when `trades` or `seed` is out of range.
+    """
+    if not TRADES_MIN <= trades <= TRADES_MAX:
+        raise ConfigurationError(f"A crash day has {TRADES_MIN:,} to {TRADES_MAX:,} trades, not {trades:,}.")
+    if seed < 0:
+        raise ConfigurationError("A seed can't be negative.")
+    weights = _RATIO ** -np.arange(len(_PRODUCTS))
+    weights /= weights.sum()
+    rng = np.random.default_rng([seed, len(_PRODUCTS)])
+    return tuple(
+        SimulatedProduct(
+            product_id=name,
+            price_decimals=price_decimals,
+            size_decimals=size_decimals,
+            price_ticks=round(price * 10**price_decimals),
+            first_trade_id=int(10 ** rng.uniform(6, 9)),
+            weight=float(weight),
+            key=int(rng.integers(2**63)),
+        )
+        for (name, price, price_decimals, size_decimals, _), weight in zip(_PRODUCTS, weights, strict=True)
+    )
+
+
 class CrashDay:
-    """The recording of one day."""
+    """The trades of one day, and when its recorder received them."""
 
     def __init__(self, trades: int = TRADES, seed: int = 1) -> None:
         """`trades`: number made on the exchange; the recorder misses a few.
 
         Raises ConfigurationError when `trades` or `seed` is out of range.
         """
-        if not TRADES_MIN <= trades <= TRADES_MAX:
-            raise ConfigurationError(f"A crash day has {TRADES_MIN:,} to {TRADES_MAX:,} trades, not {trades:,}.")
-        if seed < 0:
-            raise ConfigurationError("A seed can't be negative.")
-        weights = _RATIO ** -np.arange(len(_PRODUCTS))
-        weights /= weights.sum()
-        rng = np.random.default_rng([seed, len(_PRODUCTS)])
-        self.products = tuple(
-            SimulatedProduct(
-                product_id=name,
-                price_decimals=price_decimals,
-                size_decimals=size_decimals,
-                price_ticks=round(price * 10**price_decimals),
-                first_trade_id=int(10 ** rng.uniform(6, 9)),
-                weight=float(weight),
-                key=int(rng.integers(2**63)),
-            )
-            for (name, price, price_decimals, size_decimals, _), weight in zip(_PRODUCTS, weights, strict=True)
-        )
+        self.products = crash_day_products(trades, seed)
         day = _Day(trades, seed, self.products)
         made = [day.trades_of(number) for number in range(len(self.products))]
         received_us = np.concatenate([received for _, received in made])
@@ -216,6 +227,13 @@ class CrashDay:
             connections=len(self._connections),
             products=products,
         )
+
+    def parts(self) -> Iterator[tuple[Trades, Trades]]:
+        """All trades, by the recorder's connections: those that it missed before each, and those while it was open."""
+        end = 0
+        for connection in self._connections:
+            yield self.trades[end : connection.first], self.trades[connection.first : connection.end]
+            end = connection.end
 
     def messages(self) -> Iterator[RecordedMessages]:
         """All messages, some thousand at a time."""
@@ -329,7 +347,7 @@ class _Day:
         in_burst = np.minimum(rng.exponential(0.18, orders - 1), 0.999)
         within = np.where(np.isin(second, self._bursts), in_burst, rng.random(orders - 1))
         times_us = np.sort(((second + within) * 1e6).astype(np.int64))
-        times_us = np.concatenate([[-int(rng.integers(1_000_000, 60_000_000))], times_us])
+        times_us = np.concatenate([[-int(rng.integers(61_000_000, 120_000_000))], times_us])
         if sweep:
             at_us = _SWEEP_S * 1_000_000 + 250_000
             place = int(np.searchsorted(times_us, at_us))

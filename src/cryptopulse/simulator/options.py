@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.simulator.crash_day import crash_day_products
 from cryptopulse.simulator.episodes import StagedEpisode, check_products
 from cryptopulse.simulator.faults import Faults
 from cryptopulse.simulator.products import SimulatedProduct, catalogue
@@ -51,6 +52,8 @@ class SimulatorOptions:
     """Market time at the start of trading, nanoseconds UTC since 1970; None: the real time."""
     recording: Path | None = None
     """Serve this recording instead of a market."""
+    crash_day_trades: int | None = None
+    """Play a crash day of so many trades instead of a market, at an even `rate`; its event times end now."""
     subscribe_within_s: float = 5.0
     """Connections that have not subscribed after this time are closed."""
     unsent_max_bytes: int = 64 * 1024 * 1024
@@ -72,6 +75,8 @@ class SimulatorOptions:
             raise ConfigurationError(f"A past of {self.past_s / 3600:g} h: give at most {_PAST_MAX_S // 3600} h.")
         if self.past_s and self.recording is not None:
             raise ConfigurationError("A recording has its own past: leave out --past.")
+        if self.crash_day_trades is not None and (self.past_s or self.episodes or self.recording or self.speed != 1):
+            raise ConfigurationError("A crash day has its own past, episodes and pace: leave out other ones.")
         if not 1 <= self.history <= 100_000_000:
             raise ConfigurationError(f"History {self.history}: give 1 to 100,000,000 trades.")
         if self.trades_max is not None and self.trades_max < 1:
@@ -84,4 +89,6 @@ class SimulatorOptions:
 
     def catalogue(self) -> tuple[SimulatedProduct, ...]:
         """The products of the market."""
+        if self.crash_day_trades is not None:
+            return crash_day_products(self.crash_day_trades, self.seed)
         return catalogue(self.products, self.seed)

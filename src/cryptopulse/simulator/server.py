@@ -18,6 +18,7 @@ import uvloop
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.simulator.advanced import AdvancedSession
 from cryptopulse.simulator.control_api import ControlApi
+from cryptopulse.simulator.crash_day import CrashDay
 from cryptopulse.simulator.exchange import ExchangeSession
 from cryptopulse.simulator.market import Trades
 from cryptopulse.simulator.options import SimulatorOptions
@@ -33,6 +34,8 @@ _GAP_S = 0.005
 """Trades due within this time are sent together; the delay that this adds is too small to be measured."""
 _PUBLISH_MAX = 2000
 """Trades published at a time (about 10 ms), before requests of other connections are handled."""
+_EVENLY_S = 0.01
+"""Trades of so long a time are sent together when a crash day is played."""
 _BATCHING_S = 0.25
 """Advanced Trade sends updates this often (documented, and seen in recordings)."""
 _TICK_S = 0.05
@@ -83,12 +86,20 @@ class Simulator:
         if session.closed and session in self._sessions:
             self._sessions.discard(session)
             log.info("simulator_connection_closed", connection=session.number)
-        start = self.venue.options.start
-        traded = [open_session.traded for open_session in self._sessions]
-        subscribed = np.any(traded, axis=0) if traded else np.zeros(1, dtype=bool)
-        if (start == "first_subscription" and subscribed.any()) or (start == "all_subscribed" and subscribed.all()):
+        if self.venue.options.start != "at_once" and self._has_subscribers():
             self.venue.start()
         self._stirred.set()
+
+    def _has_subscribers(self) -> bool:
+        """Whether those subscribe for whom trading starts."""
+        traded = [session.traded for session in self._sessions if not session.closed]
+        subscribed = np.any(traded, axis=0) if traded else np.zeros(1, dtype=bool)
+        match self.venue.options.start:
+            case "all_subscribed":
+                return bool(subscribed.all())
+            case "first_subscription":
+                return bool(subscribed.any())
+        return True
 
     # Running
 
@@ -128,6 +139,10 @@ class Simulator:
     async def _trade(self) -> None:
         """Publishes the market's trades when they are due: late on a slow machine, but without skipping one."""
         await self.venue.started.wait()
+        if self.venue.day is not None:
+            await self._play(self.venue.day)
+            self.stop_trading()
+            return
         left = self.venue.options.trades_max
         for block in self.venue.market.blocks():
             trades = block if left is None else block[:left]
@@ -138,6 +153,32 @@ class Simulator:
                 if left == 0:
                     break
         self.stop_trading()
+
+    async def _play(self, day: CrashDay) -> None:
+        """Publishes a crash day at an even rate, but not faster than readers take it. Cuts all connections where the
+        day's recorder was cut off, and goes on when there are subscribers again.
+        """
+        rate, clock = self.venue.options.rate, time.monotonic
+        together = max(int(rate * _EVENLY_S), 1)
+        for number, (missed, received) in enumerate(day.parts()):
+            if number:
+                for session in list(self._sessions):
+                    session.cut()
+            if len(missed):
+                self.venue.history.add(missed)
+                self._publish(missed)
+            while not self._has_subscribers():
+                self._stirred.clear()
+                await self._stirred.wait()
+            due_s = clock()
+            for first in range(0, len(received), together):
+                trades = received[first : first + together]
+                self.venue.history.add(trades)
+                self._publish(trades)
+                for session in list(self._sessions):
+                    await session.writable.wait()
+                due_s += len(trades) / rate
+                await asyncio.sleep(max(due_s - clock(), 0))
 
     async def _publish_timed(self, block: Trades) -> None:
         speed, times = self.venue.options.speed, block["time_us"]
@@ -178,7 +219,8 @@ class Simulator:
         """Sends heartbeats once a second; at speed 1 at full seconds of market time, as the exchange does."""
         counter = 0
         while True:
-            aligned = self.venue.options.speed == 1 and self.venue.started.is_set()
+            is_clock = self.venue.options.speed == 1 and self.venue.day is None
+            aligned = is_clock and self.venue.started.is_set()
             await asyncio.sleep(1 - self.venue.market_us() % 1_000_000 / 1e6 if aligned else 1)
             counter += 1
             for session in list(self._sessions):

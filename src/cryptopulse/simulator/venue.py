@@ -12,6 +12,7 @@ import numpy as np
 import structlog
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.simulator.crash_day import CrashDay
 from cryptopulse.simulator.faults import Faults, oversized_frame
 from cryptopulse.simulator.history import History
 from cryptopulse.simulator.market import Ints, SimulatedMarket, Trades
@@ -54,6 +55,8 @@ class Batch:
 _PAST = ((7_200.0, 6.0), (math.inf, 0.5))
 """The market before the start, from the newest part to the oldest: seconds, and trades a second of all products."""
 
+_MINUTE_US, _DAY_US = 60_000_000, 86_400_000_000
+
 
 class Venue:
     """Products, published trades, and the market's clock."""
@@ -64,9 +67,12 @@ class Venue:
         self.products = options.catalogue()
         self.numbers = {product.product_id: number for number, product in enumerate(self.products)}
         self.market = SimulatedMarket(self.products, options.rate, options.seed, options.episodes)
+        day_trades = options.crash_day_trades
+        self.day = None if day_trades is None else CrashDay(day_trades, options.seed)
+        """What is played in the market's place."""
         past = self._past_parts()
         expected = sum(length_s * rate for length_s, _, rate in past)
-        self.history = History(self.products, max(options.history, int(1.3 * expected)))
+        self.history = History(self.products, max(options.history, day_trades or 0, int(1.3 * expected)))
         self.sequences = self.history.published * 120
         """Newest published sequence of each product."""
         self.set_faults(options.faults)
@@ -101,6 +107,8 @@ class Venue:
         self.started_ns = time.time_ns()
         self._started_monotonic = time.monotonic()
         start_us = self.market_us()
+        if self.day is not None:  # its last trade is of now, so none is of the future
+            start_us = start_us // _MINUTE_US * _MINUTE_US - _DAY_US
         if self.options.past_s:  # whose times are from now on those before this start
             self.history.shift(self.writer.start_us - start_us)
         self._published_us = 0
@@ -117,10 +125,11 @@ class Venue:
         """The faults, and since when (monotonic seconds)."""
 
     def offset_us(self) -> int:
-        """Market time since the start of trading, in microseconds; at speed 0 the time of the newest trade."""
+        """Market time since the start of trading, in microseconds; at speed 0, and of a crash day, the time of the
+        newest trade."""
         if not self.started.is_set():
             return self.market_us() - self.writer.start_us
-        if self.options.speed == 0:
+        if self.options.speed == 0 or self.day is not None:
             return self._published_us
         return int((time.monotonic() - self._started_monotonic) * self.options.speed * 1e6)
 
@@ -140,7 +149,7 @@ class Venue:
         self.history.publish(trades)
         np.maximum.at(self.sequences, trades["product"], trades["sequence"])
         if len(trades):
-            self._published_us = int(trades["time_us"][-1])
+            self._published_us = max(self._published_us, int(trades["time_us"][-1]))
         return Batch(trades, self.writer)
 
     @cached_property

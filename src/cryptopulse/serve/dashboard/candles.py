@@ -31,13 +31,13 @@ def candles_page(
     page = found.slice(0, CANDLES).sort_by("window_start")
     times = int64(page["window_start"]) // MICROS
     averages: Floats = np.zeros(0)
-    if page.num_rows:  # of the hour that ends with the last minute with a trade in each candle
+    if page.num_rows:  # of the hour that ends with the last minute with a trade that is over when the candle is
         first, last = page["window_start"][0].as_py(), page["window_start"][-1].as_py()
-        span = first - timedelta(hours=1), min(last, _LATEST) + timedelta(seconds=seconds)
+        span = first - timedelta(minutes=61), min(last, _LATEST) + timedelta(seconds=seconds)
         hour = lake.bars(symbol, *span, columns=("window_start", "price_sum", "trade_count")).arrow()
         minutes = int64(hour["window_start"]) // (_MINUTE * MICROS)
         of_minutes = averages_1h(minutes, float64(hour["price_sum"]), float64(hour["trade_count"]))
-        places = np.searchsorted(minutes, (times + seconds - 1) // _MINUTE, side="right") - 1
+        places = np.searchsorted(minutes, (times + seconds) // _MINUTE - 1, side="right") - 1
         averages = np.where(places >= 0, np.append(of_minutes, np.nan)[places], np.nan)
     candles = np.column_stack([times, *(float64(page[name]) for name in _BAR[1:]), averages])
     decimals = decimals_of(np.concatenate([float64(page["high"]), float64(page["low"])]))

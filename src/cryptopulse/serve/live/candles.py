@@ -35,8 +35,8 @@ COLUMNS: Final = (
     "last_trade_id",
 )
 """The columns of a candle. `time`: its start in seconds since 1970; `average_1h`: mean price of the trades in the hour
-that ends with the candle's last minute, as `price_trend` in `dashboards/queries.sql`. Ids are 0 for candles made of
-bars."""
+that ends with the last minute that is over when the candle is, as `price_trend` in `dashboards/queries.sql`: no trade
+after the candle is in it. Ids are 0 for candles made of bars."""
 HISTORY_COLUMNS: Final = (
     "symbol",
     "window_start",
@@ -160,7 +160,8 @@ class TradeCandles:
         return changed
 
     def _with_averages(self, rows: Floats) -> Floats:
-        rows[:, _AVERAGE] = self._market.average_1h(self.product, rows[:, _TIME].astype(np.int64) // _MINUTE)
+        ends = (rows[:, _TIME] + self._seconds).astype(np.int64)
+        rows[:, _AVERAGE] = self._market.average_1h(self.product, ends // _MINUTE - 1)
         return rows
 
 

@@ -65,6 +65,7 @@ FIGURES: Final = (
     "low_24h",
     "trades_24h",
     "buy_share_1h",
+    "average_1h",
 )
 """The columns of `LiveMarket.figures`: prices and amounts in the quote currency, volume in the base currency, changes
 and the buyers' share in percent."""
@@ -167,6 +168,7 @@ class LiveMarket:
         volume_1h = hour.sum("volume")
         with np.errstate(invalid="ignore", divide="ignore"):
             share = 100 * hour.sum("buy_volume") / volume_1h
+            average = hour.sum("price_sum") / hour.sum("trade_count")
         columns = (
             price,
             _change(price, self._price_ago(60)),
@@ -179,6 +181,7 @@ class LiveMarket:
             np.fmin(day.lowest("low"), price),
             day.sum("trade_count"),
             share,
+            average,
         )
         return np.column_stack(columns) if len(price) else np.zeros((0, len(FIGURES)))
 

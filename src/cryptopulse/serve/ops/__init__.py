@@ -80,7 +80,7 @@ class Metrics:
         GCCollector(registry=self._registry)
         self._registry.register(server)
         self._registry.register(ProcessesCollector(settings.state_dir))
-        self._registry.register(LakeCollector(service.lake, service.versions))
+        self._registry.register(LakeCollector(service.lake, service.versions, settings.alerts.rules))
 
     async def text(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the format that the header `accept` asks for, and its media type. Raises Problem when the lake

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from cryptopulse.lake.files import Files
 from cryptopulse.lake.follower import NewestVersions
 from cryptopulse.lake.tables import ALERTS, COMPLETENESS, QUARANTINE, SILVER, TABLES, Table
 from cryptopulse.serve.live.history import newest_us
+from cryptopulse.settings import AlertRule
 
 _log = structlog.get_logger()
 
@@ -80,9 +81,10 @@ def _largest(actions: pa.Table, name: str) -> int | None:
 class LakeCollector(Collector):
     """Reads the Delta logs at every scrape; alerts and completeness only when they have changed."""
 
-    def __init__(self, lake: Lake, versions: NewestVersions) -> None:
-        """Reads nothing yet."""
+    def __init__(self, lake: Lake, versions: NewestVersions, rules: Sequence[AlertRule]) -> None:
+        """Reads nothing yet. `rules`: whose alerts are counted from 0 on; those of others from their first alert on."""
         self._lake = lake
+        self._rules = rules
         self._versions = versions
         self._known: dict[str, tuple[int, pa.Table]] = {}
 
@@ -126,7 +128,8 @@ class LakeCollector(Collector):
         episodes = GaugeMetricFamily(
             "cryptopulse_alert_episodes", "Alert episodes, of all time.", labels=["rule", "type", "severity", "state"]
         )
-        totals: Counter[tuple[str, str]] = Counter()
+        # A counter that began with 1 would hide its first alert from every rate.
+        totals = Counter({(rule.name, kind): 0 for rule in self._rules for kind in rule.types})
         for row in rows.to_pylist():
             episodes.add_metric([row[name] for name in _EPISODE], row["rows"])
             totals[row["rule"], row["alert_type"]] += row["rows"]

@@ -23,6 +23,7 @@ const COLUMNS = [
 ];
 export const SPANS_S = { "1h": 3600, "24h": 86_400, "7d": 604_800, "30d": 2_592_000 };
 const FILTERS = ["product", "alert_type", "severity", "rule", "state", "span"];
+const READING = "Reading …";
 const NEW_MS = 4000; // how long a new episode is highlighted
 
 export class AlertList {
@@ -44,7 +45,7 @@ export class AlertList {
       select("rule", "Rule", [], "All rules") +
       select("state", "State", [["OPEN", "Open"], ["CLOSED", "Closed"]], "Open and closed") +
       select("span", "Time", [["1h", "Last hour"], ["24h", "Last 24 hours"], ["7d", "Last 7 days"], ["30d", "Last 30 days"]], "Any time") +
-      '<button class="cp-button" type="reset">Clear</button><output id="cp-shown"></output>';
+      '<button class="cp-button" type="reset">Clear</button><output id="cp-shown">' + READING + "</output>";
     this.form.onsubmit = (event) => event.preventDefault();
     this.form.onreset = () => setTimeout(() => this.filter());
     this.form.oninput = () => {
@@ -116,12 +117,13 @@ export class AlertList {
     this.offerRules();
     const rows = episodes.rows();
     this.table.replace(rows.map(shownRow));
-    const { total } = episodes;
+    const { total, isRead } = episodes;
     const all = total === 1 ? "1 episode" : `${format.count(total)} episodes`;
-    this.form.querySelector("output").textContent = !total ? "" : rows.length < total ? `${format.count(rows.length)} of ${all}` : all;
+    this.form.querySelector("output").textContent = !total ? (isRead ? "" : READING) : rows.length < total ? `${format.count(rows.length)} of ${all}` : all;
     this.more.hidden = episodes.isLast || total === null;
     this.more.disabled = episodes.isReading;
-    setNote(this.note, episodes.error);
+    setNote(this.note, isRead ? episodes.error : rows.length ? "These are open. The others are being read …" : "");
+    this.table.wrap.setAttribute("aria-busy", String(!isRead));
     this.open(this.chosen);
     for (const id of fresh) {
       const tr = this.table.rows.get(id)?.tr;

@@ -25,6 +25,11 @@ const LABEL_HIGH_PX = 17;
 const PRICE_SHARE = 0.6; // of the height
 const ROOM = 0.09; // space above and below the prices, for the texts of alerts
 const LETTER_PX = 6.2; // approximate width of a letter in 11 px Roboto
+const MARK_PX = 9; // from the price to the middle of an alert's triangle
+const TEXT_PX = 13; // from there to the middle of its text, and the height of a text
+const LANES = 2; // heights at which a text is tried, the nearest first
+const CHOSEN_LANES = 12;
+const TEXTS_MAX = 60;
 
 // The pressure's scale is symmetric: up to the next of 10, 20, 50 and 100 percent.
 function even(min, max) {
@@ -222,7 +227,6 @@ export class CandleChart {
         {
           data: rows.map((row) => [row.open, row.close, row.low, row.high]),
           markArea: { data: this.areas() },
-          markPoint: { data: this.points() },
           markLine: { data: this.lastLine() },
         },
         { data: line("average_1h") },
@@ -232,6 +236,10 @@ export class CandleChart {
         { data: rows.map((row) => row.net) },
       ],
     });
+    // Only now is it known where prices are.
+    const points = this.points();
+    if (points.length || this.hasPoints) this.chart.setOption({ series: [{ markPoint: { data: points } }] });
+    this.hasPoints = points.length > 0;
     this.isSetting = false;
     this.showHovered();
   }
@@ -288,37 +296,54 @@ export class CandleChart {
       });
   }
 
-  // A mark for each episode, and texts where there is room: first for the chosen one, then for the largest.
+  // A mark for each candle and side with an episode, and texts where they cover neither another text, a mark, nor a candle:
+  // first for the chosen one, then for the largest.
   points() {
     const [start, end] = this.shown();
-    const taken = { top: [], bottom: [] };
-    const found = [];
+    const right = this.chart.getWidth() - this.right;
+    const yOf = (price) => this.chart.convertToPixel({ yAxisIndex: 0 }, price);
     const rank = (alert) => (alert.alert_id === this.chosen ? Infinity : strength(alert));
+    const marks = new Map(); // the largest episode of each candle and side
     for (const alert of this.visibleAlerts().sort((a, b) => rank(b) - rank(a))) {
       const place = Math.max(this.candles.within(alert.opened_at / 1e6), 0);
-      if (place < start || place > end) continue;
-      const isChosen = alert.alert_id === this.chosen;
       const side = colorOf(alert) === "down" ? "top" : "bottom";
+      if (place < start || place > end || marks.has(place + side)) continue;
+      const price = this.candles.rows[place][side === "top" ? "high" : "low"];
+      marks.set(place + side, { alert, place, side, price, x: this.placeOf(place), y: yOf(price) + (side === "top" ? -MARK_PX : MARK_PX) });
+    }
+    if (!marks.size) return [];
+    const boxes = [...marks.values()].map(({ x, y }) => [x - 5, y - 4, x + 5, y + 4]);
+    const spans = this.candles.rows.slice(start, end + 1).map((row) => [yOf(row.high), yOf(row.low)]);
+    const perCandle = this.placeOf(start + 1) - this.placeOf(start);
+    const isFree = ([x0, y0, x1, y1]) =>
+      boxes.every(([left, top, far, bottom]) => x1 <= left || far <= x0 || y1 <= top || bottom <= y0) &&
+      spans.slice(Math.max(Math.floor((x0 - LEFT) / perCandle), 0), Math.ceil((x1 - LEFT) / perCandle)).every(([high, low]) => y1 <= high || low <= y0);
+    const low = TOP + this.chart.getHeight() * PRICE_SHARE;
+    let tried = 0;
+    return [...marks.values()].map(({ alert, place, side, price, x, y }) => {
+      const isChosen = alert.alert_id === this.chosen;
+      const way = side === "top" ? -1 : 1;
       const percent = measured(alert, 1);
       const text = isChosen ? `${words(alert.alert_type)} ${percent}` : percent;
       const half = (text.length * LETTER_PX) / 2 + 3;
-      const at = this.placeOf(place);
-      const center = Math.min(Math.max(at, half), this.chart.getWidth() - this.right - half);
-      const hasRoom = taken[side].every(([other, width]) => Math.abs(other - center) > half + width);
-      if (hasRoom) taken[side].push([center, half]);
+      const center = Math.min(Math.max(x, half), right - half);
+      const boxAt = (lane) => [center - half, y + way * TEXT_PX * (lane + 1) - TEXT_PX / 2, center + half, y + way * TEXT_PX * (lane + 1) + TEXT_PX / 2];
+      const lanes = [...Array(++tried > TEXTS_MAX ? 0 : isChosen ? CHOSEN_LANES : LANES).keys()];
+      const isInside = ([, top, , bottom]) => top >= 0 && bottom <= low;
+      const lane = lanes.find((one) => isInside(boxAt(one)) && isFree(boxAt(one))) ?? (isChosen ? 0 : null);
+      if (lane !== null) boxes.push(boxAt(lane));
       const color = token(colorOf(alert));
-      found.push({
+      return {
         name: alert.alert_id,
-        coord: [String(this.candles.times[place]), this.candles.rows[place][side === "top" ? "high" : "low"]],
+        coord: [String(this.candles.times[place]), price],
         symbol: "triangle",
         symbolSize: isChosen ? [13, 11] : [9, 7],
-        symbolRotate: side === "top" ? 180 : 0,
-        symbolOffset: [0, side === "top" ? -9 : 9],
+        symbolRotate: way < 0 ? 180 : 0,
+        symbolOffset: [0, way * MARK_PX],
         itemStyle: { color },
-        label: { show: hasRoom, position: side, distance: 5, offset: [center - at, 0], color, fontSize: 11, fontWeight: isChosen ? "bold" : "normal", formatter: text },
-      });
-    }
-    return found;
+        label: { show: lane !== null, position: "inside", offset: [center - x, way * TEXT_PX * (lane + 1)], color, fontSize: 11, fontWeight: isChosen ? "bold" : "normal", textBorderColor: token("surface"), textBorderWidth: 2, formatter: text },
+      };
+    });
   }
 
   visibleAlerts() {

@@ -30,6 +30,7 @@ const ICONS = {
 };
 const SUGGESTIONS_MAX = 12;
 const PAST_S = 3600; // data older than this are marked as from the past
+const LATE_S = 60; // by so much the newest trade may be older than its commit before it is said
 const SEQUENCE_MS = 1500; // the key of a page must follow `g` within this time
 
 export function mount() {
@@ -62,7 +63,10 @@ function showState({ name, ageS, nowMs, dataAgeS, detail, lake }) {
   const pill = document.getElementById("cp-state");
   // Screen readers read out only a change of the state, not the growing age of stale data.
   if (pill.dataset.state !== name) pill.dataset.state = document.documentElement.dataset.state = name;
-  setText(pill.querySelector("span"), WORDS[name] + (name === "stale" && ageS !== null ? ` ${age(ageS)}` : ""));
+  const text = pill.querySelector("span");
+  setText(text, WORDS[name] + (name === "stale" && ageS !== null ? ` ${age(ageS)}` : ""));
+  const isLate = dataAgeS > (ageS ?? 0) + LATE_S && dataAgeS <= PAST_S;
+  text.dataset.late = isLate ? `, trades ${age(dataAgeS)} old` : "";
   const newest = nowMs === null ? "" : `\nNewest trade: ${dateTime(nowMs)}, ${age(dataAgeS)} ago`;
   const loaded = ageS === null ? "" : `\nNewest commit: ${age(ageS)} ago`;
   const hint = (detail ?? HINTS[name] ?? "") + newest + loaded;
@@ -159,7 +163,8 @@ function toggleHelp() {
     ["Esc", "Clear the filter, close the details"],
     ["1 … 7", "Grain of a product’s chart"],
     ["← → + −", "Move and zoom it"],
-    ["d", "Go to a time"],
+    ["d", "Go to a date"],
+    [", .", "To the alert before, or after"],
     ["0", "Back to the newest candles"],
     ["↑ ↓ ← →", "Move in the heatmap of Completeness; Enter opens a cell"],
     ["t", "Theme: auto, dark, light"],

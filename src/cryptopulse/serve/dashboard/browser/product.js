@@ -25,7 +25,9 @@ export function mount(element, { symbol, grains, path }) {
     '<div class="cp-totals"></div>' +
     '<div class="cp-columns"><section class="cp-panel" aria-label="Chart">' +
     '<div class="cp-chart-bar"><div class="cp-group" role="group" aria-label="Grain"></div>' +
-    '<form class="cp-jump" aria-label="Go to a time"><input class="cp-input" type="datetime-local" step="1" required><button class="cp-button" title="Show this time (d)">Go</button></form>' +
+    '<form class="cp-jump" aria-label="Go to a time"><input class="cp-input" type="date" required><input class="cp-input" type="time" step="1"><button class="cp-button" title="Show this date, or time (d)">Go</button></form>' +
+    '<div class="cp-group" role="group" aria-label="Go to an alert"><button class="cp-button" data-way="-1" title="The alert before (,)">‹ Alert</button>' +
+    '<button class="cp-button" data-way="1" title="The next alert (.)">Alert ›</button></div>' +
     '<button class="cp-button" id="cp-latest" hidden title="Back to the newest candles (0)">Latest ⇥</button>' +
     '<div class="cp-gap"></div><div class="cp-group" role="group" aria-label="Lines">' +
     '<button class="cp-button" data-line="average_1h" aria-pressed="true" title="Mean price of the trades of the last hour">Average 1 h</button>' +
@@ -54,6 +56,7 @@ export function mount(element, { symbol, grains, path }) {
   const latest = find("#cp-latest");
   const box = find(".cp-chart");
   const jump = find(".cp-jump");
+  const [date, time] = jump.querySelectorAll("input");
   let state = null;
   let known = null; // whether the product has traded in the last 25 hours of the lake
   let isFirst = true;
@@ -164,8 +167,6 @@ export function mount(element, { symbol, grains, path }) {
       }
       chart.receive(message);
       box.dataset.loaded = state?.lake?.loaded_us ?? "";
-      const average = message.rows[message.rows.length - 1]?.[message.columns.indexOf("average_1h")];
-      if (message.rows.length) totals.average(format.price(average, message.decimals));
       showNote();
     });
     const at = wanted ?? (middle === null ? null : middle * 1000);
@@ -226,7 +227,9 @@ export function mount(element, { symbol, grains, path }) {
         "=": () => chart.zoom(0.8),
         "-": () => chart.zoom(1.25),
         0: toLatest,
-        d: () => jump.querySelector("input").focus(),
+        d: () => date.focus(),
+        ",": () => toAlert(-1),
+        ".": () => toAlert(1),
       };
       const wantedGrain = grains[Number(event.key) - 1];
       if (wantedGrain) choose(wantedGrain[0], true);
@@ -250,6 +253,7 @@ export function mount(element, { symbol, grains, path }) {
     totals.volume(format.amount(values.volume_24h));
     totals.notional(format.amount(values.notional_24h));
     totals.trades(format.count(values.trades_24h));
+    totals.average(format.price(values.average_1h, decimals));
     totals.buyers(format.share(values.buy_share_1h));
     box.setAttribute("aria-label", `Candles of ${symbol}, last price ${text}`);
   }
@@ -266,7 +270,8 @@ export function mount(element, { symbol, grains, path }) {
     }
     const focused = list.contains(document.activeElement) ? document.activeElement.dataset.id : null;
     list.replaceChildren(...alerts.map(alertItem));
-    if (episodes.total !== null && !episodes.isLast) {
+    if (!episodes.isRead) list.append(h("li", { className: "cp-empty", textContent: "Reading the others …" }));
+    else if (episodes.total !== null && !episodes.isLast) {
       const onclick = (event) => {
         event.preventDefault();
         episodes.older();
@@ -297,8 +302,24 @@ export function mount(element, { symbol, grains, path }) {
   }
 
   function showZone() {
-    jump.title = `A time in ${format.zoneName()}`;
-    jump.querySelector("input").setAttribute("aria-label", `Time, ${format.zoneName()}`);
+    jump.title = `A date, with or without a time, in ${format.zoneName()}`;
+    date.setAttribute("aria-label", `Date, ${format.zoneName()}`);
+    time.setAttribute("aria-label", `Time, ${format.zoneName()}`);
+  }
+
+  // Shows the next alert after (1) or before (-1) the chosen one, or the visible range; reads older ones if necessary.
+  async function toAlert(way) {
+    const [first, last] = chart.shown().map((place) => chart.candles.times[place] * 1e6);
+    const isSeen = ({ opened_at: at }) => at >= first && at < last + seconds[grain] * 1e6;
+    const find = () => {
+      const rows = episodes.rows().sort((a, b) => way * (a.opened_at - b.opened_at) || (a.alert_id < b.alert_id ? -1 : 1));
+      const place = rows.findIndex((alert) => alert.alert_id === chosen && isSeen(alert));
+      return place < 0 ? rows.find((alert) => (way > 0 ? alert.opened_at > first : alert.opened_at < last)) : rows[place + 1];
+    };
+    while (way < 0 && !find() && !episodes.isLast && !episodes.error) await episodes.older();
+    const found = find();
+    if (found) location.hash = `#${encodeURIComponent(found.alert_id)}`;
+    else setNote(status, `There is no ${way < 0 ? "earlier" : "later"} alert of ${symbol}.`);
   }
 
   // Shows the newest candles, and removes the episode from the address, to which a reload would return.
@@ -310,9 +331,10 @@ export function mount(element, { symbol, grains, path }) {
   }
 
   latest.onclick = toLatest;
+  for (const button of element.querySelectorAll("[data-way]")) button.onclick = () => toAlert(Number(button.dataset.way));
   jump.onsubmit = (event) => {
     event.preventDefault();
-    const ms = Date.parse(`${jump.querySelector("input").value}${format.zone() === "utc" ? "Z" : ""}`);
+    const ms = Date.parse(`${date.value}T${time.value || "00:00"}${format.zone() === "utc" ? "Z" : ""}`);
     if (!Number.isNaN(ms)) goTo(ms, format.dateTime(ms));
   };
   for (const button of element.querySelectorAll("[data-line]")) {

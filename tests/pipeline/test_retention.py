@@ -8,6 +8,7 @@ from contextlib import closing
 from datetime import date, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from structlog.testing import capture_logs
@@ -246,3 +247,17 @@ def test_a_backfill_of_days_gone_says_so_and_fetches_nothing_again(
     (again,) = json.loads(said.out)
     assert (again["trades"], again["held_before"], again["fetched"]) == (first["trades"], first["trades"], 0)
     assert "on purpose (retention.silver_days): only ids never held are fetched of them" in said.err
+
+
+def test_a_partition_of_which_all_messages_are_gone_is_not_read_again(lake: Lake) -> None:
+    with Pipeline(lake.settings, lake.log) as opened:
+        lake.append(messages_of(0)[:5])
+        records = opened._read(0, opened.engine.stored_to(0))
+        place = records.schema.get_field_index("partition")
+        other = records.set_column(place, records.schema.field(place), pa.repeat(pa.scalar(3, pa.int32()), 5))
+        opened.engine.store(other, {})
+        last = opened.engine.stored_to(3)
+    run(lake, keeping(bronze_days=DAYS))
+    assert len(lake.arrow(BRONZE)) == 0
+    with Pipeline(lake.settings, lake.log) as opened:
+        assert (opened.engine.stored_to(3), opened.engine.stored_to(4)) == (last, -1)

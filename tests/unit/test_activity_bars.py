@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.lake.activity_bars import ACTIVITY_BARS, MEASURES, BarSize, Measure, activity_bars
+from cryptopulse.lake.activity_bars import (
+    ACTIVITY_BARS,
+    MEASURES,
+    BarSize,
+    Measure,
+    activity_bars,
+    streamed_activity_bars,
+)
 from cryptopulse.lake.tables import COVERAGE, SILVER
 
 EVENING = datetime(2026, 7, 6, 23, 59, 30, tzinfo=UTC)
@@ -131,6 +138,24 @@ def test_bars_are_those_of_one_trade_after_the_other(
         ]
     assert found.to_pylist() == expected
     assert found.schema == ACTIVITY_BARS.arrow_schema
+
+
+@given(markets(), st.sampled_from(MEASURES), st.integers(1, 20), st.integers(1, 40), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_any_cut_into_batches_gives_the_same_bars(
+    trades: list[dict[str, Any]], measure: Measure, count: int, rows: int, is_held: bool
+) -> None:
+    table, size = pa.Table.from_pylist(trades, schema=SCHEMA), BarSize(measure, Decimal(count))
+    covered = [
+        {"symbol": symbol, "first_trade_id": min(ids) - 1, "last_trade_id": max(ids)}
+        for symbol in {trade["symbol"] for trade in trades}
+        if is_held and (ids := [trade["trade_id"] for trade in trades if trade["symbol"] == symbol])
+    ]
+    names = COVERAGE.arrow_schema.names
+    coverage = pa.Table.from_pylist([{name: row.get(name) for name in names} for row in covered], COVERAGE.arrow_schema)
+    batches = table.combine_chunks().to_batches(max_chunksize=rows)
+    parts = list(streamed_activity_bars(batches, coverage, size))
+    assert pa.concat_tables([ACTIVITY_BARS.empty, *parts]) == activity_bars(table, coverage, size)
 
 
 def test_a_bar_is_complete_when_no_id_of_the_day_so_far_is_missing() -> None:

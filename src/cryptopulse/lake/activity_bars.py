@@ -7,7 +7,7 @@ trades of their day alone. Trades are taken in the order of their ids. Amounts a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Context, Decimal, InvalidOperation
 from typing import Any, Literal, get_args
@@ -88,14 +88,51 @@ def _is_whole(number: Decimal) -> bool:
     return number == number.to_integral_value()
 
 
+def streamed_activity_bars(
+    batches: Iterable[pa.RecordBatch],
+    coverage: pa.Table,
+    size: BarSize,
+    check_time: Callable[[], None] = lambda: None,
+) -> Iterator[pa.Table]:
+    """`activity_bars` of trades in `batches`, which may cut days and bars. Holds a batch and the trades of one bar."""
+    rest = None  # the trades of a bar that may go on
+    day: tuple[str, int] | None = None
+    day_first_id = 0
+    for batch in filter(len, batches):
+        trades = pa.Table.from_batches([batch])
+        trades = trades if rest is None else pa.concat_tables([rest, trades])
+        bars = activity_bars(trades, coverage, size, check_time, day_first_id if _day(trades, 0) == day else None)
+        is_closed, length = bars["is_closed"][-1].as_py(), bars["trade_count"][-1].as_py()
+        rest = None if is_closed else trades.slice(trades.num_rows - length)
+        if (last := _day(trades, -1)) != day:
+            day = last
+            is_of_day = pc.and_(
+                pc.equal(trades["symbol"], day[0]),
+                pc.greater_equal(trades["event_time"].cast(pa.int64()), day[1] * DAY_US),
+            )
+            day_first_id = trades["trade_id"][pc.index(is_of_day, True).as_py()].as_py()
+        yield bars if is_closed else bars.slice(0, bars.num_rows - 1)
+    if rest is not None:
+        yield activity_bars(rest, coverage, size, check_time, day_first_id)
+
+
+def _day(trades: pa.Table, place: int) -> tuple[str, int]:
+    """Product of a trade, and its UTC day since 1970."""
+    return trades["symbol"][place].as_py(), trades["event_time"][place].cast(pa.int64()).as_py() // DAY_US
+
+
 def activity_bars(
-    trades: pa.Table, coverage: pa.Table, size: BarSize, check_time: Callable[[], None] = lambda: None
+    trades: pa.Table,
+    coverage: pa.Table,
+    size: BarSize,
+    check_time: Callable[[], None] = lambda: None,
+    day_first_id: int | None = None,
 ) -> pa.Table:
     """Trades → bars (the columns of ACTIVITY_BARS), in the order of the trades.
 
     `trades`: TRADE_COLUMNS and `notional`, price times size as DECIMAL(38, 12); all trades of each product and UTC day,
     ordered by product, day and id. `coverage`: silver.trade_id_coverage of these products. `check_time` is called now
-    and then, and may raise.
+    and then, and may raise. `day_first_id`: if the trades begin within a day, the first id of that day.
     """
     if trades.num_rows == 0:
         return ACTIVITY_BARS.empty
@@ -126,7 +163,8 @@ def activity_bars(
         bars = np.array([0, *ends][: len(ends) + is_open], np.int64)
         starts.append(first + bars)
         is_closed.append(np.arange(len(bars)) < len(ends))
-        reach = _held_to(held.get(symbols.dictionary[products[first]].as_py()), int(ids[first]) - 1)
+        first_id = int(ids[first]) if first or day_first_id is None else day_first_id
+        reach = _held_to(held.get(symbols.dictionary[products[first]].as_py()), first_id - 1)
         held_to.append(np.full(len(bars), reach))
     at, closed = np.concatenate(starts), np.concatenate(is_closed)
     last = np.concatenate([at[1:], [len(us)]]) - 1

@@ -133,14 +133,14 @@ class TimeLimit:
         self.is_over = False
 
     @contextmanager
-    def watching(self, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Interrupts `cursor` if the time runs out inside the `with` block."""
+    def watching(self, *cursors: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        """Interrupts `cursors` if the time runs out inside the `with` block."""
         if self.seconds is None:
             yield
             return
         started, is_done = time.monotonic(), Event()
         left_s = max(self.seconds - self._used_s, 0.001)
-        watch = Thread(target=self._watch, args=(cursor, left_s, is_done), name="time limit", daemon=True)
+        watch = Thread(target=self._watch, args=(cursors, left_s, is_done), name="time limit", daemon=True)
         watch.start()
         try:
             yield
@@ -158,13 +158,15 @@ class TimeLimit:
         """The error that says so."""
         return QueryStopped(f"The query was stopped after {self.seconds:g} s: ask for less, or allow more time.")
 
-    def _watch(self, cursor: duckdb.DuckDBPyConnection, left_s: float, is_done: Event) -> None:
+    def _watch(self, cursors: Sequence[duckdb.DuckDBPyConnection], left_s: float, is_done: Event) -> None:
         if is_done.wait(left_s):
             return
         self.is_over = True
-        cursor.interrupt()
-        while not is_done.wait(_INTERRUPT_S):  # DuckDB forgets an interrupt that comes before the query runs
-            cursor.interrupt()
+        while True:  # DuckDB forgets an interrupt that comes before the query runs
+            for cursor in cursors:
+                cursor.interrupt()
+            if is_done.wait(_INTERRUPT_S):
+                return
 
 
 def relation(connection: duckdb.DuckDBPyConnection, files: Files, names: Sequence[str] | None = None) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from cryptopulse.errors import RowsGone
-from cryptopulse.lake.activity_bars import TRADE_COLUMNS, BarSize, activity_bars
+from cryptopulse.lake.activity_bars import ACTIVITY_BARS, TRADE_COLUMNS, BarSize, streamed_activity_bars
 from cryptopulse.lake.as_of import coverage_sql, derived_sql, is_loaded
 from cryptopulse.lake.database import Database, TimeLimit, relation, streamed, translated_errors
 from cryptopulse.lake.dialect import time_literal
@@ -33,6 +33,7 @@ from cryptopulse.text import MICROS
 
 _SLICE_ROWS_MAX = 2_000_000  # when all rows are wanted: sorting takes some 300 MB
 _SLICE_ROWS_MIN = 50_000  # fewer cost as much: opening files takes the time
+_BAR_TRADES = 250_000  # read at a time for activity bars: some 100 MB
 _SLICE_GROWTH = 4  # after a slice with too few rows of the wanted product, the next is larger by this factor
 
 
@@ -103,7 +104,7 @@ class TableRows(Rows):
         if not files.actions.num_rows and self.rows is None:
             return 0
         with self._translated_errors(limit), self.database.cursor() as cursor, limit.watching(cursor):
-            rows = self._rows_sql(cursor, files, start, end, limit)
+            rows = self._rows_sql(cursor, files, start, end)
             found = cursor.execute(f"SELECT count(*) FROM ({rows}){_where(self.selection.after_sql())}").fetchone()  # noqa: S608
             return int(found[0]) if found else 0
 
@@ -132,7 +133,7 @@ class TableRows(Rows):
         chosen = self.selection
         schema, limit, left = self._schema(names), TimeLimit(self.timeout_s), chosen.rows_max
         behind = _where(chosen.after_sql())
-        with self._translated_errors(limit), self.database.cursor() as cursor:
+        with self._translated_errors(limit), self.database.cursor() as cursor, self.database.cursor() as reading:
             parts = iter([(0, TIME_MAX_US)])
             if chosen.is_by_time and self.rows is None:
                 of_time, step_us = self._time_range, self._step_us
@@ -142,8 +143,13 @@ class TableRows(Rows):
                 if not files.actions.num_rows and self.rows is None:
                     continue
                 limited = "" if left is None else f" LIMIT {left}"
-                with limit.watching(cursor):
-                    rows = f"SELECT {quoted(names)} FROM ({self._rows_sql(cursor, files, start, end, limit)})"  # noqa: S608
+                with limit.watching(cursor, reading):
+                    if self.bar_size is None:
+                        found = self._rows_sql(cursor, files, start, end)
+                    else:
+                        trades = self._rows_sql(reading, files, start, end)
+                        found = self._activity_bars(cursor, reading, trades, self.bar_size, limit)
+                    rows = f"SELECT {quoted(names)} FROM ({found})"  # noqa: S608
                     sql = f"{rows}{behind} ORDER BY {chosen.order_sql()}{limited}"
                     reader = cursor.sql(sql).to_arrow_reader(rows_max)
                 for batch in streamed(cursor, reader, limit):
@@ -177,8 +183,10 @@ class TableRows(Rows):
         first = start // step if self.bar_size is not None else -(-start // step)
         return first * step, -(-end // step) * step
 
-    def _rows_sql(self, cursor: duckdb.DuckDBPyConnection, files: Files, start: int, end: int, limit: TimeLimit) -> str:
-        """SQL for all rows, or bars, of these products and times, in no order."""
+    def _rows_sql(self, cursor: duckdb.DuckDBPyConnection, files: Files, start: int, end: int) -> str:
+        """SQL for all rows, or bars of some time, of these products and times, in no order; for activity bars, for
+        their trades.
+        """
         conditions, time = self.selection.conditions_sql(), time_of(files.table)
         if self.rows is not None:
             time = time_of(self.selection.table)
@@ -191,7 +199,7 @@ class TableRows(Rows):
         source = relation(cursor, files) if self.rows is None else "SELECT * FROM known_rows"
         stored = source + _where([*conditions, *in_time])
         if self.bar_size is not None:
-            return self._activity_bars(cursor, stored, self.bar_size, limit)
+            return stored
         if self.absent is not None and self.as_of_us is not None:
             proofs = relation(cursor, self.absent) + _where([is_loaded(ABSENT, self.as_of_us)])
             everything = relation(cursor, self._candidates) + _where(conditions)
@@ -207,20 +215,32 @@ class TableRows(Rows):
             newest = relation(cursor, self._in_time(start, TIME_MAX_US)) + later
         return from_minutes(self.grain_s, stored, newest)
 
-    def _activity_bars(self, cursor: duckdb.DuckDBPyConnection, trades: str, size: BarSize, limit: TimeLimit) -> str:
-        """SQL for the bars that start in the selection's times. `trades`: SQL that gives all trades of their days."""
+    def _activity_bars(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        reading: duckdb.DuckDBPyConnection,
+        trades: str,
+        size: BarSize,
+        limit: TimeLimit,
+    ) -> str:
+        """SQL for the bars that start in the selection's times. `trades`: SQL for `reading` that gives all trades of
+        their days. They are read in parts, and the bars go where DuckDB's limit of memory holds.
+        """
         assert self.coverage is not None
-        held = self._coverage_sql(cursor, self.coverage)
+        coverage = reading.sql(self._coverage_sql(reading, self.coverage)).to_arrow_table()
         ordered = (
             f"SELECT {quoted(TRADE_COLUMNS)}, CAST(price * trade_size AS DECIMAL(38, 12)) AS notional "  # noqa: S608
             f"FROM ({trades}) ORDER BY symbol, epoch_us(event_time) // {DAY_US}, trade_id"
         )
-        found, coverage = (cursor.sql(sql).to_arrow_table() for sql in (ordered, held))
-        bars = activity_bars(found, coverage, size, limit.check)
-        cursor.register("activity_bars", bars)
         start, end = self.selection.time_range
         in_time = f"epoch_us(window_start) >= {start} AND epoch_us(window_start) < {end}"
-        return f"SELECT * FROM activity_bars WHERE {in_time}"  # noqa: S608
+        cursor.register("bars_read", ACTIVITY_BARS.empty)
+        cursor.execute("CREATE OR REPLACE TEMP TABLE activity_bars AS FROM bars_read")
+        batches = reading.sql(ordered).to_arrow_reader(_BAR_TRADES)
+        for bars in streamed_activity_bars(batches, coverage, size, limit.check):
+            cursor.register("bars_read", bars)
+            cursor.execute(f"INSERT INTO activity_bars FROM bars_read WHERE {in_time}")
+        return "FROM activity_bars"
 
     def _coverage_sql(self, cursor: duckdb.DuckDBPyConnection, coverage: Files) -> str:
         """SQL for the intervals of ids held of these products."""

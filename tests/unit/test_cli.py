@@ -35,6 +35,7 @@ COMMANDS = [
     "status",
     "sql",
     "replay",
+    "import",
     "playback",
     "serve",
     "rebuild",

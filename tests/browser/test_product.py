@@ -185,8 +185,7 @@ def test_a_restart_of_the_server_is_shown_and_got_over(visitor, system) -> None:
     expect(page.get_by_role("button", name="5s", exact=True)).to_have_attribute("aria-pressed", "true")
     price = page.locator(".cp-price").inner_text()
     expect(page.locator(".cp-price")).not_to_have_text(price)
-    unreachable = [
-        error for error in visitor.errors if "ERR_CONNECTION_REFUSED" in error or "ERR_CONNECTION_RESET" in error
-    ]
-    assert visitor.errors == unreachable  # the browser itself says that nobody answered
+    # The browser itself says that nobody answered, or that an answer was cut off.
+    told = ("ERR_CONNECTION_REFUSED", "ERR_CONNECTION_RESET", "ERR_CONTENT_LENGTH_MISMATCH")
+    assert [error for error in visitor.errors if not any(name in error for name in told)] == []
     visitor.errors.clear()

@@ -78,6 +78,11 @@ class SilverStep:
         with self._lock:
             self._write_coverage(sql)
 
+    def is_due(self) -> bool:
+        """Whether `finish` should be called although the query runs: intervals wait for a batch that does not come."""
+        waited_s = time.monotonic() - self._written_at
+        return self._unwritten is not None and waited_s >= _COVERAGE_MAX_DELAY_S and not self._lock.locked()
+
     def _take(self, sql: SparkSql, batch: DataFrame, batch_id: BatchId) -> dict[str, int]:
         parsed = batch.mapInArrow(parse_batches, _PARSED_TYPE).persist()
         try:
@@ -115,9 +120,10 @@ class SilverStep:
 
     def _write_coverage(self, sql: SparkSql) -> None:
         if self._unwritten is not None:
+            self._written_at = time.monotonic()  # if it fails, the next try is as much later
             batch_id, load_us = self._unwritten
             self._tables.replace(shaped(sql.local(self._coverage.table), COVERAGE, load_us), COVERAGE, batch_id)
-            self._unwritten, self._written_at = None, time.monotonic()
+            self._unwritten = None
 
     def _quarantine(self, sql: SparkSql, parsed: DataFrame, batch: DataFrame) -> tuple[int, int]:
         """Writes refused messages, and those that conflict with a trade in silver, to the quarantine.

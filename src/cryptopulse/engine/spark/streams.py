@@ -100,6 +100,9 @@ class Stream:
             return True
         assert self._query is not None
         if self._query.isActive:
+            if isinstance(self.step, SilverStep) and self.step.is_due():
+                self._guard()
+                self._try_to_write_rest()
             return True
         error = self._query.exception()
         if error is None:
@@ -122,10 +125,13 @@ class Stream:
         """Ends the query. An unfinished batch is repeated at the next start."""
         if self._query is not None and self._query.isActive:
             self._query.stop()
-            try:
-                self._write_rest()
-            except Exception as error:  # noqa: BLE001 - the next start does it
-                logger.warning("coverage_not_written", error=str(self._judged(error)))
+            self._try_to_write_rest()
+
+    def _try_to_write_rest(self) -> None:
+        try:
+            self._write_rest()
+        except Exception as error:  # noqa: BLE001 - it is tried again, by the next start if not before
+            logger.warning("coverage_not_written", error=str(self._judged(error)))
 
     def _write_rest(self) -> None:
         if isinstance(self.step, SilverStep):

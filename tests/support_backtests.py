@@ -39,7 +39,7 @@ def with_local_times(rows: Sequence[Row]) -> list[tuple[int, Row]]:
     found, last = [], {}
     for one in rows:
         event, symbol = micros(one["event_time"]), one["symbol"]
-        if one["source"] == "rest":
+        if one["source"] != "websocket":
             local = max(event, last.get(symbol, 0))
         else:
             local = last[symbol] = max(event, micros(one["ingestion_time"]))

@@ -81,7 +81,7 @@ class FileResult:
     """Why it could not be read to its end."""
 
 
-class _Place(msgspec.Struct):
+class _Checkpoint(msgspec.Struct):
     """How far a file is imported, kept in a file of its own under its digest."""
 
     file: str
@@ -126,7 +126,7 @@ class Import:
                 self.summary = lake.telemetry.summary()
 
     def _append(
-        self, batches: Iterator[tuple[FileResult, pa.Table, Path, _Place]], share: _Share, stop: threading.Event
+        self, batches: Iterator[tuple[FileResult, pa.Table, Path, _Checkpoint]], share: _Share, stop: threading.Event
     ) -> None:
         """Appends about `_APPENDED_MAX` messages, unless `stop` is set or there are no more."""
         left = _APPENDED_MAX
@@ -135,55 +135,55 @@ class Import:
             if found is None:
                 share.is_finished = True
                 return
-            result, messages, path, place = found
+            result, messages, path, checkpoint = found
             if messages.num_rows:
                 self._log.append(messages)
             result.lines += messages.num_rows
             share.lines += messages.num_rows
             left -= messages.num_rows
-            place.lines += messages.num_rows
-            place.log = {
+            checkpoint.lines += messages.num_rows
+            checkpoint.log = {
                 str(partition): (self._log.origin(partition), self._log.bounds(partition)[1])
                 for partition in self._log.partitions()
             }
-            _keep(path, place)
+            _save(path, checkpoint)
 
     def _batches(
         self, lake: Pipeline, files: Sequence[TradeFile], share: _Share, *, again: bool
-    ) -> Iterator[tuple[FileResult, pa.Table, Path, _Place]]:
+    ) -> Iterator[tuple[FileResult, pa.Table, Path, _Checkpoint]]:
         """The messages of all files (MESSAGE_SCHEMA) by batches, with what is to be noted once they are appended."""
         folder = self._settings.state_dir / "imports"
         for number, file in enumerate(files):
             self.results.append(result := FileResult(file))
             try:
                 path = folder / f"{file.digest()}.json"
-                place = _Place(str(file.path)) if again else self._place(lake, path, file)
-                result.earlier = place.lines
-                if not place.is_whole:
+                checkpoint = _Checkpoint(str(file.path)) if again else self._checkpoint(lake, path, file)
+                result.earlier = checkpoint.lines
+                if not checkpoint.is_whole:
                     with self._messages(file, share) as messages:
-                        whole = _until_error(_without_first(messages, place.lines), result)
+                        whole = _until_error(_without_first(messages, checkpoint.lines), result)
                         for batch in _batches(whole, self._batch_messages):
-                            yield result, batch, path, place
-                    place.is_whole = result.error is None
-                    yield result, MESSAGE_SCHEMA.empty_table(), path, place
+                            yield result, batch, path, checkpoint
+                    checkpoint.is_whole = result.error is None
+                    yield result, MESSAGE_SCHEMA.empty_table(), path, checkpoint
             except ConfigurationError as error:
                 result.error = error
             share.of_files = number + 1
 
-    def _place(self, lake: Pipeline, path: Path, file: TradeFile) -> _Place:
+    def _checkpoint(self, lake: Pipeline, path: Path, file: TradeFile) -> _Checkpoint:
         """How far the file is imported: not at all if the log or bronze lost what an earlier import brought in."""
         with suppress(OSError, msgspec.MsgspecError):
-            place = msgspec.json.decode(path.read_bytes(), type=_Place)
+            checkpoint = msgspec.json.decode(path.read_bytes(), type=_Checkpoint)
             known = {str(partition): partition for partition in self._log.partitions()}
-            if place.log and all(
+            if checkpoint.log and all(
                 name in known
                 and self._log.origin(known[name]) == origin
                 # What bronze does not hold is still in the log.
                 and lake.engine.stored_to(known[name]) + 1 >= min(self._log.bounds(known[name])[0], end)
-                for name, (origin, end) in place.log.items()
+                for name, (origin, end) in checkpoint.log.items()
             ):
-                return place
-        return _Place(str(file.path))
+                return checkpoint
+        return _Checkpoint(str(file.path))
 
     @contextmanager
     def _messages(self, file: TradeFile, share: _Share) -> Iterator[Iterator[pa.RecordBatch]]:
@@ -237,12 +237,12 @@ def _without_first(messages: Iterator[pa.RecordBatch], count: int) -> Iterator[p
         count = max(count - batch.num_rows, 0)
 
 
-def _keep(path: Path, place: _Place) -> None:
+def _save(path: Path, checkpoint: _Checkpoint) -> None:
     """Writes how far a file is imported; it is on disk when this returns. What is lost of it is read again."""
     try:
         make_folder(path.parent)
         part = path.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(place))
+        part.write_bytes(msgspec.json.encode(checkpoint))
         sync(part)
         part.replace(path)
     except OSError as error:

@@ -105,14 +105,14 @@ DELAYS = st.integers(-2, 6)
 
 @st.composite
 def histories(draw: st.DrawFn, symbols: tuple[str, ...]) -> list[Row]:
-    """Trades in the order of the exchange, received soon, late, before their time, or fetched days later."""
+    """Trades in the order of the exchange: received soon, late, before their time, or fetched or imported days later."""
     rows, event = [], 0
     for place in range(draw(st.integers(1, 14))):
         event += draw(st.integers(0, 2))
-        is_rest = draw(st.booleans())
-        received = event + (draw(DELAYS) if not is_rest else 86_400)
+        source = draw(st.sampled_from(["websocket", "rest", "import"]))
+        received = event + (draw(DELAYS) if source == "websocket" else 86_400)
         symbol, price = draw(st.sampled_from(symbols)), f"{place + 1}.{place:02}"
-        rows.append(row(place, event, received, symbol, "rest" if is_rest else "websocket", price=price))
+        rows.append(row(place, event, received, symbol, source, price=price))
     return rows
 
 

@@ -311,3 +311,28 @@ def test_a_trade_far_in_the_future_blinds_nobody(silver: Silver, table: Table) -
 def test_the_longest_look_back_is_what_must_stay_in_memory() -> None:
     assert reach_max_s(RULES) == 60
     assert reach_max_s([]) == 0
+
+
+def test_an_episode_whose_first_trades_are_gone_stays_as_it_was(silver: Silver, table: Table) -> None:
+    rule = AlertRule(name="v", types=["VOLATILITY"], threshold_pct=Decimal(1), lookback_s=60, cool_down_s=60)
+    step = AlertStep(table, silver, [rule])
+    step.max_delay_s = 0
+    for second in (0, 50, 100, 150):
+        silver.add(ticks(100, 102, start=second, first_id=second + 1))
+        step.advance()
+    before = table.found()
+    assert [(row["trigger_trade_id"], row["last_trigger_trade_id"]) for row in before] == [(2, 152)]
+    silver.kept_from_us = micros(at(60))
+    is_kept = pc.greater_equal(pc.cast(silver.rows["event_time"], pa.int64()), silver.kept_from_us)
+    silver.rows = silver.rows.filter(is_kept)
+    silver.add([Trade("BTC-USD", 140, at(140), "90")])  # late: its look-back is kept, the episode's beginning is not
+    step.advance()
+    assert table.found() == before
+
+
+def test_of_trades_whose_look_backs_are_partly_gone_the_others_are_judged(silver: Silver, table: Table) -> None:
+    silver.kept_from_us = micros(at(60))
+    step = AlertStep(table, silver, [ONE])
+    silver.add([*ticks(100, start=170), *ticks(100, 98, start=181, first_id=2)])
+    step.advance()
+    assert table.rows["trigger_trade_id"].to_pylist() == [3]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptopulse.cli.options import Config, Json, Lake
+from cryptopulse.cli.options import BatchMessages, Config, Json, Lake
 from cryptopulse.cli.output import print_conflicts, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def import_files(
     again: Annotated[bool, typer.Option("--again", help="Also what was imported before.")] = False,
     lake: Lake = None,
     config: Config = None,
-    batch_messages: Annotated[
-        int, typer.Option(min=1, max=1_000_000, metavar="N", help="Batch size; does not affect results.")
-    ] = 50_000,
+    batch_messages: BatchMessages = 50_000,
     json: Json = False,
 ) -> None:
     """Bring files of Coinbase trades into the tables: tardis.dev's, exports, recordings. Resumable.

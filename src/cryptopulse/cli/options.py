@@ -37,6 +37,9 @@ Dashboard = Annotated[bool, typer.Option("--dashboard/--no-dashboard", help="Sho
 DayTrades = Annotated[
     int | None, typer.Option("--trades", metavar="N", help="Trades of the crash day. [default: 1600000]")
 ]
+BatchMessages = Annotated[
+    int, typer.Option(min=1, max=1_000_000, metavar="N", help="Batch size; does not affect results.")
+]
 Json = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output.")]
 AsOf = Annotated[
     str | None, typer.Option("--as-of", metavar="TIME", help="As it was known then (UTC), without what came later.")

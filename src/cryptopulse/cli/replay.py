@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cryptopulse.cli.options import Config, Json, Lake, settings_from
+from cryptopulse.cli.options import BatchMessages, Config, Json, Lake, settings_from
 from cryptopulse.cli.output import print_conflicts, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ def replay(
     file: Annotated[Path, typer.Argument(help="One raw message a line, or {recv, raw}; also .gz, .zst, a pipe, or -.")],
     lake: Lake = None,
     config: Config = None,
-    batch_messages: Annotated[
-        int, typer.Option(min=1, max=1_000_000, metavar="N", help="Batch size; does not affect results.")
-    ] = 50_000,
+    batch_messages: BatchMessages = 50_000,
     json: Json = False,
 ) -> None:
     """Bring a recording of raw messages into the tables."""

@@ -1,8 +1,8 @@
 """The trade ids that silver holds, as closed intervals per product. Trades are deduplicated by id here.
 
 Ids are dense within a product, so all of history is a few intervals. They tell new trades from repeated ones and show
-the holes that healing closes. `silver.fact_crypto_trades.sql` and `silver.trade_id_coverage.sql` do the same in SQL on
-Spark; tests compare both.
+the holes that healing closes. Spark's driver uses them as well. There `silver.fact_crypto_trades.sql` leaves out ids
+that repeat, and `silver.trade_id_coverage.sql` makes the intervals at a start; tests compare both with these.
 """
 
 from __future__ import annotations

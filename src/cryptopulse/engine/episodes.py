@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from cryptopulse.lake.alerts import KINDS, AlertType, severity_of
 from cryptopulse.lake.tables import ALERTS
+from cryptopulse.settings import AlertRule
 from cryptopulse.text import MICROS
 
 Series: TypeAlias = tuple[str, str, AlertType]
@@ -52,6 +53,41 @@ class EpisodePart:
     last_trigger_trade_id: int
     detected_at: int | None = None
     """None: found just now, not in the table yet."""
+
+    @classmethod
+    def found(
+        cls,
+        symbol: str,
+        alert_type: AlertType,
+        rule: AlertRule,
+        change: tuple[Decimal, Decimal, float],
+        trades: tuple[Sequence[int], Sequence[int]],
+    ) -> EpisodePart:
+        """What `rule` has just found. `change`: price at the start and at the end of the deepest change, and what was
+        measured there, in percent. `trades`: times (µs UTC) and ids of the trades that start and end it, and of the
+        first and last one over the threshold.
+        """
+        start_price, end_price, price_change_pct = change
+        (window_start, window_end, opened_at, last_trigger_at), (start, end, trigger, last_trigger) = trades
+        return cls(
+            symbol=symbol,
+            alert_type=alert_type,
+            rule=rule.name,
+            threshold_pct=rule.threshold_pct,
+            lookback_s=rule.lookback_s,
+            cool_down_s=rule.cool_down_s,
+            start_price=start_price,
+            end_price=end_price,
+            price_change_pct=price_change_pct,
+            window_start=window_start,
+            window_end=window_end,
+            opened_at=opened_at,
+            last_trigger_at=last_trigger_at,
+            start_trade_id=start,
+            trigger_trade_id=trigger,
+            end_trade_id=end,
+            last_trigger_trade_id=last_trigger,
+        )
 
     @property
     def alert_id(self) -> str:

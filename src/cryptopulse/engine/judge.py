@@ -306,32 +306,17 @@ class _LookBacks:
 
         _, firsts = np.unique(self._pairs(near, best), return_index=True)
         deepest: int = min(sorted(near[firsts].tolist()), key=left)  # exact; the first of equal ones
-        rule, first, last = self._rule, rows[0], rows[-1]
         back = np.arange(self._start[deepest], deepest + 1)
         starts = back[self._rank[back] == best[deepest]]
         start = starts[np.argmax(self._ids[starts])]
         start_price, end_price = (
             Decimal(self._price.value(rank)).scaleb(-SCALE) for rank in (best[deepest], self._rank[deepest])
         )
-        return EpisodePart(
-            symbol=self._symbols[self._product[first]],
-            alert_type=alert_type,
-            rule=rule.name,
-            threshold_pct=rule.threshold_pct,
-            lookback_s=rule.lookback_s,
-            cool_down_s=rule.cool_down_s,
-            start_price=start_price,
-            end_price=end_price,
-            price_change_pct=(float(end_price) / float(start_price) - 1) * 100,
-            window_start=int(self._at[start]),
-            window_end=int(self._at[deepest]),
-            opened_at=int(self._at[first]),
-            last_trigger_at=int(self._at[last]),
-            start_trade_id=int(self._ids[start]),
-            trigger_trade_id=int(self._ids[first]),
-            end_trade_id=int(self._ids[deepest]),
-            last_trigger_trade_id=int(self._ids[last]),
-        )
+        change = (float(end_price) / float(start_price) - 1) * 100
+        trades = [start, deepest, rows[0], rows[-1]]
+        times, ids = (column[trades].tolist() for column in (self._at, self._ids))
+        symbol = self._symbols[self._product[deepest]]
+        return EpisodePart.found(symbol, alert_type, self._rule, (start_price, end_price, change), (times, ids))
 
 
 def price_ratio_at_threshold(alert_type: AlertType, rule: AlertRule) -> float:

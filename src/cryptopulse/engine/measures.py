@@ -155,25 +155,8 @@ def _part(
     """The episode of the look-backs in `places`."""
     trades = backs.trades
     peak = places[np.argmax(measure.rough[places])]  # the first of equal ones
-    start, end, first, last = backs.first[peak], backs.last[peak], backs.last[places[0]], backs.last[places[-1]]
-    start_price, end_price = (Decimal(trades.price.value(row)).scaleb(-SCALE) for row in (start, end))
-    measured = float(measure.rough[peak])
-    return EpisodePart(
-        symbol=symbol,
-        alert_type=alert_type,
-        rule=rule.name,
-        threshold_pct=rule.threshold_pct,
-        lookback_s=rule.lookback_s,
-        cool_down_s=rule.cool_down_s,
-        start_price=start_price,
-        end_price=end_price,
-        price_change_pct=-measured if alert_type == "SELL_IMBALANCE" else measured,
-        window_start=int(trades.at[start]),
-        window_end=int(trades.at[end]),
-        opened_at=int(trades.at[first]),
-        last_trigger_at=int(trades.at[last]),
-        start_trade_id=int(trades.ids[start]),
-        trigger_trade_id=int(trades.ids[first]),
-        end_trade_id=int(trades.ids[end]),
-        last_trigger_trade_id=int(trades.ids[last]),
-    )
+    rows = [backs.first[peak], backs.last[peak], backs.last[places[0]], backs.last[places[-1]]]
+    start_price, end_price = (Decimal(trades.price.value(row)).scaleb(-SCALE) for row in rows[:2])
+    measured = float(measure.rough[peak]) * (-1 if alert_type == "SELL_IMBALANCE" else 1)
+    times, ids = trades.at[rows].tolist(), trades.ids[rows].tolist()
+    return EpisodePart.found(symbol, alert_type, rule, (start_price, end_price, measured), (times, ids))

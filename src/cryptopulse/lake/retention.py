@@ -23,7 +23,7 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.intervals import Interval
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.storage import is_there, open_table
-from cryptopulse.lake.tables import BRONZE, QUARANTINE, SILVER, Table
+from cryptopulse.lake.tables import BRONZE, QUARANTINE, SILVER, Table, app_id
 
 KEPT_FROM = "retention"
 FIRST = "retention/first"
@@ -114,7 +114,7 @@ def positions_of(delta: DeltaTable, table: Table) -> Position:
     """The positions in the commits of the open `table`."""
 
     def position(source: str) -> int:
-        found = delta.transaction_version(f"cryptopulse:{table.qualified}:{source}")
+        found = delta.transaction_version(app_id(table, source))
         return -1 if found is None else found
 
     return position

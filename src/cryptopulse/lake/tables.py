@@ -392,6 +392,11 @@ BY_NAME: dict[str, Table] = {table.qualified: table for table in TABLES}
 """Tables by `schema.name`."""
 
 
+def app_id(table: Table, source: str) -> str:
+    """The `txn` application id under which Delta keeps the position of `source` in `table`."""
+    return f"cryptopulse:{table.qualified}:{source}"
+
+
 def other_columns(table: Table, found: pa.Schema) -> str:
     """Text on how the columns `found` differ from the contract's; "" when they don't. Order does not count."""
     wanted = {field.name: field.type for field in table.arrow_schema}

@@ -36,7 +36,7 @@ from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.reading import plain, read_table, row_count, statement
 from cryptopulse.lake.retention import KEPT_FROM
 from cryptopulse.lake.storage import is_there, open_table, reading, storage
-from cryptopulse.lake.tables import Table
+from cryptopulse.lake.tables import Table, app_id
 from cryptopulse.store.commit_log import CommitLog, fenced
 from cryptopulse.store.compaction import Partition, partition_of
 from cryptopulse.store.delta_log import (
@@ -75,11 +75,6 @@ _DELETED_AT_ONCE = 1_000  # S3's limit
 def owner_id(table: Table) -> str:
     """The application id under which a table's commits carry the number of the take-over, with either engine."""
     return app_id(table, OWNER)
-
-
-def app_id(table: Table, source: str) -> str:
-    """The `txn` application id under which Delta keeps the position of `source` in `table`."""
-    return f"cryptopulse:{table.qualified}:{source}"
 
 
 class TableWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -75,8 +76,11 @@ class PricesStep:
         minutes = self._minutes.of(trades, coverage, sql.derive)
         self._replace(sql, SILVER, BARS, minutes, {COVERAGE.qualified: coverage})
         self._note_newest(trades)
-        self._replace(sql, BARS, STATS, _wider(minutes, STATS), {})
-        hours = [_wider(minutes, COMPLETENESS), self._hours_with_holes(sql, news, before, coverage)]
+        self._replace(sql, BARS, STATS, touched_windows(minutes, "window_us", STATS.window_seconds), {})
+        hours = [
+            touched_windows(minutes, "window_us", COMPLETENESS.window_seconds),
+            self._hours_with_holes(sql, news, before, coverage),
+        ]
         absent = self._tables.read(sql.session, ABSENT)
         beside = {COVERAGE.qualified: coverage, ABSENT.qualified: absent}
         self._replace(sql, BARS, COMPLETENESS, distinct_windows(pa.concat_tables(hours)), beside)
@@ -92,17 +96,13 @@ class PricesStep:
         """(symbol, window_us) of the hours with holes among the ids of `news`, and of each product's first hour so far
         if `news` has older ids. `before` and `after`: the intervals of ids without and with them.
         """
-        counted = pa.concat_tables(
-            held.group_by("symbol").aggregate([("first_trade_id", "count"), ("first_trade_id", "min")])
-            for held in (before, after)
-        )
-        holed = set(counted.filter(pc.greater(counted["first_trade_id_count"], 1))["symbol"].to_pylist())
+        intervals = [Counter(held["symbol"].to_pylist()) for held in (before, after)]
         lowest = before.group_by("symbol").aggregate([("first_trade_id", "min")])
         begins = dict(zip(lowest["symbol"].to_pylist(), lowest["first_trade_id_min"].to_pylist(), strict=True))
         concerned = []
         ends = news.group_by("symbol").aggregate([("first_trade_id", "min"), ("last_trade_id", "max")])
         for symbol, low, high in zip(*(column.to_pylist() for column in ends.columns), strict=True):
-            if symbol in holed:
+            if any(counted[symbol] > 1 for counted in intervals):
                 concerned.append(
                     f"symbol = '{symbol}' AND (missing_ids > 0 OR absent_ids > 0) "
                     f"AND first_trade_id <= {high} AND last_trade_id >= {low}"
@@ -139,10 +139,3 @@ class PricesStep:
 
     def _read(self, sql: SparkSql, table: Table, columns: str, where: str) -> pa.Table:
         return collected(sql.session.sql(f"SELECT {columns} FROM {self._tables.name(table)} WHERE {where}"))  # noqa: S608
-
-
-def _wider(minutes: pa.Table, table: Table) -> pa.Table:
-    """The windows of `table` that `minutes` (symbol, window_us) lie in."""
-    length = pa.scalar(table.window_seconds * MICROS, pa.int64())
-    starts = pc.multiply(pc.divide(minutes["window_us"], length), length)
-    return distinct_windows(pa.table({"symbol": minutes["symbol"], "window_us": starts}))

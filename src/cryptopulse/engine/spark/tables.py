@@ -13,9 +13,9 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from cryptopulse.errors import ConfigurationError, Fenced
 from cryptopulse.lake.ddl import create_table
 from cryptopulse.lake.storage import open_table, storage
-from cryptopulse.lake.tables import BRONZE, TABLES, Table, other_columns
+from cryptopulse.lake.tables import BRONZE, TABLES, Table, app_id, other_columns
 from cryptopulse.settings import Settings
-from cryptopulse.store.table_writer import app_id, owner_id
+from cryptopulse.store.table_writer import owner_id
 
 _PROPERTIES = {
     # Streams read a table's log, so it must be kept longer than any pause of a stream.

@@ -105,7 +105,7 @@ DELAYS = st.integers(-2, 6)
 
 @st.composite
 def histories(draw: st.DrawFn, symbols: tuple[str, ...]) -> list[Row]:
-    """Trades in the order of the exchange: received soon, late, before their time, or fetched or imported days later."""
+    """Trades in the order of the exchange: received soon, late, too early, or fetched or imported days later."""
     rows, event = [], 0
     for place in range(draw(st.integers(1, 14))):
         event += draw(st.integers(0, 2))

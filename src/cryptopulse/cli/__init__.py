@@ -104,6 +104,12 @@ def _options(
 
         typer.echo(f"cryptopulse {__version__}")
         raise typer.Exit
+    if "structlog" not in sys.modules:
+        # It would import rich, for tracebacks in colour, and httpx its command line: 5 MB in each process.
+        sys.modules["rich"] = sys.modules["httpx._main"] = None  # type: ignore[assignment]
+        import structlog  # noqa: F401
+
+        del sys.modules["rich"]
 
 
 def main() -> None:

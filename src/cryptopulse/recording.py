@@ -2,8 +2,9 @@
 
 A line is either the message itself, or `{"recv": epoch seconds, "raw": "the exact message"}` if the receive time was
 recorded, or `epoch seconds: the exact message` as cryptofeed writes it (its lines about connecting and requests are
-skipped). A file may contain all kinds, begin with a byte order mark, end its lines with CR LF, be compressed (gzip,
-Zstandard), and come through a pipe or standard input (`-`).
+skipped), or time, tab and message (the time in seconds, milli-, micro- or nanoseconds, as its digits tell). A file may
+contain all kinds, begin with a byte order mark, end its lines with CR LF, be compressed (gzip, Zstandard), and come
+through a pipe or standard input (`-`).
 
 A recorder that was stopped may have left an incomplete last line: it is skipped and logged (`truncated_line_skipped`).
 Any other line that is not a recorded message is an error.
@@ -18,6 +19,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -44,6 +46,7 @@ _CUT_OFF = (
 _RECV_END = 7_258_118_400  # the year 2200: seconds are below it, milliseconds far above
 _UNKNOWN = -1
 _CAPTURED = re.compile(rb"([0-9]{1,12}(?:\.[0-9]{1,9})?): (.*)", re.DOTALL)
+_TABBED = re.compile(rb"([0-9]{9,19})(\.[0-9]{1,9})?\t(.*)", re.DOTALL)
 _NOT_RECEIVED = re.compile(rb"(?:wss?|https?)://\S* (?:<->|<-|->) |configuration: ")
 
 _log = structlog.get_logger()
@@ -168,7 +171,7 @@ def _chunk(block: bytes, number: int, lines: int) -> Chunk:
 
 def is_recorded(line: bytes) -> bool:
     """Whether `line`, the first of a file, is one of a recording, and not a trade that another program wrote."""
-    if _NOT_RECEIVED.match(line) or _CAPTURED.match(line):
+    if _NOT_RECEIVED.match(line) or _captured(line)[0] is not None:
         return True
     try:
         found = msgspec.json.decode(line)
@@ -181,9 +184,14 @@ def is_recorded(line: bytes) -> bool:
 
 
 def _captured(line: bytes) -> tuple[float | None, bytes]:
-    """Receive time and message of a line that cryptofeed wrote; None and `line` itself of any other."""
-    found = _CAPTURED.match(line)
-    return (float(found[1]), found[2]) if found else (None, line)
+    """Receive time (s, whole µs) and message of a line that begins with its time; None and `line` of any other."""
+    if found := _CAPTURED.match(line):
+        return float(found[1]), found[2]
+    if found := _TABBED.match(line):
+        number, fraction, message = found.groups()
+        unit = next((power for power, digits in ((9, 18), (6, 15), (3, 12)) if len(number) >= digits), 0)
+        return float(round(Decimal((number + (fraction or b"")).decode()).scaleb(-unit), 6)), message
+    return None, line
 
 
 def _message(line: bytes, number: int) -> tuple[float | None, bytes]:

@@ -29,6 +29,7 @@ from cryptopulse.telemetry import Telemetry
 from cryptopulse.trade_files import TradeFile
 from cryptopulse.venues.coinbase_advanced import AdvancedDialect
 from cryptopulse.venues.imported import IMPORT
+from cryptopulse.venues.trades import COINBASE
 
 _BATCH_BYTES_MAX = 64 << 20  # an append is held in memory several times
 _APPENDED_MAX = 2_000_000  # messages (about 1 GB) between trims of the log, so that a long recording does not fill it
@@ -36,8 +37,10 @@ _APPENDED_MAX = 2_000_000  # messages (about 1 GB) between trims of the log, so 
 Progress = Callable[[int, int], None]
 
 
-def replay(settings: Settings, log: Log, recording: Path, batch_messages: int, progress: Progress) -> dict[str, object]:
-    """Appends `recording` to the log, `batch_messages` at a time, and processes the log through gold.
+def replay(
+    settings: Settings, log: Log, recording: Path, batch_messages: int, progress: Progress, venue: str = COINBASE
+) -> dict[str, object]:
+    """Appends `recording`, of a venue's feed, to the log, `batch_messages` at a time, and processes it through gold.
 
     Messages keep the receive time of the recording; without one they count as received now. The whole recording is read
     before any message is kept, so a recording with a broken line can be repaired and replayed without duplicates.
@@ -45,7 +48,7 @@ def replay(settings: Settings, log: Log, recording: Path, batch_messages: int, p
     works on the lake, LakeFull.
     """
     with (
-        _staged(recording, settings.state_dir) as (staged, count),
+        _staged(recording, settings.state_dir, venue) as (staged, count),
         Pipeline(settings, log) as lake,  # refuses a busy lake before the log grows
         ThreadPoolExecutor(1, thread_name_prefix="append") as pool,
     ):
@@ -250,7 +253,7 @@ def _save(path: Path, checkpoint: _Checkpoint) -> None:
 
 
 @contextmanager
-def _staged(recording: Path, folder: Path) -> Iterator[tuple[pa.RecordBatchReader, int]]:
+def _staged(recording: Path, folder: Path, venue: str = COINBASE) -> Iterator[tuple[pa.RecordBatchReader, int]]:
     """The messages of a recording (MESSAGE_SCHEMA), all read and valid, and their number.
 
     They are kept in an unnamed temporary file in `folder`, as large as the recording: reading the recording twice would
@@ -263,15 +266,7 @@ def _staged(recording: Path, folder: Path) -> Iterator[tuple[pa.RecordBatchReade
             with pa.ipc.new_stream(file, MESSAGE_SCHEMA) as writer:
                 for received_us, bodies in read_chunks(recording):
                     times = np.where(received_us < 0, time.time_ns() // 1000, received_us)
-                    try:  # takes half the time if all bodies are JSON
-                        found = list(map(_product_fields.decode, bodies))
-                    except (ValueError, RecursionError):
-                        keys = list(map(partition_key, bodies))
-                    else:
-                        keys = [
-                            partition_key(bodies[place]) if one.channel else one.product_id
-                            for place, one in enumerate(found)
-                        ]
+                    keys = _keys(bodies) if venue == COINBASE else [f"@{venue}"] * len(bodies)
                     writer.write_table(message_table(keys, times, "websocket", bodies))
                     count += len(bodies)
             file.seek(0)
@@ -296,6 +291,15 @@ def _batches(messages: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table
             waiting, count = together.slice(whole).to_batches(), count - whole
     if count:
         yield pa.Table.from_batches(waiting)
+
+
+def _keys(bodies: Sequence[bytes | str]) -> list[str]:
+    """`partition_key` of each message."""
+    try:  # takes half the time if all bodies are JSON
+        found = list(map(_product_fields.decode, bodies))
+    except (ValueError, RecursionError):
+        return list(map(partition_key, bodies))
+    return [partition_key(bodies[place]) if one.channel else one.product_id for place, one in enumerate(found)]
 
 
 class _ProductFields(msgspec.Struct, gc=False):

@@ -16,7 +16,12 @@ ALLOWED = {
     "cryptopulse.text": {"decimal_text", "ids_text", "parse_trade_time"},
     "cryptopulse.lake.storage": {"delta_table", "file_system", "storage"},  # how to get there, and what storages say
     "cryptopulse.lake.location": None,
-    "cryptopulse.lake.products": {"invalid_product_id", "is_product_id"},  # of what a person asks for
+    "cryptopulse.lake.products": {
+        "as_written",
+        "invalid_product_id",
+        "is_product_id",
+        "is_symbol",
+    },  # what a person asks
     "cryptopulse.feed.rest": {"CANDLES_MAX", "Candle", "RestClient"},
     "cryptopulse.retry": None,
 }

@@ -23,6 +23,7 @@ from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BARS, LakeSnapshot
 from cryptopulse.errors import ConfigurationError, TransientError, UnknownProduct
 from cryptopulse.feed.rest import CANDLES_MAX, Candle, RestClient
+from cryptopulse.lake.products import is_product_id
 from cryptopulse.retry import Backoff, retrying
 from cryptopulse.text import decimal_text
 
@@ -96,6 +97,7 @@ def check_candles(
     products = [
         _Bars(symbol, part["minute"].to_numpy(), part["is_complete"].to_numpy(zero_copy_only=False), part)
         for symbol, part in by_product(rows)
+        if is_product_id(symbol)  # Coinbase's; no other venue is asked
     ]
     return [AuditCheck("candles", asyncio.run(_compare_all(snapshot, products, exchange, progressed)))]
 

@@ -27,6 +27,7 @@ from cryptopulse.audit.progress import Progress
 from cryptopulse.audit.report import micros, moment, utc
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BRONZE, QUARANTINE, SILVER, LakeSnapshot
+from cryptopulse.audit.venues import venue_trades
 from cryptopulse.text import decimal_text
 
 _CHUNKS_AT_ONCE = 10_000  # 640,000 trades, some 60 MB
@@ -210,7 +211,9 @@ def _contents(message: Mapping[str, Any]) -> Iterator[tuple[str, int, _Content]]
 
     value: Any
     try:
-        if message["source"] == "import":
+        if "@" in (message["partition_key"] or ""):
+            value = [{**t, "product_id": t["symbol"]} for t in venue_trades(message["body"], message["partition_key"])]
+        elif message["source"] == "import":
             line = line_trade(message["body"], message["partition_key"])
             value = {**line, "product_id": line.get("symbol")}
         else:

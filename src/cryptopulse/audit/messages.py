@@ -25,6 +25,7 @@ from cryptopulse.audit.progress import Progress
 from cryptopulse.audit.report import micros, utc
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BRONZE, QUARANTINE, LakeSnapshot
+from cryptopulse.audit.venues import is_venues, venue_rows
 
 _NONE = IdSet.of()
 _MASKS_MAX = 500_000  # rows of masks that wait to be merged, some 30 MB
@@ -201,7 +202,7 @@ class TradeReader:
                 partition_key AS symbol, trade_id, NULL::BIGINT AS named_id, price, size, side, time, {_PLACE}
             FROM ({_messages_sql(progress, "m.trade_id, m.price, m.size, m.side, m.time")})"""
 
-        # Imported lines, a trade each: plain ones, and others that were read one by one.
+        # Imported lines, a trade each: plain ones, and others that were read one by one, as other venues' messages are.
         column = trade_sql() | {"trade_id": _ID.format(trade_sql()["trade_id"])}
         named = ", ".join(f"{sql} AS {name}" for name, sql in column.items())
         plain = f"""
@@ -224,6 +225,11 @@ class TradeReader:
     def read(self, messages: pa.Table, beside: Mapping[str, pa.Table] | None = None) -> Iterator[pa.Table]:
         """The statement's rows for the trades in `messages`; `beside`: more tables for it."""
         beside = {**(beside or {}), "kept": self._kept}
+        others = is_venues(messages)
+        if pc.any(others).as_py():
+            found = self._snapshot.rows(self._lines, beside={**beside, "messages": venue_rows(messages.filter(others))})
+            yield found.filter(pc.is_valid(found["symbol"]))
+            messages = messages.filter(pc.invert(others))
         is_page = pc.equal(messages["source"], "rest")
         pages = messages.filter(is_page)
         if pages.num_rows:

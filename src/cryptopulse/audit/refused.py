@@ -16,7 +16,7 @@ from cryptopulse.audit.progress import Progress
 from cryptopulse.audit.report import id_range
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import QUARANTINE, SILVER, LakeSnapshot
-from cryptopulse.lake.products import is_product_id
+from cryptopulse.lake.products import is_symbol
 from cryptopulse.text import ids_text
 
 _COLUMNS = ["body", "partition", "offset", "partition_key", "source", "received_time", "load_timestamp", "reason"]
@@ -89,7 +89,7 @@ def refused(snapshot: LakeSnapshot, scope: AuditScope, progress: Progress) -> Re
             if sum(part.num_rows for part in waiting) > _ROWS_MAX:
                 waiting = [_firsts(snapshot, waiting)]
     trades = by_product(_firsts(snapshot, waiting))
-    found.trades = {symbol: rows for symbol, rows in trades if is_product_id(symbol)}
+    found.trades = {symbol: rows for symbol, rows in trades if is_symbol(symbol)}
     return found
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime
 
 from cryptopulse.audit.report import micros
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.lake.products import invalid_product_id, is_product_id
+from cryptopulse.lake.products import as_written, invalid_product_id, is_symbol
 from cryptopulse.text import parse_trade_time
 
 DAY_US = 86_400_000_000
@@ -33,9 +33,9 @@ class AuditScope:
         Times are widened to whole hours, so that no bar, statistic or hour is compared in part. Raises
         ConfigurationError for an invalid product or time.
         """
-        names = tuple(dict.fromkeys(product.strip().upper() for product in products))
+        names = tuple(dict.fromkeys(map(as_written, products)))
         for name in names:
-            if not is_product_id(name):
+            if not is_symbol(name):
                 raise ConfigurationError(invalid_product_id(name))
         from_us, to_us = _parsed("--from", start), _parsed("--to", end)
         if from_us is not None and to_us is not None and from_us >= to_us:

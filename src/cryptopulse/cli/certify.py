@@ -37,6 +37,7 @@ def certify(
     """Make a certificate of a product's trades of one day, which `verify` compares with another lake."""
     from cryptopulse.certificate import certify as make
     from cryptopulse.errors import ConfigurationError
+    from cryptopulse.lake.products import as_written
 
     settings = settings_from(lake, config)
     try:
@@ -44,7 +45,7 @@ def certify(
     except ValueError as error:
         raise ConfigurationError(f"'{day}' is no day; write it like 2026-11-28.") from error
     with _reader(settings) as reader:
-        made = make(reader, product.strip().upper(), wanted)
+        made = make(reader, as_written(product), wanted)
     if out is None:
         print_json(made.as_json())
         return

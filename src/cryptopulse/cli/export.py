@@ -61,6 +61,7 @@ def export(
     from cryptopulse.errors import ConfigurationError
     from cryptopulse.lake.dataset import open_lake
     from cryptopulse.lake.export import STANDARD_OUTPUT, kdb_types, write_batches
+    from cryptopulse.lake.products import as_written
     from cryptopulse.lake.retention import let_go
     from cryptopulse.lake.tables import SILVER
     from cryptopulse.text import parse_time
@@ -72,7 +73,7 @@ def export(
     given = [by is not None, size is not None]
     if not (all(given) if what == "activity-bars" else not any(given)):
         raise ConfigurationError("activity-bars take --by and --size, as in --by volume --size 100; nothing else does.")
-    symbols = [one.strip().upper() for one in products.split(",")] if products else None
+    symbols = [as_written(one) for one in products.split(",")] if products else None
     chosen = [one.strip() for one in columns.split(",")] if columns else None
     with open_lake(
         settings.location,

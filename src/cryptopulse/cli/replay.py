@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from cryptopulse.settings import Settings
 
 
+_VENUES = "Whose messages these are: coinbase, kraken, binance, binance-aggregates or okx."
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands to `app`."""
     app.command(epilog="Example: cryptopulse replay messages.jsonl --lake lake")(replay)
@@ -27,6 +30,7 @@ def replay(
     file: Annotated[Path, typer.Argument(help="One raw message a line, or {recv, raw}; also .gz, .zst, a pipe, or -.")],
     lake: Lake = None,
     config: Config = None,
+    venue: Annotated[str, typer.Option("--venue", metavar="NAME", help=_VENUES)] = "coinbase",
     batch_messages: BatchMessages = 50_000,
     json: Json = False,
 ) -> None:
@@ -39,10 +43,13 @@ def replay(
         raise ConfigurationError(f"There is no recording {file}.")
 
     from cryptopulse.replay import replay as replay_file
+    from cryptopulse.venues.trades import COINBASE, VENUES
 
+    if venue not in (COINBASE, *VENUES):
+        raise ConfigurationError(f"Unknown venue {venue!r} (expected {', '.join((COINBASE, *VENUES))}).")
     settings = load_settings(config, lake=lake, processing={"batch_messages_max": batch_messages})
     with _opened_log(settings) as log, progress_bar("messages") as progress:
-        result = replay_file(settings, log, file, batch_messages, progress)
+        result = replay_file(settings, log, file, batch_messages, progress, venue)
     _print_result(result, json, f"Replayed {file} into {settings.lake}")
 
 

@@ -4,7 +4,8 @@ A message is one JSON value in UTF-8 and nothing else. Three kinds carry trades:
 last_match, the Advanced Trade feed's market_trades, and a page of the REST interface (an array of one product's
 trades; the product is the message's key). All give the maker's side; the taker's is the opposite.
 
-Lines of imported files have a form of their own (`venues/imported.py`) and the same domains.
+Lines of imported files (`venues/imported.py`) and the messages of other venues (`venues/trades.py`) have forms of their
+own and the same domains.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -22,9 +23,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import msgspec
 import numpy as np
 
-from cryptopulse.lake.products import is_product_id
+from cryptopulse.lake.products import is_product_id, is_symbol
 from cryptopulse.lake.tables import SILVER, TRADE_VALUE_END
 from cryptopulse.venues.imported import EXCHANGE, TIMES, Layout, read_layout
+from cryptopulse.venues.trades import NOT_A_MESSAGE as NOT_OF_VENUE
+from cryptopulse.venues.trades import VENUES
 
 ControlType = Literal[
     "subscriptions", "heartbeat", "error", "ticker", "status", "snapshot", "l2update",
@@ -35,6 +38,8 @@ ControlChannel = Literal[
 ]  # fmt: skip
 TAKER_SIDES = {"sell": "BUY", "SELL": "BUY", "buy": "SELL", "BUY": "SELL"}
 """The maker's side as the exchange writes it → the taker's."""
+
+_MAKERS = {"buy": "sell", "sell": "buy"}
 
 TRADE_MEMBERS = ("product_id", "trade_id", "price", "size", "side", "time")
 """The members of a trade that are used."""
@@ -163,18 +168,46 @@ def line_rows(body: bytes, product: str | None) -> list[Row]:
     return [_line_row(values, layout, product)]
 
 
+def venue_rows(body: bytes, key: str) -> list[Row]:
+    """The rows of a message whose key, `@venue`, says that it is not Coinbase's. Never raises."""
+    venue = key.rpartition("@")[2]
+    if venue not in VENUES:
+        return [Row(NOT_OF_VENUE)]
+    twice: list[str] = []
+    value = _value(body, twice)
+    if not isinstance(value, _Object):
+        return [Row(NOT_OF_VENUE)]
+    if twice:
+        return [Row(TWICE)]
+    found = VENUES[venue](value)
+    if isinstance(found, str):
+        return [Row(found)]
+    rows = []
+    for trade in found:
+        symbol = f"{trade.symbol}@{venue}" if type(trade.symbol) is str else None
+        side = _MAKERS.get(trade.taker_side)
+        row = checked_row(symbol, trade.trade_id, trade.price, trade.size, side, _ANY_MOMENT, is_valid=is_symbol)
+        rows.append(_timed(row, trade.time, trade.time_power))
+    return rows
+
+
+def _timed(row: Row, time: Any, power: int | None) -> Row:
+    """`row` with its time, or refused for it."""
+    if row.reason is not None:
+        return row
+    wrong, time_us = _line_micros(time, power)
+    return row._replace(time_us=time_us) if wrong is None else Row(wrong, row.symbol, row.trade_id)
+
+
 def _line_row(values: dict[str, Any], layout: Layout, product: str | None) -> Row:
     if "exchange" in values and str(values["exchange"]).lower() != EXCHANGE:
         return Row(OTHER_EXCHANGE)
     side = str(values[layout.side]).lower()
     if layout.side == "side":  # the taker's
-        side = {"buy": "sell", "sell": "buy"}.get(side, "")
+        side = _MAKERS.get(side, "")
     symbol, trade_id = values.get("product_id", product), values["trade_id"]
     row = checked_row(symbol, trade_id, values["price"], values["size"], side, _ANY_MOMENT)
-    if row.reason is None:
-        wrong, time_us = _line_micros(values[layout.time], TIMES[layout.time])
-        row = row._replace(time_us=time_us) if wrong is None else Row(wrong, row.symbol, row.trade_id)
-    return row
+    return _timed(row, values[layout.time], TIMES[layout.time])
 
 
 def _line_micros(value: Any, power: int | None) -> tuple[str | None, int]:
@@ -221,11 +254,22 @@ def _trade_row(trade: Any, product: str | None = None) -> Row:
     return checked_row(symbol, *(trade.get(name) for name in TRADE_MEMBERS[1:]))
 
 
-def checked_row(symbol: Any, trade_id: Any, price: Any, size: Any, side: Any, time: Any) -> Row:
-    """The row for a trade's members. They should be strings; anything else is refused."""
-    is_symbol = type(symbol) is str and is_product_id(symbol)
+def checked_row(  # noqa: PLR0913
+    symbol: Any,
+    trade_id: Any,
+    price: Any,
+    size: Any,
+    side: Any,
+    time: Any,
+    *,
+    is_valid: Callable[[str], bool] = is_product_id,
+) -> Row:
+    """The row for a trade's members, which should be strings; anything else is refused. `side` is the maker's.
+
+    `is_valid`: whether a symbol is valid.
+    """
     wrong, number = _id(trade_id)
-    if not is_symbol:
+    if type(symbol) is not str or not is_valid(symbol):
         return Row("product_id is missing or malformed", None, number)
     if wrong is None:
         wrong, price_units = decimal_units("price", price, PRICE_MAX)
@@ -301,14 +345,24 @@ def is_deep(body: bytes) -> bool:
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-def _value(body: bytes) -> Any:
-    """The JSON value; None, which is not a message either, if `body` is not valid JSON or nested too deep."""
+def _value(body: bytes, twice: list[str] | None = None) -> Any:
+    """The JSON value; None, which is not a message either, if `body` is not valid JSON or nested too deep.
+
+    `twice` gets the names of all members that occur more than once in an object.
+    """
+
+    def members(pairs: list[tuple[str, Any]]) -> _Object:
+        found = _members(pairs)
+        if twice is not None:
+            twice.extend(found.twice)
+        return found
+
     try:
         text = body.decode()
         _skip(body)  # Python's reader accepts NaN and lone surrogates, msgspec's accepts bytes that are not UTF-8
         if is_deep(body):
             return None
-        return json.loads(text, object_pairs_hook=_members, parse_int=_Number, parse_float=_Number)
+        return json.loads(text, object_pairs_hook=members, parse_int=_Number, parse_float=_Number)
     except (ValueError, RecursionError):  # msgspec's errors and bad UTF-8 are ValueErrors
         return None
 

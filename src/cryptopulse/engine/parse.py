@@ -2,8 +2,8 @@
 
 `exact` defines what a message means, one message at a time. These are the fast paths for many: `match_layout` reads
 matches laid out as usual, all together, and `line_layout` lines of imported CSV; `decode` reads other messages written
-as the exchange writes them, and their columns are made at once; all others go through `exact`. All give the same rows,
-as a test with hostile messages shows.
+as Coinbase writes them, and their columns are made at once; all others go through `exact`. All give the same rows, as a
+test with hostile messages shows.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from cryptopulse.engine.exact import (
     VALUE_END,
     line_rows,
     time_micros,
+    venue_rows,
 )
 from cryptopulse.engine.line_layout import read_lines
 from cryptopulse.engine.match_layout import IS_AVAILABLE, Matches, read_matches
@@ -96,15 +97,18 @@ def parse(messages: pa.Table) -> pa.Table:
                 found.add_exact(place, line_rows(bodies[place].as_py(), keys[place].as_py()))
             parsed.append(_table(found, usual, part))
             continue
+        is_venue = pc.match_substring(keys, "@").fill_null(False).to_numpy(zero_copy_only=False)
+        for place in np.flatnonzero(is_venue).tolist():
+            found.add_exact(place, venue_rows(bodies[place].as_py(), keys[place].as_py()))
         if is_together:
             usual = read_matches(bodies, keys)
         has_pages = pc.index(part["source"], "rest").as_py() >= 0
         if usual is not None and has_pages:  # a page that looks like a match is none
             usual.is_usual[pc.equal(part["source"], "rest").to_numpy()] = False
-        if usual is None and not has_pages:
+        if usual is None and not has_pages and not is_venue.any():
             found.add_messages(bodies.to_pylist(), range(len(bodies)))
         else:
-            left = np.arange(len(bodies)) if usual is None else np.flatnonzero(~usual.is_usual)
+            left = np.flatnonzero(~is_venue if usual is None else ~(is_venue | usual.is_usual))
             is_page = pc.equal(part["source"], "rest").to_numpy()[left]
             for place in left[is_page].tolist():
                 found.add_page(bodies[place].as_py(), keys[place].as_py() or "", place)

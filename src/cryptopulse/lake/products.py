@@ -1,16 +1,26 @@
-"""Product ids: how the exchange names a market."""
+"""Product ids: how an exchange names a market."""
 
 from __future__ import annotations
 
 import re
 
 PRODUCT_ID = r"[A-Z0-9]+(?:-[A-Z0-9]+){1,2}"
-"""BASE-QUOTE such as BTC-USD, or three parts such as BIP-20DEC30-CDE (futures), as a regular expression."""
+"""Regular expression of a product id of Coinbase: BASE-QUOTE such as BTC-USD, or three parts (BIP-20DEC30-CDE)."""
+
+SYMBOL = rf"(?:{PRODUCT_ID}|[A-Za-z0-9]+(?:[-/.][A-Za-z0-9]+)*@[a-z]+(?:-[a-z]+)*)"
+"""Regular expression of the column `symbol`: a product id of Coinbase, or another venue's symbol as it writes it, and
+the venue: BTC/USD@kraken."""
 
 PRODUCT_ID_MAX = 64
-"""Most characters of a product id; the longest known has 20."""
+"""Most characters of a symbol; the longest known has 20."""
 
-_PRODUCT_ID = re.compile(PRODUCT_ID)
+_PRODUCT_ID, _SYMBOL = re.compile(PRODUCT_ID), re.compile(SYMBOL)
+
+
+def as_written(text: str) -> str:
+    """What a person writes for a symbol, as it is in the tables: Coinbase's ids have only capital letters."""
+    text = text.strip()
+    return text if "@" in text else text.upper()
 
 
 def invalid_product_id(text: object) -> str:
@@ -19,5 +29,10 @@ def invalid_product_id(text: object) -> str:
 
 
 def is_product_id(text: str) -> bool:
-    """Whether `text` is a product id."""
+    """Whether `text` is a product id of Coinbase."""
     return len(text) <= PRODUCT_ID_MAX and _PRODUCT_ID.fullmatch(text) is not None
+
+
+def is_symbol(text: str) -> bool:
+    """Whether `text` can be a symbol in the tables, of any venue."""
+    return len(text) <= PRODUCT_ID_MAX and _SYMBOL.fullmatch(text) is not None

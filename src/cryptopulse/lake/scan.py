@@ -13,7 +13,7 @@ from cryptopulse.lake.activity_bars import ACTIVITY_BARS
 from cryptopulse.lake.database import text_literal
 from cryptopulse.lake.dialect import time_literal
 from cryptopulse.lake.files import TIME_MAX_US, time_of
-from cryptopulse.lake.products import invalid_product_id, is_product_id
+from cryptopulse.lake.products import invalid_product_id, is_symbol
 from cryptopulse.lake.reading import quoted
 from cryptopulse.lake.tables import ABSENT, ALERTS, BRONZE, COVERAGE, QUARANTINE, SILVER, Table
 from cryptopulse.text import parse_time
@@ -181,7 +181,7 @@ def product_ids(symbol: str | Iterable[str] | None) -> tuple[str, ...] | None:
         return None
     given = [symbol] if isinstance(symbol, str) else list(symbol)
     for one in given:
-        if not isinstance(one, str) or not is_product_id(one):
+        if not isinstance(one, str) or not is_symbol(one):
             raise ConfigurationError(invalid_product_id(one))
     if not given:
         raise ConfigurationError("symbol: the list is empty; leave it out for all products.")

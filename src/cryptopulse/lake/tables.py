@@ -130,7 +130,7 @@ SUM = "DECIMAL(38,12)"
 
 # Half of the range of 64 bits, as ids are added to, subtracted and counted.
 _TRADE_ID = Domain("1 to 2^62", 1, 2**62)
-_SYMBOL = Domain(f"product ids of two or three parts, at most {PRODUCT_ID_MAX} letters")
+_SYMBOL = Domain(f"product ids of two or three parts, or SYMBOL@venue; at most {PRODUCT_ID_MAX} letters")
 _PRICE = Domain("over 0, under 1e12", Decimal("1e-12"), Decimal("999999999999.999999999999"))
 _SIZE = Domain(
     "over 0, under 1e16; price × trade_size under 1e13", Decimal("1e-12"), Decimal("9999999999999999.999999999999")
@@ -158,7 +158,11 @@ BRONZE = Table(
         Column("body", "BINARY", "The message exactly as received; of an import a line as it is, below its layout."),
         Column("partition", "INT", "Partition of the log."),
         Column("offset", "BIGINT", "Place in the partition; dense."),
-        Column("partition_key", "STRING", "Product id, or empty for a message of none."),
+        Column(
+            "partition_key",
+            "STRING",
+            "Product id, or empty for a message of none; @venue for a message of another venue than Coinbase.",
+        ),
         Column("enqueued_time", "TIMESTAMP", "When the log took the message (UTC)."),
         Column("received_time", "TIMESTAMP", "When the message came off the socket, or was read from a file (UTC)."),
         Column("source", "STRING", "websocket, rest or import."),
@@ -175,8 +179,8 @@ SILVER = Table(
     name="fact_crypto_trades",
     comment="One trade, once.",
     columns=(
-        Column("trade_id", "BIGINT", "Coinbase's id: dense and in order within a product.", domain=_TRADE_ID),
-        Column("symbol", "STRING", "Product id, such as BTC-USD.", domain=_SYMBOL),
+        Column("trade_id", "BIGINT", "The venue's id: dense and in order within a product.", domain=_TRADE_ID),
+        Column("symbol", "STRING", "Product id, such as BTC-USD, or of another venue BTC/USD@kraken.", domain=_SYMBOL),
         Column("price", PRICE, "Price in the quote currency.", domain=_PRICE),
         Column("trade_size", SIZE, "Quantity in the base currency.", domain=_SIZE),
         Column("side", "STRING", "The taker's side: BUY (up-tick) or SELL.", domain=_SIDE),
@@ -203,7 +207,9 @@ QUARANTINE = Table(
     columns=(
         Column("partition", "INT", "Partition of the log."),
         Column("offset", "BIGINT", "Place in the partition."),
-        Column("partition_key", "STRING", "Product id that the feed saw, or empty."),
+        Column(
+            "partition_key", "STRING", "Product id that the feed saw, or empty; @venue for another venue's message."
+        ),
         Column("reason", "STRING", "What is wrong with it."),
         Column("body", "BINARY", "The message exactly as received."),
         Column("received_time", "TIMESTAMP", "When the message came off the socket, or was read from a file (UTC)."),

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.dataset import Lake
+from cryptopulse.lake.products import is_product_id
 from cryptopulse.lake.retention import check_let_go, let_go
 from cryptopulse.lake.scan import moment_of
 from cryptopulse.lake.tables import BRONZE
@@ -67,7 +68,7 @@ class Window:
         `speed`: seconds of the past in a second; 0: as fast as they are read. `products`: None for all of the lake.
         Raises ConfigurationError when there is nothing to play.
         """
-        held = [row["symbol"] for row in lake.products()]
+        held = [row["symbol"] for row in lake.products() if is_product_id(row["symbol"])]  # Coinbase's
         self.products = sorted(set(held) if products is None else set(products))
         if unknown := [name for name in self.products if name not in held]:
             raise ConfigurationError(f"The lake has no trades of {unknown[0]}.")

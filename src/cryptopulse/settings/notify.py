@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from cryptopulse.lake.alerts import Severity
+from cryptopulse.lake.products import as_written
 
 Event = Literal["opened", "escalated", "closed"]
 """Events of an episode that can be sent."""
@@ -38,7 +39,7 @@ class NotifyTarget(_NotifySection):
     def watches(self, rule: str, symbol: str) -> bool:
         """Whether episodes of this rule and product are sent, if they are severe enough."""
         return any(fnmatchcase(rule, pattern) for pattern in self.rules) and any(
-            fnmatchcase(symbol, pattern.upper()) for pattern in self.products
+            fnmatchcase(symbol, as_written(pattern)) for pattern in self.products
         )
 
 

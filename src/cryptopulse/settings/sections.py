@@ -15,19 +15,19 @@ from pydantic_settings import NoDecode
 
 from cryptopulse.lake.alerts import KINDS, AlertType
 from cryptopulse.lake.location import OPTION_NAME
-from cryptopulse.lake.products import invalid_product_id, is_product_id
+from cryptopulse.lake.products import as_written, invalid_product_id, is_product_id
 
 _REACH_MAX_S = 7200  # trades of this time are read when a rule over a longer history has something to judge
 
 
 def _split_products(value: str | list[str]) -> list[str]:
-    """`"btc-usd, ETH-USD"`, a list, or a list as JSON → unique upper-case product ids in the given order."""
+    """`"btc-usd, ETH-USD"`, a list, or a list as JSON → unique product ids in their order, Coinbase's in capitals."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = json.loads(value)
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
         raise ValueError("write products as a list of texts, or as one text separated by commas")
-    return list(dict.fromkeys(item.strip().upper() for item in items if item.strip()))
+    return list(dict.fromkeys(as_written(item) for item in items if item.strip()))
 
 
 class _Section(BaseModel):

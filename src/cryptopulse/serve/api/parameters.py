@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.activity_bars import BarSize, Measure
 from cryptopulse.lake.alerts import KINDS, AlertType, Severity
-from cryptopulse.lake.products import PRODUCT_ID
+from cryptopulse.lake.products import SYMBOL
 from cryptopulse.serve.api import paging
 from cryptopulse.serve.api.formats import FORMATS
 from cryptopulse.serve.http.problems import Problem
@@ -61,7 +61,7 @@ Limit = Annotated[int, *_whole(1, LIMIT_MAX, default=LIMIT_DEFAULT)]
 TradeId = Annotated[int | None, *_whole(0, _ID_MAX)]
 Cursor = Annotated[str | None, *_text(paging.PATTERN, "take it from the page before")]
 FormatName = Annotated[str | None, WithJsonSchema({"type": "string", "enum": list(FORMATS)})]
-Symbol = Annotated[str, *_text(PRODUCT_ID, "write a product like BTC-USD, and repeat symbol= for several")]
+Symbol = Annotated[str, *_text(SYMBOL, "write a product like BTC-USD, and repeat symbol= for several")]
 Time = Annotated[
     str | None,
     *_text(

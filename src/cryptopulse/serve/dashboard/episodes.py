@@ -47,7 +47,7 @@ def episodes_page(lake: Lake, query: EpisodesQuery) -> dict[str, Any]:
     chosen = {name: values for name in _CHOICES if (values := getattr(query, name))}
     if query.product:
         known = lake.products().arrow()["symbol"].to_pylist()
-        chosen["symbol"] = [one for one in chosen.get("symbol", known) if query.product.upper() in one]
+        chosen["symbol"] = [one for one in chosen.get("symbol", known) if query.product.upper() in one.upper()]
         if not chosen["symbol"]:
             return {"rows": [], "is_last": True, "total": 0}
     rows = lake.alerts(**chosen, start=moment_or_none(query.start), end=moment_or_none(query.end)).reversed()

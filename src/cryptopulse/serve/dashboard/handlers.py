@@ -85,22 +85,22 @@ def add_handlers(app: FastAPI) -> Handlers:
     async def evidence(episode: Annotated[dict[str, Any], Body()]) -> Response:
         return await respond(lambda: evidence_of(lake, episode))
 
-    @router.get("/prices/{symbol}")
+    @router.get("/prices/{symbol:path}")
     async def around(symbol: str, start: Moment = None, end: Moment = None) -> Response:
         return await respond(lambda: prices(lake, symbol, moment_or_none(start), moment_or_none(end)))
 
-    @router.get("/candles/{symbol}/{grain}")
+    @router.get("/candles/{symbol:path}/{grain}")
     async def candles(symbol: str, grain: str, before: Moment = None, start: Moment = None) -> Response:
         if grain not in GRAINS:
             return JSONResponse({"detail": f"Unknown grain {grain!r} (expected {', '.join(GRAINS)})."}, 404)
         edges = moment_or_none(before), moment_or_none(start)
         return await respond(lambda: candles_page(lake, symbol, GRAINS[grain], *edges))
 
-    @router.get("/holes/{symbol}/time")
+    @router.get("/holes/{symbol:path}/time")
     async def holes_in_time(symbol: str, start: At, end: At) -> Response:
         return await respond(lambda: holes_of_time(lake, symbol, moment(start), moment(end)))
 
-    @router.get("/holes/{symbol}/ids")
+    @router.get("/holes/{symbol:path}/ids")
     async def holes_in_ids(symbol: str, first: TradeId, last: TradeId) -> Response:
         return await respond(lambda: holes_of_ids(lake, symbol, first, last))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import nicegui.elements.echart  # noqa: F401 - names ECharts in the import map of the pages
 from nicegui import ui
 
+from cryptopulse.lake.products import as_written
 from cryptopulse.serve.dashboard.handlers import PATH
 from cryptopulse.serve.dashboard.layout import TITLE, View, page
 from cryptopulse.serve.live.candles import GRAINS
@@ -20,9 +21,9 @@ def add_pages(settings: Settings) -> None:
     def market() -> None:
         View("market")
 
-    @page("/product/{symbol}", "Product")
+    @page("/product/{symbol:path}", "Product")
     def product(symbol: str) -> None:
-        symbol = symbol.upper()
+        symbol = as_written(symbol)
         ui.page_title(f"{symbol} · {TITLE}")
         View("product", symbol=symbol, grains=list(GRAINS.items()), path=PATH)
 

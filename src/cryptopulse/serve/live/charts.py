@@ -13,7 +13,7 @@ import structlog
 
 from cryptopulse.errors import CryptoPulseError
 from cryptopulse.lake.location import LakeLocation
-from cryptopulse.lake.products import PRODUCT_ID
+from cryptopulse.lake.products import SYMBOL
 from cryptopulse.serve.live.candles import COLUMNS, GRAINS, BarCandles, TradeCandles
 from cryptopulse.serve.live.history import history_of
 from cryptopulse.serve.live.market import LiveMarket, TradeColumns
@@ -23,7 +23,7 @@ from cryptopulse.serve.live.ring import Floats
 CHART_TOPIC: Final = "candles/"
 """`candles/<product>/<grain>`, with a grain of `GRAINS`."""
 
-_TOPIC = re.compile(rf"candles/({PRODUCT_ID})/(\w+)")
+_TOPIC = re.compile(rf"candles/({SYMBOL})/(\w+)")
 _CHARTS_MAX = 256  # at 1,200 candles of 12 columns some 30 MB
 
 _log = structlog.get_logger()

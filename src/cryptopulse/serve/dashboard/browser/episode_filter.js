@@ -16,7 +16,7 @@ export function queryOf(filters) {
 export function matches(row, filters) {
   return (
     EQUAL.every((name) => !filters[name] || row[name] === filters[name]) &&
-    row.symbol.includes((filters.product ?? "").toUpperCase()) &&
+    row.symbol.toUpperCase().includes((filters.product ?? "").toUpperCase()) &&
     (!filters.sinceMs || row.opened_at >= filters.sinceMs * 1000)
   );
 }

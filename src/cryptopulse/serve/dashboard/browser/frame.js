@@ -90,8 +90,9 @@ function mountSearch() {
   const open = (symbol) => (location.href = productLink(symbol));
   const show = () => {
     const wanted = input.value.trim().toUpperCase();
-    const starting = symbols.filter((symbol) => symbol.startsWith(wanted));
-    const containing = symbols.filter((symbol) => !symbol.startsWith(wanted) && symbol.includes(wanted));
+    const place = (symbol) => symbol.toUpperCase().indexOf(wanted);
+    const starting = symbols.filter((symbol) => place(symbol) === 0);
+    const containing = symbols.filter((symbol) => place(symbol) > 0);
     found = document.activeElement === input ? [...starting, ...containing].slice(0, SUGGESTIONS_MAX) : [];
     at = Math.min(at, Math.max(found.length - 1, 0));
     const items = found.map((symbol, place) => {

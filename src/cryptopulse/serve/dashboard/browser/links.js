@@ -34,7 +34,7 @@ export function holeHash(symbol, firstId, lastId) {
 
 // Parses such a hash, without its "#"; {} if it is none.
 export function holeOf(hash) {
-  const found = /^([A-Z0-9]+(?:-[A-Z0-9]+){1,2})\/(?:([\dT:-]+)\/(hour|day)|(\d+)-(\d+))$/.exec(hash);
+  const found = /^([A-Z0-9]+(?:-[A-Z0-9]+){1,2}|[^@]+@[a-z-]+)\/(?:([\dT:-]+)\/(hour|day)|(\d+)-(\d+))$/.exec(hash);
   if (!found) return {};
   const [, symbol, time, span, first, last] = found;
   return { symbol, startMs: msOf(time), span, first, last };

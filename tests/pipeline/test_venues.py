@@ -1,0 +1,114 @@
+"""Recordings of venues beside Coinbase in one lake: every trade once, to the last digit, and audited."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from cryptopulse import open as open_lake
+from cryptopulse.cli import run
+from cryptopulse.text import decimal_text
+from support_audit import audit
+
+CAPTURES = Path(__file__).parents[2].parent / "shared" / "captures"
+needs_captures = [
+    pytest.mark.captures,
+    pytest.mark.skipif(not CAPTURES.is_dir(), reason="the recordings (../shared/captures) are not on this machine"),
+]
+KRAKEN = CAPTURES / "kraken-2026-07-07/live-btc-eth.ndjson"
+RECORDINGS = {
+    "coinbase": (CAPTURES / "exchange-2026-07-07/messages.jsonl", {"BTC-USD": 345, "ETH-USD": 92}),
+    "kraken": (KRAKEN, {"BTC/USD@kraken": 12, "ETH/USD@kraken": 5}),
+    "binance": (CAPTURES / "binance-2026-07-07/live-btc-eth.ndjson", {"BTCUSDT@binance": 748, "ETHUSDT@binance": 415}),
+    "binance-aggregates": (
+        CAPTURES / "binance-2021-10-12/BINANCE.ws.1.0",
+        {"NKNUSDT@binance-aggregates": 1, "LRCBTC@binance-aggregates": 1},
+    ),
+    "okx": (
+        CAPTURES / "okx-2022-05-13/OKX.ws.1.0",
+        {"BTC-USDT@okx": 69, "BTC-USD-220527@okx": 4, "UNI-USD-SWAP@okx": 1},
+    ),
+}
+"""Venue → recording, and the trades that captures/README.md counts, by product."""
+
+
+def replay(lake: Path, recording: Path, venue: str) -> int:
+    return run(["replay", str(recording), "--lake", str(lake), "--venue", venue])
+
+
+class TestRecordings:
+    pytestmark = needs_captures
+
+    def test_all_venues_fill_one_lake_in_which_the_audit_finds_every_trade(self, tmp_path: Path) -> None:
+        for venue, (recording, _) in RECORDINGS.items():
+            assert replay(tmp_path, recording, venue) == 0
+            assert replay(tmp_path, recording, venue) == 0  # again changes nothing
+        with open_lake(tmp_path) as lake:
+            held = {row["symbol"]: row["trades"] for row in lake.products()}
+            assert lake.table("silver.quarantined_messages").count() == 0
+        assert held == {name: trades for _, products in RECORDINGS.values() for name, trades in products.items()}
+        assert audit(tmp_path).code == 0
+
+    def test_every_digit_of_krakens_numbers_is_there(self, tmp_path: Path) -> None:
+        replay(tmp_path, KRAKEN, "kraken")
+        sent = {
+            (f"{trade['symbol']}@kraken", int(trade["trade_id"])): (trade["price"], trade["qty"], trade["side"].upper())
+            for line in KRAKEN.read_text().splitlines()
+            for message in [json.loads(line, parse_float=str, parse_int=str)]
+            if message.get("channel") == "trade"
+            for trade in message["data"]
+        }
+        with open_lake(tmp_path) as lake:
+            for row in lake.trades():
+                price, size, side = sent.pop((row["symbol"], row["trade_id"]))
+                assert (decimal_text(row["price"]), row["side"]) == (decimal_text(Decimal(price)), side)
+                assert decimal_text(row["trade_size"]) == decimal_text(Decimal(size))
+        assert not sent
+
+
+def trade(number: int, *, price: str = "63501.6", side: str = "sell") -> str:
+    """A message of Kraken, received when it was traded."""
+    body = (
+        f'{{"channel":"trade","type":"update","data":[{{"symbol":"BTC/USD","side":"{side}","price":{price},"qty":1e-8,'
+        f'"ord_type":"limit","trade_id":{number},"timestamp":"2026-07-07T23:00:{number:02}.562702Z"}}]}}'
+    )
+    return f"17834652{number:02}\t{body}\n"
+
+
+def recorded(folder: Path, *lines: str) -> Path:
+    path = folder / "kraken.txt"
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_missing_id_is_a_hole_and_another_price_a_conflict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lake = tmp_path / "lake"
+    replay(lake, recorded(tmp_path, *(trade(n) for n in (1, 2, 4, 5)), trade(2, price="1")), "kraken")
+    assert "1 ids missing" in capsys.readouterr().out
+    found = audit(lake)
+    assert (found.code, found.kinds) == (8, ["hole", "trades_conflict"])
+
+
+def test_a_refused_trade_is_told_and_its_neighbours_in_the_message_are_kept(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    pair = trade(1).replace("}]}", "}," + trade(2, side="up").split("[", 1)[1].rstrip())
+    replay(lake, recorded(tmp_path, pair + "\n", trade(3)), "kraken")
+    with open_lake(lake) as reader:
+        assert [row["trade_id"] for row in reader.trades()] == [1, 3]
+        (kept,) = reader.table("silver.quarantined_messages")
+    assert kept["reason"] == "side is neither buy nor sell"
+    found = audit(lake)
+    assert (found.code, found.kinds) == (8, ["ids_refused"])
+
+
+def test_an_unknown_venue_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay(tmp_path / "lake", recorded(tmp_path, trade(1)), "krakken") == 2
+    assert capsys.readouterr().err == (
+        "cryptopulse: Unknown venue 'krakken' (expected coinbase, kraken, binance, binance-aggregates, okx).\n"
+    )
+    assert not (tmp_path / "lake").exists()

@@ -16,6 +16,7 @@ import gzip
 import io
 import re
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -38,7 +39,7 @@ LINE_BYTES_MAX = 64 << 20
 """Four times the largest message that the feed takes."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Of UTF-8."""
-_GZIP, _ZSTANDARD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_GZIP, _ZSTANDARD, _ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
 _SKIPPED = b"\x2a\x4d\x18"  # second to fourth byte of a skippable frame; files of pzstd begin with one
 _CUT_OFF = (
     " Fetch it again, or take what is whole of it: `gzip -dc FILE | cryptopulse replay -` (`zstd -dc` for Zstandard)."
@@ -142,7 +143,7 @@ def _errors(name: str) -> Iterator[None]:
         yield
     except _BrokenLineError as error:
         raise ConfigurationError(f"Recording {name}, {error}") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         why = getattr(error, "strerror", None) or str(error).rstrip(".")
         is_cut_off = isinstance(error, EOFError | gzip.BadGzipFile) or why.startswith("Truncated")
         remedy = _CUT_OFF if is_cut_off else ""
@@ -220,7 +221,10 @@ def _micros(seconds: list[float | None]) -> npt.NDArray[np.int64]:
 
 
 def decompressed(file: BinaryIO) -> io.BufferedIOBase:
-    """`file`, decompressed if its first bytes are those of gzip or Zstandard."""
+    """`file`, decompressed if its first bytes are those of gzip, Zstandard or a zip archive of one file.
+
+    Raises OSError or BadZipFile for another archive.
+    """
     text = io.BufferedReader(cast("io.RawIOBase", file)) if not isinstance(file, io.BufferedReader) else file
     magic = text.peek(4)[:4]
     if magic.startswith(_GZIP):
@@ -229,4 +233,12 @@ def decompressed(file: BinaryIO) -> io.BufferedIOBase:
         import pyarrow as pa  # noqa: PLC0415 - Python's own can't before 3.14
 
         return cast("io.BufferedIOBase", pa.CompressedInputStream(pa.PythonFile(text, mode="r"), "zstd"))
+    if magic == _ZIP:
+        archive = zipfile.ZipFile(text)
+        if len(names := [name for name in archive.namelist() if not name.endswith("/")]) != 1:
+            raise OSError(f"it is an archive of {len(names)} files; unpack it")
+        try:
+            return cast("io.BufferedIOBase", archive.open(names[0]))
+        except RuntimeError as error:  # a password, or an unusual compression
+            raise OSError(str(error)) from error
     return text

@@ -191,7 +191,7 @@ class Import:
     @contextmanager
     def _messages(self, file: TradeFile, share: _Share) -> Iterator[Iterator[pa.RecordBatch]]:
         if file.kind == "recording":
-            with _staged(file.path, self._settings.state_dir) as (staged, _count):
+            with _staged(file.path, self._settings.state_dir, file.venue) as (staged, _count):
                 yield iter(staged)
         elif file.kind == "nothing":
             yield iter(())

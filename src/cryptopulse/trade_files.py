@@ -1,9 +1,9 @@
 """Files of trades that other programs wrote, as messages: CSV, Parquet, Arrow, and JSON, a trade a line.
 
-Which kind a file is, and whether it is compressed (gzip, Zstandard), says its content, not its name. Which column is
-what says its header, or a mapping. A line becomes a message as it stands in the file, below a line that says how to
-read it (`venues/imported.py`); a row of Parquet or Arrow becomes the line of CSV that it would be. Nothing is judged
-here: the parser refuses what is no trade.
+Which kind a file is, and whether it is compressed (gzip, Zstandard, zip), says its content, not its name. Which column
+is what says its header, or a mapping; Binance's archives have neither, and are known by their columns. A line becomes a
+message as it stands in the file, below a line that says how to read it (`venues/imported.py`); a row of Parquet or
+Arrow becomes the line of CSV that it would be. Nothing is judged here: the parser refuses what is no trade.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
@@ -27,9 +28,10 @@ import pyarrow.parquet as pq
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.export import csv_lines
-from cryptopulse.lake.products import is_product_id
+from cryptopulse.lake.products import is_product_id, is_symbol
 from cryptopulse.recording import BYTE_ORDER_MARK, LINE_BYTES_MAX, decompressed, is_recorded
-from cryptopulse.venues.imported import EXCHANGE, SIDES, TIMES, read_layout
+from cryptopulse.venues.imported import EXCHANGES, SIDES, TIMES, read_layout
+from cryptopulse.venues.trades import COINBASE
 
 _Kind = Literal["csv", "json", "parquet", "arrow", "recording", "nothing"]
 
@@ -42,7 +44,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "price": ("price", "px"),
     "size": ("size", "trade_size", "amount", "quantity", "qty"),
     "side": ("side", "taker_side"),
-    "maker_side": ("maker_side",),
+    "maker_side": ("maker_side", "is_buyer_maker", "isbuyermaker"),
     "time": ("event_time", "timestamp", "time", "datetime", "ts"),
 }
 _NAMED_TIME = re.compile(r"(?:event_time|timestamp|time|ts)_(s|ms|us|ns)")
@@ -53,7 +55,20 @@ _BLOCK_BYTES = 1 << 20
 _BATCH_ROWS = 50_000
 _SAMPLE_LINES = 100
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_OUT_OF_SCOPE = f"this lake records {EXCHANGE.capitalize()} only"
+_ARCHIVES = {
+    "binance": (
+        re.compile(rb"\d+(?:,\d+\.?\d*){3},\d{13,16}(?:,(?i:true|false)){2}"),
+        "id price qty - time maker_side -",
+    ),
+    "binance-aggregates": (
+        re.compile(rb"\d+(?:,\d+\.?\d*){2},-?\d+,-?\d+,\d{13,16}(?:,(?i:true|false)){2}"),
+        "id price qty - - time maker_side -",
+    ),
+}
+"""Venue → the first line of its archive, which has no header, and what its columns are."""
+
+_KRAKENS_ARCHIVE = re.compile(rb"\d{9,10}(?:\.\d+)?,\d+\.?\d*,\d+\.?\d*")
+_ARCHIVED = re.compile(r"([A-Z0-9]+)-(?:aggT|t)rades-")
 
 
 class Lines(NamedTuple):
@@ -75,13 +90,17 @@ class TradeFile(NamedTuple):
     layout: bytes = b""
     """See `venues/imported.py`; b"" for a recording."""
     product: str = ""
-    """The product of all its trades; "": a column says it."""
+    """The product of all its trades, as in the tables; "": a column says it."""
     columns: tuple[str, ...] = ()
     """Of Parquet and Arrow: the columns that are read, in the order of the layout."""
+    venue: str = COINBASE
+    has_header: bool = True
+    """Of CSV: whether the first line is none of a trade."""
 
     def digest(self) -> str:
         """SHA-256 of what is in it and how it is read: another file of the same digest brings the same messages."""
-        found = hashlib.sha256(b"\0".join([self.kind.encode(), self.layout, self.product.encode(), b""]))
+        venue = b"" if self.venue == COINBASE else f"@{self.venue}".encode()
+        found = hashlib.sha256(b"\0".join([self.kind.encode(), self.layout, self.product.encode(), venue]))
         with _errors(self.path), self.path.open("rb") as file:
             while part := file.read(_BLOCK_BYTES):
                 found.update(part)
@@ -105,7 +124,7 @@ class TradeFile(NamedTuple):
                     text = block
                     if number == 0:
                         text = text.removeprefix(BYTE_ORDER_MARK).lstrip(b" \t\r\n")
-                        text = text[text.find(b"\n") + 1 :] if self.kind == "csv" else text
+                        text = text[text.find(b"\n") + 1 :] if self.kind == "csv" and self.has_header else text
                     if text := _without_empty_lines(text.replace(b"\r\n", b"\n")):
                         yield text, min(raw.tell() / size, 1)
             return
@@ -116,9 +135,10 @@ class TradeFile(NamedTuple):
                 yield csv_lines(pa.RecordBatch.from_arrays(columns, list(self.columns))), share
 
 
-def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "") -> TradeFile:
+def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "", venue: str | None = None) -> TradeFile:
     """Looks at the beginning of a file. `columns`: field (`venues.imported.FIELDS`) → name of its column, for
-    those that are not named as usual; `product`: that of all trades, for a file without such a column.
+    those that are not named as usual; `product`: that of all trades, for a file without such a column, as its venue
+    writes it; `venue`: whose trades they are, None for what the file says, or else Coinbase's.
 
     Raises ConfigurationError when it can't be imported: not there, of another exchange, without a needed column, …
     """
@@ -129,10 +149,8 @@ def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "") -
     with _errors(path), path.open("rb") as raw:
         magic = raw.read(8)
         raw.seek(0)
-        if magic.startswith(b"PK\x03\x04"):
-            raise ConfigurationError(f"{path} is a zip archive, as Binance and Kraken publish them: {_OUT_OF_SCOPE}.")
         if magic.startswith((b"PAR1", b"ARROW1")):
-            return _open_columns(path, "parquet" if magic.startswith(b"PAR1") else "arrow", columns, product)
+            return _open_columns(path, "parquet" if magic.startswith(b"PAR1") else "arrow", columns, product, venue)
         sample = next(_line_blocks(decompressed(raw), cut_off_is_end=True), b"")
     if sample.startswith(_UTF_16):
         raise ConfigurationError(f"{path} is in UTF-16; save it as UTF-8.")
@@ -140,7 +158,12 @@ def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "") -
     if not lines:
         return TradeFile(path, "nothing")
     if is_recorded(lines[0]):
-        return TradeFile(path, "recording")
+        return TradeFile(path, "recording", venue=venue or COINBASE)
+    if _KRAKENS_ARCHIVE.fullmatch(lines[0]):
+        raise ConfigurationError(f"{path} has no trade ids, as Kraken's archives: a lake keeps trades by their ids.")
+    for archive, (line, names_) in _ARCHIVES.items():
+        if line.fullmatch(lines[0]):
+            return _open_archive(path, archive, names_.split(), product, lines)
     rows: list[dict[str, str]]
     if lines[0].lstrip().startswith(b"{"):
         kind: _Kind = "json"
@@ -151,15 +174,53 @@ def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "") -
         names = [name.strip() for name in _cells(lines[0])]
         rows = [dict(zip(names, _cells(line), strict=False)) for line in lines[1 : _SAMPLE_LINES + 1]]
     places = _places(path, names, columns, product)
-    _check_exchange(path, places, rows)
+    venue = _venue(path, places, rows, venue)
+    product = _checked_product(path, product, venue, is_needed="product_id" not in places)
     by_name = {name: _with_unit(field, name, rows) for field, name in places.items()}
     layout: Any = by_name if kind == "json" else [by_name.get(name) for name in names]
     encoded = msgspec.json.encode(layout)
     assert read_layout(encoded) is not None
-    return TradeFile(path, kind, encoded, "" if "product_id" in places else product)
+    return TradeFile(path, kind, encoded, product, venue=venue)
 
 
-def _open_columns(path: Path, kind: Literal["parquet", "arrow"], columns: Mapping[str, str], product: str) -> TradeFile:
+def _open_archive(path: Path, venue: str, fields: list[str], product: str, lines: Sequence[bytes]) -> TradeFile:
+    """A file without a header, as Binance publishes it; `lines`: the first ones."""
+    product = _checked_product(path, product or _name_of(path), venue, is_needed=True)
+    place = fields.index("time")
+    fields[place] = _with_unit("time", "time", [{"time": _cells(lines[0])[place]}])
+    names = {"id": "trade_id", "qty": "size", "-": None}
+    return TradeFile(
+        path,
+        "csv",
+        msgspec.json.encode([names.get(name, name) for name in fields]),
+        product,
+        (),
+        venue,
+        has_header=False,
+    )
+
+
+def _name_of(path: Path) -> str:
+    """The product in the name of a file of Binance's archive, "" for others."""
+    found = _ARCHIVED.match(path.name)
+    return found[1] if found else ""
+
+
+def _checked_product(path: Path, product: str, venue: str, *, is_needed: bool) -> str:
+    """The key of all messages of a file, "" unless it `is_needed`. Raises ConfigurationError for none of `venue`."""
+    if not product and not is_needed:
+        return ""
+    if not product:
+        raise ConfigurationError(f"{path} does not name its product; say it, as in --product BTCUSDT.")
+    key = product if venue == COINBASE else f"{product.partition('@')[0]}@{venue}"
+    if not (is_product_id(key) if venue == COINBASE else is_symbol(key)):
+        raise ConfigurationError(f"Invalid product id {product!r} of {venue}.")
+    return key if is_needed else ""
+
+
+def _open_columns(
+    path: Path, kind: Literal["parquet", "arrow"], columns: Mapping[str, str], product: str, venue: str | None
+) -> TradeFile:
     schema = pq.read_schema(path) if kind == "parquet" else pa.ipc.open_file(path).schema
     places = _places(path, schema.names, columns, product)
     names = tuple(places.values())
@@ -168,7 +229,8 @@ def _open_columns(path: Path, kind: Literal["parquet", "arrow"], columns: Mappin
     if first is not None:
         part = first.slice(0, _SAMPLE_LINES)
         rows = [_texts(row) for row in pa.Table.from_batches([part]).select(names).to_pylist()]
-    _check_exchange(path, places, rows)
+    venue = _venue(path, places, rows, venue)
+    product = _checked_product(path, product, venue, is_needed="product_id" not in places)
     fields = []
     for field, name in places.items():
         type_ = schema.field(name).type
@@ -178,7 +240,7 @@ def _open_columns(path: Path, kind: Literal["parquet", "arrow"], columns: Mappin
             raise ConfigurationError(f"{path}: column {name} is a {type_}, which is no value of a trade.")
         else:
             fields.append(_with_unit(field, name, rows))
-    return TradeFile(path, kind, msgspec.json.encode(fields), "" if "product_id" in places else product, names)
+    return TradeFile(path, kind, msgspec.json.encode(fields), product, names, venue)
 
 
 def _places(path: Path, names: Sequence[str], given: Mapping[str, str], product: str) -> dict[str, str]:
@@ -214,12 +276,19 @@ def _places(path: Path, names: Sequence[str], given: Mapping[str, str], product:
     return found
 
 
-def _check_exchange(path: Path, places: Mapping[str, str], rows: Iterable[Mapping[str, str]]) -> None:
-    """Raises ConfigurationError if the first trades are of another exchange."""
-    if name := places.get("exchange"):
-        other = next((row[name] for row in rows if row.get(name, "").strip()), EXCHANGE).strip()
-        if other.lower() != EXCHANGE:
-            raise ConfigurationError(f"{path} holds trades of {_shown(other)}: {_OUT_OF_SCOPE}.")
+def _venue(path: Path, places: Mapping[str, str], rows: Iterable[Mapping[str, str]], wanted: str | None) -> str:
+    """Whose trades the first ones are. Raises ConfigurationError if nobody knows, or they are not of `wanted`."""
+    name = places.get("exchange", "")
+    said = next((row[name].strip() for row in rows if row.get(name, "").strip()), None)
+    if said is None:
+        return wanted or COINBASE
+    venue = EXCHANGES.get(said.lower())
+    if venue is None:
+        known = ", ".join(dict.fromkeys(EXCHANGES.values()))
+        raise ConfigurationError(f"{path} holds trades of {_shown(said)}, which is not supported (only {known}).")
+    if wanted is not None and wanted.partition("-")[0] != venue:
+        raise ConfigurationError(f"{path} holds trades of {venue}, not of {wanted}.")
+    return wanted or venue
 
 
 def _shown(text: str) -> str:
@@ -261,7 +330,7 @@ def _errors(path: Path) -> Iterator[None]:
     """Turns what reading raises into ConfigurationError."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, BadZipFile, pa.ArrowException) as error:
         why = (getattr(error, "strerror", None) or (str(error) or "it is damaged").splitlines()[0]).rstrip(".")
         is_cut_off = isinstance(error, EOFError | gzip.BadGzipFile) or "truncated" in why.lower()
         remedy = " It seems to be cut off: fetch it again." if is_cut_off else ""
@@ -276,7 +345,7 @@ def _line_blocks(stream: io.BufferedIOBase, *, cut_off_is_end: bool = False) -> 
     while failure is None:
         try:
             data = stream.read1(_BLOCK_BYTES)  # `read` would lose what came before a fault
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, BadZipFile) as error:
             data, failure = b"", error
         waiting += data
         if not data or len(waiting) >= _BLOCK_BYTES:
@@ -364,5 +433,7 @@ def _keys(block: bytes, ends: Any, file: TradeFile) -> pa.Array:
         else:
             found = pa.array([str(_members(line).get(place, "")) for line in lines_], pa.string())
     named = found.dictionary_encode()
-    names = [name if is_product_id(name := text.strip()) else "" for text in named.dictionary.to_pylist()]
+    venue = "" if file.venue == COINBASE else f"@{file.venue}"
+    is_valid = is_symbol if venue else is_product_id
+    names = [key if is_valid(key := text.strip() + venue) else venue for text in named.dictionary.to_pylist()]
     return cast("pa.Array", pa.array(names, pa.string()).take(named.indices))

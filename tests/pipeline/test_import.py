@@ -317,9 +317,14 @@ def test_a_lake_with_imports_is_found_in_order_and_a_changed_trade_is_found(tmp_
 
 
 REFUSED = {
-    "another exchange": (tardis(TRADES[0], exchange="binance"), "holds trades of binance: this lake records Coinbase"),
+    "another exchange": (
+        tardis(TRADES[0], exchange="bitmex"),
+        "holds trades of bitmex, which is not supported (only coinbase, kraken, binance, okx)",
+    ),
     "no price": ("", "has no column for price"),
-    "zip": (b"PK\x03\x04", "is a zip archive"),
+    "zip": (b"PK\x03\x04", "can't be read"),
+    "Kraken's archive": (b"1381095255,122.00000,0.10000000\n", "has no trade ids, as Kraken's archives"),
+    "Binance's archive under another name": (b"1,63551.02,0.5,31775.51,1783465157897,True,True\n", "say it, as in"),
     "UTF-16": ("\ufeffa,b\n".encode("utf-16-le"), "is in UTF-16"),
     "image": (b"\x89PNG\r\n\x1a\n\0\0", "has no column for trade_id"),
     "no Parquet": (b"PAR1 but no more", "can't be read"),

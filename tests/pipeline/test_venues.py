@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from decimal import Decimal
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 
@@ -104,6 +105,88 @@ def test_a_refused_trade_is_told_and_its_neighbours_in_the_message_are_kept(tmp_
     assert kept["reason"] == "side is neither buy nor sell"
     found = audit(lake)
     assert (found.code, found.kinds) == (8, ["ids_refused"])
+
+
+def bring_in(lake: Path, *arguments: str) -> int:
+    return run(["import", *arguments, "--lake", str(lake)])
+
+
+def held(lake: Path) -> list[tuple[str, int, str, str, str]]:
+    with open_lake(lake) as reader:
+        return [
+            (row["symbol"], row["trade_id"], decimal_text(row["price"]), row["side"], f"{row['event_time']:%S.%f}")
+            for row in reader.trades()
+        ]
+
+
+TRADES_OF_BINANCE = (
+    "6486989273,63551.02000000,0.00317000,201.45,1783465157897123,True,True\n"
+    "6486989274,63551.03000000,0.10000000,6355.1,1783465157897999,False,True\n"
+)
+AGGREGATES_OF_BINANCE = "15683430,0.35,6195.0,1,3,1783465157897,true,true\n"
+
+
+def zipped(file: Path, text: str) -> Path:
+    with ZipFile(file, "w", ZIP_DEFLATED) as archive:
+        archive.writestr(file.with_suffix(".csv").name, text)
+    return file
+
+
+def test_binances_archives_are_brought_in_as_they_come(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    plain = tmp_path / "BTCUSDT-trades-2026-07-07.csv"
+    plain.write_text(TRADES_OF_BINANCE)
+    packed = zipped(tmp_path / "NKNUSDT-aggTrades-2026-07-07.zip", AGGREGATES_OF_BINANCE)
+    other = zipped(tmp_path / "renamed.zip", TRADES_OF_BINANCE)
+    assert bring_in(lake, str(plain), str(packed)) == 0
+    assert bring_in(lake, str(other), "--product", "ETHUSDT") == 0
+    assert held(lake) == [
+        ("NKNUSDT@binance-aggregates", 15683430, "0.35", "SELL", "17.897000"),
+        ("BTCUSDT@binance", 6486989273, "63551.02", "SELL", "17.897123"),
+        ("ETHUSDT@binance", 6486989273, "63551.02", "SELL", "17.897123"),
+        ("BTCUSDT@binance", 6486989274, "63551.03", "BUY", "17.897999"),
+        ("ETHUSDT@binance", 6486989274, "63551.03", "BUY", "17.897999"),
+    ]
+    assert audit(lake).code == 0
+
+
+def test_the_exchange_of_a_file_or_the_option_says_whose_trades_they_are(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    tardis = tmp_path / "tardis.csv"
+    tardis.write_text(
+        "exchange,symbol,timestamp,local_timestamp,id,side,price,amount\n"
+        "okex,BTC-USDT,1783465157897123,1783465157897999,7,buy,63551.0,1e-8\n"
+        "okex,BTC-USDT,1783465157897124,1783465157897999,8,sell,63551.5,0.5\n"
+        "kraken,BTC-USDT,1783465157897125,1783465157897999,9,sell,63551.5,0.5\n"
+    )
+    own = tmp_path / "own.csv"
+    own.write_text("symbol,id,price,qty,side,timestamp\nBTC/USD,7,1.5,2,buy,2026-07-07T22:59:18Z\n")
+    assert bring_in(lake, str(tardis)) == 0
+    assert bring_in(lake, str(own), "--venue", "kraken") == 0
+    assert held(lake) == [
+        ("BTC-USDT@okx", 7, "63551", "BUY", "17.897123"),
+        ("BTC-USDT@okx", 8, "63551.5", "SELL", "17.897124"),
+        ("BTC/USD@kraken", 7, "1.5", "BUY", "18.000000"),
+    ]
+    with open_lake(lake) as reader:
+        (refused,) = reader.table("silver.quarantined_messages")
+    assert refused["reason"] == "exchange is not okx"
+    assert bring_in(lake, str(tardis), "--venue", "kraken") == 2
+
+
+def test_an_archive_of_several_files_or_with_a_password_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = tmp_path / "several.zip"
+    with ZipFile(several, "w") as archive:
+        archive.writestr("a.csv", TRADES_OF_BINANCE)
+        archive.writestr("b.csv", TRADES_OF_BINANCE)
+    assert bring_in(tmp_path / "lake", str(several)) == 2
+    assert "it is an archive of 2 files; unpack it" in capsys.readouterr().err
+    torn = tmp_path / "torn.zip"
+    torn.write_bytes(several.read_bytes()[:50])
+    assert bring_in(tmp_path / "lake", str(torn)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_an_unknown_venue_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

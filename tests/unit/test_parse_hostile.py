@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cryptopulse.engine import parse as parser
-from cryptopulse.engine.exact import Row, line_rows, message_rows, page_rows
+from cryptopulse.engine.exact import Row, line_rows, message_rows, page_rows, venue_rows
 from cryptopulse.engine.parse import PARSED_SCHEMA, parse
 
 PRODUCT = "BTC-USD"
@@ -27,12 +27,14 @@ _EXACT = Context(prec=40)
 Member = tuple[str, str]  # of a JSON object: both as they are written
 
 
-def by_the_letter(bodies: list[tuple[bytes, str]]) -> list[Any]:
-    """What `exact` makes of bodies and their sources, as rows of PARSED_SCHEMA."""
+def by_the_letter(bodies: list[tuple[bytes, str]], venue: str = "") -> list[Any]:
+    """What `exact` makes of bodies and their sources, as rows of PARSED_SCHEMA. `venue`: as in a key, "@kraken"."""
     rows = []
     for place, (body, source) in enumerate(bodies):
         if source == "import":
-            found = line_rows(body, PRODUCT)
+            found = line_rows(body, PRODUCT + venue)
+        elif venue:
+            found = venue_rows(body, PRODUCT + venue)
         else:
             found = page_rows(body, PRODUCT) if source == "rest" else message_rows(body)
         rows += [(0, place, _RECEIVED, source, *_values(row)) for row in found]
@@ -45,13 +47,13 @@ def _values(row: Row) -> tuple[Any, ...]:
     return (*row[:3], *numbers, row.side, time)
 
 
-def as_table(bodies: list[tuple[bytes, str]]) -> pa.Table:
+def as_table(bodies: list[tuple[bytes, str]], venue: str) -> pa.Table:
     n = len(bodies)
     columns = {
         "body": pa.array([body for body, _ in bodies], pa.binary()),
         "partition": pa.array([0] * n, pa.int32()),
         "offset": pa.array(range(n), pa.int64()),
-        "partition_key": pa.array([PRODUCT] * n, pa.string()),
+        "partition_key": pa.array([PRODUCT + venue] * n, pa.string()),
         "received_time": pa.array([_RECEIVED] * n, pa.timestamp("us", "UTC")),
         "source": pa.array([source for _, source in bodies], pa.string()),
     }
@@ -227,7 +229,7 @@ COLUMNS = {
     "price": usually(NUMBERS, "63514.6"),
     "size": usually(NUMBERS, "0.00015721"),
     "side": usually(st.sampled_from(["buy", "sell", "BUY", "Sell", "sel", "buyy", "unknown"]), "buy"),
-    "maker_side": usually(st.sampled_from(["buy", "sell", "BUY", "Sell"]), "sell"),
+    "maker_side": usually(st.sampled_from(["buy", "BUY", "Sell", "True", "false", "falsey", "tru"]), "sell"),
     "time": usually(ZONED, "2026-07-07T22:58:17.164892Z"),
     "time_s": usually(TICKS, "1594132800.123456"),
     "time_ms": usually(TICKS, "1594132800123"),
@@ -263,9 +265,17 @@ def imported(draw: st.DrawFn) -> list[tuple[bytes, str]]:
 
 
 def assert_equal(bodies: list[tuple[bytes, str]]) -> None:
-    found = parse(as_table(bodies))
+    assert_equal_of("", bodies)
+
+
+def assert_equal_of(venue: str, bodies: list[tuple[bytes, str]]) -> None:
+    found = parse(as_table(bodies, venue))
     found.validate(full=True)
-    assert found.to_pylist() == by_the_letter(bodies)
+    assert found.to_pylist() == by_the_letter(bodies, venue)
+
+
+def assert_equal_of_okx(bodies: list[tuple[bytes, str]]) -> None:
+    assert_equal_of("@okx", [(body.replace(b"coinbase", b"okex"), source) for body, source in bodies])
 
 
 def assert_numbers_equal(trades: list[tuple[str, str, str]]) -> None:
@@ -286,6 +296,11 @@ BROTHERS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     ),
     "matches in the usual layout and others": (assert_equal, st.lists(st.one_of(laid_out(), messages()), max_size=6)),
     "imported lines": (assert_equal, imported()),
+    "imported lines of another venue": (assert_equal_of_okx, imported()),
+    "messages and imported lines of another venue": (
+        assert_equal_of_okx,
+        st.tuples(imported(), st.lists(messages(), max_size=2)).map(lambda found: [*chain(*found)]),
+    ),
     "imported lines between others": (
         assert_equal,
         st.tuples(imported(), st.lists(laid_out(), max_size=2), imported()).map(lambda found: [*chain(*found)]),

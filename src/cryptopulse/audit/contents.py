@@ -211,11 +211,11 @@ def _contents(message: Mapping[str, Any]) -> Iterator[tuple[str, int, _Content]]
 
     value: Any
     try:
-        if "@" in (message["partition_key"] or ""):
-            value = [{**t, "product_id": t["symbol"]} for t in venue_trades(message["body"], message["partition_key"])]
-        elif message["source"] == "import":
+        if message["source"] == "import":
             line = line_trade(message["body"], message["partition_key"])
             value = {**line, "product_id": line.get("symbol")}
+        elif "@" in (message["partition_key"] or ""):
+            value = [{**t, "product_id": t["symbol"]} for t in venue_trades(message["body"], message["partition_key"])]
         else:
             value = json.loads(message["body"], parse_float=str, object_pairs_hook=unique)
     except (ValueError, RecursionError):

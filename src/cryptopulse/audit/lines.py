@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from cryptopulse.audit.report import utc
 
 _MAKERS = {"buy": "sell", "sell": "buy"}
+_BUYERS = {"true": "buy", "false": "sell"}  # whether the buyer is the maker → the maker's side
 _POWERS = {"time_s": 6, "time_ms": 3, "time_us": 0, "time_ns": -3}
 _MOMENT = re.compile(r"([0-9-]{10})[T ]([0-9:]{8}(?:\.[0-9]+)?) ?(?:Z|UTC|([+-])([0-9]{2}):?([0-9]{2}))?")
 _SCHEMA = pa.schema([(name, pa.string()) for name in ("symbol", "trade_id", "price", "size", "side", "time")])
@@ -47,13 +48,15 @@ def trade_sql() -> dict[str, str]:
         f"1e{power})::BIGINT))"
         for name, power in _POWERS.items()
     )
-    side = f"lower({_field('side')})"
+    side, maker = f"lower({_field('side')})", f"lower({_field('maker_side')})"
+    maker = f"CASE {maker} WHEN 'true' THEN 'buy' WHEN 'false' THEN 'sell' ELSE {maker} END"
+    named = f"{_field('product_id')} || coalesce(regexp_extract(partition_key, '@.*'), '')"
     return {
-        "symbol": f"CASE WHEN list_contains(h, 'product_id') THEN {_field('product_id')} ELSE partition_key END",
+        "symbol": f"CASE WHEN list_contains(h, 'product_id') THEN {named} ELSE partition_key END",
         "trade_id": _field("trade_id"),
         "price": _field("price"),
         "size": _field("size"),
-        "side": f"CASE {side} WHEN 'buy' THEN 'sell' WHEN 'sell' THEN 'buy' ELSE lower({_field('maker_side')}) END",
+        "side": f"CASE {side} WHEN 'buy' THEN 'sell' WHEN 'sell' THEN 'buy' ELSE {maker} END",
         "time": f"CASE {times} ELSE try_cast({_field('time')} AS TIMESTAMP) END",
     }
 
@@ -78,10 +81,13 @@ def line_trade(body: bytes, key: str | None) -> dict[str, str]:
             values = {field: row.get(member) for member, field in names.items()}
     except (ValueError, TypeError, AttributeError, RecursionError, csv.Error):
         return {}
-    found = {"symbol": values.get("product_id", key)}
+    found = {"symbol": key}
+    if "product_id" in values:
+        venue = "".join((key or "").partition("@")[1:])
+        found["symbol"] = f"{values['product_id']}{venue}" if isinstance(values["product_id"], str) else None
     found |= {name: values.get(name) for name in ("trade_id", "price", "size")}
     side = str(values.get("side", values.get("maker_side"))).lower()
-    found["side"] = _MAKERS.get(side) if "side" in values else side
+    found["side"] = _MAKERS.get(side) if "side" in values else _BUYERS.get(side, side)
     found["time"] = _time_text(values)
     return {name: value for name, value in found.items() if isinstance(value, str)}
 

@@ -17,8 +17,9 @@ _SCHEMA = pa.schema([(name, pa.string()) for name in ("symbol", "trade_id", "pri
 
 
 def is_venues(messages: pa.Table) -> pa.Array:
-    """For each message whether it is another venue's than Coinbase."""
-    return pc.fill_null(pc.match_substring(messages["partition_key"], "@"), fill_value=False)
+    """For each message whether another venue than Coinbase sent it."""
+    is_named = pc.fill_null(pc.match_substring(messages["partition_key"], "@"), fill_value=False)
+    return pc.and_not(is_named, pc.equal(messages["source"], "import"))
 
 
 def venue_rows(messages: pa.Table) -> pa.Table:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryptopulse.cli.options import BatchMessages, Config, Json, Lake
+from cryptopulse.cli.options import BatchMessages, Config, Json, Lake, check_venue
 from cryptopulse.cli.output import print_conflicts, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def import_files(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="FILE…", help="CSV, JSON lines, recordings (also .gz, .zst), Parquet, Arrow."),
+        typer.Argument(metavar="FILE…", help="CSV, JSON lines, recordings (also .gz, .zst, .zip), Parquet, Arrow."),
     ],
     column: Annotated[
         list[str] | None,
@@ -32,13 +32,17 @@ def import_files(
     product: Annotated[
         str | None, typer.Option(metavar="ID", help="Product of files that do not name it in a column.")
     ] = None,
+    venue: Annotated[
+        str | None,
+        typer.Option("--venue", metavar="NAME", help="Whose trades these are. [default: what the file says]"),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Also what was imported before.")] = False,
     lake: Lake = None,
     config: Config = None,
     batch_messages: BatchMessages = 50_000,
     json: Json = False,
 ) -> None:
-    """Bring files of Coinbase trades into the tables: tardis.dev's, exports, recordings. Resumable.
+    """Bring files of trades into the tables: tardis.dev's, Binance's archives, exports, recordings. Resumable.
 
     Fields are product_id, trade_id, price, size, side (the taker's) or maker_side, and time (ISO 8601 or a number since
     1970; time_s, time_ms, time_us and time_ns say the unit).
@@ -48,7 +52,6 @@ def import_files(
     from cryptopulse import logging_setup
     from cryptopulse.deployment import without_pandas
     from cryptopulse.errors import ERROR_PREFIX, ConfigurationError, CryptoPulseError
-    from cryptopulse.lake.products import invalid_product_id, is_product_id
     from cryptopulse.log.opening import open_log
     from cryptopulse.replay import Import
     from cryptopulse.settings import load_settings
@@ -61,10 +64,9 @@ def import_files(
         if field not in FIELDS or not equals or not name:
             raise ConfigurationError(f"--column {text}: expected FIELD=NAME, with a field of {', '.join(FIELDS)}.")
         columns[field] = name
-    if product is not None and not is_product_id(product):
-        raise ConfigurationError(invalid_product_id(product))
+    check_venue(venue)
     settings = load_settings(config, lake=lake, processing={"batch_messages_max": batch_messages})
-    opened = [open_trade_file(path, columns, product or "") for path in _paths(files)]
+    opened = [open_trade_file(path, columns, product or "", venue) for path in _paths(files)]
 
     logging_setup.configure_quiet(settings.logging)
     without_pandas(settings)

@@ -81,3 +81,12 @@ def settings_from(
 
     feed_options = {"products": products, "dialect": feed, **urls}
     return load_settings(config, lake=lake, feed=feed_options, processing={"engine": engine}, serve=serve)
+
+
+def check_venue(venue: str | None) -> None:
+    """Raises ConfigurationError for a venue whose messages nobody can read."""
+    from cryptopulse.errors import ConfigurationError
+    from cryptopulse.venues.trades import COINBASE, VENUES
+
+    if venue not in (None, COINBASE, *VENUES):
+        raise ConfigurationError(f"Unknown venue {venue!r} (expected {', '.join((COINBASE, *VENUES))}).")

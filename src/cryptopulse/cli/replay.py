@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cryptopulse.cli.options import BatchMessages, Config, Json, Lake, settings_from
+from cryptopulse.cli.options import BatchMessages, Config, Json, Lake, check_venue, settings_from
 from cryptopulse.cli.output import print_conflicts, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -43,10 +43,8 @@ def replay(
         raise ConfigurationError(f"There is no recording {file}.")
 
     from cryptopulse.replay import replay as replay_file
-    from cryptopulse.venues.trades import COINBASE, VENUES
 
-    if venue not in (COINBASE, *VENUES):
-        raise ConfigurationError(f"Unknown venue {venue!r} (expected {', '.join((COINBASE, *VENUES))}).")
+    check_venue(venue)
     settings = load_settings(config, lake=lake, processing={"batch_messages_max": batch_messages})
     with _opened_log(settings) as log, progress_bar("messages") as progress:
         result = replay_file(settings, log, file, batch_messages, progress, venue)

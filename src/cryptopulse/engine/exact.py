@@ -25,9 +25,9 @@ import numpy as np
 
 from cryptopulse.lake.products import is_product_id, is_symbol
 from cryptopulse.lake.tables import SILVER, TRADE_VALUE_END
-from cryptopulse.venues.imported import EXCHANGE, TIMES, Layout, read_layout
+from cryptopulse.venues.imported import EXCHANGES, MAKERS, TIMES, Layout, read_layout
+from cryptopulse.venues.trades import COINBASE, VENUES
 from cryptopulse.venues.trades import NOT_A_MESSAGE as NOT_OF_VENUE
-from cryptopulse.venues.trades import VENUES
 
 ControlType = Literal[
     "subscriptions", "heartbeat", "error", "ticker", "status", "snapshot", "l2update",
@@ -50,7 +50,7 @@ NO_TRADES = "market_trades without events or their trades"
 TWICE = "a member is there twice"
 NOT_A_LINE = "not a line of an imported file with its layout"
 OTHER_COLUMNS = "the line does not have the columns of its file"
-OTHER_EXCHANGE = "exchange is not coinbase"
+OTHER_EXCHANGE = "exchange is not "
 
 _NUMBER = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
 _TIME = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?Z")
@@ -200,13 +200,17 @@ def _timed(row: Row, time: Any, power: int | None) -> Row:
 
 
 def _line_row(values: dict[str, Any], layout: Layout, product: str | None) -> Row:
-    if "exchange" in values and str(values["exchange"]).lower() != EXCHANGE:
-        return Row(OTHER_EXCHANGE)
+    venue = (product or "").partition("@")[2]
+    expected = venue.partition("-")[0] or COINBASE
+    if "exchange" in values and EXCHANGES.get(str(values["exchange"]).lower()) != expected:
+        return Row(OTHER_EXCHANGE + expected)
     side = str(values[layout.side]).lower()
-    if layout.side == "side":  # the taker's
-        side = _MAKERS.get(side, "")
+    side = _MAKERS.get(side, "") if layout.side == "side" else MAKERS.get(side, side)
     symbol, trade_id = values.get("product_id", product), values["trade_id"]
-    row = checked_row(symbol, trade_id, values["price"], values["size"], side, _ANY_MOMENT)
+    if venue and type(symbol) is str and "product_id" in values:
+        symbol = f"{symbol}@{venue}"
+    is_valid = is_symbol if venue else is_product_id
+    row = checked_row(symbol, trade_id, values["price"], values["size"], side, _ANY_MOMENT, is_valid=is_valid)
     return _timed(row, values[layout.time], TIMES[layout.time])
 
 

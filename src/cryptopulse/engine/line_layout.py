@@ -14,6 +14,7 @@ from contextlib import suppress
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cryptopulse.engine.exact import TIME_MAX, TIME_MIN, VALUE_END
 from cryptopulse.engine.match_layout import (
@@ -31,9 +32,9 @@ from cryptopulse.engine.match_layout import (
     times_at,
     word_of,
 )
-from cryptopulse.venues.imported import EXCHANGE, TIMES, Layout, read_layout
+from cryptopulse.venues.imported import EXCHANGES, TIMES, Layout, read_layout
+from cryptopulse.venues.trades import COINBASE
 
-_EXCHANGE = word_of(EXCHANGE)  # it has eight letters
 _LOWER = np.uint64(0x2020202020202020)  # turns capital letters into small ones, and nothing else above it into letters
 _PLAIN_NAME = re.compile(r"[ !#-\[\]-~]+")
 _NS_DIGITS = 19  # of a time from 2001 to 2199
@@ -51,13 +52,19 @@ def read_lines(bodies: pa.Array, products: pa.Array) -> Matches | None:
     layout = read_layout(head)
     if layout is None or not newline:
         return None
+    _, sign, name = products[0].as_py().partition("@")
+    venue = sign + name
+    if venue:
+        if not pc.all(pc.ends_with(products, venue)).as_py():
+            return None
+        products = pc.utf8_slice_codeunits(products, 0, -len(venue))
     if not layout.is_csv:
         fields = list(layout.places)
         if not all(map(_PLAIN_NAME.fullmatch, map(str, layout.places.values()))):
             return None
         bodies, head = _as_csv(bodies.to_pylist(), head, layout), msgspec.json.encode(fields)
         layout = layout._replace(is_csv=True, places={name: n for n, name in enumerate(fields)}, width=len(fields))
-    return _read_csv(bodies, head, layout, products)
+    return _read_csv(bodies, head, layout, products, venue)
 
 
 def _as_csv(bodies: Sequence[bytes], head: bytes, layout: Layout) -> pa.Array:
@@ -80,7 +87,7 @@ def _as_csv(bodies: Sequence[bytes], head: bytes, layout: Layout) -> pa.Array:
     return pa.array(found, pa.binary())
 
 
-def _read_csv(bodies: pa.Array, head: bytes, layout: Layout, products: pa.Array) -> Matches | None:
+def _read_csv(bodies: pa.Array, head: bytes, layout: Layout, products: pa.Array, venue: str) -> Matches | None:
     text, ends = content(bodies)
     starts, ends = ends[:-1], ends[1:]
     found = Bytes(text, len(starts), len(head))
@@ -97,7 +104,7 @@ def _read_csv(bodies: pa.Array, head: bytes, layout: Layout, products: pa.Array)
     begins = np.column_stack([np.minimum(lines, len(text)), inside + 1])
     stops = np.column_stack([inside, ends])
     fields = {name: (begins[:, int(place)], stops[:, int(place)]) for name, place in layout.places.items()}
-    return _trades(found, fields, layout, products)
+    return _trades(found, fields, layout, products, venue)
 
 
 def _count(places: Ints, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
@@ -106,15 +113,21 @@ def _count(places: Ints, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
     return first, np.searchsorted(places, ends) - first
 
 
-def _trades(found: Bytes, fields: dict[str, tuple[Ints, Ints]], layout: Layout, products: pa.Array) -> Matches | None:
+def _trades(
+    found: Bytes, fields: dict[str, tuple[Ints, Ints]], layout: Layout, products: pa.Array, venue: str
+) -> Matches | None:
     if "exchange" in fields:
         at, end = fields["exchange"]
-        found.is_usual &= (found.at(at) | _LOWER == _EXCHANGE) & (end - at == len(EXCHANGE))
+        letters, size = found.at(at) | _LOWER, end - at
+        expected = venue[1:].partition("-")[0] or COINBASE
+        names = [name for name, of in EXCHANGES.items() if of == expected]  # of eight letters at most
+        is_right = [(letters & mask_of(len(name)) == word_of(name)) & (size == len(name)) for name in names]
+        found.is_usual &= np.logical_or.reduce(is_right)
     if "product_id" in fields:
         at, end = fields["product_id"]
-        found.is_usual &= expect_products(found, at, products) == end
+        found.is_usual &= expect_products(found, at, products, venue) == end
     else:
-        check_products(found, products)
+        check_products(found, products, venue)
     at, end = fields["trade_id"]
     count = found.digits(at)
     ids = found.number(at + count, count)
@@ -127,7 +140,12 @@ def _trades(found: Bytes, fields: dict[str, tuple[Ints, Ints]], layout: Layout, 
     at, end = fields[layout.side]
     side = found.at(at) | _LOWER
     is_sell, is_buy = (side & mask_of(4)) == word_of("sell"), (side & mask_of(3)) == word_of("buy")
-    found.is_usual &= (is_sell & (end - at == 4)) | (is_buy & (end - at == 3))
+    is_side = (is_sell & (end - at == 4)) | (is_buy & (end - at == 3))
+    if layout.side == "maker_side":
+        is_true, is_false = (side & mask_of(4)) == word_of("true"), (side & mask_of(5)) == word_of("false")
+        is_side |= (is_true & (end - at == 4)) | (is_false & (end - at == 5))
+        is_sell |= is_false
+    found.is_usual &= is_side
     time_us = _times(found, *fields[layout.time], TIMES[layout.time])
     found.is_usual &= (time_us >= TIME_MIN) & (time_us <= TIME_MAX)
     if not found.is_usual.any():

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.engine.exact import SCALE, VALUE_END, time_micros
-from cryptopulse.lake.products import PRODUCT_ID_MAX, is_product_id
+from cryptopulse.lake.products import PRODUCT_ID_MAX, is_product_id, is_symbol
 
 Words: TypeAlias = npt.NDArray[np.uint64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -198,21 +198,25 @@ def read_matches(bodies: pa.Array, products: pa.Array) -> Matches | None:
     return Matches(found.is_usual, ids.view(np.int64), prices.view(np.int64), sizes.view(np.int64), is_sell, time_us)
 
 
-def expect_products(found: Bytes, places: Ints, products: pa.Array) -> Ints:
-    """Notes where the message's product is not its key, or no product id; returns where the products end."""
+def expect_products(found: Bytes, places: Ints, products: pa.Array, venue: str = "") -> Ints:
+    """Notes where the message's product is not its key, or no product id; returns where the products end.
+
+    `venue`: what follows the product in the key of another venue's message, as "@kraken"; `products` are without it.
+    """
     text, ends = content(products)
     keys = Bytes(text, 0)
     starts, sizes = ends[:-1], np.minimum(np.diff(ends), PRODUCT_ID_MAX)
     for offset in range(0, int(sizes.max()), 8):
         there, wanted = found.at(places + offset), keys.at(np.minimum(starts + offset, len(text)))
         found.is_usual &= ((there ^ wanted) & _MASKS[np.clip(sizes - offset, 0, 8)]) == 0
-    check_products(found, products)
+    check_products(found, products, venue)
     return places + sizes
 
 
-def check_products(found: Bytes, products: pa.Array) -> None:
-    """Notes where the message's key is no product id."""
-    if wrong := [name for name in pc.unique(products).to_pylist() if not is_product_id(name)]:
+def check_products(found: Bytes, products: pa.Array, venue: str = "") -> None:
+    """Notes where the message's key is no product id. `venue`: as in `expect_products`."""
+    is_valid = is_symbol if venue else is_product_id
+    if wrong := [name for name in pc.unique(products).to_pylist() if not is_valid(name + venue)]:
         found.is_usual &= ~pc.is_in(products, pa.array(wrong, pa.string())).to_numpy(zero_copy_only=False)
 
 

@@ -3,7 +3,8 @@ read it.
 
 The line above, the layout, is JSON. A list names the columns of a line of CSV in their order, null for those that are
 not read: `["exchange","product_id","time_us",null,"trade_id","side","price","size"]`. An object names the members of a
-line of JSON: `{"symbol":"product_id","id":"trade_id",…}`. Without `product_id` the product is the message's key.
+line of JSON: `{"symbol":"product_id","id":"trade_id",…}`. Without `product_id` the product is the message's key. A key
+with `@` says whose trade it is, as for other messages (`venues/trades.py`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import msgspec
 IMPORT: Final = "import"
 """The source of these messages."""
 
-EXCHANGE: Final = "coinbase"
-"""How other programs name the exchange; case does not matter."""
+EXCHANGES: Final = {"coinbase": "coinbase", "kraken": "kraken", "binance": "binance", "okx": "okx", "okex": "okx"}
+"""How other programs name an exchange, in small letters → the venue."""
 
 SIDES: Final = ("side", "maker_side")
-"""`side` is the taker's, `maker_side` the maker's, as the exchange itself writes it."""
+"""`side` is the taker's, `maker_side` the maker's, as Coinbase writes it, or whether the buyer is the maker."""
+
+MAKERS: Final = {"true": "buy", "false": "sell"}
+"""What `maker_side` says of the buyer → the maker's side."""
 
 TIMES: Final = {"time": None, "time_s": 6, "time_ms": 3, "time_us": 0, "time_ns": -3}
 """`time` is ISO 8601, UTC without an offset; the others count from 1970: the power of ten that makes µs of them."""

@@ -40,6 +40,8 @@ test("ages and amounts have a unit", () => {
 test("an id of three parts is shown whole", () => {
   assert.deepEqual(format.symbolParts("BTC-USD"), ["BTC", "-USD"]);
   assert.deepEqual(format.symbolParts("BIP-20DEC30-CDE"), ["BIP", "-20DEC30-CDE"]);
+  assert.deepEqual(format.symbolParts("BTC/USD@kraken"), ["BTC", "/USD@kraken"]);
+  assert.deepEqual(format.symbolParts("BTCUSDT@binance-aggregates"), ["BTCUSDT", "@binance-aggregates"]);
 });
 
 test("a day and an hour are named as what they are", () => {

@@ -22,9 +22,9 @@ test("a link to a chart has time, grain and episode", () => {
 });
 
 test("the hash of Completeness names an hour, a day or a hole of a product of two or three parts", () => {
-  for (const symbol of ["BTC-USD", "BIP-20DEC30-CDE"]) {
+  for (const symbol of ["BTC-USD", "BIP-20DEC30-CDE", "BTC/USD@kraken"]) {
     assert.deepEqual(holeOf(`${symbol}/2025-10-10T21:15/hour`), { symbol, startMs: AT, span: "hour", first: undefined, last: undefined });
     assert.deepEqual(holeOf(`${symbol}/12-15`), { symbol, startMs: null, span: undefined, first: "12", last: "15" });
   }
-  for (const text of ["", "BTC/12-15", "A-B-C-D/12-15", "BTC-USD/12", "BTC-USD/2025-10-10T21:15/year"]) assert.deepEqual(holeOf(text), {});
+  for (const text of ["", "BTC/12-15", "A-B-C-D/12-15", "BTC-USD/12", "@kraken/12-15", "BTC-USD/2025-10-10T21:15/year"]) assert.deepEqual(holeOf(text), {});
 });

@@ -163,7 +163,8 @@ def test_an_instrument_has_as_many_digits_as_its_trades(
     ("rows", "form", "told"),
     [
         ([row(1, 0, 0, trade_size="34028236692092.997003865647")], "nautilus", "can't hold a size of BTC-USD"),
-        ([row(1, 0, 0), row(2, 1, 1, "BTC-PERP-INTX")], "nautilus", "currency pairs only; leave out BTC-PERP-INTX"),
+        ([row(1, 0, 0), row(2, 1, 1, "BTC-PERP-INTX")], "nautilus", "pairs of Coinbase only; leave out BTC-PERP-INTX"),
+        ([row(1, 0, 0, "BTC-USDT@okx")], "nautilus", "pairs of Coinbase only; leave out BTC-USDT@okx"),
         ([row(1, 0, 0), row(2, 1, 1, "ETH-USD")], "hftbacktest", "choose one of BTC-USD and ETH-USD"),
         ([row(1, 1, 1), row(2, 0, 1)], "hftbacktest", "ordered by event_time"),
         ([row(1, 0, 0) | {"price": None}], "nautilus", "a price is missing"),

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.products import is_product_id
 from cryptopulse.lake.receive_order import in_receive_order
 from cryptopulse.text import decimal_text
 
@@ -156,8 +157,10 @@ def write_catalog(rows: pa.RecordBatchReader, data: Path, progress: Callable[[in
         order = np.argsort(codes, kind="stable")
         ordered, bounds = received.take(order), np.searchsorted(codes[order], np.arange(len(symbols.dictionary) + 1))
         for number, symbol in enumerate(symbols.dictionary.to_pylist()):
-            if symbol.count("-") != 1:
-                raise ConfigurationError(f"nautilus takes currency pairs only; leave out {symbol} with --products.")
+            if symbol.count("-") != 1 or not is_product_id(symbol):
+                raise ConfigurationError(
+                    f"nautilus takes currency pairs of Coinbase only; leave out {symbol} with --products."
+                )
             if symbol not in products:
                 products[symbol] = _Product(symbol, data / f"{symbol}.part")
             products[symbol].add(ordered[bounds[number] : bounds[number + 1]].combine_chunks())

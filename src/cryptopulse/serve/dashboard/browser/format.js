@@ -12,9 +12,9 @@ function grouped(text) {
   return [whole.replace(/\B(?=(\d{3})+(?!\d))/g, THIN), ...rest].join(".");
 }
 
-// Splits an id of two or three parts for display: "BTC-USD" → ["BTC", "-USD"], "BIP-20DEC30-CDE" → ["BIP", "-20DEC30-CDE"]
+// Splits a symbol for display: "BTC-USD" → ["BTC", "-USD"], "BTC/USD@kraken" → ["BTC", "/USD@kraken"]
 export function symbolParts(symbol) {
-  const base = symbol.split("-", 1)[0];
+  const [base] = symbol.split(/[-/@]/, 1);
   return [base, symbol.slice(base.length)];
 }
 

@@ -46,7 +46,7 @@ export function mount(element, { symbol, grains, path }) {
     high: ["High 24 h"],
     low: ["Low 24 h"],
     volume: [`Volume 24 h, ${base}`],
-    notional: [`Volume 24 h, ${rest.slice(1)}`],
+    notional: [`Volume 24 h, ${rest.slice(1).split("@")[0] || "quote"}`],
     trades: ["Trades 24 h"],
     average: ["Average 1 h", "Mean price of the trades of the last hour, each counting once"],
     buyers: ["Buyers 1 h", "Share of the last hour's volume that takers bought"],

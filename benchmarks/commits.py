@@ -21,7 +21,7 @@ from deltalake import DeltaTable
 from benchmarks.messages import message_batches
 from benchmarks.processes import Scratch, in_a_process
 from benchmarks.storage import disk_use
-from cryptopulse.deployment import return_freed_memory
+from cryptopulse.deployment import MEMORY_CHECK_S, FreedMemory
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.tables import TABLES
 from cryptopulse.log.sqlite import PARTITION, SqliteLog
@@ -33,7 +33,6 @@ _LATELY = 800  # steps before a mark that it tells of: some maintenance of every
 _MESSAGES = 100
 _RATE = 1_000.0
 _MAINTENANCE_S = 1.0  # as in `cryptopulse.pipeline`
-_RETURN_MEMORY_S = 10.0  # as in `cryptopulse.deployment`
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def _beside(pipeline: Pipeline, settings: Settings) -> Iterator[Callable[[], Non
     threads = [
         threading.Thread(target=repeat, args=(pipeline.gold, settings.processing.gold_interval_ms / 1000)),
         threading.Thread(target=repeat, args=(pipeline.maintenance.run_due, _MAINTENANCE_S)),
-        threading.Thread(target=repeat, args=(return_freed_memory, _RETURN_MEMORY_S)),
+        threading.Thread(target=repeat, args=(FreedMemory().return_it, MEMORY_CHECK_S)),
     ]
     for thread in threads:
         thread.start()

@@ -84,6 +84,28 @@ def misbehaving(trades: list[Trade], seed: int) -> Iterator[Message]:
     yield from late
 
 
+def other_venues() -> Iterator[Message]:
+    """Trades of one symbol at two venues and of a third: some missing, repeated, refused or other than before."""
+    for number in range(1, 200):
+        us = 1_783_425_600_000_000 + number * 7_000_000
+        price = 100 - (number > 150) * 5
+        trade = (
+            f'{{"symbol":"BTC-USDT","side":"{"up" if number == 90 else "sell"}","price":{price}.5e0,"qty":1e-8,'
+            f'"trade_id":{number},"timestamp":"{datetime.fromtimestamp(us / 1e6, UTC):%Y-%m-%dT%H:%M:%SZ}"}}'
+        )
+        kraken = message(f'{{"channel":"trade","type":"update","data":[{trade}]}}'.encode(), key="@kraken")
+        okx = (
+            '{"arg":{"channel":"trades-all","instId":"BTC-USDT"},"data":[{"instId":"BTC-USDT",'
+            f'"tradeId":"{number}","px":"{price}","sz":"2","side":"buy","ts":"{us // 1000}"}}]}}'
+        )
+        yield from [kraken] * (number % 20 != 0) + [kraken] * (number % 9 == 0)
+        yield message(okx.encode(), key="@okx")
+        line = f'["trade_id","price","size","maker_side","time_us"]\n{number},{price + number % 2},3,True,{us}'
+        yield message(line.encode(), "import", "BTCUSDT@binance")
+        if number % 50 == 0:
+            yield message(line.replace(",3,", ",4,").encode(), "import", "BTCUSDT@binance")
+
+
 def recorded() -> Iterator[Message]:
     """Every message of the recordings, where there are any."""
     for path in sorted(CAPTURES.glob("*/*.jsonl")) if CAPTURES.is_dir() else ():

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from kafka_broker import KafkaBroker
-from parity_messages import crash_day, misbehaving, recorded
+from parity_messages import crash_day, misbehaving, other_venues, recorded
 from requirements import jars
 from spark_session import spark_conf
 
@@ -40,7 +40,7 @@ DIGITS = 1e-14
 
 KAFKA_MESSAGE_MAX = 900_000
 
-PRODUCTS = ("BTC-USD", "ETH-USD", "SHIB-USD")
+PRODUCTS = ("BTC-USD", "ETH-USD", "SHIB-USD", "BTC-USDT@kraken", "BTC-USDT@okx", "BTCUSDT@binance")
 
 
 RULES = [
@@ -58,7 +58,11 @@ def parts() -> list[list[Message]]:
     late = [m for number, m in enumerate(sent[:third]) if number % 200 == 0]
     first = [m for number, m in enumerate(sent[:third]) if number % 200]
     bad = [*(one for one, _reason in BAD.values()), *map(message, CONTROL)]
-    arriving = [first, [*sent[third : 2 * third], *bad], [*sent[2 * third :], *late, *recorded(), *first[::300]]]
+    arriving = [
+        first,
+        [*sent[third : 2 * third], *bad, *other_venues()],
+        [*sent[2 * third :], *late, *recorded(), *first[::300]],
+    ]
     return [[one for one in part if len(one["body"]) < KAFKA_MESSAGE_MAX] for part in arriving]
 
 
@@ -116,7 +120,7 @@ def test_the_input_has_something_of_everything(lakes: tuple[Settings, Settings])
     assert len({row["partition"] for row in rows_of(embedded, BRONZE).values()}) > 1
     silver = rows_of(embedded, SILVER).values()
     assert {*PRODUCTS} <= {row["symbol"] for row in silver}
-    assert {row["source"] for row in silver} == {"websocket", "rest"}
+    assert {row["source"] for row in silver} == {"websocket", "rest", "import"}
     proofs = [(row["symbol"], row["first_trade_id"]) for row in rows_of(embedded, ABSENT).values()]
     assert len(proofs) > len(set(proofs)) > 10
     hours = rows_of(embedded, COMPLETENESS).values()

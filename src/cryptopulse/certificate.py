@@ -114,6 +114,7 @@ def certify(lake: Lake, product: str, day: date) -> Certificate:
         chain = hashlib.sha256(chain + digest).digest()
     return Certificate(
         product=product,
+        venue=product.partition("@")[2] or "coinbase",
         day=day.isoformat(),
         trades=trades.num_rows,
         first_trade_id=first,

@@ -73,6 +73,7 @@ MEMORY_CHECK_S: Final = 2.0
 """Time between two calls of `FreedMemory.return_it`."""
 
 _MEMORY_GROWN = 8 << 20
+_MEMORY = Path("/proc/self/statm")  # of Linux
 
 
 class FreedMemory:
@@ -85,7 +86,7 @@ class FreedMemory:
     def __init__(self) -> None:
         """Counts from now on."""
         self._low = 0
-        libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+        libc = ctypes.CDLL(None) if _MEMORY.exists() else None
         self._trim: Callable[[int], int] | None = getattr(libc, "malloc_trim", None)
 
     def return_it(self) -> None:
@@ -101,7 +102,7 @@ class FreedMemory:
 
 
 def _resident_bytes() -> int:
-    pages = Path("/proc/self/statm").read_bytes().split()[1]
+    pages = _MEMORY.read_bytes().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 

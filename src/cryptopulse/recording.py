@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import re
+import struct
 import sys
 import zipfile
 import zlib
@@ -39,13 +41,17 @@ LINE_BYTES_MAX = 64 << 20
 """Four times the largest message that the feed takes."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Of UTF-8."""
-_GZIP, _ZSTANDARD, _ZIP = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
+_GZIP, _ZSTANDARD, _ZIPS = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", (b"PK\x03\x04", b"PK\x05\x06")
 _SKIPPED = b"\x2a\x4d\x18"  # second to fourth byte of a skippable frame; files of pzstd begin with one
+DAMAGED = (zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+"""What reading a damaged compressed file raises, beside OSError and EOFError."""
+
 _CUT_OFF = (
     " Fetch it again, or take what is whole of it: `gzip -dc FILE | cryptopulse replay -` (`zstd -dc` for Zstandard)."
 )
 _RECV_END = 7_258_118_400  # the year 2200: seconds are below it, milliseconds far above
 _UNKNOWN = -1
+_TEXTS = (b"ping", b"pong")  # messages of OKX that are no JSON
 _CAPTURED = re.compile(rb"([0-9]{1,12}(?:\.[0-9]{1,9})?): (.*)", re.DOTALL)
 _TABBED = re.compile(rb"([0-9]{9,19})(\.[0-9]{1,9})?\t(.*)", re.DOTALL)
 _NOT_RECEIVED = re.compile(rb"(?:wss?|https?)://\S* (?:<->|<-|->) |configuration: ")
@@ -143,7 +149,7 @@ def _errors(name: str) -> Iterator[None]:
         yield
     except _BrokenLineError as error:
         raise ConfigurationError(f"Recording {name}, {error}") from error
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, *DAMAGED) as error:
         why = getattr(error, "strerror", None) or str(error).rstrip(".")
         is_cut_off = isinstance(error, EOFError | gzip.BadGzipFile) or why.startswith("Truncated")
         remedy = _CUT_OFF if is_cut_off else ""
@@ -200,7 +206,9 @@ def _message(line: bytes, number: int) -> tuple[float | None, bytes]:
     try:
         row = _decoder.decode(message)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _BrokenLineError(number, error) from error
+        if message.strip() not in _TEXTS:
+            raise _BrokenLineError(number, error) from error
+        row = _Line()
     if recv is not None:
         if recv >= _RECV_END:
             raise _BrokenLineError(number, "its time is not in seconds since 1970")
@@ -233,12 +241,14 @@ def decompressed(file: BinaryIO) -> io.BufferedIOBase:
         import pyarrow as pa  # noqa: PLC0415 - Python's own can't before 3.14
 
         return cast("io.BufferedIOBase", pa.CompressedInputStream(pa.PythonFile(text, mode="r"), "zstd"))
-    if magic == _ZIP:
-        archive = zipfile.ZipFile(text)
-        if len(names := [name for name in archive.namelist() if not name.endswith("/")]) != 1:
-            raise OSError(f"it is an archive of {len(names)} files; unpack it")
+    if magic in _ZIPS:
+        if not text.seekable():
+            raise OSError("a zip archive can't come through a pipe; unpack it, as with `unzip -p`")
         try:
+            archive = zipfile.ZipFile(text)
+            if len(names := [name for name in archive.namelist() if not name.endswith("/")]) != 1:
+                raise OSError(f"it is an archive of {len(names)} files; unpack it")
             return cast("io.BufferedIOBase", archive.open(names[0]))
-        except RuntimeError as error:  # a password, or an unusual compression
+        except (RuntimeError, ValueError, struct.error) as error:  # a password, an unusual compression, damage
             raise OSError(str(error)) from error
     return text

@@ -299,7 +299,7 @@ def _keys(bodies: Sequence[bytes | str]) -> list[str]:
         found = list(map(_product_fields.decode, bodies))
     except (ValueError, RecursionError):
         return list(map(partition_key, bodies))
-    return [partition_key(bodies[place]) if one.channel else one.product_id for place, one in enumerate(found)]
+    return [partition_key(bodies[place]) if one.channel else _own(one.product_id) for place, one in enumerate(found)]
 
 
 class _ProductFields(msgspec.Struct, gc=False):
@@ -313,6 +313,11 @@ _product_fields = msgspec.json.Decoder(_ProductFields)
 _advanced = AdvancedDialect()
 
 
+def _own(product: str) -> str:
+    """`product` as a key; "" for one that would say that the message is another venue's."""
+    return "" if "@" in product else product
+
+
 def partition_key(body: bytes | str) -> str:
     """The product that a message of either feed is about, "" for none or several."""
     try:
@@ -320,5 +325,5 @@ def partition_key(body: bytes | str) -> str:
     except (ValueError, RecursionError):  # msgspec's errors and bad UTF-8 are ValueErrors
         return ""
     if found.product_id or not found.channel:
-        return found.product_id
-    return _advanced.read(body.encode() if isinstance(body, str) else body).product
+        return _own(found.product_id)
+    return _own(_advanced.read(body.encode() if isinstance(body, str) else body).product)

@@ -13,7 +13,6 @@ import gzip
 import hashlib
 import io
 import re
-import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -29,9 +28,9 @@ import pyarrow.parquet as pq
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.export import csv_lines
 from cryptopulse.lake.products import is_product_id, is_symbol
-from cryptopulse.recording import BYTE_ORDER_MARK, LINE_BYTES_MAX, decompressed, is_recorded
+from cryptopulse.recording import BYTE_ORDER_MARK, DAMAGED, LINE_BYTES_MAX, decompressed, is_recorded
 from cryptopulse.venues.imported import EXCHANGES, SIDES, TIMES, read_layout
-from cryptopulse.venues.trades import COINBASE
+from cryptopulse.venues.trades import COINBASE, NOT_A_MESSAGE, VENUES
 
 _Kind = Literal["csv", "json", "parquet", "arrow", "recording", "nothing"]
 
@@ -142,6 +141,10 @@ def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "", v
 
     Raises ConfigurationError when it can't be imported: not there, of another exchange, without a needed column, …
     """
+    said = product.partition("@")[2]
+    if said and venue not in (None, said):
+        raise ConfigurationError(f"Product {product} is of {said}, not of {venue}.")
+    venue = said or venue
     if path.is_dir():
         raise ConfigurationError(f"{path} is a folder; name its files, as in {path}/*.csv.gz.")
     if not path.is_file():
@@ -152,17 +155,23 @@ def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "", v
         if magic.startswith((b"PAR1", b"ARROW1")):
             return _open_columns(path, "parquet" if magic.startswith(b"PAR1") else "arrow", columns, product, venue)
         sample = next(_line_blocks(decompressed(raw), cut_off_is_end=True), b"")
+        if not sample:  # nothing is whole of it, or there is nothing: this raises the one, and returns from the other
+            raw.seek(0)
+            next(_line_blocks(decompressed(raw)), b"")
     if sample.startswith(_UTF_16):
         raise ConfigurationError(f"{path} is in UTF-16; save it as UTF-8.")
     lines = [line.rstrip(b"\r") for line in sample.removeprefix(BYTE_ORDER_MARK).split(b"\n") if line.strip()]
     if not lines:
         return TradeFile(path, "nothing")
-    if is_recorded(lines[0]):
+    if is_recorded(lines[0]) or (venue and venue in VENUES and VENUES[venue](_members(lines[0])) != NOT_A_MESSAGE):
         return TradeFile(path, "recording", venue=venue or COINBASE)
     if _KRAKENS_ARCHIVE.fullmatch(lines[0]):
         raise ConfigurationError(f"{path} has no trade ids, as Kraken's archives: a lake keeps trades by their ids.")
     for archive, (line, names_) in _ARCHIVES.items():
         if line.fullmatch(lines[0]):
+            if columns or venue not in (None, archive):
+                what = "needs no --column" if columns else f"is none of {venue}"
+                raise ConfigurationError(f"{path} is an archive of {archive} without a header: it {what}.")
             return _open_archive(path, archive, names_.split(), product, lines)
     rows: list[dict[str, str]]
     if lines[0].lstrip().startswith(b"{"):
@@ -214,7 +223,8 @@ def _checked_product(path: Path, product: str, venue: str, *, is_needed: bool) -
         raise ConfigurationError(f"{path} does not name its product; say it, as in --product BTCUSDT.")
     key = product if venue == COINBASE else f"{product.partition('@')[0]}@{venue}"
     if not (is_product_id(key) if venue == COINBASE else is_symbol(key)):
-        raise ConfigurationError(f"Invalid product id {product!r} of {venue}.")
+        remedy = "; whose it is says --venue, or BTC/USD@kraken" if venue == COINBASE else ""
+        raise ConfigurationError(f"Invalid product id {product!r} of {venue}{remedy}.")
     return key if is_needed else ""
 
 
@@ -330,9 +340,9 @@ def _errors(path: Path) -> Iterator[None]:
     """Turns what reading raises into ConfigurationError."""
     try:
         yield
-    except (OSError, EOFError, zlib.error, BadZipFile, pa.ArrowException) as error:
+    except (OSError, EOFError, *DAMAGED, pa.ArrowException) as error:
         why = (getattr(error, "strerror", None) or (str(error) or "it is damaged").splitlines()[0]).rstrip(".")
-        is_cut_off = isinstance(error, EOFError | gzip.BadGzipFile) or "truncated" in why.lower()
+        is_cut_off = isinstance(error, EOFError | gzip.BadGzipFile | BadZipFile) or "truncated" in why.lower()
         remedy = " It seems to be cut off: fetch it again." if is_cut_off else ""
         raise ConfigurationError(f"{path} can't be read: {why}.{remedy}") from error
 
@@ -345,7 +355,7 @@ def _line_blocks(stream: io.BufferedIOBase, *, cut_off_is_end: bool = False) -> 
     while failure is None:
         try:
             data = stream.read1(_BLOCK_BYTES)  # `read` would lose what came before a fault
-        except (OSError, EOFError, zlib.error, BadZipFile) as error:
+        except (OSError, EOFError, *DAMAGED) as error:
             data, failure = b"", error
         waiting += data
         if not data or len(waiting) >= _BLOCK_BYTES:
@@ -434,6 +444,9 @@ def _keys(block: bytes, ends: Any, file: TradeFile) -> pa.Array:
             found = pa.array([str(_members(line).get(place, "")) for line in lines_], pa.string())
     named = found.dictionary_encode()
     venue = "" if file.venue == COINBASE else f"@{file.venue}"
-    is_valid = is_symbol if venue else is_product_id
-    names = [key if is_valid(key := text.strip() + venue) else venue for text in named.dictionary.to_pylist()]
+    names = []
+    for text in map(str.strip, named.dictionary.to_pylist()):
+        key = text if "@" in text else text + venue  # an export has whole symbols
+        is_known = key.partition("@")[2] in ("", *VENUES) and key.endswith(venue)
+        names.append(key if is_known and is_symbol(key) else venue)
     return cast("pa.Array", pa.array(names, pa.string()).take(named.indices))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -107,6 +108,57 @@ def test_a_refused_trade_is_told_and_its_neighbours_in_the_message_are_kept(tmp_
     assert (found.code, found.kinds) == (8, ["ids_refused"])
 
 
+def test_a_conflict_beside_a_refused_trade_is_found(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    pair = trade(2, side="up").replace("}]}", "}," + trade(1, price="2").split("[", 1)[1].rstrip())
+    replay(lake, recorded(tmp_path, trade(1), pair + "\n", trade(3)), "kraken")
+    assert audit(lake).kinds == ["ids_refused", "trades_conflict"]
+
+
+def okx(number: int, *, channel: str = "trades-all", more: str = "") -> str:
+    return (
+        f'{{"arg":{{"channel":"{channel}","instId":"BTC-USDT"}},"data":[{{"instId":"BTC-USDT","tradeId":"{number}",'
+        f'"px":"100","sz":"1","side":"buy","ts":"1783465200{number}"{more}}}]}}\n'
+    )
+
+
+def test_ids_of_a_message_that_stands_for_several_trades_are_refused_not_missing(tmp_path: Path) -> None:
+    lines = [okx(100), okx(103, channel="trades", more=',"count":"3"'), "pong\n", okx(104)]
+    replay(tmp_path / "lake", recorded(tmp_path, *lines), "okx")
+    (found,) = audit(tmp_path / "lake").findings
+    assert (found["kind"], found["first_trade_id"], found["last_trade_id"]) == ("ids_refused", 101, 103)
+
+
+def test_what_repairs_a_hole_of_another_venue_is_no_backfill(tmp_path: Path) -> None:
+    replay(tmp_path / "lake", recorded(tmp_path, trade(1), trade(3)), "kraken")
+    assert audit(tmp_path / "lake").one("hole")["repair"].startswith("replay or import a recording")
+
+
+def test_a_message_of_coinbase_cannot_name_another_venue(tmp_path: Path) -> None:
+    body = '{"product_id":"X@binance","e":"trade","s":"BTCUSDT","t":1,"p":"1","q":"1","T":1783465157897,"m":true}\n'
+    replay(tmp_path / "lake", recorded(tmp_path, body), "coinbase")
+    assert held(tmp_path / "lake") == []
+
+
+def test_a_certificate_names_the_venue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    replay(tmp_path / "lake", recorded(tmp_path, trade(1), trade(2)), "kraken")
+    capsys.readouterr()
+    assert run(["certify", "BTC/USD@kraken", "--day", "2026-07-07", "--lake", str(tmp_path / "lake")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["venue"], document["product"], document["trades"]) == ("kraken", "BTC/USD@kraken", 2)
+
+
+@pytest.mark.parametrize("name", ["all.csv", "all.parquet"])
+def test_what_was_exported_comes_in_again(tmp_path: Path, name: str) -> None:
+    first, second, file = tmp_path / "first", tmp_path / "second", str(tmp_path / name)
+    replay(first, recorded(tmp_path, trade(1), trade(2)), "kraken")
+    replay(first, recorded(tmp_path, okx(100)), "okx")
+    assert run(["export", "trades", file, "--lake", str(first)]) == 0
+    assert bring_in(second, file) == 0
+    assert held(second) == held(first)
+    assert audit(second).code == 0
+
+
 def bring_in(lake: Path, *arguments: str) -> int:
     return run(["import", *arguments, "--lake", str(lake)])
 
@@ -174,6 +226,37 @@ def test_the_exchange_of_a_file_or_the_option_says_whose_trades_they_are(tmp_pat
     assert bring_in(lake, str(tardis), "--venue", "kraken") == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--venue", "kraken"], "is none of kraken"),
+        (["--column", "side=x"], "needs no --column"),
+        (["--product", "BTC/USD@okx", "--venue", "kraken"], "is of okx, not of kraken"),
+    ],
+)
+def test_options_that_contradict_a_file_are_refused(
+    tmp_path: Path, options: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "BTCUSDT-trades-2026-07-07.csv"
+    file.write_text(TRADES_OF_BINANCE)
+    assert bring_in(tmp_path / "lake", str(file), *options) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_recordings_come_in_by_import_as_well(tmp_path: Path) -> None:
+    bodies = [trade(1).split("\t")[1], trade(2).split("\t")[1]]
+    acknowledged = '{"method":"subscribe","result":{"channel":"trade","symbol":"BTC/USD"},"success":true}\n'
+    assert bring_in(tmp_path / "lake", str(recorded(tmp_path, acknowledged, *bodies)), "--venue", "kraken") == 0
+    assert [row[:2] for row in held(tmp_path / "lake")] == [("BTC/USD@kraken", 1), ("BTC/USD@kraken", 2)]
+
+
+def test_alerts_are_listed_by_product(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    replay(tmp_path / "lake", recorded(tmp_path, trade(1), trade(2, price="5")), "kraken")
+    capsys.readouterr()
+    assert run(["alerts", "list", "--products", "BTC/USD@kraken", "--lake", str(tmp_path / "lake"), "--json"]) == 0
+    assert "BTC/USD@kraken" in capsys.readouterr().out
+
+
 def test_an_archive_of_several_files_or_with_a_password_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +270,17 @@ def test_an_archive_of_several_files_or_with_a_password_is_refused_in_one_line(
     torn.write_bytes(several.read_bytes()[:50])
     assert bring_in(tmp_path / "lake", str(torn)) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    whole = zipped(tmp_path / "BTCUSDT-trades-1.zip", TRADES_OF_BINANCE * 100).read_bytes()
+    for place in range(0, len(whole), 7):  # damaged anywhere
+        torn.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        assert bring_in(tmp_path / "lake", str(torn), "--product", "BTCUSDT") in (0, 2)
+        assert "unexpected" not in capsys.readouterr().err
+
+
+def test_a_compressed_file_of_which_nothing_is_whole_is_no_empty_one(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.csv.gz"
+    cut.write_bytes(gzip.compress(TRADES_OF_BINANCE.encode())[:15])
+    assert bring_in(tmp_path / "lake", str(cut)) == 2
 
 
 def test_an_unknown_venue_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

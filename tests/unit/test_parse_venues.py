@@ -88,12 +88,14 @@ CONTROL = {
     ],
     "binance": [
         '{"result":null,"id":1}',
+        '{"stream":"!miniTicker@arr","data":[{"e":"24hrMiniTicker","s":"A"},{"e":"24hrMiniTicker","s":"B"}]}',
         '{"code":2,"msg":"Invalid request"}',
         '{"stream":"a@depth","data":{"e":"depthUpdate","s":"A"}}',
         '{"stream":"!serverShutdown","data":{"e":"serverShutdown","E":1}}',
         '{"u":1,"s":"BNBUSDT","b":"25.35","B":"31.21","a":"25.36","A":"40.66"}',
     ],
     "okx": [
+        "pong",
         '{"event":"subscribe","arg":{"channel":"trades","instId":"BTC-USDT"}}',
         '{"event":"error","code":"60012","msg":"Invalid request"}',
         OKX % ("books", '{"asks":[]}'),
@@ -109,7 +111,11 @@ def test_other_messages_have_no_trades_and_are_not_refused(venue: str, body: str
 @pytest.mark.parametrize(
     ("venue", "body", "reason"),
     [
-        ("kraken", "pong", "not a message of this venue"),
+        ("kraken", "pang", "not a message of this venue"),
+        ("kraken", KRAKEN.replace("05.562702Z", "05.562702+02:00"), "time is missing or malformed"),
+        ("binance", BINANCE % ("1783465157897.000", "true"), "time is missing or malformed"),
+        ("binance", '{"stream":"x","data":[{"e":"trade"}]}', "unknown message type"),
+        ("okx", OKX % ("trades-all", OKX_TRADE.replace("5101", "5101.0") % ""), "time is missing or malformed"),
         ("kraken", "[]", "not a message of this venue"),
         ("kraken", "{}", "not a message of this venue"),
         ("kraken", '{"channel":"trades"}', "unknown channel"),
@@ -119,7 +125,7 @@ def test_other_messages_have_no_trades_and_are_not_refused(venue: str, body: str
         ("kraken", KRAKEN.replace("BTC/USD", "BTC/USD@okx"), "product_id is missing or malformed"),
         ("kraken", KRAKEN.replace("63501.60", "-1"), "price is not positive"),
         ("kraken", KRAKEN.replace("05.562702Z", "65.562702Z"), "time is missing or malformed"),
-        ("binance", BINANCE % ("1.5e99", "true"), "time is out of range"),
+        ("binance", BINANCE % ("1" * 25, "true"), "time is out of range"),
         ("binance", BINANCE % (1, "1"), "side is neither buy nor sell"),
         ("binance", BINANCE.replace('"e":"trade"', '"e":"news"') % (1, "true"), "unknown message type"),
         ("okx", OKX % ("trades-all", "5"), "a trade message without its trades"),

@@ -159,7 +159,8 @@ class Contents:
             partition, offset = message["partition"], message["offset"]
             rows = wanted.get((partition, offset), {})
             # A refused message may also have trades that are not the reason of its refusal.
-            has_several = message["source"] == "rest" or b'"market_trades"' in message["body"]
+            is_venues = "@" in (message["partition_key"] or "") and message["source"] != "import"
+            has_several = is_venues or message["source"] == "rest" or b'"market_trades"' in message["body"]
             for symbol, trade_id, received in _contents(message) if rows else ():
                 row = rows.get((symbol, trade_id))
                 if row is None or (row["is_refused"] and not has_several):

@@ -203,7 +203,7 @@ def report_ids(snapshot: LakeSnapshot, account: Account, refused: IdSet) -> None
             where = f"missing in {SILVER}, {_between(after, before)}"
             text = f"{symbol}: {ids_text(first, last)} {where}, though {source} {evidence}"
             repair = f"run `{repairs.rebuild}`"
-            if source == COVERAGE and (after or before):
+            if source == COVERAGE and "@" not in symbol and (after or before):
                 backfill = repairs.backfill(symbol, after, before)
                 repair = f"run `{repairs.rebuild}`, then `{backfill}`: no message of them is in {BRONZE}"
             details = id_range(first, last) | {"after_time": after, "before_time": before, "told_by": source}
@@ -215,7 +215,9 @@ def report_ids(snapshot: LakeSnapshot, account: Account, refused: IdSet) -> None
         shown = "the exchange's heartbeat names them" if witness == "heartbeat" else "a later trade shows it"
         text = f"{symbol}: {ids_text(first, last)} never received, {_between(after, before)}; {shown}"
         repair = f"run `{repairs.rebuild}`, and audit again"  # silver holds nothing of the product
-        if after or before:
+        if "@" in symbol:
+            repair = "replay or import a recording that has them: only Coinbase is asked for missing trades"
+        elif after or before:
             repair = f"run `{repairs.backfill(symbol, after, before)}`; a producer that runs does it by itself"
         if account.let_go and first < account.let_go.last:
             repair = "start the producer, which fetches it: its day was let go, so that only its ids are known"

@@ -50,7 +50,8 @@ def trade_sql() -> dict[str, str]:
     )
     side, maker = f"lower({_field('side')})", f"lower({_field('maker_side')})"
     maker = f"CASE {maker} WHEN 'true' THEN 'buy' WHEN 'false' THEN 'sell' ELSE {maker} END"
-    named = f"{_field('product_id')} || coalesce(regexp_extract(partition_key, '@.*'), '')"
+    product, venue = _field("product_id"), "coalesce(regexp_extract(partition_key, '@.*'), '')"
+    named = f"CASE WHEN contains({product}, '@') THEN {product} ELSE {product} || {venue} END"
     return {
         "symbol": f"CASE WHEN list_contains(h, 'product_id') THEN {named} ELSE partition_key END",
         "trade_id": _field("trade_id"),
@@ -84,7 +85,8 @@ def line_trade(body: bytes, key: str | None) -> dict[str, str]:
     found = {"symbol": key}
     if "product_id" in values:
         venue = "".join((key or "").partition("@")[1:])
-        found["symbol"] = f"{values['product_id']}{venue}" if isinstance(values["product_id"], str) else None
+        product = values["product_id"]
+        found["symbol"] = f"{product}{'' if '@' in product else venue}" if isinstance(product, str) else None
     found |= {name: values.get(name) for name in ("trade_id", "price", "size")}
     side = str(values.get("side", values.get("maker_side"))).lower()
     found["side"] = _MAKERS.get(side) if "side" in values else _BUYERS.get(side, side)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 _MICROS_DIGITS = 15
+_COUNT_MAX = 10_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SCHEMA = pa.schema([(name, pa.string()) for name in ("symbol", "trade_id", "price", "size", "side", "time")])
 
@@ -45,7 +45,7 @@ def venue_trades(body: bytes, key: str) -> Iterator[dict[str, str]]:
     """
     venue = key.rpartition("@")[2]
     try:
-        message = json.loads(body, parse_float=str, parse_int=str, object_pairs_hook=_unambiguous)
+        message = json.loads(body, parse_float=_Number, parse_int=_Number, object_pairs_hook=_unambiguous)
         rows = _ROWS[venue](message)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return
@@ -53,13 +53,17 @@ def venue_trades(body: bytes, key: str) -> Iterator[dict[str, str]]:
     for row in rows:
         if isinstance(row, dict):
             found = dict(zip(_SCHEMA.names, map(row.get, members), strict=True))
-            found |= {
-                "symbol": f"{found['symbol']}@{venue}",
-                "side": _MAKERS.get(str(found["side"])),
-                "time": _time(found),
-            }
-            if isinstance(found["trade_id"], str):
-                yield {name: value for name, value in found.items() if isinstance(value, str)}
+            if type(found["symbol"]) is not str or not isinstance(found["trade_id"], str):
+                continue
+            side, time = _MAKERS.get(str(found["side"])), _time(found["time"], venue)
+            found |= {"symbol": f"{found['symbol']}@{venue}", "side": side, "time": time}
+            yield {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+class _Number(str):
+    """A JSON number as it is written."""
+
+    __slots__ = ()
 
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,9 +85,19 @@ def _binance_rows(kind: str) -> Callable[[Mapping[str, Any]], list[Mapping[str, 
 
 
 def _okx_rows(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    is_trades = message["arg"]["channel"] in ("trades", "trades-all") and "event" not in message
-    rows = list(message["data"]) if is_trades else []
-    return rows if all(row.get("count", "1") == "1" for row in rows) else []
+    """Trades; of a row that stands for several, which the parser refuses, the ids alone."""
+    if message["arg"]["channel"] not in ("trades", "trades-all") or "event" in message:
+        return []
+    found: list[Mapping[str, Any]] = []
+    for row in message["data"]:
+        count = int(row.get("count", "1"))
+        if count == 1:
+            found.append(row)
+        else:
+            last = int(row["tradeId"])
+            ids = range(max(last - min(count, _COUNT_MAX) + 1, 1), last + 1)
+            found += [{"instId": row["instId"], "tradeId": str(number)} for number in ids]
+    return found
 
 
 _ROWS = {
@@ -102,13 +116,14 @@ _MEMBERS = {
 _MAKERS = {"buy": "sell", "sell": "buy", "True": "buy", "False": "sell"}  # Binance tells whether the buyer is the maker
 
 
-def _time(trade: Mapping[str, Any]) -> str | None:
-    """The time of a trade as ISO 8601; numbers count milliseconds, with 15 or more digits microseconds."""
-    text = trade["time"]
-    if not isinstance(text, str):
+def _time(value: Any, venue: str) -> str | None:
+    """A time as ISO 8601. Kraken writes it so; the others count milliseconds, Binance, with 15 digits, microseconds."""
+    if venue == "kraken" or not isinstance(value, str):
+        return value if isinstance(value, str) and value.endswith("Z") else None
+    if not value.isdecimal():
         return None
+    is_micros = venue != "okx" and len(value.lstrip("0")) >= _MICROS_DIGITS
     try:
-        us = int(Decimal(text).scaleb(0 if len(text) >= _MICROS_DIGITS else 3) // 1)
-        return f"{_EPOCH + timedelta(microseconds=us):%Y-%m-%dT%H:%M:%S.%fZ}"
-    except (ValueError, OverflowError, InvalidOperation):
-        return text
+        return f"{_EPOCH + timedelta(microseconds=int(value) * (1 if is_micros else 1000)):%Y-%m-%dT%H:%M:%S.%fZ}"
+    except (ValueError, OverflowError):
+        return None

@@ -181,6 +181,7 @@ def _print_alerts(alerts: list[dict[str, Any]], json: bool) -> None:
 
 
 def _ids(products: str | None) -> list[str]:
-    from cryptopulse.settings import load_settings
+    from cryptopulse.lake.products import as_written
+    from cryptopulse.lake.scan import product_ids
 
-    return load_settings(feed={"products": products}).feed.products if products else []
+    return list(product_ids(map(as_written, products.split(","))) or ()) if products else []

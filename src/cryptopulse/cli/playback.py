@@ -35,6 +35,7 @@ def playback(
     """Play a time of a lake again as the exchange: the same messages over WebSocket, pages and candles over REST."""
     from cryptopulse import logging_setup
     from cryptopulse.lake.dataset import open_lake
+    from cryptopulse.lake.products import as_written
     from cryptopulse.lake.scan import moment_of, time_range
     from cryptopulse.playback import PlaybackOptions, run
 
@@ -42,7 +43,7 @@ def playback(
     logging_setup.configure(settings.logging, "playback")
     limits = settings.processing
     first_us, end_us = time_range(start, end)
-    symbols = [one.strip().upper() for one in products.split(",")] if products else None
+    symbols = [as_written(one) for one in products.split(",")] if products else None
     options = PlaybackOptions(first_us, end_us, speed, symbols, host, port)
 
     def announce(bound: int, window: Window) -> None:

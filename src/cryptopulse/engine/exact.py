@@ -173,6 +173,8 @@ def venue_rows(body: bytes, key: str) -> list[Row]:
     venue = key.rpartition("@")[2]
     if venue not in VENUES:
         return [Row(NOT_OF_VENUE)]
+    if body.strip() in (b"ping", b"pong"):  # OKX's signs of life are no JSON
+        return []
     twice: list[str] = []
     value = _value(body, twice)
     if not isinstance(value, _Object):
@@ -186,8 +188,10 @@ def venue_rows(body: bytes, key: str) -> list[Row]:
     for trade in found:
         symbol = f"{trade.symbol}@{venue}" if type(trade.symbol) is str else None
         side = _MAKERS.get(trade.taker_side)
-        row = checked_row(symbol, trade.trade_id, trade.price, trade.size, side, _ANY_MOMENT, is_valid=is_symbol)
-        rows.append(_timed(row, trade.time, trade.time_power))
+        is_text = trade.time_power is None
+        time = trade.time if is_text else _ANY_MOMENT
+        row = checked_row(symbol, trade.trade_id, trade.price, trade.size, side, time, is_valid=is_symbol)
+        rows.append(row if is_text else _timed(row, trade.time, trade.time_power))
     return rows
 
 
@@ -207,7 +211,7 @@ def _line_row(values: dict[str, Any], layout: Layout, product: str | None) -> Ro
     side = str(values[layout.side]).lower()
     side = _MAKERS.get(side, "") if layout.side == "side" else MAKERS.get(side, side)
     symbol, trade_id = values.get("product_id", product), values["trade_id"]
-    if venue and type(symbol) is str and "product_id" in values:
+    if venue and type(symbol) is str and not symbol.endswith(f"@{venue}"):
         symbol = f"{symbol}@{venue}"
     is_valid = is_symbol if venue else is_product_id
     row = checked_row(symbol, trade_id, values["price"], values["size"], side, _ANY_MOMENT, is_valid=is_valid)

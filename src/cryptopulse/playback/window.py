@@ -71,7 +71,9 @@ class Window:
         held = [row["symbol"] for row in lake.products() if is_product_id(row["symbol"])]  # Coinbase's
         self.products = sorted(set(held) if products is None else set(products))
         if unknown := [name for name in self.products if name not in held]:
-            raise ConfigurationError(f"The lake has no trades of {unknown[0]}.")
+            raise ConfigurationError(f"The lake has no trades of {unknown[0]}, or it is no product of Coinbase.")
+        if not held:
+            raise ConfigurationError("The lake has no trades of Coinbase, whose feed is played.")
         gone = let_go(lake.location, BRONZE)
         is_gone = gone is not None and moment_of(first_us).date() < gone.kept_from
         check_let_go(gone if is_gone else None, "The messages from that time are gone")

@@ -32,6 +32,11 @@ NOT_A_MESSAGE: Final = "not a message of this venue"
 Trades = list[VenueTrade] | str
 
 
+def _count(value: Any) -> str | None:
+    """`value` if it is a whole number, as these venues write times."""
+    return value if isinstance(value, str) and value.isascii() and value.isdigit() else None
+
+
 def kraken(message: Mapping[str, Any]) -> Trades:
     """Kraken's WebSocket v2: the channel `trade` has one to many trades, a snapshot the last fifty."""
     channel = message.get("channel")
@@ -64,12 +69,16 @@ def binance_aggregates(message: Mapping[str, Any]) -> Trades:
 
 def _binance(message: Mapping[str, Any], kind: str, number: str) -> Trades:
     data = message.get("data") if "stream" in message else message
+    if isinstance(data, list):  # the stream of all tickers
+        others = [row.get("e") for row in data if isinstance(row, dict)]
+        is_known = len(others) == len(data) and all(one != kind and one in _BINANCE_EVENTS for one in others)
+        return [] if is_known else "unknown message type"
     if not isinstance(data, dict):
         return NOT_A_MESSAGE
     event = data.get("e")
     if event == kind:
-        time = data.get("T")
-        is_micros = isinstance(time, str) and len(time) >= _MICROS_DIGITS
+        time = _count(data.get("T"))
+        is_micros = time is not None and len(time.lstrip("0")) >= _MICROS_DIGITS
         side = {True: "sell", False: "buy"}.get(data["m"], "") if isinstance(data.get("m"), bool) else ""
         power = 0 if is_micros else 3
         return [VenueTrade(data.get("s"), data.get(number), data.get("p"), data.get("q"), side, time, power)]
@@ -105,7 +114,7 @@ def okx(message: Mapping[str, Any]) -> Trades:
         return "several trades in one; the channel trades-all has each"
     return [
         VenueTrade(row.get("instId"), row.get("tradeId"), row.get("px"), row.get("sz"), str(row.get("side")),
-                   row.get("ts"), 3)
+                   _count(row.get("ts")), 3)
         for row in rows
     ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.activity_bars import BarSize, Measure
 from cryptopulse.lake.alerts import KINDS, AlertType, Severity
-from cryptopulse.lake.products import SYMBOL
+from cryptopulse.lake.products import PRODUCT_ID_MAX, SYMBOL
 from cryptopulse.serve.api import paging
 from cryptopulse.serve.api.formats import FORMATS
 from cryptopulse.serve.http.problems import Problem
@@ -30,17 +30,19 @@ _DAY = "(19|20|21)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?"
 _OFFSET = "(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _ID_MAX = 2**63 - 1
+_TEXT_MAX = 65_536
 
 
-def _text(pattern: str, how: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    """Validator and schema of a text; `pattern` without ^ and $."""
+def _text(pattern: str, how: str, **more: int) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Validator and schema of a text; `pattern` without ^ and $; `more` may be maxLength."""
+    longest = more.get("maxLength", _TEXT_MAX)
 
     def checked(value: Any) -> str:
-        if not isinstance(value, str) or re.fullmatch(pattern, value) is None:
+        if not isinstance(value, str) or len(value) > longest or re.fullmatch(pattern, value) is None:
             raise ValueError(how)
         return value
 
-    return BeforeValidator(checked), WithJsonSchema({"type": "string", "pattern": f"^{pattern}$"})
+    return BeforeValidator(checked), WithJsonSchema({"type": "string", "pattern": f"^{pattern}$", **more})
 
 
 def _whole(low: int, high: int, **more: Any) -> tuple[BeforeValidator, WithJsonSchema]:
@@ -61,7 +63,9 @@ Limit = Annotated[int, *_whole(1, LIMIT_MAX, default=LIMIT_DEFAULT)]
 TradeId = Annotated[int | None, *_whole(0, _ID_MAX)]
 Cursor = Annotated[str | None, *_text(paging.PATTERN, "take it from the page before")]
 FormatName = Annotated[str | None, WithJsonSchema({"type": "string", "enum": list(FORMATS)})]
-Symbol = Annotated[str, *_text(SYMBOL, "write a product like BTC-USD, and repeat symbol= for several")]
+Symbol = Annotated[
+    str, *_text(SYMBOL, "write a product like BTC-USD, and repeat symbol= for several", maxLength=PRODUCT_ID_MAX)
+]
 Time = Annotated[
     str | None,
     *_text(

@@ -70,10 +70,10 @@ _LEDGER = """
 """A hole counts in the hour of the trade above it. The trade below is in that hour or in the last one with trades."""
 
 _CONFLICTS = f"""
-    SELECT partition_key AS symbol, COUNT(*) AS messages
+    SELECT REGEXP_REPLACE(partition_key, '^@.*', '') AS symbol, COUNT(*) AS messages
     FROM silver.quarantined_messages WHERE reason = '{CONFLICT}' GROUP BY ALL ORDER BY symbol
 """  # noqa: S608 - a text of our own
-"""The symbol is empty for a message of several products: it is unknown which of them is in conflict."""
+"""The symbol is empty for a message that may have several products: it is unknown which of them is in conflict."""
 
 _GRID = """
     WITH newest AS (

@@ -7,7 +7,7 @@ import { HoleDetails } from "./hole_details.js";
 import { DAY_MS, HOUR_MS, holeHash, messageLink, productLink, timeHash } from "./links.js";
 import { choice, figures, halves, panel, showQuery } from "./panels.js";
 import { refusedIds, refusedWithin } from "./refused.js";
-import { auditCommand, backfillCommand, commandLine } from "./repair.js";
+import { auditCommand, backfillCommand, commandLine, isFetched } from "./repair.js";
 import { Table } from "./table.js";
 
 const CONFLICTS = "Messages that tell a held trade with another price, size, side or time; the first copy is kept, these are in silver.quarantined_messages";
@@ -189,7 +189,7 @@ function showVerdict(element, rows, lake, refused) {
   } else {
     const names = bad.slice(0, 3).map((row) => row.symbol).join(", ");
     const symbols = bad.map((row) => row.symbol).sort();
-    const fetchable = bad.filter((row) => row.missing > row.refused.length);
+    const fetchable = bad.filter((row) => row.missing > row.refused.length && isFetched(row.symbol));
     const times = fetchable.filter((row) => format.known(row.from));
     title.textContent = `${format.count(missing)} ${missing === 1 ? "trade is" : "trades are"} missing`;
     text.append(`Of ${names}${bad.length > 3 ? ` and ${bad.length - 3} more` : ""}. `);

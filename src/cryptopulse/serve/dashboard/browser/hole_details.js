@@ -8,7 +8,7 @@ import { countsText } from "./heatmap.js";
 import { DAY_MS, HOUR_MS, chartLink, holeOf, messageLink } from "./links.js";
 import { detailsPanel } from "./panels.js";
 import { refusedWithin } from "./refused.js";
-import { auditCommand, backfillCommand, commandLine } from "./repair.js";
+import { auditCommand, backfillCommand, commandLine, isFetched } from "./repair.js";
 import { Table } from "./table.js";
 
 const RUNS_SHOWN = 5;
@@ -113,7 +113,7 @@ export class HoleDetails {
     const from = missing.some((row) => !format.known(row.since)) && !isHole ? start : Math.min(...times);
     const to = Math.max(...times, end ?? -Infinity);
     const commands = [isHole ? auditCommand([symbol], lake) : auditCommand([symbol], lake, start, end)];
-    if (missing.length && Number.isFinite(from) && Number.isFinite(to)) commands.unshift(backfillCommand([symbol], from, to, lake));
+    if (missing.length && isFetched(symbol) && Number.isFinite(from) && Number.isFinite(to)) commands.unshift(backfillCommand([symbol], from, to, lake));
     const text = [isHole ? this.holeText(rows) : this.timeText()];
     if (refused.length) {
       const ids = refused.slice(0, RUNS_SHOWN).map(format.count).join(", ");

@@ -16,6 +16,11 @@ function range(fromMs, toMs) {
 }
 
 // Fetches the missing trades of `symbols` between two times (ms).
+// Whether missing trades of a product can be fetched: only Coinbase is asked for them.
+export function isFetched(symbol) {
+  return !symbol.includes("@");
+}
+
 export function backfillCommand(symbols, fromMs, toMs, lake) {
   return `cryptopulse backfill ${symbols.join(" ")} ${range(fromMs, toMs)} --lake ${quoted(lake)}`;
 }

@@ -15,12 +15,12 @@ function range(fromMs, toMs) {
   return `--from ${isoOf(from)} --to ${isoOf(Math.max(Math.ceil(toMs / MINUTE_MS) * MINUTE_MS, from + MINUTE_MS))}`;
 }
 
-// Fetches the missing trades of `symbols` between two times (ms).
 // Whether missing trades of a product can be fetched: only Coinbase is asked for them.
 export function isFetched(symbol) {
   return !symbol.includes("@");
 }
 
+// Fetches the missing trades of `symbols` between two times (ms).
 export function backfillCommand(symbols, fromMs, toMs, lake) {
   return `cryptopulse backfill ${symbols.join(" ")} ${range(fromMs, toMs)} --lake ${quoted(lake)}`;
 }

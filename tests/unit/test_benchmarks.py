@@ -280,7 +280,7 @@ def test_a_paced_feed_sends_every_trade_once_and_none_before_it_is_due(tmp_path:
     found = [json.loads(body) for body in sent["body"].to_pylist()]
     log.close()
     assert len({(trade["product_id"], trade["trade_id"]) for trade in found}) == feed.sent
-    assert 0.5 * 4_000 * 0.5 < feed.sent < 1.6 * 4_000 * 0.6
+    assert 0.5 * 4_000 * 0.5 < feed.sent < 1.6 * 4_000 * max(feed.age_s, 0.6)
     assert feed.crashing == {"BTC-USD"}
 
 

@@ -163,8 +163,10 @@ def is_same(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
 def test_the_audit_finds_nothing_wrong_with_either_lake(
     lakes: tuple[Settings, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for the trades that the misbehaving feed dropped, and what was sent wrongly of other venues. Spark does not say
-    how far it is: ten minutes settle it."""
+    """But for trades that were dropped, and what was sent wrongly of other venues.
+
+    Spark does not say how far it is: ten minutes settle it.
+    """
     clock = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: clock() + 700 * 10**9)
     embedded, spark = (audit(settings.lake) for settings in lakes)

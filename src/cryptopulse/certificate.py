@@ -31,6 +31,7 @@ from cryptopulse import __version__
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.intervals import Interval, Intervals
 from cryptopulse.lake.dataset import Lake
+from cryptopulse.lake.products import venue_of
 from cryptopulse.lake.retention import check_let_go, let_go
 from cryptopulse.lake.tables import SILVER
 from cryptopulse.text import decimal_text, ids_text
@@ -114,7 +115,7 @@ def certify(lake: Lake, product: str, day: date) -> Certificate:
         chain = hashlib.sha256(chain + digest).digest()
     return Certificate(
         product=product,
-        venue=product.partition("@")[2] or "coinbase",
+        venue=venue_of(product) or "coinbase",
         day=day.isoformat(),
         trades=trades.num_rows,
         first_trade_id=first,

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.export import csv_lines
-from cryptopulse.lake.products import is_product_id, is_symbol
+from cryptopulse.lake.products import is_product_id, is_symbol, venue_of
 from cryptopulse.recording import BYTE_ORDER_MARK, DAMAGED, LINE_BYTES_MAX, decompressed, is_recorded
 from cryptopulse.venues.imported import EXCHANGES, SIDES, TIMES, read_layout
 from cryptopulse.venues.trades import COINBASE, NOT_A_MESSAGE, VENUES
@@ -141,7 +141,7 @@ def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "", v
 
     Raises ConfigurationError when it can't be imported: not there, of another exchange, without a needed column, …
     """
-    said = product.partition("@")[2]
+    said = venue_of(product)
     if said and venue not in (None, said):
         raise ConfigurationError(f"Product {product} is of {said}, not of {venue}.")
     venue = said or venue
@@ -447,6 +447,6 @@ def _keys(block: bytes, ends: Any, file: TradeFile) -> pa.Array:
     names = []
     for text in map(str.strip, named.dictionary.to_pylist()):
         key = text if "@" in text else text + venue  # an export has whole symbols
-        is_known = key.partition("@")[2] in ("", *VENUES) and key.endswith(venue)
+        is_known = venue_of(key) in ("", *VENUES) and key.endswith(venue)
         names.append(key if is_known and is_symbol(key) else venue)
     return cast("pa.Array", pa.array(names, pa.string()).take(named.indices))

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import msgspec
 import numpy as np
 
-from cryptopulse.lake.products import is_product_id, is_symbol
+from cryptopulse.lake.products import is_product_id, is_symbol, venue_of
 from cryptopulse.lake.tables import SILVER, TRADE_VALUE_END
 from cryptopulse.venues.imported import EXCHANGES, MAKERS, TIMES, Layout, read_layout
 from cryptopulse.venues.trades import COINBASE, VENUES
@@ -170,7 +170,7 @@ def line_rows(body: bytes, product: str | None) -> list[Row]:
 
 def venue_rows(body: bytes, key: str) -> list[Row]:
     """The rows of a message whose key, `@venue`, says that it is not Coinbase's. Never raises."""
-    venue = key.rpartition("@")[2]
+    venue = venue_of(key)
     if venue not in VENUES:
         return [Row(NOT_OF_VENUE)]
     if body.strip() in (b"ping", b"pong"):  # OKX's signs of life are no JSON
@@ -204,7 +204,7 @@ def _timed(row: Row, time: Any, power: int | None) -> Row:
 
 
 def _line_row(values: dict[str, Any], layout: Layout, product: str | None) -> Row:
-    venue = (product or "").partition("@")[2]
+    venue = venue_of(product or "")
     expected = venue.partition("-")[0] or COINBASE
     if "exchange" in values and EXCHANGES.get(str(values["exchange"]).lower()) != expected:
         return Row(OTHER_EXCHANGE + expected)

@@ -32,6 +32,7 @@ from cryptopulse.engine.match_layout import (
     times_at,
     word_of,
 )
+from cryptopulse.lake.products import venue_of
 from cryptopulse.venues.imported import EXCHANGES, TIMES, Layout, read_layout
 from cryptopulse.venues.trades import COINBASE
 
@@ -52,8 +53,7 @@ def read_lines(bodies: pa.Array, products: pa.Array) -> Matches | None:
     layout = read_layout(head)
     if layout is None or not newline:
         return None
-    _, sign, name = products[0].as_py().partition("@")
-    venue = sign + name
+    venue = f"@{name}" if (name := venue_of(products[0].as_py())) else ""
     if venue:
         if not pc.all(pc.ends_with(products, venue)).as_py():
             return None

@@ -17,6 +17,11 @@ PRODUCT_ID_MAX = 64
 _PRODUCT_ID, _SYMBOL = re.compile(PRODUCT_ID), re.compile(SYMBOL)
 
 
+def venue_of(text: str) -> str:
+    """The venue that a symbol, or the key of a message, names; "" for Coinbase's, which name none."""
+    return text.partition("@")[2]
+
+
 def as_written(text: str) -> str:
     """What a person writes for a symbol, as it is in the tables: Coinbase's ids have only capital letters."""
     text = text.strip()

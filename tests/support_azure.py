@@ -32,7 +32,7 @@ def small_source(root: Path) -> Path:
     for name in BUILT_FROM:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"{name}\n")
-    (root / "deploy/docker/Dockerfile").write_text("ARG BASE=python:3.11.14-slim-bookworm\n")
+    (root / "deploy/docker/Dockerfile").write_text(f"ARG BASE=python:3.11.14-slim-bookworm@sha256:{64 * '6'}\n")
     (root / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
     shutil.copytree(SCRIPT.parent, root / "deploy" / "azure")
     return root / "deploy" / "azure" / SCRIPT.name

@@ -92,18 +92,20 @@ ensure_image() {
     ensure_base_image
     say "building image $IMAGE in the registry (some minutes; from the root of the repository)"
     (cd "$ROOT" && change_or_explain build_refused acr build --registry "$REGISTRY" --resource-group "$GROUP" \
-        --image "${IMAGE#*/}" --build-arg "BASE=$REGISTRY.azurecr.io/$BASE" --file deploy/docker/Dockerfile .)
+        --image "${IMAGE#*/}" --build-arg "BASE=$REGISTRY.azurecr.io/$BASE_TAG" --file deploy/docker/Dockerfile .)
 }
 
 ensure_base_image() { # Docker Hub limits what is pulled without an account; a copy here is pulled as often as needed
-    BASE=$(sed -n 's/^ARG BASE=//p' "$ROOT/deploy/docker/Dockerfile")
-    if [ "$MODE" != plan ] && known_image "${BASE%%:*}" "${BASE##*:}"; then
-        say "exists   base image $BASE"
+    BASE=$(sed -n 's/^ARG BASE=//p' "$ROOT/deploy/docker/Dockerfile") # NAME:TAG@DIGEST: Docker Hub's by its digest
+    BASE_NAME=${BASE%%:*} BASE_TAG=${BASE%@*}
+    BASE_SOURCE=docker.io/library/$BASE_NAME@${BASE##*@}
+    if [ "$MODE" != plan ] && known_image "$BASE_NAME" "${BASE_TAG##*:}"; then
+        say "exists   base image $BASE_TAG"
         return
     fi
-    say "creating base image $BASE"
+    say "creating base image $BASE_TAG"
     change_or_explain import_refused acr import --name "$REGISTRY" --resource-group "$GROUP" --force \
-        --source "docker.io/library/$BASE" --image "$BASE"
+        --source "$BASE_SOURCE" --image "$BASE_TAG"
 }
 
 build_refused() { # what az said
@@ -120,9 +122,9 @@ az acr login --name $REGISTRY && docker push $IMAGE. Then run this again: it fin
 import_refused() {
     case $1 in
     *toomanyrequests*)
-        fail "Docker Hub refused to hand out the base image $BASE (toomanyrequests: its limit for pulls without an \
+        fail "Docker Hub refused to hand out the base image $BASE_TAG (toomanyrequests: its limit for pulls without an \
 account). Run this again in an hour, or import it with an account of Docker Hub: az acr import --name $REGISTRY --source \
-docker.io/library/$BASE --image $BASE --username NAME --password TOKEN"
+$BASE_SOURCE --image $BASE_TAG --username NAME --password TOKEN"
         ;;
     esac
 }

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
 import structlog
@@ -22,25 +23,23 @@ from cryptopulse.feed.protocol import Event, FeedSession, HoleFound, LateTrade, 
 from cryptopulse.feed.recovery import LogEnd, log_end, resume
 from cryptopulse.feed.rest import RestClient, online_products
 from cryptopulse.feed.sequence_gaps import IdWatch
+from cryptopulse.feed.venue_rest import rest_client
 from cryptopulse.healing.heal import Healer
+from cryptopulse.lake.products import venue_of
 from cryptopulse.log import Log
 from cryptopulse.retry import Backoff, retrying
-from cryptopulse.settings import FeedSettings, Settings
+from cryptopulse.settings import Settings
 from cryptopulse.token_bucket import RateLimiter
 from cryptopulse.venues import Dialect
 from cryptopulse.venues.coinbase_advanced import AdvancedDialect
 from cryptopulse.venues.coinbase_exchange import ExchangeDialect
+from cryptopulse.venues.registry import VENUES
 
 REPORT_INTERVAL_S = 0.5
 UNCHANGED_S = 4.0
 """Time between reports while nothing changes. Readers treat a process without a report for 10 s as silent."""
 
 RATE_WINDOW_S = 2.0
-
-CONNECTS_PER_SECOND = 4
-"""Half of Coinbase's limit per IP address (8 a second, bursts of 20)."""
-
-CONNECTS_BURST = 8
 
 _AGES = frozenset({"time", "last_message_age_s", "last_logged_age_s"})
 """Values that change with time alone; a reader adds the age of the report."""
@@ -57,8 +56,9 @@ async def produce(settings: Settings, log: Log, stop: asyncio.Event, report: Cal
     Raises ConfigurationError for settings that can't work, and the error of `log.append` when the log fails for good
     (LogFull and others): messages in memory are then lost, and the structured log has their number.
     """
-    url, per_second = settings.feed.rest_url, settings.feed.rest_requests_per_second
-    async with RestClient(url, per_second=per_second, allowance=settings.rest_allowance) as rest:
+    async with AsyncExitStack() as opened:
+        venues = dict.fromkeys(map(venue_of, settings.feed.products)) or [""]
+        rest = {venue: await opened.enter_async_context(rest_client(settings, venue)) for venue in venues}
         feed = _Feed(settings, log, rest, report)
         feed.log_end = await asyncio.to_thread(log_end, log)
         tasks = {
@@ -83,23 +83,25 @@ async def produce(settings: Settings, log: Log, stop: asyncio.Event, report: Cal
 
 
 class _FeedSource(NamedTuple):
-    """One of the exchange's feeds and its address."""
+    """A feed, its address, and the limit of the attempts to connect to its venue."""
 
     dialect: Dialect
     url: str
+    connects: RateLimiter
 
 
 class _Feed:
     """The parts of a running feed, and its state as a report."""
 
     def __init__(
-        self, settings: Settings, log: Log, rest: RestClient, report: Callable[[dict[str, Any]], None]
+        self, settings: Settings, log: Log, rest: dict[str, RestClient], report: Callable[[dict[str, Any]], None]
     ) -> None:
+        """`rest`: by venue, "" for Coinbase."""
         self._all_settings = settings
         self._settings = settings.feed
         self._report = report
         self._rest = rest
-        self._sources = _sources(settings.feed)
+        self._sources = [source for venue in rest for source in _sources(settings, venue)]
         self._check(settings.feed.products)
         self._loop = asyncio.get_running_loop()
         self.log_failed = asyncio.Event()
@@ -112,8 +114,10 @@ class _Feed:
         )
         self._lines = EventLines()
         self._watch = IdWatch()
-        self._healer = Healer(settings, rest, self._buffer, self._watch, self._lines)
-        self._connects = RateLimiter(per_second=CONNECTS_PER_SECOND, burst=CONNECTS_BURST)
+        self._healers = {
+            venue: Healer(venue, settings, client, self._buffer, self._watch, self._lines)
+            for venue, client in rest.items()
+        }
         self._connections: list[FeedConnection] = []
         self.log_end = LogEnd([], {}, is_all=True)
         """The newest messages of the previous producer."""
@@ -126,16 +130,20 @@ class _Feed:
         self._loop.call_soon_threadsafe(self.log_failed.set)
 
     def _check(self, products: list[str]) -> None:
-        """A single feed must take every product; with two, each product needs only one of them."""
-        if len(self._sources) == 1:
-            self._sources[0].dialect.check_products(products)
+        """A venue's single feed must take each of its products; of two feeds one is enough."""
+        for source in self._sources:
+            venue = source.dialect.venue
+            if [other.dialect.venue for other in self._sources].count(venue) == 1:
+                source.dialect.check_products([product for product in products if venue_of(product) == venue])
 
     async def record(self) -> None:
         """Connects and stays connected until cancelled; fetches missing trades."""
         products = self._settings.products or await self._fetch_products()
         self._check(products)
         self._watch.follow(products)
-        self._healer.resume(resume(self._watch, self.log_end))
+        resumed = resume(self._watch, self.log_end)
+        for healer in self._healers.values():
+            healer.resume(resumed)
         self.log_end = LogEnd([], {}, is_all=False)  # it was some megabytes
         async with asyncio.TaskGroup() as group:
             self._connect(group, products)
@@ -143,25 +151,26 @@ class _Feed:
             urls = " ".join(source.url for source in self._sources)
             _log.info("feed_started", url=urls, products=len(products), connections=len(self._connections))
             if self._all_settings.healing.enabled:
-                group.create_task(self._heal())
+                for healer in self._healers.values():
+                    group.create_task(self._heal(healer))
             if not self._settings.products:
                 group.create_task(self._record_new_products(group))
 
-    async def _heal(self) -> None:
+    async def _heal(self, healer: Healer) -> None:
         """Heals until cancelled. An error in it is logged and does not end the recording."""
         try:
-            await self._healer.run()
+            await healer.run()
         except Exception as error:  # noqa: BLE001 - trades that are not recorded now are lost for longer
             _log.exception("unexpected_error", error=str(error))
         finally:
-            await self._healer.close()
+            await healer.close()
 
     async def _record_new_products(self, group: asyncio.TaskGroup) -> None:
         """Fetches the list of products at intervals, and records new ones on connections of their own."""
         while True:
             await asyncio.sleep(self._settings.products_refresh_s)
             try:
-                listed = online_products(await self._rest.products(), self._settings.quote_currency)
+                listed = online_products(await self._rest[""].products(), self._settings.quote_currency)
             except CryptoPulseError as error:
                 _log.warning("products_not_refreshed", error=str(error))
                 continue
@@ -178,9 +187,9 @@ class _Feed:
     def _connect(self, group: asyncio.TaskGroup, products: list[str]) -> None:
         """Makes connections, each for a part of `products`; all share one IdWatch."""
         size, missed_max = self._settings.products_per_connection_max, self._settings.heartbeats_missed_max
-        for dialect, url in self._sources * self._settings.connections:
-            shared = Shared(url, self._settings, self._buffer, self._connects, self._on_event)
-            taken = [product for product in products if dialect.takes(product)]
+        for dialect, url, connects in self._sources * self._settings.connections:
+            shared = Shared(url, self._settings, self._buffer, connects, self._on_event)
+            taken = [product for product in products if venue_of(product) == dialect.venue and dialect.takes(product)]
             for start in range(0, len(taken), size):
                 part = taken[start : start + size]
                 session = FeedSession(dialect, part, heartbeats_missed_max=missed_max, watch=self._watch)
@@ -192,9 +201,9 @@ class _Feed:
         match event:
             case HoleFound(product, first, last, witness):
                 self._lines.hole(product, first, last, witness)
-                self._healer.found(product, first, last)
+                self._healers[venue_of(product)].found(product, first, last)
             case LateTrade(product, trade_id):
-                self._healer.arrived(product, trade_id)
+                self._healers[venue_of(product)].arrived(product, trade_id)
             case _:
                 self._lines.event(connection.name, event)
 
@@ -209,7 +218,7 @@ class _Feed:
             _log.warning("waiting_for_products", error=str(error), retry_in_s=round(pause_s, 2))
 
         backoff = Backoff(longest_s=self._settings.backoff_max_s)
-        products = online_products(await retrying(self._rest.products, backoff, waiting), currency)
+        products = online_products(await retrying(self._rest[""].products, backoff, waiting), currency)
         if not products:
             raise ConfigurationError(
                 f"Setting feed.quote_currency: no product is traded against {currency!r} at "
@@ -260,6 +269,9 @@ class _Feed:
         messages = sum(part.messages for part in traffic)
         last_ns = max((part.last_received_ns for part in traffic), default=0)
         latency = self.writer.latency.lately()
+        healing = Counter[str]()
+        for healer in self._healers.values():
+            healing.update(healer.state())
         return {
             "state": self._state,
             "time": now_ns / 1e9,
@@ -290,7 +302,7 @@ class _Feed:
             "trades_repeated": self._watch.repeated,
             "holes": self._watch.holes,
             "ids_open": self._watch.ids_open,
-            **self._healer.state(),
+            **healing,
             "malformed": sum(session.malformed for session in sessions),
             "messages_skipped": sum(session.messages_skipped for session in sessions),
             "lost_messages": sum(part.lost_messages for part in traffic)
@@ -312,14 +324,21 @@ class _Feed:
         return (messages - first) / (now_s - first_s) if now_s > first_s else 0.0
 
 
-def _sources(settings: FeedSettings) -> list[_FeedSource]:
-    """The feeds to record. Raises ConfigurationError for an address that is not a WebSocket address."""
-    exchange, advanced = ExchangeDialect(), AdvancedDialect()
-    first: Dialect = advanced if settings.dialect == "advanced" else exchange
-    made = [_FeedSource(first, first.default_url if settings.websocket_url is None else settings.websocket_url)]
-    check_url(made[0].url, "feed.websocket_url")
-    if settings.dialect == "both":
-        url = advanced.default_url if settings.advanced_url is None else settings.advanced_url
-        made.append(_FeedSource(advanced, url))
-        check_url(made[1].url, "feed.advanced_url")
+def _sources(settings: Settings, venue: str) -> list[_FeedSource]:
+    """The feeds of `venue` to record. Raises ConfigurationError for an address that is not a WebSocket address."""
+    feed, wanted = settings.feed, list[tuple[Dialect, str | None, str]]()
+    if venue:
+        wanted = [(VENUES[venue](), settings.venue(venue).websocket_url, f"{venue}.websocket_url")]
+    else:
+        first: Dialect = AdvancedDialect() if feed.dialect == "advanced" else ExchangeDialect()
+        wanted = [(first, feed.websocket_url, "feed.websocket_url")]
+        if feed.dialect == "both":
+            wanted.append((AdvancedDialect(), feed.advanced_url, "feed.advanced_url"))
+    per_second = wanted[0][0].connects_per_second
+    connects = RateLimiter(per_second=per_second, burst=max(round(2 * per_second), 2))
+    made = []
+    for dialect, given, setting in wanted:
+        url = dialect.default_url if given is None else given
+        check_url(url, setting)
+        made.append(_FeedSource(dialect, url, connects))
     return made

@@ -29,7 +29,7 @@ from cryptopulse.telemetry import Telemetry
 from cryptopulse.trade_files import TradeFile
 from cryptopulse.venues.coinbase_advanced import AdvancedDialect
 from cryptopulse.venues.imported import IMPORT
-from cryptopulse.venues.trades import COINBASE
+from cryptopulse.venues.registry import COINBASE
 
 _BATCH_BYTES_MAX = 64 << 20  # an append is held in memory several times
 _APPENDED_MAX = 2_000_000  # messages (about 1 GB) between trims of the log, so that a long recording does not fill it

@@ -29,8 +29,9 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.export import csv_lines
 from cryptopulse.lake.products import is_product_id, is_symbol, venue_of
 from cryptopulse.recording import BYTE_ORDER_MARK, DAMAGED, LINE_BYTES_MAX, decompressed, is_recorded
+from cryptopulse.venues import NOT_A_MESSAGE
 from cryptopulse.venues.imported import EXCHANGES, SIDES, TIMES, read_layout
-from cryptopulse.venues.trades import COINBASE, NOT_A_MESSAGE, VENUES
+from cryptopulse.venues.registry import COINBASE, MESSAGES
 
 _Kind = Literal["csv", "json", "parquet", "arrow", "recording", "nothing"]
 
@@ -163,7 +164,7 @@ def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "", v
     lines = [line.rstrip(b"\r") for line in sample.removeprefix(BYTE_ORDER_MARK).split(b"\n") if line.strip()]
     if not lines:
         return TradeFile(path, "nothing")
-    if is_recorded(lines[0]) or (venue and venue in VENUES and VENUES[venue](_members(lines[0])) != NOT_A_MESSAGE):
+    if is_recorded(lines[0]) or (venue and venue in MESSAGES and MESSAGES[venue](_members(lines[0])) != NOT_A_MESSAGE):
         return TradeFile(path, "recording", venue=venue or COINBASE)
     if _KRAKENS_ARCHIVE.fullmatch(lines[0]):
         raise ConfigurationError(f"{path} has no trade ids, as Kraken's archives: a lake keeps trades by their ids.")
@@ -447,6 +448,6 @@ def _keys(block: bytes, ends: Any, file: TradeFile) -> pa.Array:
     names = []
     for text in map(str.strip, named.dictionary.to_pylist()):
         key = text if "@" in text else text + venue  # an export has whole symbols
-        is_known = venue_of(key) in ("", *VENUES) and key.endswith(venue)
+        is_known = venue_of(key) in ("", *MESSAGES) and key.endswith(venue)
         names.append(key if is_known and is_symbol(key) else venue)
     return cast("pa.Array", pa.array(names, pa.string()).take(named.indices))

@@ -227,7 +227,7 @@ def test_a_new_producer_finds_the_end_of_every_partition(opened: Callable[..., K
     for first in range(0, 3000, 500):
         log.append(numbered(first, first + 500))
     # All received at the same time within an append, one after the other in it: by time they interleave.
-    found = [int(body) % 500 for body, _ in log_end(opened()).live]
+    found = [int(body) % 500 for body, _, _ in log_end(opened()).live]
     assert len(found) == 3000
     assert found == sorted(found)
 

@@ -286,6 +286,6 @@ def test_a_compressed_file_of_which_nothing_is_whole_is_no_empty_one(tmp_path: P
 def test_an_unknown_venue_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replay(tmp_path / "lake", recorded(tmp_path, trade(1)), "krakken") == 2
     assert capsys.readouterr().err == (
-        "cryptopulse: Unknown venue 'krakken' (expected coinbase, kraken, binance, binance-aggregates, okx).\n"
+        "cryptopulse: Unknown venue 'krakken' (expected coinbase, kraken, binance, okx, binance-aggregates).\n"
     )
     assert not (tmp_path / "lake").exists()

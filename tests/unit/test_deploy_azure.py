@@ -197,6 +197,16 @@ def test_a_refused_image_is_explained_with_a_way_round(azure: FakeAzure, command
     assert helps in done.stderr.splitlines()[-1]
 
 
+def test_the_base_image_is_imported_by_its_digest_under_the_tag_that_the_build_names(azure: FakeAzure) -> None:
+    assert azure.run("up").returncode == 0
+    (imported,) = [argv for argv in azure.changes() if argv[:2] == ["acr", "import"]]
+    (built,) = [argv for argv in azure.changes() if argv[:2] == ["acr", "build"]]
+    tag = imported[imported.index("--image") + 1]
+    assert imported[imported.index("--source") + 1] == f"docker.io/library/python@sha256:{64 * '6'}"
+    assert tag == "python:3.11.14-slim-bookworm"
+    assert built[built.index("--build-arg") + 1].endswith(f".azurecr.io/{tag}")
+
+
 def test_an_image_that_is_there_already_needs_no_build_and_no_right_of_the_registry(azure: FakeAzure) -> None:
     done = azure.run("up", "--image", "ghcr.io/me/cryptopulse:1.2.3", "--restart", "OnFailure")
     assert done.returncode == 0, done.stderr

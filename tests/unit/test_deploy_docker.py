@@ -26,7 +26,7 @@ pytestmark = pytest.mark.texts
 
 FILES = (("compose.yaml",), ("compose.yaml", "compose.simulated.yaml"))
 SECRETS = re.compile("secret|password|token|key|connection|credential", re.IGNORECASE)
-PINNED = re.compile(r".+:\d+\.\d+\.\d+(-[a-z-]+)?")
+PINNED = re.compile(r".+:\d+\.\d+\.\d+(-[a-z-]+)?@sha256:[0-9a-f]{64}")
 
 
 def understood(words: list[str]) -> None:

@@ -24,7 +24,7 @@ A = "BTC-USD"
 
 def end_of(*messages: tuple[Message, int]) -> LogEnd:
     """A log that holds these messages, and the second in which each came."""
-    return LogEnd([(m["body"], at_s * S) for m, at_s in messages], {}, is_all=True)
+    return LogEnd([(m["body"], at_s * S, "") for m, at_s in messages], {}, is_all=True)
 
 
 def heartbeat(last_trade_id: int) -> Message:
@@ -69,7 +69,7 @@ def test_a_log_of_which_only_the_end_was_read_is_not_all_known(tmp_path: Path) -
     log = in_log(tmp_path, (match(i) for i in range(1, 21)))
     end = log_end(log, messages_max=5)
     log.close()
-    assert [json.loads(body)["trade_id"] for body, _ in end.live] == [16, 17, 18, 19, 20]
+    assert [json.loads(body)["trade_id"] for body, _, _ in end.live] == [16, 17, 18, 19, 20]
     assert not end.is_all
 
 
@@ -86,8 +86,8 @@ def test_holes_that_a_page_in_the_log_has_healed_are_none(tmp_path: Path) -> Non
     end = log_end(log)
     log.close()
     assert (end.paged, end.is_all) == ({A: Intervals([(4, 6)])}, True)
-    assert [json.loads(body).get("trade_id") for body, _ in end.live] == [1, 10, None, 11]
-    later = [(body, at_s * 10 * S) for at_s, (body, _) in enumerate(end.live)]
+    assert [json.loads(body).get("trade_id") for body, _, _ in end.live] == [1, 10, None, 11]
+    later = [(body, at_s * 10 * S, venue) for at_s, (body, _, venue) in enumerate(end.live)]
     resumed = resume(IdWatch([A]), end._replace(live=later))
     assert resumed.held == {A: Intervals([(1, 1), (4, 6), (10, 11)])}
     assert resumed.holes == {A: [(2, 3), (7, 9)]}

@@ -34,7 +34,7 @@ def by_the_letter(bodies: list[tuple[bytes, str]], venue: str = "") -> list[Any]
         if source == "import":
             found = line_rows(body, PRODUCT + venue)
         elif venue:
-            found = venue_rows(body, PRODUCT + venue)
+            found = venue_rows(body, PRODUCT + venue, is_page=source == "rest")
         else:
             found = page_rows(body, PRODUCT) if source == "rest" else message_rows(body)
         rows += [(0, place, _RECEIVED, source, *_values(row)) for row in found]

@@ -17,7 +17,7 @@ from cryptopulse.engine.exact import Row, venue_rows
 from cryptopulse.engine.parse import parse
 from cryptopulse.lake.products import is_product_id, is_symbol
 from cryptopulse.lake.tables import BRONZE
-from cryptopulse.venues.trades import VENUES
+from cryptopulse.venues.registry import MESSAGES
 
 KRAKEN = (
     '{"channel":"trade","type":"update","data":['
@@ -237,4 +237,4 @@ def test_the_audit_reads_what_the_parser_accepts_and_no_message_raises(message: 
 
 
 def test_every_venue_has_an_example_here() -> None:
-    assert VENUES.keys() - {"binance-aggregates"} == EXAMPLES.keys()
+    assert MESSAGES.keys() - {"binance-aggregates"} == EXAMPLES.keys()

@@ -163,12 +163,12 @@ def test_lakes_share_the_limit_of_the_exchange_and_not_that_of_a_simulator(
     clean: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(clean / "state"))
-    allowances = [load_settings(lake=lake).rest_allowance for lake in ("a", "b")]
+    allowances = [load_settings(lake=lake).rest_allowance("https://api.exchange.coinbase.com") for lake in ("a", "b")]
     assert set(allowances) == {clean / "state" / "cryptopulse" / "rest-api.exchange.coinbase.com.allowance"}
-    other = load_settings(feed={"rest_url": "https://user:pw@[::1:x/../.."}).rest_allowance
+    other = load_settings().rest_allowance("https://user:pw@[::1:x/../..")
     assert other.parent == allowances[0].parent
     assert "pw" not in other.name
-    simulated = [load_settings(lake=lake, feed={"rest_url": "http://127.0.0.1:1"}).rest_allowance for lake in "ab"]
+    simulated = [load_settings(lake=lake).rest_allowance("http://127.0.0.1:1") for lake in "ab"]
     assert simulated == [clean / lake / "_cryptopulse" / "rest.allowance" for lake in "ab"]
 
 

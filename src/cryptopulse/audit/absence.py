@@ -14,6 +14,7 @@ from cryptopulse.audit.report import Absence
 from cryptopulse.audit.retention import numbers_let_go
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import ABSENT, BRONZE, LakeSnapshot
+from cryptopulse.audit.venues import venue_page_ids
 from cryptopulse.text import ids_text
 
 _Claim = Mapping[str, Any]
@@ -46,7 +47,7 @@ class AbsenceProofs:
             place = (message["partition"], message["offset"])
             for claim in self._claims.pop(place, ()):
                 symbol, first, last = claim["symbol"], claim["first_trade_id"], claim["last_trade_id"]
-                ids = page_ids(message["body"])
+                ids = venue_page_ids(message["body"], symbol) if "@" in symbol else page_ids(message["body"])
                 if message["source"] != "rest" or message["partition_key"] != symbol:
                     self._report(claim, "that message is no page of the product's trades")
                 elif ids is None:

@@ -1,10 +1,11 @@
-"""Reads the trades in messages of venues beside Coinbase; `@venue` in a message's key says whose it is."""
+"""Reads the trades in messages and pages of venues beside Coinbase; `@venue` in the key says whose they are."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -26,10 +27,10 @@ def venue_rows(messages: pa.Table) -> pa.Table:
     """A row for each trade that can be read, with the columns of its message but the body, and those of `_SCHEMA`."""
     found = [
         (place, trade)
-        for place, (body, key) in enumerate(
-            zip(*(messages[c].to_pylist() for c in ("body", "partition_key")), strict=True)
+        for place, (body, key, source) in enumerate(
+            zip(*(messages[c].to_pylist() for c in ("body", "partition_key", "source")), strict=True)
         )
-        for trade in venue_trades(body, key)
+        for trade in venue_trades(body, key, is_page=source == "rest")
     ]
     rows = messages.drop_columns(["body"]).take(pa.array([place for place, _ in found], pa.int64()))
     trades = pa.Table.from_pylist([trade for _, trade in found], schema=_SCHEMA)
@@ -38,16 +39,28 @@ def venue_rows(messages: pa.Table) -> pa.Table:
     return rows
 
 
-def venue_trades(body: bytes, key: str) -> Iterator[dict[str, str]]:
+def venue_page_ids(body: bytes, key: str) -> list[int] | None:
+    """The trade ids of a page of REST, newest first; None if `body` is not a page, or an id can't be read."""
+    symbol, _, venue = key.rpartition("@")
+    try:
+        return sorted((int(row[_MEMBERS[venue][1]]) for row in _PAGES[venue](_decoded(body), symbol)), reverse=True)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return None
+
+
+def _decoded(body: bytes) -> Any:
+    return json.loads(body, parse_float=_Number, parse_int=_Number, object_pairs_hook=_unambiguous)
+
+
+def venue_trades(body: bytes, key: str, *, is_page: bool = False) -> Iterator[dict[str, str]]:
     """The trades of one message, with names as in `_SCHEMA`, without what can't be read but the symbol and the id.
 
-    Side is the maker's, time ISO 8601.
+    Side is the maker's, time ISO 8601. `is_page`: of REST, about the symbol that `key` names.
     """
-    venue = key.rpartition("@")[2]
+    symbol, _, venue = key.rpartition("@")
     try:
-        message = json.loads(body, parse_float=_Number, parse_int=_Number, object_pairs_hook=_unambiguous)
-        rows = _ROWS[venue](message)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        rows = _PAGES[venue](_decoded(body), symbol) if is_page else _ROWS[venue](_decoded(body))
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return
     members = _MEMBERS[venue.partition("-")[0]]
     for row in rows:
@@ -107,6 +120,42 @@ _ROWS = {
     "okx": _okx_rows,
 }
 
+
+def _kraken_page(page: Mapping[str, Any], symbol: str) -> list[Mapping[str, Any]]:
+    (rows,) = (rows for name, rows in page["result"].items() if name != "last")
+    sides = {"b": "buy", "s": "sell"}
+    return [
+        {"symbol": symbol, "trade_id": row[6], "price": row[0], "qty": row[1], "side": sides.get(row[3]),
+         "timestamp": _seconds(row[2])}
+        for row in rows
+    ]  # fmt: skip
+
+
+def _seconds(text: str) -> str | None:
+    try:
+        micros = int(Decimal(text).scaleb(6))
+        return f"{_EPOCH + timedelta(microseconds=micros):%Y-%m-%dT%H:%M:%S.%fZ}"
+    except (ArithmeticError, ValueError, TypeError):
+        return None
+
+
+def _binance_page(page: list[Mapping[str, Any]], symbol: str) -> list[Mapping[str, Any]]:
+    return [
+        {"s": symbol, "id": row["id"], "p": row.get("price"), "q": row.get("qty"), "m": row.get("isBuyerMaker"),
+         "T": row.get("time")}
+        for row in page
+    ]  # fmt: skip
+
+
+def _okx_page(page: Mapping[str, Any], symbol: str) -> list[Mapping[str, Any]]:
+    return [{**row, "instId": symbol} for row in page["data"]]
+
+
+_PAGES: Mapping[str, Callable[[Any, str], list[Mapping[str, Any]]]] = {
+    "kraken": _kraken_page,
+    "binance": _binance_page,
+    "okx": _okx_page,
+}
 
 _MEMBERS = {
     "kraken": ("symbol", "trade_id", "price", "qty", "side", "timestamp"),

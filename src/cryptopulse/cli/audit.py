@@ -63,7 +63,8 @@ def audit(
     processing = settings.processing
     same_lake = {"--lake": lake, "--config": config}  # for the repair commands that are shown
     feed = settings.feed
-    exchange = CandleSource(feed.rest_url, feed.rest_requests_per_second, settings.rest_allowance) if candles else None
+    allowance = settings.rest_allowance(feed.rest_url)
+    exchange = CandleSource(feed.rest_url, feed.rest_requests_per_second, allowance) if candles else None
     with progress_bar("audit") as progress:
         report = check(
             settings.location,

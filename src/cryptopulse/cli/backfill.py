@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,7 +41,8 @@ def backfill(
     import asyncio
 
     from cryptopulse.errors import ERROR_PREFIX, ConfigurationError, CryptoPulseError, NotFetched, UnknownProduct
-    from cryptopulse.lake.products import invalid_product_id, is_product_id
+    from cryptopulse.lake.products import invalid_product_id, is_symbol, venue_of
+    from cryptopulse.settings import RECORDED_VENUES
     from cryptopulse.text import parse_trade_time
 
     settings = settings_from(lake, config, rest_url=rest_url)
@@ -50,7 +50,7 @@ def backfill(
     if to_time is not None and to_time <= from_time:
         raise ConfigurationError(f"--to {end} is not after --from {start}.")
     for product in products:
-        if not is_product_id(product):
+        if not is_symbol(product) or venue_of(product) not in ("", *RECORDED_VENUES):
             raise ConfigurationError(invalid_product_id(product))
 
     from cryptopulse import logging_setup
@@ -68,8 +68,7 @@ def backfill(
     logging_setup.configure_quiet(settings.logging)
     if supervised is not None:
         stop_with_parent()
-    per_second = settings.feed.rest_requests_per_second
-    show = (lambda _plan: None) if json else partial(_print_plan, per_second=per_second)
+    show = (lambda _plan: None) if json else _print_plan
     done: dict[str, tuple[Plan, Filled] | CryptoPulseError] = {}
     exit_code = 0
     with closing(open_log(settings)) as log:
@@ -127,16 +126,14 @@ def _report(work: Backfill, done: Mapping[str, tuple[Plan, Filled] | CryptoPulse
         print_conflicts(work.conflicts.total())
 
 
-def _print_plan(wanted: Plan, per_second: float) -> None:
-    from cryptopulse.healing.backfill import SHARE, SPAN
-
+def _print_plan(wanted: Plan) -> None:
     if not wanted.trades:
         typer.echo(f"{wanted.product}: the exchange has no trades of that time.")
         return
     if not wanted.to_fetch:
         typer.echo(f"{wanted.product}: all {wanted.trades:,} trades of that time are held already.")
         return
-    seconds = wanted.to_fetch / SPAN / (SHARE * per_second)
+    seconds = wanted.to_fetch / wanted.ids_per_second
     about = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{math.ceil(seconds / 60)} min"
     typer.echo(
         f"{wanted.product}: trades {wanted.first_trade_id} to {wanted.last_trade_id}, of which "

@@ -86,7 +86,7 @@ def settings_from(
 def check_venue(venue: str | None) -> None:
     """Raises ConfigurationError for a venue whose messages nobody can read."""
     from cryptopulse.errors import ConfigurationError
-    from cryptopulse.venues.trades import COINBASE, VENUES
+    from cryptopulse.venues.registry import COINBASE, MESSAGES
 
-    if venue not in (None, COINBASE, *VENUES):
-        raise ConfigurationError(f"Unknown venue {venue!r} (expected {', '.join((COINBASE, *VENUES))}).")
+    if venue not in (None, COINBASE, *MESSAGES):
+        raise ConfigurationError(f"Unknown venue {venue!r} (expected {', '.join((COINBASE, *MESSAGES))}).")

@@ -4,8 +4,8 @@ A message is one JSON value in UTF-8 and nothing else. Three kinds carry trades:
 last_match, the Advanced Trade feed's market_trades, and a page of the REST interface (an array of one product's
 trades; the product is the message's key). All give the maker's side; the taker's is the opposite.
 
-Lines of imported files (`venues/imported.py`) and the messages of other venues (`venues/trades.py`) have forms of their
-own and the same domains.
+Lines of imported files (`venues/imported.py`) and the messages of other venues (`venues/registry.py`) have forms of
+their own and the same domains.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import numpy as np
 
 from cryptopulse.lake.products import is_product_id, is_symbol, venue_of
 from cryptopulse.lake.tables import SILVER, TRADE_VALUE_END
+from cryptopulse.venues import NOT_A_MESSAGE as NOT_OF_VENUE
+from cryptopulse.venues import NOT_A_PAGE as NOT_A_PAGE_OF_VENUE
+from cryptopulse.venues import Trades
 from cryptopulse.venues.imported import EXCHANGES, MAKERS, TIMES, Layout, read_layout
-from cryptopulse.venues.trades import COINBASE, VENUES
-from cryptopulse.venues.trades import NOT_A_MESSAGE as NOT_OF_VENUE
+from cryptopulse.venues.registry import COINBASE, MESSAGES, PAGES
 
 ControlType = Literal[
     "subscriptions", "heartbeat", "error", "ticker", "status", "snapshot", "l2update",
@@ -168,29 +170,36 @@ def line_rows(body: bytes, product: str | None) -> list[Row]:
     return [_line_row(values, layout, product)]
 
 
-def venue_rows(body: bytes, key: str) -> list[Row]:
-    """The rows of a message whose key, `@venue`, says that it is not Coinbase's. Never raises."""
-    venue = venue_of(key)
-    if venue not in VENUES:
+def venue_rows(body: bytes, key: str, *, is_page: bool = False) -> list[Row]:
+    """The rows of a message whose key, `@venue` or a symbol of it, says that it is not Coinbase's. Never raises.
+
+    `is_page`: it is a page of the REST interface, about the symbol that the key names.
+    """
+    symbol, _, venue = key.partition("@")
+    if venue not in (PAGES if is_page else MESSAGES):
         return [Row(NOT_OF_VENUE)]
-    if body.strip() in (b"ping", b"pong"):  # OKX's signs of life are no JSON
+    if not is_page and body.strip() in (b"ping", b"pong"):  # OKX's signs of life are no JSON
         return []
     twice: list[str] = []
     value = _value(body, twice)
-    if not isinstance(value, _Object):
-        return [Row(NOT_OF_VENUE)]
+    if value is None:
+        return [Row(NOT_A_PAGE_OF_VENUE if is_page else NOT_OF_VENUE)]
     if twice:
         return [Row(TWICE)]
-    found = VENUES[venue](value)
+    found: Trades = NOT_OF_VENUE
+    if is_page:
+        found = PAGES[venue](value, symbol)
+    elif isinstance(value, _Object):
+        found = MESSAGES[venue](value)
     if isinstance(found, str):
         return [Row(found)]
     rows = []
     for trade in found:
-        symbol = f"{trade.symbol}@{venue}" if type(trade.symbol) is str else None
+        named = f"{trade.symbol}@{venue}" if type(trade.symbol) is str else None
         side = _MAKERS.get(trade.taker_side)
         is_text = trade.time_power is None
         time = trade.time if is_text else _ANY_MOMENT
-        row = checked_row(symbol, trade.trade_id, trade.price, trade.size, side, time, is_valid=is_symbol)
+        row = checked_row(named, trade.trade_id, trade.price, trade.size, side, time, is_valid=is_symbol)
         rows.append(row if is_text else _timed(row, trade.time, trade.time_power))
     return rows
 

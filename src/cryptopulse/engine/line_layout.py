@@ -34,7 +34,7 @@ from cryptopulse.engine.match_layout import (
 )
 from cryptopulse.lake.products import venue_of
 from cryptopulse.venues.imported import EXCHANGES, TIMES, Layout, read_layout
-from cryptopulse.venues.trades import COINBASE
+from cryptopulse.venues.registry import COINBASE
 
 _LOWER = np.uint64(0x2020202020202020)  # turns capital letters into small ones, and nothing else above it into letters
 _PLAIN_NAME = re.compile(r"[ !#-\[\]-~]+")

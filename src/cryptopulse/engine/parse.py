@@ -97,22 +97,22 @@ def parse(messages: pa.Table) -> pa.Table:
                 found.add_exact(place, line_rows(bodies[place].as_py(), keys[place].as_py()))
             parsed.append(_table(found, usual, part))
             continue
+        is_page = pc.equal(part["source"], "rest").to_numpy()
         is_venue = pc.match_substring(keys, "@").fill_null(False).to_numpy(zero_copy_only=False)
         for place in np.flatnonzero(is_venue).tolist():
-            found.add_exact(place, venue_rows(bodies[place].as_py(), keys[place].as_py()))
+            rows = venue_rows(bodies[place].as_py(), keys[place].as_py(), is_page=bool(is_page[place]))
+            found.add_exact(place, rows)
         if is_together:
             usual = read_matches(bodies, keys)
-        has_pages = pc.index(part["source"], "rest").as_py() >= 0
-        if usual is not None and has_pages:  # a page that looks like a match is none
-            usual.is_usual[pc.equal(part["source"], "rest").to_numpy()] = False
-        if usual is None and not has_pages and not is_venue.any():
+        if usual is not None:
+            usual.is_usual[is_page] = False  # a page that looks like a match is none
+        if usual is None and not is_page.any() and not is_venue.any():
             found.add_messages(bodies.to_pylist(), range(len(bodies)))
         else:
             left = np.flatnonzero(~is_venue if usual is None else ~(is_venue | usual.is_usual))
-            is_page = pc.equal(part["source"], "rest").to_numpy()[left]
-            for place in left[is_page].tolist():
+            for place in left[is_page[left]].tolist():
                 found.add_page(bodies[place].as_py(), keys[place].as_py() or "", place)
-            others = left[~is_page]
+            others = left[~is_page[left]]
             found.add_messages(bodies.take(pa.array(others)).to_pylist(), others.tolist())
         parsed.append(_table(found, usual, part))
     return pa.concat_tables(parsed).combine_chunks()

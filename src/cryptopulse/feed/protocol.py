@@ -51,9 +51,6 @@ RESUBSCRIBE_MAX_NS = 300 * SECOND_NS
 """Pauses between attempts to subscribe a silent product again: they double from the first to the longest. A product
 that the exchange has halted stays silent for hours."""
 
-RESUBSCRIBED_AT_ONCE_MAX = 10
-"""Products per second: with two frames each they stay below the exchange's limit of 100 messages a second."""
-
 THIN_NS = 60 * SECOND_NS
 THIN_MESSAGES = 100
 THIN_GAPS = 50
@@ -195,6 +192,7 @@ class FeedSession:
         self.malformed = 0
         self.messages_skipped = 0
         self._dialect = dialect
+        self._key = f"@{dialect.venue}" if dialect.venue else ""
         self._silence_ns = heartbeats_missed_max * HEARTBEAT_NS
         self._states = {product: _ProductState(self.watch.ids[product]) for product in self.products}
         self._confirmed: tuple[str, ...] = ()
@@ -248,9 +246,8 @@ class FeedSession:
         return [product for product in self._confirmed if self._states[product].silent_ns != NEVER_NS]
 
     def receive(self, raw: bytes, now_ns: int) -> str:
-        """Takes a message that will be kept; returns its product id, "" if it is about none or several.
-
-        Returns only products of this session: a message can't introduce others. Never raises.
+        """Takes a message that will be kept; returns its key in the log: its product, if it is one of this session;
+        for others, or if it is about none or several, `@venue`, or "" on Coinbase's feeds. Never raises.
         """
         message = self._dialect.read(raw)
         if isinstance(message, TradesMessage):
@@ -271,7 +268,7 @@ class FeedSession:
                 else:
                     self._out_of_order(product, ids, trade_id, now_ns)
         self._follow(message, raw, now_ns)
-        return message.product if message.product in self._states else ""
+        return message.product if message.product in self._states else self._key
 
     def refused(self, raw: bytes, now_ns: int) -> None:
         """Takes a message that came but could not be kept: it counts as a sign of life, but its trades are lost.
@@ -295,6 +292,8 @@ class FeedSession:
         if now_ns >= self._silence_due_ns:
             if now_ns >= self._silence_due_ns + OVERSLEPT_NS:
                 self._expect_by(now_ns + OVERSLEPT_NS)
+            elif self.state is State.SUBSCRIBING and self._dialect.answers_each_product and self._answered():
+                self._request_next(now_ns)  # the others were refused without being named
             else:
                 reason = f"subscription not confirmed within {CONFIRM_NS // SECOND_NS} s"
                 if self.state is State.LIVE:
@@ -306,6 +305,8 @@ class FeedSession:
         if now_ns >= self._check_due_ns:
             if now_ns < self._check_due_ns + OVERSLEPT_NS:
                 self._check_products(now_ns)
+            if self._dialect.heartbeat_request is not None:
+                self._frames.append(self._dialect.heartbeat_request)
             self._check_due_ns = now_ns + HEARTBEAT_NS
         self._set_deadline()
 
@@ -328,11 +329,14 @@ class FeedSession:
             # Complete when both channels have been named; Advanced Trade confirms them one after the other.
             for channel, named in message.channels.items():
                 self._channels[channel] = self._channels.get(channel, frozenset()) | named
-            if self.state is State.SUBSCRIBING and not self._answered().isdisjoint(self._requested):
-                self._request_next(now_ns)
+            self._request_next_if_answered(now_ns)
         elif isinstance(message, Refusal):
             self.events.append(ServerError(message.text[:TEXT_MAX]))
-            self._request_others(message.text, now_ns)
+            if not self._dialect.answers_each_product:
+                self._request_others(message.text, now_ns)
+            elif message.product:
+                self._requested = [product for product in self._requested if product != message.product]
+                self._request_next_if_answered(now_ns)
         elif isinstance(message, Unreadable):
             self._unreadable(message.reason, len(raw))
         if now_ns >= self.watch.due_ns:
@@ -377,6 +381,15 @@ class FeedSession:
         else:
             self._request_next(now_ns)
 
+    def _request_next_if_answered(self, now_ns: int) -> None:
+        """Goes on after an answer: to all of the request, if the exchange answers for each product of it."""
+        if self.state is not State.SUBSCRIBING:
+            return
+        answered = self._answered()
+        is_each = self._dialect.answers_each_product
+        if answered.issuperset(self._requested) if is_each else not answered.isdisjoint(self._requested):
+            self._request_next(now_ns)
+
     def _request_next(self, now_ns: int) -> None:
         """Requests the next group; after the last one the session is live, with the confirmed products."""
         answered = self._answered()
@@ -399,15 +412,15 @@ class FeedSession:
 
     def _answered(self) -> frozenset[str]:
         """The products whose trades the exchange has confirmed; none before it has confirmed heartbeats."""
-        if self._dialect.heartbeat_channel not in self._channels:
+        if self._dialect.heartbeat_channel not in (None, *self._channels):
             return frozenset()
         return self._channels.get(self._dialect.trades_channel, frozenset())
 
     def _check_products(self, now_ns: int) -> None:
         """Finds products that are silent while the connection is alive, and subscribes them again."""
-        left = RESUBSCRIBED_AT_ONCE_MAX
+        left = self._dialect.resubscribed_at_once_max
         states = [(product, self._states[product]) for product in self._confirmed]
-        if not self._dialect.heartbeats_name_products:
+        if self._dialect.heartbeat_channel is not None and not self._dialect.heartbeats_name_products:
             states.append(("", self._connection))
         for product, state in states:
             missing, since_ns = self._silence(product, state, now_ns)

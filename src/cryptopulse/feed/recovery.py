@@ -18,17 +18,23 @@ from cryptopulse.errors import LogDamaged
 from cryptopulse.feed.buffer import REST, WEBSOCKET
 from cryptopulse.feed.rest import page_ids
 from cryptopulse.feed.sequence_gaps import GRACE_NS, UNKNOWN, IdWatch
+from cryptopulse.feed.venue_rest import venue_page_ids
 from cryptopulse.intervals import Interval, Intervals, runs
+from cryptopulse.lake.products import venue_of
 from cryptopulse.log import Log
-from cryptopulse.venues import FeedMessage, Heartbeat, TradesMessage, Unreadable
+from cryptopulse.venues import Dialect, FeedMessage, Heartbeat, TradesMessage, Unreadable
 from cryptopulse.venues.coinbase_advanced import AdvancedDialect
 from cryptopulse.venues.coinbase_exchange import ExchangeDialect
+from cryptopulse.venues.registry import VENUES
 
 MESSAGES_MAX = 50_000
 """Newest messages of the log that a new producer reads (0.1 s of work): at 20,000 a second they have two heartbeats of
 each product, and so its last trade id."""
 
-_DIALECTS = (ExchangeDialect(), AdvancedDialect())  # the previous producer may have recorded the other feed
+_DIALECTS: dict[str, tuple[Dialect, ...]] = {
+    "": (ExchangeDialect(), AdvancedDialect()),  # the previous producer may have recorded the other feed
+    **{name: (venue(),) for name, venue in VENUES.items()},
+}
 
 _log = structlog.get_logger()
 
@@ -36,8 +42,8 @@ _log = structlog.get_logger()
 class LogEnd(NamedTuple):
     """The newest messages of a log."""
 
-    live: list[tuple[bytes, int]]
-    """(body, receive time in ns of the monotonic clock) of messages from a WebSocket, oldest first."""
+    live: list[tuple[bytes, int, str]]
+    """(body, receive time in ns of the monotonic clock, venue) of messages from a WebSocket, oldest first."""
     paged: dict[str, Intervals]
     """Product → ids on pages of the REST interface."""
     is_all: bool
@@ -57,7 +63,7 @@ class Resumed(NamedTuple):
 
 def log_end(log: Log, messages_max: int = MESSAGES_MAX) -> LogEnd:
     """Reads the last `messages_max` messages of `log`. Stops at damage and logs it, so that recording can go on."""
-    live: list[tuple[int, int, int, bytes]] = []  # receive time (µs UTC), partition, offset, body
+    live: list[tuple[int, int, int, bytes, str]] = []  # receive time (µs UTC), partition, offset, body, venue
     paged: dict[str, Intervals] = {}
     is_all = True
     partitions = log.partitions()
@@ -75,26 +81,28 @@ def log_end(log: Log, messages_max: int = MESSAGES_MAX) -> LogEnd:
     if len(partitions) > 1:  # one partition is in order already
         live.sort()
     to_monotonic_ns = time.monotonic_ns() - time.time_ns()
-    return LogEnd([(body, at_us * 1000 + to_monotonic_ns) for at_us, _, _, body in live], paged, is_all)
+    found = [(body, at_us * 1000 + to_monotonic_ns, venue) for at_us, _, _, body, venue in live]
+    return LogEnd(found, paged, is_all)
 
 
-def _live_messages(records: pa.Table, paged: dict[str, Intervals]) -> list[tuple[int, int, int, bytes]]:
-    """The messages of `records` from a WebSocket, as (receive time in µs UTC, partition, offset, body).
+def _live_messages(records: pa.Table, paged: dict[str, Intervals]) -> list[tuple[int, int, int, bytes, str]]:
+    """The messages of `records` from a WebSocket, as (receive time in µs UTC, partition, offset, body, venue).
 
     Ids on pages are added to `paged` at once: keeping a thousand pages would take 150 MB.
     """
-    live: list[tuple[int, int, int, bytes]] = []
+    live: list[tuple[int, int, int, bytes, str]] = []
     for batch in records.to_batches():  # by hand: pyarrow.compute costs 30 ms to import
         names = ("received_time", "partition", "offset", "body", "source", "partition_key")
         columns = [batch[name].view(pa.int64()) if name == "received_time" else batch[name] for name in names]
-        for *place, body, source, product in zip(*(column.to_pylist() for column in columns), strict=True):
+        for *place, body, source, key in zip(*(column.to_pylist() for column in columns), strict=True):
             if source != REST:
                 if source == WEBSOCKET:  # what was imported is none of a connection's
-                    live.append((*place, body))
+                    live.append((*place, body, venue_of(key)))
                 continue
             with suppress(ValueError, RecursionError):  # not a page: the parser refuses it
-                for first, last in runs(sorted(set(page_ids(body)))):
-                    paged.setdefault(product, Intervals()).add(first, last)
+                ids = venue_page_ids(body, key) if venue_of(key) else page_ids(body)
+                for first, last in runs(sorted(set(ids))):
+                    paged.setdefault(key, Intervals()).add(first, last)
     return live
 
 
@@ -106,8 +114,8 @@ def resume(watch: IdWatch, end: LogEnd) -> Resumed:
     """
     held = {product: Intervals(ids) for product, ids in end.paged.items() if product in watch.ids}
     at_ns = 0
-    for body, at_ns in end.live:
-        message = _read(body)
+    for body, at_ns, venue in end.live:
+        message = _read(body, venue)
         if isinstance(message, TradesMessage):
             for product, trade_id in message.ids:
                 ids = watch.ids.get(product)
@@ -130,10 +138,10 @@ def resume(watch: IdWatch, end: LogEnd) -> Resumed:
     return Resumed(held, holes, end.is_all)
 
 
-def _read(body: bytes) -> FeedMessage:
-    """Reads a message of either feed."""
+def _read(body: bytes, venue: str) -> FeedMessage:
+    """Reads a message of a feed of `venue`."""
     message: FeedMessage = Unreadable("")
-    for dialect in _DIALECTS:
+    for dialect in _DIALECTS.get(venue, ()):
         message = dialect.read(body)
         if not isinstance(message, Unreadable):
             break

@@ -78,6 +78,7 @@ class _Row(msgspec.Struct, gc=False):
 
 class _Refusal(msgspec.Struct):
     message: str = ""
+    msg: str = ""
 
 
 class TradePage(NamedTuple):
@@ -88,6 +89,8 @@ class TradePage(NamedTuple):
     """See `page_ids`."""
     received_ns: int
     """ns since 1970, UTC."""
+    times_ns: Sequence[int] = ()
+    """For each id a time near that of its trade, in ns UTC; only on pages of venues beside Coinbase."""
 
 
 class Candle(msgspec.Struct, frozen=True, array_like=True):
@@ -125,9 +128,10 @@ class RestClient:
         per_second: float,
         allowance: Path | None = None,
         timeout_s: float = TIMEOUT_S,
+        setting: str = "feed.rest_url",
     ) -> None:
         """`per_second`: the rate limit, in requests; `allowance`: a file by which processes share it, None: the limit
-        is for this object alone.
+        is for this object alone; `setting`: which setting has the address.
 
         Raises ConfigurationError for a `base_url` that is not a web address.
         """
@@ -138,8 +142,12 @@ class RestClient:
         except (ValueError, httpx.InvalidURL):  # a port that is not a number, an incomplete IPv6 address
             is_address = False
         if not is_address:
-            raise ConfigurationError(f"Setting feed.rest_url: {base_url!r} is not a web address (https://…).")
+            raise ConfigurationError(f"Setting {setting}: {base_url!r} is not a web address (https://…).")
         self.base_url = base_url.rstrip("/")
+        self._setting = setting
+        self.per_second = per_second
+        self.page_max = PAGE_MAX
+        """Most trades to ask for at once."""
         self.requests = 0
         self.failures = 0
         """Requests without a usable answer."""
@@ -220,7 +228,7 @@ class RestClient:
         try:
             url = self.base_url + path
             answer, body = await self._answered(client, url, query)
-            _check(url, answer, body, product)
+            _check(url, answer, body, product, self._setting)
             try:
                 return read(body)
             except (ValueError, RecursionError) as error:
@@ -270,7 +278,7 @@ class RestClient:
             raise ConfigurationError(f"Cannot set up requests to {self.base_url}: {error}.") from error
 
 
-def _check(url: str, answer: httpx.Response, body: bytes, product: str) -> None:
+def _check(url: str, answer: httpx.Response, body: bytes, product: str, setting: str) -> None:
     """Raises the error for a status other than 200. `product`: the product requested; "" if none, then a refusal is
     about the address."""
     status = answer.status_code
@@ -293,7 +301,7 @@ def _check(url: str, answer: httpx.Response, body: bytes, product: str) -> None:
     if product:
         meaning = f"{product} is no product there" if status == _NOT_FOUND else f"it refuses {product}"
         raise UnknownProduct(f"{said}: {meaning}.")
-    raise ConfigurationError(f"{said}; check the setting feed.rest_url.")
+    raise ConfigurationError(f"{said}; check the setting {setting}.")
 
 
 def _retry_after_s(header: str) -> float:
@@ -314,7 +322,8 @@ def _said(body: bytes) -> str:
     if body.lstrip().startswith(b"<"):
         return " (a web page)"
     try:
-        words = _refusal.decode(body).message[:_SHOWN_MAX]
+        said = _refusal.decode(body)
+        words = (said.message or said.msg)[:_SHOWN_MAX]
     except (ValueError, RecursionError):
         return ""
     return f" ({words})" if words else ""

@@ -12,8 +12,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import count, islice
 from typing import Annotated, NamedTuple, Protocol
 
@@ -23,9 +23,11 @@ import structlog
 
 from cryptopulse.errors import LakeBusy, LogFull, NotFetched, TransientError, UnknownProduct
 from cryptopulse.feed.rest import RestClient, TradePage, id_of
+from cryptopulse.feed.venue_rest import rest_client
 from cryptopulse.healing.known_ids import known_ids
 from cryptopulse.healing.work_list import PAGE_MAX, PageRequest, WorkList
 from cryptopulse.intervals import Interval, Intervals
+from cryptopulse.lake.products import venue_of
 from cryptopulse.log import MESSAGE_SCHEMA, Log
 from cryptopulse.pipeline import Pipeline
 from cryptopulse.retry import Backoff, retrying
@@ -38,8 +40,7 @@ SHARE = 0.7
 ATTEMPTS_MAX = 20
 """For one page, about six minutes with the pauses; then the product fails and the next one starts."""
 
-SPAN = PAGE_MAX - 2
-"""Ids per request. The page also has one trade on either side, so that an absent id lies between two that exist."""
+_NEIGHBOURS = 2  # a page has one trade on either side of the ids wanted, so that an absent id lies between two others
 
 REQUESTS_AT_ONCE = 8
 """Pages requested together and appended to the log at once; an answer takes 0.1 to 0.5 s."""
@@ -93,6 +94,8 @@ class Plan:
     """Less than the first if the exchange has no trade of that time."""
     missing: tuple[Interval, ...]
     """Intervals of ids that the lake neither holds nor knows to be absent, in order."""
+    ids_per_second: float = 0.0
+    """How many ids can be fetched in a second; 0: not known."""
 
     @property
     def trades(self) -> int:
@@ -141,14 +144,12 @@ class Backfill:
             self.store()  # so that pages left in the log by an earlier backfill count as held
         known = known_ids(self._settings.location)
         held = Intervals([*known.held.get(product, ()), *known.absent.get(product, ())])
-        feed = self._settings.feed
-        per_second = feed.rest_requests_per_second
-        allowance = self._settings.rest_allowance
-        async with RestClient(feed.rest_url, per_second=per_second, allowance=allowance) as rest:
-            pages = _RetryingPages(rest, SHARE * per_second, feed.backoff_max_s)
-            wanted = await plan(pages, product, start, end, held)
+        async with rest_client(self._settings, venue_of(product)) as rest:
+            pages = _RetryingPages(rest, SHARE * rest.per_second, self._settings.feed.backoff_max_s)
+            wanted = await plan(pages, product, start, end, held, rest.page_max)
+            wanted = replace(wanted, ids_per_second=SHARE * rest.per_second * (rest.page_max - _NEIGHBOURS))
             planned(wanted)
-            return wanted, await fill(pages, wanted, self._keep, progress)
+            return wanted, await fill(pages, wanted, self._keep, progress, rest.page_max)
 
     def store(self) -> bool:
         """Brings the log into the tables, unless a running pipeline does, or the next one; returns whether it did."""
@@ -222,7 +223,9 @@ class _RetryingPages:
         return page
 
 
-async def plan(rest: TradePages, product: str, start: datetime, end: datetime | None, held: Intervals) -> Plan:
+async def plan(
+    rest: TradePages, product: str, start: datetime, end: datetime | None, held: Intervals, page_max: int = PAGE_MAX
+) -> Plan:
     """The plan for the trades of `product` from `start` on and before `end` (UTC; None: until now).
 
     `held`: ids that need not be fetched. Raises UnknownProduct for a product without trades, and the errors of `rest`.
@@ -231,25 +234,29 @@ async def plan(rest: TradePages, product: str, start: datetime, end: datetime | 
     if not trades:
         raise UnknownProduct(f"The exchange has no trades of {product}.")
     newest = trades[0]
-    last = newest.trade_id if end is None else await _first_id_at(rest, newest, product, end) - 1
-    first = await _first_id_at(rest, newest, product, start)
+    last = newest.trade_id if end is None else await _first_id_at(rest, newest, product, end, page_max) - 1
+    first = await _first_id_at(rest, newest, product, start, page_max)
     return Plan(product, first, last, tuple(held.gaps(first, last)))
 
 
 async def fill(
-    rest: TradePages, wanted: Plan, keep: Callable[[pa.Table], Awaitable[None]], progress: Progress
+    rest: TradePages,
+    wanted: Plan,
+    keep: Callable[[pa.Table], Awaitable[None]],
+    progress: Progress,
+    page_max: int = PAGE_MAX,
 ) -> Filled:
     """Fetches missing trades, the newest first; `keep` gets the pages as messages for the log (MESSAGE_SCHEMA).
 
     `progress` is called with (ids done, ids to fetch). Raises the errors of `rest`, after keeping the other pages
     requested at the same time, and NotFetched when pages still say nothing about some ids after growing pauses.
     """
-    work = WorkList()
+    work, span = WorkList(page_max), page_max - _NEIGHBOURS
     start_ns = time.monotonic_ns()
     pieces = (
-        (max(first, highest - SPAN + 1), highest)
+        (max(first, highest - span + 1), highest)
         for first, last in reversed(wanted.missing)
-        for highest in range(last, first - 1, -SPAN)
+        for highest in range(last, first - 1, -span)
     )
     while True:
         for first, last in islice(pieces, HOLES_AT_ONCE - work.holes_open):
@@ -300,7 +307,7 @@ async def _next_requests(work: WorkList, product: str) -> list[PageRequest]:
         await asyncio.sleep(wait_s)
 
 
-async def _first_id_at(rest: TradePages, newest: PageTrade, product: str, moment: datetime) -> int:
+async def _first_id_at(rest: TradePages, newest: PageTrade, product: str, moment: datetime, page_max: int) -> int:
     """The lowest id traded at `moment` (UTC) or later; the next id if there is none yet.
 
     REST can't be queried by time. Times grow with ids, nearly evenly, so interpolation finds the page in a few
@@ -320,8 +327,8 @@ async def _first_id_at(rest: TradePages, newest: PageTrade, product: str, moment
             if seconds:
                 per_second = abs(above.trade_id - below.trade_id) / seconds
                 guess = above.trade_id - round((above.time - moment).total_seconds() * per_second)
-        after = above.trade_id if is_short else min(max(guess + PAGE_MAX // 2, low + 1), above.trade_id)
-        page, is_short = await _read(rest, product, after, PAGE_MAX, above.time)
+        after = above.trade_id if is_short else min(max(guess + page_max // 2, low + 1), above.trade_id)
+        page, is_short = await _read(rest, product, after, page_max, above.time)
         later = [trade for trade in page if trade.time >= moment]
         if later:
             above = later[-1]
@@ -345,6 +352,11 @@ async def _read(
     the trade. Raises NotFetched if no trade has a readable time.
     """
     page = await rest.trades(product, after=after, limit=limit)
+    if page.times_ns:
+        dated = zip(page.ids, page.times_ns, strict=True)
+        found = [PageTrade(one, datetime.fromtimestamp(at_ns / 1e9, UTC)) for one, at_ns in dated]
+        found = [trade for trade in found if after is None or trade.trade_id < after]
+        return found, len(found) < limit
     rows = _rows.decode(page.body)
     ids = page.ids if len(page.ids) == len(rows) else [id_of(row) for row in rows]
     times: list[datetime | None] = []

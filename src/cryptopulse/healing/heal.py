@@ -27,6 +27,7 @@ from cryptopulse.feed.sequence_gaps import UNKNOWN, IdWatch
 from cryptopulse.healing.reconcile import KnownIds, LiveIds, Reconciler
 from cryptopulse.healing.work_list import SECOND_NS, HoleClosed, IdsAbsent, NoRoom, PageRequest, WorkList
 from cryptopulse.intervals import Intervals
+from cryptopulse.lake.products import venue_of
 from cryptopulse.retry import Backoff
 from cryptopulse.settings import Settings
 
@@ -56,12 +57,14 @@ _log = structlog.get_logger()
 
 
 class Healer:
-    """Keeps the producer's work list and fetches its ids."""
+    """Keeps the work list of one venue's products, and fetches its ids."""
 
     def __init__(
-        self, settings: Settings, rest: RestClient, buffer: MessageBuffer, watch: IdWatch, lines: EventLines
+        self, venue: str, settings: Settings, rest: RestClient, buffer: MessageBuffer, watch: IdWatch, lines: EventLines
     ) -> None:
-        self.work = WorkList()
+        """`venue`: "" for Coinbase, whose REST interface `rest` is. `watch` may follow products of others, too."""
+        self.work = WorkList(rest.page_max)
+        self._venue = venue
         self._lines = lines
         self._settings = settings.healing
         self._longest_pause_s = settings.feed.backoff_max_s
@@ -85,10 +88,10 @@ class Healer:
         """Takes over what the end of the log shows. Must be called before `run`."""
         self._reconciler = Reconciler(log_is_known=resumed.is_all)
         for product, held in resumed.held.items():
-            for first, last in held:
+            for first, last in held if venue_of(product) == self._venue else ():
                 self._reconciler.logged(product, first, last)
         for product, holes in resumed.holes.items():
-            for first, last in holes:
+            for first, last in holes if venue_of(product) == self._venue else ():
                 self._add(product, first, last)
 
     def found(self, product: str, first: int, last: int) -> None:
@@ -271,7 +274,7 @@ class Healer:
         dealt_with: dict[str, Intervals] = {}
         for product, ids in self._watch.ids.items():
             held = tables.held.get(product)
-            if held is None:
+            if held is None or venue_of(product) != self._venue:
                 continue
             absent = tables.absent.get(product, Intervals())
             ids.held_to(held.highest)

@@ -29,6 +29,7 @@ from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.settings.notify import NotifySettings
 from cryptopulse.settings.sections import (
+    RECORDED_VENUES,
     AlertRule,
     AlertSettings,
     FeedSettings,
@@ -40,12 +41,14 @@ from cryptopulse.settings.sections import (
     RetentionSettings,
     SparkSettings,
     StorageSettings,
+    VenueSettings,
 )
 from cryptopulse.settings.serve import ServeSettings
 
 __all__ = [
     "CONFIG_FILE",
     "ENVIRONMENT_PREFIX",
+    "RECORDED_VENUES",
     "STEPS",
     "AlertRule",
     "AlertSettings",
@@ -61,6 +64,7 @@ __all__ = [
     "Settings",
     "SparkSettings",
     "StorageSettings",
+    "VenueSettings",
     "load_settings",
 ]
 
@@ -121,6 +125,9 @@ class Settings(BaseSettings):
     status. Unset: one folder per lake in `$XDG_STATE_HOME/cryptopulse` (`~/.local/state/cryptopulse`). A lake in a
     local folder always uses its own subfolder `_cryptopulse`."""
     feed: FeedSettings = FeedSettings()
+    kraken: VenueSettings = VenueSettings()
+    binance: VenueSettings = VenueSettings()
+    okx: VenueSettings = VenueSettings()
     healing: HealingSettings = HealingSettings()
     log: LogSettings = LogSettings()
     processing: ProcessingSettings = ProcessingSettings()
@@ -156,14 +163,18 @@ class Settings(BaseSettings):
             return _absolute(self.state)
         return _state_home() / location.slug
 
-    @property
-    def rest_allowance(self) -> Path:
-        """File through which processes share the exchange's request limit. The limit is per IP address, so all lakes of
-        this user share one file. With a simulator (`http://`) each lake has its own.
+    def venue(self, name: str) -> VenueSettings:
+        """The settings of a venue beside Coinbase."""
+        found: VenueSettings = getattr(self, name)
+        return found
+
+    def rest_allowance(self, rest_url: str, venue: str = "") -> Path:
+        """File through which processes share the request limit of `rest_url`. The limit is per IP address, so all lakes
+        of this user share one file. With a simulator (`http://`) each lake has its own.
         """
-        if not self.feed.rest_url.startswith("https:"):
-            return self.state_dir / "rest.allowance"
-        host = self.feed.rest_url.partition("//")[2].partition("/")[0].rpartition("@")[2]
+        if not rest_url.startswith("https:"):
+            return self.state_dir / (f"rest-{venue}.allowance" if venue else "rest.allowance")
+        host = rest_url.partition("//")[2].partition("/")[0].rpartition("@")[2]
         host = re.sub(r"[^a-z0-9.-]", "-", host.lower())
         return _state_home() / f"rest-{host}.allowance"
 

@@ -15,7 +15,7 @@ from pydantic_settings import NoDecode
 
 from cryptopulse.lake.alerts import KINDS, AlertType
 from cryptopulse.lake.location import OPTION_NAME
-from cryptopulse.lake.products import as_written, invalid_product_id, is_product_id
+from cryptopulse.lake.products import as_written, invalid_product_id, is_symbol, venue_of
 
 _REACH_MAX_S = 7200  # trades of this time are read when a rule over a longer history has something to judge
 
@@ -41,8 +41,8 @@ class FeedSettings(_Section):
     """Which of Coinbase's public feeds: `exchange` (matches and heartbeats), `advanced` (Advanced Trade), or
     `both` at once."""
     products: Annotated[list[str], NoDecode] = ["BTC-USD", "ETH-USD"]
-    """Products to record, as a list or separated by commas. Empty: all online products of
-    `quote_currency`."""
+    """Products to record, as a list or separated by commas; those of other venues with their venue, as in
+    `BTC/USD@kraken`, `BTCUSDT@binance`, `BTC-USDT@okx`. Empty: all online products of `quote_currency` at Coinbase."""
     quote_currency: str = "USD"
     """With an empty `products`: record every online product quoted in this currency."""
     products_refresh_s: float = Field(default=3600.0, gt=0)
@@ -81,9 +81,26 @@ class FeedSettings(_Section):
     @classmethod
     def _are_product_ids(cls, products: list[str]) -> list[str]:
         for product in products:
-            if not is_product_id(product):
+            if not is_symbol(product):
                 raise ValueError(invalid_product_id(product).removesuffix("."))
+            if (venue := venue_of(product)) not in ("", *RECORDED_VENUES):
+                raise ValueError(f"{product}: {venue} can't be recorded; {', '.join(RECORDED_VENUES)} can")
         return products
+
+
+RECORDED_VENUES = ("kraken", "binance", "okx")
+"""The venues beside Coinbase that have a feed here, each with a section of settings."""
+
+
+class VenueSettings(_Section):
+    """Addresses of a venue beside Coinbase."""
+
+    websocket_url: str | None = None
+    """WebSocket address. Unset: the public one."""
+    rest_url: str | None = None
+    """Address of the REST interface, from which missing trades are fetched. Unset: the public one."""
+    rest_requests_per_second: float | None = Field(default=None, gt=0, le=10_000)
+    """Most REST requests a second. Unset: what the venue allows, with a margin."""
 
 
 class HealingSettings(_Section):

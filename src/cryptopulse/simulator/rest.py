@@ -15,6 +15,7 @@ import numpy as np
 
 from cryptopulse.simulator.messages import decimal_text, encode
 from cryptopulse.simulator.orders import Orders
+from cryptopulse.simulator.other_venues import PAGES, NoSuchSymbol
 from cryptopulse.simulator.products import SimulatedProduct
 from cryptopulse.simulator.venue import Venue
 from cryptopulse.simulator.wire import HttpRequest, HttpResponse
@@ -56,6 +57,8 @@ class Rest:
             await asyncio.sleep(faults.rest_slow)
         is_limited = self._venue.options.rest_limit and not self._allowance[request.peer].take(time.monotonic())
         if is_limited or self._random.random() < faults.rest_429:
+            if request.path.startswith("/0/"):  # Kraken has no status for it
+                return HttpResponse(b'{"error":["EGeneral:Too many requests"]}')
             return _error(HTTPStatus.TOO_MANY_REQUESTS, "Public rate limit exceeded")
         if self._random.random() < faults.rest_500:
             return _error(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal server error")
@@ -81,6 +84,14 @@ class Rest:
                 return self._trades(self._number(product_id), request.query)
             case ["products", product_id, "candles"]:
                 return self._candles(self._number(product_id), request.query)
+        if (page := PAGES.get(request.path.strip("/"))) is not None:
+            try:
+                return HttpResponse(page(self._venue, request.query, self._newest_shown))
+            except NoSuchSymbol as refused:  # Binance has a status for it, the others have not
+                is_status = request.path.startswith("/api/v3/")
+                return HttpResponse(str(refused).encode(), HTTPStatus.BAD_REQUEST if is_status else HTTPStatus.OK)
+            except ValueError:
+                raise _RequestRefused(HTTPStatus.BAD_REQUEST, "a parameter is no number") from None
         raise _RequestRefused(HTTPStatus.NOT_FOUND, "NotFound")
 
     def _number(self, product_id: str) -> int:
@@ -92,12 +103,7 @@ class Rest:
     def _trades(self, number: int, query: Mapping[str, str]) -> HttpResponse:
         """A page, newest first: the newest ids below `after`, without those up to `before`."""
         venue, history = self._venue, self._venue.history
-        newest = history.last_id(number)
-        if venue.faults.rest_stale:
-            trades = history.newest(number, _STALE_TRADES_MAX)
-            until_us = venue.offset_us() - venue.faults.rest_stale * 1e6
-            shown = trades[: np.searchsorted(trades["time_us"], until_us, side="right")]
-            newest = int(shown["trade_id"][-1]) if len(shown) else history.first_id(number) - 1
+        newest = self._newest_shown(number)
         limit = min(max(_whole(query, "limit", _PAGE_MAX), 1), _PAGE_MAX)
         after = min(_whole(query, "after", 2**62), newest + 1)
         page = history.below(number, after, limit)[::-1]
@@ -111,6 +117,16 @@ class Rest:
             for trade_id, row in zip(page["trade_id"], venue.writer.rest_trades(page), strict=True)
         ]
         return HttpResponse(encode(rows), headers=headers)
+
+    def _newest_shown(self, number: int) -> int:
+        """The newest id that pages have: the newest published one, unless they are stale."""
+        venue, history = self._venue, self._venue.history
+        if not venue.faults.rest_stale:
+            return history.last_id(number)
+        trades = history.newest(number, _STALE_TRADES_MAX)
+        until_us = venue.offset_us() - venue.faults.rest_stale * 1e6
+        shown = trades[: np.searchsorted(trades["time_us"], until_us, side="right")]
+        return int(shown["trade_id"][-1]) if len(shown) else history.first_id(number) - 1
 
     def _candles(self, number: int, query: Mapping[str, str]) -> HttpResponse:
         """Rows of [time, low, high, open, close, volume], newest first, without spans that have no trades."""

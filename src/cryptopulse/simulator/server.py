@@ -1,6 +1,7 @@
-"""The simulator as a server: one port for both WebSocket feeds, REST and the control interface.
+"""The simulator as a server: one port for all WebSocket feeds, REST and the control interface.
 
-`/exchange` (and `/`) speaks the Exchange dialect, `/advanced` Advanced Trade's; `/products…` is REST;
+`/exchange` (and `/`) speaks the Exchange dialect, `/advanced` Advanced Trade's, `/kraken`, `/binance` and `/okx` those
+of these venues; `/products…` is Coinbase's REST, and the others have their own paths;
 `/simulator/…` is the control interface.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import structlog
@@ -22,6 +23,7 @@ from cryptopulse.simulator.crash_day import CrashDay
 from cryptopulse.simulator.exchange import ExchangeSession
 from cryptopulse.simulator.market import Trades
 from cryptopulse.simulator.options import SimulatorOptions
+from cryptopulse.simulator.other_venues import BinanceSession, KrakenSession, OkxSession
 from cryptopulse.simulator.recording import RecordingSession, Timeline, load_timeline
 from cryptopulse.simulator.rest import Rest
 from cryptopulse.simulator.session import ClientSession
@@ -46,6 +48,17 @@ _GOODBYE_S = 1.0
 _GOING_AWAY = 1001  # RFC 6455, 7.4.1
 
 
+_FEEDS: Mapping[str, type[ClientSession]] = {
+    "/": ExchangeSession,
+    "/exchange": ExchangeSession,
+    "/advanced": AdvancedSession,
+    "/kraken": KrakenSession,
+    "/binance": BinanceSession,
+    "/okx": OkxSession,
+}
+"""Path → the dialect that it speaks."""
+
+
 class Simulator:
     """A simulated exchange with its connections."""
 
@@ -68,8 +81,7 @@ class Simulator:
 
     def accept(self, socket: ServerConnection, path: str) -> ClientSession | None:
         """Makes the session of a WebSocket connection; None for an unknown path."""
-        feeds = {"/": ExchangeSession, "/exchange": ExchangeSession, "/advanced": AdvancedSession}
-        feed = feeds.get(path)
+        feed = _FEEDS.get(path)
         if feed is None:
             return None
         number, self._connections = self._connections, self._connections + 1

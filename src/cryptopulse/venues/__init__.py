@@ -1,12 +1,13 @@
-"""The particulars of each exchange feed, without I/O: how to subscribe, and how to read its messages.
+"""The particulars of each exchange, without I/O: how to subscribe, how to read its messages, how to fetch its past.
 
 A feed is a `Dialect`: it makes the frames that subscribe, and turns a raw message into one of the `FeedMessage` types.
+A venue beside Coinbase is a `Venue`: the dialect of its only feed, and the REST requests for its trades.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -39,7 +40,7 @@ class Subscriptions(FeedMessage, frozen=True):
 
 
 class Refusal(FeedMessage, frozen=True):
-    """The exchange says that something is wrong."""
+    """The exchange says that something is wrong; with `product` if it names the one."""
 
     text: str
 
@@ -55,23 +56,27 @@ class Other(FeedMessage, frozen=True, gc=False):
 
 
 class Dialect(Protocol):
-    """What differs between the feeds."""
+    """What differs between the feeds. Products are as in the tables: with their venue, if it is not Coinbase."""
 
-    @property
-    def default_url(self) -> str:
-        """Public WebSocket address."""
-
-    @property
-    def trades_channel(self) -> str:
-        """Name of the channel that carries trades, as it stands in the exchange's answer."""
-
-    @property
-    def heartbeat_channel(self) -> str:
-        """Name of the channel that carries heartbeats, as it stands in the exchange's answer."""
-
-    @property
-    def heartbeats_name_products(self) -> bool:
-        """Whether each product has its own heartbeat, which carries its last trade id."""
+    venue: str
+    """"" for Coinbase's feeds."""
+    default_url: str
+    """Public WebSocket address."""
+    trades_channel: str
+    """Name of the channel that carries trades, as it stands in the exchange's answer."""
+    heartbeat_channel: str | None
+    """Name of the channel that carries heartbeats, as it stands in the exchange's answer; None: heartbeats need no
+    subscription."""
+    heartbeats_name_products: bool
+    """Whether each product has its own heartbeat, which carries its last trade id."""
+    heartbeat_request: bytes | None
+    """A text frame to send every second, whose answer is a heartbeat."""
+    answers_each_product: bool
+    """Whether each product of a request is confirmed or refused for itself."""
+    resubscribed_at_once_max: int
+    """Silent products to subscribe again per second; with two frames each they stay below the exchange's limit."""
+    connects_per_second: float
+    """Attempts to connect, well below the exchange's limit for an IP address."""
 
     def takes(self, product: str) -> bool:
         """Whether this feed can subscribe to `product`."""
@@ -87,3 +92,76 @@ class Dialect(Protocol):
 
     def read(self, raw: bytes) -> FeedMessage:
         """Decodes `raw`. Never raises: a message that can't be decoded is `Unreadable`."""
+
+
+class VenueTrade(NamedTuple):
+    """The values of a trade as the venue wrote them, of any type."""
+
+    symbol: Any
+    trade_id: Any
+    price: Any
+    size: Any
+    taker_side: str
+    """buy or sell; anything else is refused."""
+    time: Any
+    time_power: int | None = None
+    """The power of ten that makes µs since 1970 of `time`; None: `time` is ISO 8601."""
+
+
+Trades: TypeAlias = list[VenueTrade] | str
+"""The trades of a message, or why it is refused."""
+
+Query: TypeAlias = Mapping[str, int | str]
+
+NOT_A_MESSAGE: Final = "not a message of this venue"
+NOT_A_PAGE: Final = "not a page of trades"
+
+
+class Venue(Dialect, Protocol):
+    """A venue beside Coinbase. JSON numbers come as texts, as they are written, or as numbers; the caller checks them.
+
+    A new one must be made for each client of its REST interface: it may remember what it was told.
+    """
+
+    heartbeat_channel: str | None = None
+    heartbeats_name_products: bool = False
+    heartbeat_request: bytes | None = None
+    answers_each_product: bool = True
+    resubscribed_at_once_max: int = 1
+
+    rest_url: str
+    """Public address of its REST interface."""
+    requests_per_second: float
+    """Its limit for requests of trades from an IP address."""
+    page_max: int
+    """Most trades to ask for at once."""
+
+    def takes(self, product: str) -> bool:
+        """Its own symbols."""
+        return product.endswith(f"@{self.venue}")
+
+    def check_products(self, products: Sequence[str]) -> None:
+        """Accepts all: only the venue knows its symbols."""
+
+    def trades(self, message: Mapping[str, Any]) -> Trades:
+        """The trades of a decoded message of the feed, [] for a message of another kind."""
+
+    def page(self, value: Any, symbol: str) -> Trades:
+        """The trades of a decoded page of the REST interface, about `symbol` (without the venue), oldest first."""
+
+    def error(self, value: Any) -> str | None:
+        """What is wrong by an answer with status 200; None: nothing."""
+
+    def history(
+        self, symbol: str, after: int | None, limit: int
+    ) -> Generator[tuple[str, Query], Sequence[tuple[int, int]], None]:
+        """The REST requests for the newest `limit` trades with ids below `after` (None: of all), as path and query.
+
+        After each request the generator must be sent the page's (id, time in ns UTC), oldest first. The last page is
+        the result: all trades from its first to its last, of which some may not have been asked for.
+        """
+
+
+def venues_own(product: str) -> str:
+    """A symbol as the venue itself writes it: BTC/USD of BTC/USD@kraken."""
+    return product.partition("@")[0]

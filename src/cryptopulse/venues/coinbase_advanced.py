@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.venues import FeedMessage, Heartbeat, Other, Refusal, Subscriptions, TradesMessage, Unreadable
+from cryptopulse.venues import Dialect, FeedMessage, Heartbeat, Other, Refusal, Subscriptions, TradesMessage, Unreadable
 
 TRADE_ID_MAX = 2**63 - 1
 
@@ -39,13 +39,20 @@ _envelope = msgspec.json.Decoder(_AdvancedEnvelope)
 _events = msgspec.json.Decoder(list[_AdvancedEvent])
 
 
-class AdvancedDialect:
+class AdvancedDialect(Dialect):
     """Dialect of the Advanced Trade feed."""
 
     default_url = "wss://advanced-trade-ws.coinbase.com"
+    venue = ""
     trades_channel = "market_trades"
     heartbeat_channel = "heartbeats"
     heartbeats_name_products = False
+    heartbeat_request = None
+    answers_each_product = False
+    resubscribed_at_once_max = 10
+    """100 messages a second are allowed."""
+    connects_per_second = 4.0
+    """8 a second are allowed, and bursts of 20."""
 
     def takes(self, product: str) -> bool:
         """All but `-USDC` products: for these the feed sends the `-USD` trades."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from cryptopulse.venues import FeedMessage, Heartbeat, Other, Refusal, Subscriptions, TradesMessage, Unreadable
+from cryptopulse.venues import Dialect, FeedMessage, Heartbeat, Other, Refusal, Subscriptions, TradesMessage, Unreadable
 
 TradeId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -40,13 +40,20 @@ _subscriptions = msgspec.json.Decoder(_Subscriptions)
 _error = msgspec.json.Decoder(_Error)
 
 
-class ExchangeDialect:
+class ExchangeDialect(Dialect):
     """Dialect of the Exchange feed."""
 
     default_url = "wss://ws-feed.exchange.coinbase.com"
+    venue = ""
     trades_channel = "matches"
     heartbeat_channel = "heartbeat"
     heartbeats_name_products = True
+    heartbeat_request = None
+    answers_each_product = False
+    resubscribed_at_once_max = 10
+    """100 messages a second are allowed."""
+    connects_per_second = 4.0
+    """8 a second are allowed, and bursts of 20."""
 
     def takes(self, product: str) -> bool:  # noqa: ARG002 - the protocol's signature
         """All products."""

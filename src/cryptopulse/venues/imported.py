@@ -4,7 +4,7 @@ read it.
 The line above, the layout, is JSON. A list names the columns of a line of CSV in their order, null for those that are
 not read: `["exchange","product_id","time_us",null,"trade_id","side","price","size"]`. An object names the members of a
 line of JSON: `{"symbol":"product_id","id":"trade_id",…}`. Without `product_id` the product is the message's key. A key
-with `@` says whose trade it is, as for other messages (`venues/trades.py`).
+with `@` says whose trade it is, as for other messages (`venues/registry.py`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,107 @@
+"""Pages of trades from the REST interfaces of venues beside Coinbase."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cryptopulse.errors import CryptoPulseError, RateLimited, TransientError, UnknownProduct
+from cryptopulse.feed.rest import RestClient, TradePage
+from cryptopulse.lake.products import venue_of
+from cryptopulse.settings import Settings
+from cryptopulse.venues import Venue, VenueTrade, venues_own
+from cryptopulse.venues.registry import VENUES
+
+_NANOS_POWER = 3  # of ten, from µs to ns
+
+
+class VenueRestClient(RestClient):
+    """Fetches pages of trades from `venue`, within its rate limit. Use it with `async with`."""
+
+    def __init__(
+        self, venue: Venue, base_url: str, setting: str, *, per_second: float, allowance: Path | None = None
+    ) -> None:
+        """`setting`: the name of the setting that has `base_url`; the rest as for RestClient."""
+        super().__init__(base_url, per_second=per_second, allowance=allowance, setting=setting)
+        self.venue = venue
+        self.page_max = venue.page_max
+
+    async def trades(self, product: str, *, after: int | None, limit: int) -> TradePage:
+        """See RestClient. The page may also have trades from `after` on, and older ones than asked for."""
+        asked = self.venue.history(venues_own(product), after, limit)
+        path, query = next(asked)
+        while True:
+            page = await self._get(path, "trades", partial(self._page, product), query, product)
+            try:
+                path, query = asked.send(list(zip(reversed(page.ids), reversed(page.times_ns), strict=True)))
+            except StopIteration:
+                return page
+
+    def _page(self, product: str, body: bytes) -> TradePage:
+        received_ns = time.time_ns()
+        value = msgspec.json.decode(body)
+        if (said := self.venue.error(value)) is not None:
+            raise _error(f"{urlsplit(self.base_url).hostname} answered {said!r}", product)
+        trades = _trades(self.venue, value, product)[::-1]
+        ids = [_id(trade) for trade in trades]
+        if not all(newer > older for newer, older in pairwise(ids)):
+            raise ValueError("ids are not in order")
+        return TradePage(body, ids, received_ns, [_nanos(trade) for trade in trades])
+
+
+def rest_client(settings: Settings, venue: str) -> RestClient:
+    """The client of the REST interface of `venue`, "" for Coinbase. Raises ConfigurationError for a bad address."""
+    if not venue:
+        url = settings.feed.rest_url
+        per_second = settings.feed.rest_requests_per_second
+        return RestClient(url, per_second=per_second, allowance=settings.rest_allowance(url))
+    chosen, made = settings.venue(venue), VENUES[venue]()
+    url = made.rest_url if chosen.rest_url is None else chosen.rest_url
+    per_second = chosen.rest_requests_per_second or made.requests_per_second
+    allowance = settings.rest_allowance(url, venue)
+    return VenueRestClient(made, url, f"{venue}.rest_url", per_second=per_second, allowance=allowance)
+
+
+def venue_page_ids(body: bytes, product: str) -> list[int]:
+    """The ids of a page of the venue of `product`. Raises ValueError for a body that is none."""
+    venue = VENUES.get(venue_of(product))
+    if venue is None:
+        raise ValueError("no known venue")
+    return [_id(trade) for trade in _trades(venue(), msgspec.json.decode(body), product)]
+
+
+def _trades(venue: Venue, value: object, product: str) -> list[VenueTrade]:
+    found = venue.page(value, venues_own(product))
+    if isinstance(found, str):
+        raise ValueError(found)  # noqa: TRY004 - it is about a body, like msgspec's
+    return found
+
+
+def _id(trade: VenueTrade) -> int:
+    text = str(trade.trade_id)
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{text[:20]!r} is no trade id")
+    return int(text)
+
+
+def _nanos(trade: VenueTrade) -> int:
+    """A time near that of the trade, in ns UTC; 0 if it can't be read."""
+    assert trade.time_power is not None  # no venue's pages have times in words
+    try:
+        return int(float(trade.time) * 10 ** (trade.time_power + _NANOS_POWER))
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _error(said: str, product: str) -> CryptoPulseError:
+    words = said.lower()
+    if "too many" in words or "rate limit" in words or "50011" in words:
+        return RateLimited(f"{said}: too many requests")
+    if any(sign in words for sign in ("unknown asset pair", "invalid symbol", "51001", "doesn't exist")):
+        return UnknownProduct(f"{said}: {product} is no product there.")
+    return TransientError(said)

@@ -26,6 +26,7 @@ from cryptopulse.audit.report import (
 )
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BRONZE, COVERAGE, SILVER, LakeSnapshot
+from cryptopulse.audit.venues import can_be_fetched
 from cryptopulse.text import ids_text
 
 _NONE = IdSet.of()
@@ -203,7 +204,7 @@ def report_ids(snapshot: LakeSnapshot, account: Account, refused: IdSet) -> None
             where = f"missing in {SILVER}, {_between(after, before)}"
             text = f"{symbol}: {ids_text(first, last)} {where}, though {source} {evidence}"
             repair = f"run `{repairs.rebuild}`"
-            if source == COVERAGE and "@" not in symbol and (after or before):
+            if source == COVERAGE and can_be_fetched(symbol) and (after or before):
                 backfill = repairs.backfill(symbol, after, before)
                 repair = f"run `{repairs.rebuild}`, then `{backfill}`: no message of them is in {BRONZE}"
             details = id_range(first, last) | {"after_time": after, "before_time": before, "told_by": source}
@@ -215,8 +216,8 @@ def report_ids(snapshot: LakeSnapshot, account: Account, refused: IdSet) -> None
         shown = "the exchange's heartbeat names them" if witness == "heartbeat" else "a later trade shows it"
         text = f"{symbol}: {ids_text(first, last)} never received, {_between(after, before)}; {shown}"
         repair = f"run `{repairs.rebuild}`, and audit again"  # silver holds nothing of the product
-        if "@" in symbol:
-            repair = "replay or import a recording that has them: only Coinbase is asked for missing trades"
+        if not can_be_fetched(symbol):
+            repair = "replay or import a recording that has them: this venue is not asked for missing trades"
         elif after or before:
             repair = f"run `{repairs.backfill(symbol, after, before)}`; a producer that runs does it by itself"
         if account.let_go and first < account.let_go.last:

@@ -17,6 +17,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SCHEMA = pa.schema([(name, pa.string()) for name in ("symbol", "trade_id", "price", "size", "side", "time")])
 
 
+def can_be_fetched(symbol: str) -> bool:
+    """Whether there is a REST interface to ask for trades of `symbol`."""
+    return "@" not in symbol or symbol.rpartition("@")[2] in _PAGES
+
+
 def is_venues(messages: pa.Table) -> pa.Array:
     """For each message whether another venue than Coinbase sent it."""
     is_named = pc.fill_null(pc.match_substring(messages["partition_key"], "@"), fill_value=False)

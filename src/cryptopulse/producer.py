@@ -19,7 +19,7 @@ from cryptopulse.errors import ConfigurationError, CryptoPulseError, TransientEr
 from cryptopulse.feed.buffer import LogWriter, MessageBuffer
 from cryptopulse.feed.client import FeedConnection, Shared, check_url
 from cryptopulse.feed.event_log import EventLines
-from cryptopulse.feed.protocol import Event, FeedSession, HoleFound, LateTrade, State
+from cryptopulse.feed.protocol import Event, FeedSession, HoleFound, LateTrade, State, Subscribed
 from cryptopulse.feed.recovery import LogEnd, log_end, resume
 from cryptopulse.feed.rest import RestClient, online_products
 from cryptopulse.feed.sequence_gaps import IdWatch
@@ -206,6 +206,9 @@ class _Feed:
                 self._healers[venue_of(product)].arrived(product, trade_id)
             case _:
                 self._lines.event(connection.name, event)
+                dialect = connection.session.dialect
+                if isinstance(event, Subscribed) and not dialect.tells_newest:
+                    self._healers[dialect.venue].ask_newest(event.products)
 
     async def _fetch_products(self) -> list[str]:
         """All online products of the quote currency; retries until there is an answer.

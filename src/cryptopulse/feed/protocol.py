@@ -191,7 +191,7 @@ class FeedSession:
         """Trades received, repeated ones included."""
         self.malformed = 0
         self.messages_skipped = 0
-        self._dialect = dialect
+        self.dialect = dialect
         self._key = f"@{dialect.venue}" if dialect.venue else ""
         self._silence_ns = heartbeats_missed_max * HEARTBEAT_NS
         self._states = {product: _ProductState(self.watch.ids[product]) for product in self.products}
@@ -249,7 +249,7 @@ class FeedSession:
         """Takes a message that will be kept; returns its key in the log: its product, if it is one of this session;
         for others, or if it is about none or several, `@venue`, or "" on Coinbase's feeds. Never raises.
         """
-        message = self._dialect.read(raw)
+        message = self.dialect.read(raw)
         if isinstance(message, TradesMessage):
             states = self._states
             for product, trade_id in message.ids:
@@ -275,7 +275,7 @@ class FeedSession:
 
         Its ids count as missing, so the loss is reported like any other hole.
         """
-        message = self._dialect.read(raw)
+        message = self.dialect.read(raw)
         if isinstance(message, TradesMessage):
             for product, trade_id in message.ids:
                 state = self._states.get(product)
@@ -292,7 +292,7 @@ class FeedSession:
         if now_ns >= self._silence_due_ns:
             if now_ns >= self._silence_due_ns + OVERSLEPT_NS:
                 self._expect_by(now_ns + OVERSLEPT_NS)
-            elif self.state is State.SUBSCRIBING and self._dialect.answers_each_product and self._answered():
+            elif self.state is State.SUBSCRIBING and self.dialect.answers_each_product and self._answered():
                 self._request_next(now_ns)  # the others were refused without being named
             else:
                 reason = f"subscription not confirmed within {CONFIRM_NS // SECOND_NS} s"
@@ -305,8 +305,8 @@ class FeedSession:
         if now_ns >= self._check_due_ns:
             if now_ns < self._check_due_ns + OVERSLEPT_NS:
                 self._check_products(now_ns)
-            if self._dialect.heartbeat_request is not None:
-                self._frames.append(self._dialect.heartbeat_request)
+            if self.dialect.heartbeat_request is not None:
+                self._frames.append(self.dialect.heartbeat_request)
             self._check_due_ns = now_ns + HEARTBEAT_NS
         self._set_deadline()
 
@@ -332,7 +332,7 @@ class FeedSession:
             self._request_next_if_answered(now_ns)
         elif isinstance(message, Refusal):
             self.events.append(ServerError(message.text[:TEXT_MAX]))
-            if not self._dialect.answers_each_product:
+            if not self.dialect.answers_each_product:
                 self._request_others(message.text, now_ns)
             elif message.product:
                 self._requested = [product for product in self._requested if product != message.product]
@@ -358,7 +358,7 @@ class FeedSession:
 
     def _request(self, products: Sequence[str], now_ns: int) -> None:
         self._requested = products
-        self._frames += self._dialect.subscribe_frames(products)
+        self._frames += self.dialect.subscribe_frames(products)
         self._expect_by(now_ns + CONFIRM_NS)
 
     def _request_others(self, refusal: str, now_ns: int) -> None:
@@ -386,7 +386,7 @@ class FeedSession:
         if self.state is not State.SUBSCRIBING:
             return
         answered = self._answered()
-        is_each = self._dialect.answers_each_product
+        is_each = self.dialect.answers_each_product
         if answered.issuperset(self._requested) if is_each else not answered.isdisjoint(self._requested):
             self._request_next(now_ns)
 
@@ -412,15 +412,15 @@ class FeedSession:
 
     def _answered(self) -> frozenset[str]:
         """The products whose trades the exchange has confirmed; none before it has confirmed heartbeats."""
-        if self._dialect.heartbeat_channel not in (None, *self._channels):
+        if self.dialect.heartbeat_channel not in (None, *self._channels):
             return frozenset()
-        return self._channels.get(self._dialect.trades_channel, frozenset())
+        return self._channels.get(self.dialect.trades_channel, frozenset())
 
     def _check_products(self, now_ns: int) -> None:
         """Finds products that are silent while the connection is alive, and subscribes them again."""
-        left = self._dialect.resubscribed_at_once_max
+        left = self.dialect.resubscribed_at_once_max
         states = [(product, self._states[product]) for product in self._confirmed]
-        if self._dialect.heartbeat_channel is not None and not self._dialect.heartbeats_name_products:
+        if self.dialect.heartbeat_channel is not None and not self.dialect.heartbeats_name_products:
             states.append(("", self._connection))
         for product, state in states:
             missing, since_ns = self._silence(product, state, now_ns)
@@ -434,9 +434,9 @@ class FeedSession:
                 left -= 1
                 self.events.append(ProductSilent(product, missing, (now_ns - state.silent_ns) // SECOND_NS))
                 if product:  # alone: a refusal of one must not keep the others out
-                    self._frames += self._dialect.resubscribe_frames([product])
+                    self._frames += self.dialect.resubscribe_frames([product])
                 else:  # trades still come and must not be interrupted
-                    self._frames += self._dialect.subscribe_frames(self._confirmed)
+                    self._frames += self.dialect.subscribe_frames(self._confirmed)
                 state.retry_ns = now_ns + state.pause_ns
                 state.pause_ns = min(2 * state.pause_ns, RESUBSCRIBE_MAX_NS)
 
@@ -446,7 +446,7 @@ class FeedSession:
         has_heartbeats = state.heartbeat_ns > silent_to_ns
         if not product:
             return ("" if has_heartbeats else "heartbeats"), state.heartbeat_ns
-        if not self._dialect.heartbeats_name_products:
+        if not self.dialect.heartbeats_name_products:
             gap_ns = (state.trade_ns - self._confirmed_ns) // max(state.messages, 1)
             is_silent = now_ns - state.trade_ns >= max(THIN_NS, THIN_GAPS * gap_ns)
             return ("trades" if is_silent and state.messages >= THIN_MESSAGES else ""), state.trade_ns

@@ -37,9 +37,9 @@ make every real trade after it look old."""
 UNKNOWN = -1
 """`highest` of a product before any id was seen. Below every id."""
 
-Witness = Literal["trade", "heartbeat", "refused"]
-"""What showed that trades are missing: a later trade, a heartbeat, or the missing trade itself, which came but could
-not be kept."""
+Witness = Literal["trade", "heartbeat", "page", "refused"]
+"""What showed that trades are missing: a later trade, a heartbeat, a page of the REST interface, or the missing trade
+itself, which came but could not be kept."""
 
 
 class IdGap(msgspec.Struct, frozen=True):
@@ -68,6 +68,7 @@ class TradeIds:
     __slots__ = (
         "_claim",
         "_claim_due_ns",
+        "_claimed_by",
         "_early",
         "_open",
         "_wanted_to",
@@ -93,6 +94,7 @@ class TradeIds:
         self._early: list[IdGap] = []
         self._claim = UNKNOWN
         self._claim_due_ns = NEVER_NS
+        self._claimed_by: Witness = "heartbeat"
 
     @property
     def due_ns(self) -> int:
@@ -163,8 +165,8 @@ class TradeIds:
             self.first = trade_id
         self.highest = max(self.highest, trade_id)
 
-    def claimed(self, trade_id: int, now_ns: int) -> None:
-        """A heartbeat names `trade_id` as the product's last trade (0: not known, as in 2020).
+    def claimed(self, trade_id: int, now_ns: int, by: Witness = "heartbeat") -> None:
+        """A heartbeat, or a page, names `trade_id` as the product's last trade (0: not known, as in 2020).
 
         It may have overtaken the trade itself, so it counts only after the grace. One claim is checked at a time;
         heartbeats come every second, so the next one continues where this one ends.
@@ -172,6 +174,7 @@ class TradeIds:
         if self.highest < trade_id != 0 and self._claim == UNKNOWN and self.believable(trade_id):
             self._claim = trade_id
             self._claim_due_ns = now_ns + GRACE_NS
+            self._claimed_by = by
 
     def expired(self, now_ns: int) -> list[IdGap]:
         """The holes whose grace is over at `now_ns`; each is returned once."""
@@ -187,7 +190,7 @@ class TradeIds:
             if self.highest == UNKNOWN:
                 self.first = self._claim + 1
             elif self.highest < self._claim:
-                holes.append(IdGap(self.highest + 1, self._claim, "heartbeat"))
+                holes.append(IdGap(self.highest + 1, self._claim, self._claimed_by))
             self.highest = max(self.highest, self._claim)
             self._claim, self._claim_due_ns = UNKNOWN, NEVER_NS
         self._note_unsettled()

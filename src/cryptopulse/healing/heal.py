@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -75,6 +75,11 @@ class Healer:
         self._reconciler = Reconciler(log_is_known=False)
         self._tables = KnownIds({}, {})
         self._news = asyncio.Event()
+        self._to_ask: dict[str, None] = {}
+        """Products whose newest id is to be asked for, as an ordered set."""
+        self._asked = asyncio.Event()
+        self._highest: dict[str, int] = {}
+        """Product → highest id seen at the last comparison with the tables."""
         self._planning = asyncio.Lock()
         self._reader = threading.Thread()
         self._is_working = self._is_full = False
@@ -105,9 +110,16 @@ class Healer:
         self.work.arrived(product, trade_id, trade_id, time.monotonic_ns())
         self._changed(product)
 
+    def ask_newest(self, products: Iterable[str]) -> None:
+        """Asks the exchange for the newest id of each of `products`, since no message tells it: trades that were missed
+        would stay unknown until the next one comes."""
+        self._to_ask |= dict.fromkeys(products)
+        self._asked.set()
+
     async def run(self) -> None:
         """Reconciles and fetches until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._ask())
             group.create_task(self._reconcile_repeatedly())
             group.create_task(self._log_progress())
             for _ in range(REQUESTS_AT_ONCE):
@@ -236,6 +248,27 @@ class Healer:
                 left = {"holes": self.work.holes_open, "ids_missing": self.work.ids_missing}
                 _log.info("healing_progress", **left, ids_healed=done, ids_per_s=round((done - before) / PROGRESS_S))
 
+    async def _ask(self) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            while self._to_ask:
+                product = next(iter(self._to_ask))
+                try:
+                    page = await self._rest.trades(product, after=None, limit=1)
+                except TransientError as error:
+                    values = {"error": str(error), "retry_in_s": FAILED_S}
+                    self._lines.log("waiting_for_rest", "warning", **values)
+                    await asyncio.sleep(FAILED_S)
+                    continue
+                except TerminalError as error:
+                    self._lines.log("newest_trade_unknown", "warning", product=product, error=str(error))
+                else:
+                    if page.ids:
+                        self._watch.ids[product].claimed(page.ids[0], time.monotonic_ns(), "page")
+                        self._watch.changed(product)
+                self._to_ask.pop(product, None)
+
     # Comparing with the tables
 
     async def _reconcile_repeatedly(self) -> None:
@@ -250,12 +283,21 @@ class Healer:
             try:
                 self._reconcile(await asyncio.wrap_future(outcome))
                 self._can_read = True
+                self._ask_for_quiet()
             except CryptoPulseError as error:
                 if self._can_read:
                     _log.warning("tables_unreadable", error=str(error), retry_in_s=round(interval_s))
                 self._can_read = False
             await asyncio.sleep(pause_s)
             pause_s = interval_s
+
+    def _ask_for_quiet(self) -> None:
+        """Asks for the newest id of products without a trade since the last comparison, if no heartbeat names it."""
+        if not self._venue:
+            return
+        highest = {product: ids.highest for product, ids in self._watch.ids.items() if venue_of(product) == self._venue}
+        self.ask_newest(product for product, one in highest.items() if self._highest.get(product) == one)
+        self._highest = highest
 
     def _read(self, outcome: Future[KnownIds]) -> None:
         try:

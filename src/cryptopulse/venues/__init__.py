@@ -75,6 +75,8 @@ class Dialect(Protocol):
     """Whether each product of a request is confirmed or refused for itself."""
     resubscribed_at_once_max: int
     """Silent products to subscribe again per second; with two frames each they stay below the exchange's limit."""
+    tells_newest: bool = True
+    """Whether the newest trade of a product, or its id, comes after subscribing or with heartbeats."""
     connects_per_second: float
     """Attempts to connect, well below the exchange's limit for an IP address."""
 

@@ -67,6 +67,7 @@ class Binance(Venue):
     trades_channel = "trade"
     heartbeat_request = b'{"method":"LIST_SUBSCRIPTIONS","id":%d}' % _ALIVE
     answers_each_product = False
+    tells_newest = False
     connects_per_second = 0.5
     """300 attempts in five minutes are allowed."""
     rest_url = "https://api.binance.com"

@@ -62,6 +62,7 @@ class Okx(Venue):
     default_url = "wss://ws.okx.com:8443/ws/v5/business"
     trades_channel = "trades-all"
     heartbeat_request = b"ping"
+    tells_newest = False
     connects_per_second = 1.0
     """Three a second are allowed."""
     rest_url = "https://www.okx.com"

@@ -16,7 +16,19 @@ from benchmarks.processes import MeasurementError
 from benchmarks.results import Results, targets_of
 from benchmarks.tables import tables_of
 
-_KINDS = ("idle", "live", "rules", "catchup", "crash-day", "import", "reading", "startup", "storage", "dashboard")
+_KINDS = (
+    "idle",
+    "live",
+    "venues",
+    "rules",
+    "catchup",
+    "crash-day",
+    "import",
+    "reading",
+    "startup",
+    "storage",
+    "dashboard",
+)
 _QUICK = {"seconds": 8.0, "warm_up": 2.0, "rates": [50.0, 1000.0], "trades": 100_000, "runs": 1, "rounds": 1}
 _FULL = {"seconds": 30.0, "warm_up": 5.0, "rates": [10.0, 50.0, 1000.0, 5000.0], "trades": 1_600_000, "runs": 3}
 _FULL |= {"rounds": 5}
@@ -58,6 +70,9 @@ def _measure(options: argparse.Namespace, say: startup.Say) -> Results:
     for rate in rates if kinds & {"live", "storage"} else ():
         say(f"live, {rate:,.0f} trades/s for {options.seconds + options.warm_up:g} s")
         lives.append(live.measure(options.dir, rate, options.seconds, options.warm_up))
+    if "venues" in kinds:
+        say(f"live, {_LOAD_RATE:,.0f} trades/s of three venues for {options.seconds + options.warm_up:g} s")
+        lives.append(live.measure_venues(options.dir, _LOAD_RATE, options.seconds, options.warm_up))
     if "rules" in kinds:
         say(f"live, {_LOAD_RATE:,.0f} trades/s and {_RULES:,} rules for {options.seconds + options.warm_up:g} s")
         lives.append(live.measure(options.dir, _LOAD_RATE, options.seconds, options.warm_up, _RULES))

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.processes import Deployment, Exchange, MeasurementError, Scratch
+from benchmarks.processes import VENUES, Deployment, Exchange, MeasurementError, Scratch
 from benchmarks.storage import Growth, LogStorage, Storage, log_storage, storage_of
 
 _WINDOW_S = 10.0  # that of `cryptopulse.latency`: exact percentiles of the last ten seconds
@@ -108,6 +108,17 @@ def measure(folder: Path, rate: float, seconds: float, warm_up_s: float, rules: 
         return _observed(load, rate, exchange, deployment, seconds)
 
 
+def measure_venues(folder: Path, rate: float, seconds: float, warm_up_s: float) -> Live:
+    """The same with three venues that make `rate` trades a second together."""
+    with Scratch(folder) as scratch:
+        exchange = Exchange(scratch, rate / len(VENUES), "all_subscribed", _crashes(seconds, warm_up_s))
+        config = scratch.folder / "venues.toml"
+        config.write_text(exchange.venue_settings())
+        deployment = _trading(scratch, exchange, ("--config", str(config)), is_coinbase=False)
+        time.sleep(warm_up_s)
+        return _observed(f"{rate:,.0f}/s, {len(VENUES)} venues", rate, exchange, deployment, seconds)
+
+
 def _rules_text(count: int) -> str:
     """Rules of all types over five look-backs, with thresholds that rise from what a crash reaches: as TOML."""
     lines = []
@@ -136,9 +147,9 @@ def measure_idle(folder: Path, seconds: float, warm_up_s: float, *, heartbeats: 
         return _observed("heartbeats alone" if heartbeats else "nothing", 0.0, exchange, deployment, seconds)
 
 
-def _trading(scratch: Scratch, exchange: Exchange, options: Sequence[str]) -> Deployment:
+def _trading(scratch: Scratch, exchange: Exchange, options: Sequence[str], *, is_coinbase: bool = True) -> Deployment:
     """A deployment that has stored a first trade."""
-    deployment = Deployment(scratch, exchange, options=("--no-dashboard", *options))
+    deployment = Deployment(scratch, exchange, options=("--no-dashboard", *options), is_coinbase=is_coinbase)
     deployment.wait_for(lambda: bool(deployment.report("processing").get("trades_total")), "a first trade")
     return deployment
 

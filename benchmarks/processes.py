@@ -20,7 +20,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import psutil
 
+from cryptopulse.simulator.other_venues import SYMBOLS
 from cryptopulse.status import ProcessStatus, read_status
+
+VENUES = ("kraken", "binance", "okx")
+"""Those that are recorded together."""
 
 _STOP_S = 60.0  # a processing that is behind drains its log first
 _PATIENCE_S = 60.0
@@ -109,6 +113,13 @@ class Exchange:
         urls = ("--websocket-url", given["exchange_url"], "--rest-url", given["rest_url"])
         return ("--products", products, *urls)
 
+    def venue_settings(self) -> str:
+        """Settings that record every product at each of VENUES, as TOML, in the place of `feed_options`."""
+        url, ws = self._addresses["rest_url"], self._addresses["rest_url"].replace("http", "ws")
+        listed = [f"{SYMBOLS[venue](product)}@{venue}" for venue in VENUES for product in self._addresses["products"]]
+        sections = [f'[{v}]\nwebsocket_url = "{ws}/{v}"\nrest_url = "{url}"\n' for v in VENUES]
+        return "\n".join([f"[feed]\nproducts = {json.dumps(listed)}\n", *sections])
+
     def stop_trading(self) -> None:
         """No trades from now on; heartbeats go on."""
         self._post("stop_trading", "")
@@ -126,12 +137,22 @@ class Exchange:
 class Deployment:
     """`cryptopulse run` on a fresh lake."""
 
-    def __init__(self, scratch: Scratch, exchange: Exchange, name: str = "lake", options: Sequence[str] = ()) -> None:
-        """Starts it and returns at once; `started_s` is the moment before (monotonic clock). `options`: of `run`."""
+    def __init__(
+        self,
+        scratch: Scratch,
+        exchange: Exchange,
+        name: str = "lake",
+        options: Sequence[str] = (),
+        *,
+        is_coinbase: bool = True,
+    ) -> None:
+        """Starts it and returns at once; `started_s` is the moment before (monotonic clock). `options`: of `run`;
+        `is_coinbase`: whether they are about Coinbase's feed."""
         self.lake = scratch.folder / name
         self.state_dir = self.lake / "_cryptopulse"
         self.started_s = time.monotonic()
-        self.popen = scratch.start("run", "--no-view", "--lake", str(self.lake), *exchange.feed_options, *options)
+        feed = exchange.feed_options if is_coinbase else ()
+        self.popen = scratch.start("run", "--no-view", "--lake", str(self.lake), *feed, *options)
 
     def status(self, name: str) -> ProcessStatus:
         """What `producer` or `processing` says of itself."""

@@ -76,7 +76,7 @@ def targets_of(results: Results) -> list[Target]:
 
 
 def _live_targets(live: Live) -> list[Target]:
-    at = f"at {live.rate:,.0f} trades/s"
+    at = f"at {live.rate:,.0f} trades/s" + " of 3 venues" * live.load.endswith("venues")
     cpu_pct = 100 * live.cpu_total
     match live.load:
         case "nothing":
@@ -88,7 +88,7 @@ def _live_targets(live: Live) -> list[Target]:
             ]
         case "1,000/s, 1,000 rules":
             return [Target(f"CPU of the whole {at} and 1,000 alert rules", 80, cpu_pct, "% of a core")]
-        case "1,000/s":
+        case "1,000/s" | "1,000/s, 3 venues":
             found = [Target(f"CPU of the whole {at}", 40, cpu_pct, "% of a core")]
             if silver := live.hops.get("receive_to_silver"):
                 found.append(Target(f"receive → silver committed {at}, p50", 40, silver.p50, "ms"))

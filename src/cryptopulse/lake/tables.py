@@ -161,7 +161,7 @@ BRONZE = Table(
         Column(
             "partition_key",
             "STRING",
-            "Product id, or empty for a message of none; @venue for a message of another venue than Coinbase.",
+            "Product id, or empty for a message of none or several; with @venue for another venue than Coinbase.",
         ),
         Column("enqueued_time", "TIMESTAMP", "When the log took the message (UTC)."),
         Column("received_time", "TIMESTAMP", "When the message came off the socket, or was read from a file (UTC)."),
@@ -208,7 +208,9 @@ QUARANTINE = Table(
         Column("partition", "INT", "Partition of the log."),
         Column("offset", "BIGINT", "Place in the partition."),
         Column(
-            "partition_key", "STRING", "Product id that the feed saw, or empty; @venue for another venue's message."
+            "partition_key",
+            "STRING",
+            "Product id that the feed saw, or empty; with @venue for another venue's message.",
         ),
         Column("reason", "STRING", "What is wrong with it."),
         Column("body", "BINARY", "The message exactly as received."),

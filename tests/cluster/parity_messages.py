@@ -104,6 +104,29 @@ def other_venues() -> Iterator[Message]:
         yield message(line.encode(), "import", "BTCUSDT@binance")
         if number % 50 == 0:
             yield message(line.replace(",3,", ",4,").encode(), "import", "BTCUSDT@binance")
+    yield from venue_pages()
+
+
+def venue_pages() -> Iterator[Message]:
+    """Pages of REST: Kraken's with trades that its feed lacks and an id that no page has, others with a broken row."""
+    seconds = 1_783_425_600
+    for skipped in (20, 40):  # 20 is absent, 40 is healed
+        rows = ",".join(
+            f'["{100 - (n > 150) * 5}.5","1e-8",{seconds + n * 7}.0,"s","l","",{n}]'
+            for n in range(skipped - 5, skipped + 6)
+            if n != 20
+        )
+        page = f'{{"error":[],"result":{{"XBTUSDT":[{rows}],"last":"1"}}}}'
+        yield message(page.encode(), "rest", "BTC-USDT@kraken")
+    binance = [
+        f'{{"id":{n},"price":"{99 if n else "x"}","qty":"3","time":{seconds}000,"isBuyerMaker":true}}'
+        for n in (0, 300, 302)
+    ]
+    yield message(f"[{','.join(binance[1:])}]".encode(), "rest", "BTCUSDT@binance")
+    yield message(f"[{','.join(binance)}]".encode(), "rest", "BTCUSDT@binance")
+    row = f'{{"instId":"BTC-USDT","tradeId":"400","px":"1","sz":"2","side":"buy","ts":"{seconds}000"}}'
+    yield message(f'{{"code":"0","data":[{row}]}}'.encode(), "rest", "BTC-USDT@okx")
+    yield message(b'{"code":"50011","msg":"too fast"}', "rest", "BTC-USDT@okx")
 
 
 def recorded() -> Iterator[Message]:

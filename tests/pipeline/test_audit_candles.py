@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +19,7 @@ import structlog
 
 from cryptopulse.lake.tables import BARS
 from cryptopulse.simulator import Faults, SimulatorOptions, serve
-from support import Trade, micros
+from support import Message, Trade, message, micros
 from support_audit import audit, copied, delete, fill, iso, matches, overwrite, rows
 from support_processes import wait_until
 
@@ -177,6 +179,52 @@ def test_an_answer_that_is_no_list_of_candles_is_told(lake: Path) -> None:
     with exchange(products=1, rate=1, trades_max=1) as other:  # it does not know our products
         found = audit(lake, "--candles", "--rest-url", other, "--product", "ETH-USD")
     assert found.kinds == ["candles_unreachable"]
+
+
+def pages(url: str, venue: str) -> list[Message]:
+    """Every trade of the market's second product as pages of the venue's REST interface."""
+    path, symbol, step = {
+        "kraken": ("0/public/Trades?pair=ETHUSD&since={}", "ETH/USD", lambda b: b["result"]["last"]),
+        "binance": ("api/v3/historicalTrades?symbol=ETHUSD&limit=1000&fromId={}", "ETHUSD", lambda b: b[-1]["id"] + 1),
+        "okx": ("api/v5/market/history-trades?instId=ETH-USD&after={}", "ETH-USD", lambda b: b["data"][-1]["tradeId"]),
+    }[venue]
+    found: list[Message] = []
+    at: object = 2**62 if venue == "okx" else 0
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        while len(body := client.get(path.format(at)).content) > 150:  # an empty page is shorter
+            found.append(message(body, "rest", f"{symbol}@{venue}"))
+            at = step(json.loads(body))
+    return found
+
+
+@pytest.mark.parametrize("venue", ["kraken", "binance", "okx"])
+def test_bars_of_other_venues_agree_with_their_candles(
+    venue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kraken tells of the newest twelve hours only, so the market is of these."""
+    with exchange(start_time_ns=time.time_ns() - 11 * 3_600_000_000_000, rest_limit=False) as url:
+        published(url)
+        lake = fill(tmp_path / "lake", [pages(url, venue)])
+        monkeypatch.setenv(f"CRYPTOPULSE_{venue.upper()}__REST_URL", url)
+        found = audit(lake, "--candles")
+        assert (found.code, found.findings) == (0, [])
+        assert found.checked("candles") == sum(rows(lake, BARS)["is_complete"].to_pylist()) > 100
+        bars = rows(lake, BARS)
+        changed = bars.to_pylist()
+        next(bar for bar in changed if bar["is_complete"])["close"] += 1
+        overwrite(lake, BARS, type(bars).from_pylist(changed, schema=bars.schema))
+        assert audit(lake, "--candles").kinds == ["bar_differs", "candle_differs"]
+
+
+def test_minutes_of_which_kraken_has_no_candles_any_more_are_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with exchange(rest_limit=False) as url:
+        published(url)
+        lake = fill(tmp_path / "lake", [pages(url, "kraken")])
+        monkeypatch.setenv("CRYPTOPULSE_KRAKEN__REST_URL", url)
+        found = audit(lake, "--candles")
+        assert (found.code, found.checked("candles")) == (0, 0)
 
 
 assert micros(datetime.fromisoformat("2026-05-28T20:26:40+00:00")) * 1000 == START_NS

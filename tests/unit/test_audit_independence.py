@@ -22,7 +22,8 @@ ALLOWED = {
         "is_product_id",
         "is_symbol",
     },  # what a person asks
-    "cryptopulse.feed.rest": {"CANDLES_MAX", "Candle", "RestClient"},
+    "cryptopulse.feed.rest": {"RestClient"},
+    "cryptopulse.venues": {"Candle"},
     "cryptopulse.retry": None,
 }
 

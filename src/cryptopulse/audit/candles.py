@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,28 +22,24 @@ from cryptopulse.audit.ids import by_product
 from cryptopulse.audit.report import AuditCheck, moment, utc
 from cryptopulse.audit.scope import AuditScope
 from cryptopulse.audit.snapshot import BARS, LakeSnapshot
+from cryptopulse.audit.venues import can_be_fetched
 from cryptopulse.errors import ConfigurationError, TransientError, UnknownProduct
-from cryptopulse.feed.rest import CANDLES_MAX, Candle, RestClient
-from cryptopulse.lake.products import is_product_id
+from cryptopulse.feed.rest import RestClient
 from cryptopulse.retry import Backoff, retrying
 from cryptopulse.text import decimal_text
+from cryptopulse.venues import Candle
 
 _MINUTE_US = 60_000_000
 _PUBLISHED_US = 120_000_000
+_MARGIN = 5  # minutes: an audit takes a while, and the unfinished minute counts as well
 _ATTEMPTS_MAX = 6  # some 6 s of pauses: an audit should not wait long for a network
 _PRICES = ("open", "high", "low", "close")
 # The exchange's volumes are binary floating-point numbers with 8 decimals.
 _NEAR, _NEAR_ENOUGH = Decimal("1e-9"), Decimal("5e-9")
 
 
-@dataclass(frozen=True)
-class CandleSource:
-    """Where candles come from."""
-
-    rest_url: str
-    requests_per_second: float
-    allowance: Path | None = None
-    """A file by which processes share this limit."""
+CandleSource: TypeAlias = Callable[[str], RestClient]
+"""Venue ("" for Coinbase) → the client of its REST interface, not opened yet."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +51,17 @@ class _Bars:
     is_complete: np.ndarray[tuple[int], np.dtype[np.bool_]]
     rows: pa.Table
 
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """First and last minute of each request needed to compare all complete bars."""
-        wanted = self.minutes[self.is_complete]
+    @property
+    def venue(self) -> str:
+        """ "" for Coinbase."""
+        return self.symbol.partition("@")[2]
+
+    def spans(self, candles_max: int, oldest: int) -> Iterator[tuple[int, int]]:
+        """First and last minute of each request needed to compare all complete bars from minute `oldest` on."""
+        wanted = self.minutes[self.is_complete & (self.minutes >= oldest)]
         while len(wanted):
             first = int(wanted[0])
-            inside = wanted[wanted < first + CANDLES_MAX]
+            inside = wanted[wanted < first + candles_max]
             yield first, int(inside[-1])
             wanted = wanted[len(inside) :]
 
@@ -86,8 +88,8 @@ def check_candles(
     files = [file for file in snapshot.files(BARS) if file.day is None or scope.has_day(file.day)]
     rows = snapshot.rows(
         f"""
-        SELECT symbol, epoch_us(window_start) // {_MINUTE_US} AS minute, open, high, low, close, volume, is_complete,
-            first_trade_id, last_trade_id
+        SELECT symbol, epoch_us(window_start) // {_MINUTE_US} AS minute, open, high, low, close, volume, trade_count,
+            is_complete, first_trade_id, last_trade_id
         FROM dm_trade_bars
         WHERE {scope.has_product()} AND {scope.has_time("epoch_us(window_start)")}
             AND epoch_us(window_start) + {_MINUTE_US} <= {snapshot.opened_us - _PUBLISHED_US}
@@ -97,7 +99,7 @@ def check_candles(
     products = [
         _Bars(symbol, part["minute"].to_numpy(), part["is_complete"].to_numpy(zero_copy_only=False), part)
         for symbol, part in by_product(rows)
-        if is_product_id(symbol)  # Coinbase's; no other venue is asked
+        if can_be_fetched(symbol)
     ]
     return [AuditCheck("candles", asyncio.run(_compare_all(snapshot, products, exchange, progressed)))]
 
@@ -106,13 +108,20 @@ async def _compare_all(
     snapshot: LakeSnapshot, products: Sequence[_Bars], exchange: CandleSource, progressed: Callable[[int, int], None]
 ) -> int:
     """Returns how many bars were compared."""
-    requests = [(bars, *ends) for bars in products for ends in bars.spans()]
     compared = 0
     unknown: set[str] = set()
-    per_second, allowance = exchange.requests_per_second, exchange.allowance
-    async with RestClient(exchange.rest_url, per_second=per_second, allowance=allowance) as client:
-        for number, (bars, first, last) in enumerate(requests, start=1):
-            if bars.symbol in unknown:
+    silent: set[str] = set()
+    async with AsyncExitStack() as opened:
+        venues = sorted({bars.venue for bars in products})
+        clients = {venue: await opened.enter_async_context(exchange(venue)) for venue in venues}
+        requests = []
+        for bars in products:
+            client = clients[bars.venue]
+            kept = client.candles_kept
+            oldest = 0 if kept is None else snapshot.opened_us // _MINUTE_US - kept + _MARGIN
+            requests += [(client, bars, *ends) for ends in bars.spans(client.candles_max, oldest)]
+        for number, (client, bars, first, last) in enumerate(requests, start=1):
+            if bars.symbol in unknown or client.base_url in silent:
                 continue
             fetch = partial(client.candles, bars.symbol, utc(first * _MINUTE_US), utc(last * _MINUTE_US))
             try:
@@ -123,7 +132,8 @@ async def _compare_all(
                 continue
             except (TransientError, ConfigurationError) as error:
                 _report_unreachable(snapshot, bars.symbol, first, str(error))
-                break
+                silent.add(client.base_url)
+                continue
             compared += _compare(snapshot, bars, first, last, candles)
             progressed(number, len(requests))
     return compared
@@ -139,7 +149,7 @@ def _compare(snapshot: LakeSnapshot, bars: _Bars, first: int, last: int, candles
             continue
         differing = {
             name: {"stored": bar[name], "exchange": getattr(candle, name)}
-            for name in (*_PRICES, "volume")
+            for name in (*_PRICES, "volume", *(["trade_count"] if candle.trade_count is not None else []))
             if (
                 abs(bar[name] - getattr(candle, name)) > bar[name] * _NEAR + _NEAR_ENOUGH
                 if name == "volume"
@@ -148,7 +158,7 @@ def _compare(snapshot: LakeSnapshot, bars: _Bars, first: int, last: int, candles
         }
         if differing:
             said = [
-                f"{name} {_plain(pair['exchange'])}, the bar {_plain(pair['stored'])}"
+                f"{name} {_plain(Decimal(pair['exchange']))}, the bar {_plain(Decimal(pair['stored']))}"
                 for name, pair in differing.items()
             ]
             _report(snapshot, bars.symbol, minute, f"has {'; '.join(said)}", {"columns": differing})
@@ -177,5 +187,5 @@ def _report(snapshot: LakeSnapshot, symbol: str, minute: int, said: str, details
 def _report_unreachable(snapshot: LakeSnapshot, symbol: str, minute: int, error: str) -> None:
     text = f"{symbol}: candles from {moment(utc(minute * _MINUTE_US))} on were not compared: {error}"
     details = {"error": error}
-    repair = "run the audit again when the exchange answers (feed.rest_url)"
+    repair = "run the audit again when the exchange answers (feed.rest_url, or rest_url of the venue's section)"
     snapshot.report("candles_unreachable", "", text, repair, symbol, details)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,16 +56,15 @@ def audit(
     json: Json = False,
 ) -> None:
     """Say what is missing or does not agree, and how to repair it. Exits 8 if anything is missing or inconsistent."""
-    from cryptopulse.audit import AuditScope, CandleSource, Repairs, Resources
+    from cryptopulse.audit import AuditScope, Repairs, Resources
     from cryptopulse.audit import audit as check
+    from cryptopulse.feed.venue_rest import rest_client
 
     settings = settings_from(lake, config, rest_url=rest_url)
     scope = AuditScope.of(product or (), start, end)
     processing = settings.processing
     same_lake = {"--lake": lake, "--config": config}  # for the repair commands that are shown
-    feed = settings.feed
-    allowance = settings.rest_allowance(feed.rest_url)
-    exchange = CandleSource(feed.rest_url, feed.rest_requests_per_second, allowance) if candles else None
+    exchange = partial(rest_client, settings) if candles else None
     with progress_bar("audit") as progress:
         report = check(
             settings.location,

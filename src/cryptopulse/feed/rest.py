@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +33,7 @@ from cryptopulse.errors import (
 )
 from cryptopulse.feed.proxy import proxy_for
 from cryptopulse.token_bucket import RateLimiter
+from cryptopulse.venues import Candle
 
 _BURST_S = 1.5  # so many seconds' requests may be made at once: Coinbase allows bursts of 15
 
@@ -93,18 +93,6 @@ class TradePage(NamedTuple):
     """For each id a time near that of its trade, in ns UTC; only on pages of venues beside Coinbase."""
 
 
-class Candle(msgspec.Struct, frozen=True, array_like=True):
-    """One minute of trading; a minute without trades has no candle."""
-
-    time: int
-    """Start of the minute, seconds since 1970 (UTC)."""
-    low: Decimal
-    high: Decimal
-    open: Decimal
-    close: Decimal
-    volume: Decimal
-
-
 CANDLES_MAX = 300
 """Most candles in one answer."""
 
@@ -148,6 +136,9 @@ class RestClient:
         self.per_second = per_second
         self.page_max = PAGE_MAX
         """Most trades to ask for at once."""
+        self.candles_max = CANDLES_MAX
+        self.candles_kept: int | None = None
+        """Most minutes to ask for at once, and how many of the newest ones there are; None: all."""
         self.requests = 0
         self.failures = 0
         """Requests without a usable answer."""
@@ -201,7 +192,7 @@ class RestClient:
         return await self._get(f"/products/{quote(product, safe='')}/trades", "trades", read, query, product)
 
     async def candles(self, product: str, first: datetime, last: datetime) -> list[Candle]:
-        """The candles of the minutes that start from `first` to `last` (UTC, at most CANDLES_MAX), newest first.
+        """The candles of the minutes that start from `first` to `last` (UTC, at most `candles_max`), in any order.
 
         Raises the same errors as `trades`.
         """

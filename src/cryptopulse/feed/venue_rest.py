@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,7 +16,7 @@ from cryptopulse.errors import CryptoPulseError, RateLimited, TransientError, Un
 from cryptopulse.feed.rest import RestClient, TradePage
 from cryptopulse.lake.products import venue_of
 from cryptopulse.settings import Settings
-from cryptopulse.venues import Venue, VenueTrade, venues_own
+from cryptopulse.venues import Candle, Venue, VenueTrade, venues_own
 from cryptopulse.venues.registry import VENUES
 
 _NANOS_POWER = 3  # of ten, from µs to ns
@@ -30,6 +32,7 @@ class VenueRestClient(RestClient):
         super().__init__(base_url, per_second=per_second, allowance=allowance, setting=setting)
         self.venue = venue
         self.page_max = venue.page_max
+        self.candles_max, self.candles_kept = venue.candles_max, venue.candles_kept
 
     async def trades(self, product: str, *, after: int | None, limit: int) -> TradePage:
         """See RestClient. The page may also have trades from `after` on, and older ones than asked for."""
@@ -42,12 +45,28 @@ class VenueRestClient(RestClient):
             except StopIteration:
                 return page
 
-    def _page(self, product: str, body: bytes) -> TradePage:
-        received_ns = time.time_ns()
+    async def candles(self, product: str, first: datetime, last: datetime) -> list[Candle]:
+        """See RestClient."""
+        ends = int(first.timestamp()), int(last.timestamp())
+        path, query = self.venue.candles_request(venues_own(product), *ends)
+        return await self._get(path, "candles", partial(self._candles, product), query, product)
+
+    def _candles(self, product: str, body: bytes) -> list[Candle]:
+        value = self._decoded(product, body)
+        try:
+            return self.venue.candles(value)
+        except (TypeError, KeyError, IndexError, ArithmeticError) as error:
+            raise ValueError(f"not as expected: {error!r}") from error
+
+    def _decoded(self, product: str, body: bytes) -> Any:
         value = msgspec.json.decode(body)
         if (said := self.venue.error(value)) is not None:
             raise _error(f"{urlsplit(self.base_url).hostname} answered {said!r}", product)
-        trades = _trades(self.venue, value, product)[::-1]
+        return value
+
+    def _page(self, product: str, body: bytes) -> TradePage:
+        received_ns = time.time_ns()
+        trades = _trades(self.venue, self._decoded(product, body), product)[::-1]
         ids = [_id(trade) for trade in trades]
         if not all(newer > older for newer, older in pairwise(ids)):
             raise ValueError("ids are not in order")

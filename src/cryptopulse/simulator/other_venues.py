@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from cryptopulse.simulator.candles import candles_between, filled
 from cryptopulse.simulator.market import Trades
 from cryptopulse.simulator.messages import decimal_text, encode, fixed_text
 from cryptopulse.simulator.session import ClientSession
@@ -240,14 +241,8 @@ class NoSuchSymbol(Exception):
 
 def kraken_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int], int]) -> bytes:
     """`/0/public/Trades`: trades after a time (ns UTC), the oldest first. `newest`: product → its newest id shown."""
-    pairs = {
-        kraken_symbol(product.product_id).replace("BTC", "XBT").replace("DOGE", "XDG").replace("/", ""): number
-        for number, product in enumerate(venue.products)
-    }
-    pair = query.get("pair", "")
-    if pair not in pairs:
-        raise NoSuchSymbol('{"error":["EQuery:Unknown asset pair"]}')
-    number, count = pairs[pair], min(int(query.get("count", _KRAKEN_PAGE_MAX)), _KRAKEN_PAGE_MAX)
+    pair, count = query.get("pair", ""), min(int(query.get("count", _KRAKEN_PAGE_MAX)), _KRAKEN_PAGE_MAX)
+    number = _kraken_number(venue, pair)
     held = venue.history.between(number, 0, newest(number))
     first = max(len(held) - count, 0)
     if "since" in query:
@@ -268,10 +263,7 @@ def kraken_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int], 
 
 def binance_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int], int]) -> bytes:
     """`/api/v3/historicalTrades`, from an id on, and `/api/v3/trades`, the newest: the oldest first."""
-    numbers = {binance_symbol(product.product_id): number for number, product in enumerate(venue.products)}
-    if (symbol := query.get("symbol", "")) not in numbers:
-        raise NoSuchSymbol('{"code":-1121,"msg":"Invalid symbol."}')
-    number, limit = numbers[symbol], min(int(query.get("limit", 500)), _BINANCE_PAGE_MAX)
+    number, limit = _binance_number(venue, query), min(int(query.get("limit", 500)), _BINANCE_PAGE_MAX)
     if "fromId" in query:
         page = venue.history.between(number, int(query["fromId"]), newest(number))[:limit]
     else:
@@ -293,12 +285,65 @@ def binance_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int],
 
 def okx_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int], int]) -> bytes:
     """`/api/v5/market/history-trades`, below an id, and `/api/v5/market/trades`, the newest: the newest first."""
-    number = venue.numbers.get(query.get("instId", ""))
-    if number is None:
-        raise NoSuchSymbol('{"code":"51001","data":[],"msg":"Instrument ID doesn\'t exist"}')
+    number = _okx_number(venue, query)
     after = min(int(query.get("after", 2**62)), newest(number) + 1)
     page = venue.history.below(number, after, min(int(query.get("limit", _OKX_PAGE_MAX)), _OKX_PAGE_MAX))
     return encode({"code": "0", "msg": "", "data": okx_rows(venue, page)[::-1]})
+
+
+def kraken_candles(venue: Venue, query: Mapping[str, str], _newest: Callable[[int], int]) -> bytes:
+    """`/0/public/OHLC`: the newest 720 minutes up to the last trade, those without trades too."""
+    pair = query.get("pair", "")
+    newest = venue.history.newest(_kraken_number(venue, pair), 1)["time_us"] + venue.writer.start_us
+    now = int(newest.max(initial=0)) // _MICROS
+    rows = [
+        f'[{c.start},"{c.open}","{c.high}","{c.low}","{c.close}","0","{c.volume}",{c.trades}]'
+        for c in filled(candles_between(venue, _kraken_number(venue, pair), now - 720 * 60, now))
+        if c.start > int(query.get("since", 0))
+    ]
+    return f'{{"error":[],"result":{{"{pair}":[{",".join(rows)}],"last":0}}}}'.encode()
+
+
+def binance_candles(venue: Venue, query: Mapping[str, str], _newest: Callable[[int], int]) -> bytes:
+    """`/api/v3/klines`: minutes in order, those without trades too."""
+    ends = int(query["startTime"]) // 1000, int(query["endTime"]) // 1000
+    found = filled(candles_between(venue, _binance_number(venue, query), *ends))[: int(query.get("limit", 500))]
+    return encode(
+        [
+            [c.start * 1000, c.open, c.high, c.low, c.close, c.volume, c.start * 1000 + 59_999, "0", c.trades]
+            for c in found
+        ]
+    )
+
+
+def okx_candles(venue: Venue, query: Mapping[str, str], _newest: Callable[[int], int]) -> bytes:
+    """`/api/v5/market/history-candles`: minutes before a time, the newest first."""
+    last, limit = int(query["after"]) // 1000 - 1, min(int(query.get("limit", 100)), 100)
+    found = candles_between(venue, _okx_number(venue, query), 0, last)[-limit:]
+    rows = [[str(c.start * 1000), c.open, c.high, c.low, c.close, c.volume, "0", "0", "1"] for c in reversed(found)]
+    return encode({"code": "0", "msg": "", "data": rows})
+
+
+def _kraken_number(venue: Venue, pair: str) -> int:
+    for number, product in enumerate(venue.products):
+        name = kraken_symbol(product.product_id).replace("BTC", "XBT").replace("DOGE", "XDG")
+        if name.replace("/", "") == pair:
+            return number
+    raise NoSuchSymbol('{"error":["EQuery:Unknown asset pair"]}')
+
+
+def _binance_number(venue: Venue, query: Mapping[str, str]) -> int:
+    for number, product in enumerate(venue.products):
+        if binance_symbol(product.product_id) == query.get("symbol"):
+            return number
+    raise NoSuchSymbol('{"code":-1121,"msg":"Invalid symbol."}')
+
+
+def _okx_number(venue: Venue, query: Mapping[str, str]) -> int:
+    number = venue.numbers.get(query.get("instId", ""))
+    if number is None:
+        raise NoSuchSymbol('{"code":"51001","data":[],"msg":"Instrument ID doesn\'t exist"}')
+    return number
 
 
 PAGES: Mapping[str, Callable[[Venue, Mapping[str, str], Callable[[int], int]], bytes]] = {
@@ -307,5 +352,8 @@ PAGES: Mapping[str, Callable[[Venue, Mapping[str, str], Callable[[int], int]], b
     "api/v3/trades": binance_page,
     "api/v5/market/history-trades": okx_page,
     "api/v5/market/trades": okx_page,
+    "0/public/OHLC": kraken_candles,
+    "api/v3/klines": binance_candles,
+    "api/v5/market/history-candles": okx_candles,
 }
 """Path of a venue's REST interface → its answer."""

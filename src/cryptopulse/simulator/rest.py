@@ -13,6 +13,7 @@ from http import HTTPStatus
 import msgspec
 import numpy as np
 
+from cryptopulse.simulator.candles import candles_between
 from cryptopulse.simulator.messages import decimal_text, encode
 from cryptopulse.simulator.orders import Orders
 from cryptopulse.simulator.other_venues import PAGES, NoSuchSymbol
@@ -141,27 +142,9 @@ class Rest:
                 "granularity too small for the requested time range. "
                 f"Count of aggregations requested exceeds {_CANDLES_MAX}",
             )
-        trades = self._venue.history.between(number, 0, self._venue.history.last_id(number))
-        seconds = (trades["time_us"] + self._venue.writer.start_us) // 1_000_000
-        opened = seconds - seconds % granularity
-        inside = slice(*np.searchsorted(opened, [start, end + 1]).tolist())
-        if inside.start >= inside.stop:
-            return HttpResponse(b"[]")
-        times, starts = np.unique(opened[inside], return_index=True)
-        price, size = trades["price"][inside], trades["size"][inside]
-        lasts = np.append(starts[1:], len(price)) - 1
-        low, high = np.minimum.reduceat(price, starts), np.maximum.reduceat(price, starts)
-        columns = (times, low, high, price[starts], price[lasts], np.add.reduceat(size, starts))
-        product = self._venue.products[number]
-
-        def raw(value: int, decimals: int) -> msgspec.Raw:
-            return msgspec.Raw(decimal_text(value, decimals).encode())
-
-        rows = [
-            [second, *(raw(one, product.price_decimals) for one in prices), raw(volume, product.size_decimals)]
-            for second, *prices, volume in zip(*(column.tolist() for column in columns), strict=True)
-        ]
-        return HttpResponse(encode(rows[::-1][:_CANDLES_MAX]))
+        found = candles_between(self._venue, number, start, end, granularity)[::-1][:_CANDLES_MAX]
+        rows = [[candle.start, *(msgspec.Raw(text.encode()) for text in candle[1:6])] for candle in found]
+        return HttpResponse(encode(rows))
 
 
 def _product_row(product: SimulatedProduct) -> dict[str, object]:

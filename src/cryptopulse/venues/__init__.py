@@ -7,6 +7,7 @@ A venue beside Coinbase is a `Venue`: the dialect of its only feed, and the REST
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
@@ -113,6 +114,21 @@ class VenueTrade(NamedTuple):
 Trades: TypeAlias = list[VenueTrade] | str
 """The trades of a message, or why it is refused."""
 
+
+class Candle(msgspec.Struct, frozen=True, array_like=True):
+    """One minute of trading; a minute without trades has no candle."""
+
+    time: int
+    """Start of the minute, seconds since 1970 (UTC)."""
+    low: Decimal
+    high: Decimal
+    open: Decimal
+    close: Decimal
+    volume: Decimal
+    trade_count: int | None = None
+    """Number of trades, if the venue tells it."""
+
+
 Query: TypeAlias = Mapping[str, int | str]
 
 NOT_A_MESSAGE: Final = "not a message of this venue"
@@ -137,6 +153,10 @@ class Venue(Dialect, Protocol):
     """Its limit for requests of trades from an IP address."""
     page_max: int
     """Most trades to ask for at once."""
+    candles_max: int
+    """Most candles in an answer."""
+    candles_kept: int | None = None
+    """How many of the newest minutes have candles; None: all."""
 
     def takes(self, product: str) -> bool:
         """Its own symbols."""
@@ -162,6 +182,13 @@ class Venue(Dialect, Protocol):
         After each request the generator must be sent the page's (id, time in ns UTC), oldest first. The last page is
         the result: all trades from its first to its last, of which some may not have been asked for.
         """
+
+    def candles_request(self, symbol: str, first: int, last: int) -> tuple[str, Query]:
+        """Path and query for the candles of the minutes from `first` to `last` (seconds since 1970, UTC)."""
+
+    def candles(self, value: Any) -> list[Candle]:
+        """The candles in a decoded answer, without minutes that have no trades. Raises ValueError, TypeError, KeyError,
+        IndexError or ArithmeticError when it is none."""
 
 
 def venues_own(product: str) -> str:

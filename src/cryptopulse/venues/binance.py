@@ -6,6 +6,7 @@ Sources: binance-spot-api-docs (WebSocket streams, REST market data, errors).
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from cryptopulse.venues import (
     NOT_A_MESSAGE,
     NOT_A_PAGE,
+    Candle,
     FeedMessage,
     Heartbeat,
     Other,
@@ -74,6 +76,7 @@ class Binance(Venue):
     requests_per_second = 3.0
     """A page weighs 25, and 6,000 a minute are allowed."""
     page_max = _PAGE_MAX
+    candles_max = 1000
 
     def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
         """The answer to the first frame names no streams; that to the second does."""
@@ -129,6 +132,20 @@ class Binance(Venue):
     def error(self, value: Any) -> str | None:
         """Errors have a status of their own."""
         return str(value.get("msg")) if isinstance(value, dict) and "code" in value else None
+
+    def candles_request(self, symbol: str, first: int, last: int) -> tuple[str, Query]:
+        """Times are in ms."""
+        query: dict[str, int | str] = {"symbol": symbol, "interval": "1m", "limit": self.candles_max}
+        return "/api/v3/klines", query | {"startTime": first * 1000, "endTime": last * 1000}
+
+    def candles(self, value: Any) -> list[Candle]:
+        """Rows of time in ms, open, high, low, close, volume, end, value, count, …"""
+        found = []
+        for time, open_, high, low, close, volume, _end, _value, count, *_ in value:
+            if count:
+                prices = Decimal(low), Decimal(high), Decimal(open_), Decimal(close)
+                found.append(Candle(time // 1000, *prices, Decimal(volume), count))
+        return found
 
     def history(
         self, symbol: str, after: int | None, limit: int

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from cryptopulse.venues import (
     NOT_A_MESSAGE,
     NOT_A_PAGE,
+    Candle,
     FeedMessage,
     Heartbeat,
     Other,
@@ -74,6 +76,8 @@ class Kraken(Venue):
     requests_per_second = 1.0
     page_max = _PAGE_MAX // 2
     """A page begins at a time, so it has others as well."""
+    candles_max = 720
+    candles_kept = 720
 
     def __init__(self) -> None:
         self._known: dict[str, list[tuple[int, int]]] = {}
@@ -141,13 +145,24 @@ class Kraken(Venue):
         errors = value.get("error") if isinstance(value, dict) else None
         return ", ".join(map(str, errors)) if isinstance(errors, list) and errors else None
 
+    def candles_request(self, symbol: str, first: int, last: int) -> tuple[str, Query]:  # noqa: ARG002 - it sends all
+        """The newest 720 minutes, from a time on."""
+        return "/0/public/OHLC", {"pair": _pair(symbol), "interval": 1, "since": first - 1}
+
+    def candles(self, value: Any) -> list[Candle]:
+        """Rows of time, open, high, low, close, vwap, volume and count."""
+        (rows,) = (rows for name, rows in value["result"].items() if name != "last")
+        return [
+            Candle(int(time), Decimal(low), Decimal(high), Decimal(open_), Decimal(close), Decimal(volume), int(count))
+            for time, open_, high, low, close, _vwap, volume, count in rows
+            if int(count)
+        ]
+
     def history(
         self, symbol: str, after: int | None, limit: int
     ) -> Generator[tuple[str, Query], Sequence[tuple[int, int]], None]:
         """REST pages by time alone, forwards: the time of an id is looked for between those of known trades."""
-        base, _, quote = symbol.partition("/")
-        pair = _REST_NAMES.get(base, base) + _REST_NAMES.get(quote, quote)
-        known = self._known.setdefault(symbol, [])
+        pair, known = _pair(symbol), self._known.setdefault(symbol, [])
         wanted = 0 if after is None else max(after - limit, 1)
         for attempt in range(_REQUESTS_MAX):
             query: dict[str, int | str] = {"pair": pair, "count": _PAGE_MAX}
@@ -166,6 +181,11 @@ class Kraken(Venue):
             is_newest = "since" not in query or len(page) < _PAGE_MAX
             if first <= wanted and (last >= after - 1 or is_newest):
                 return
+
+
+def _pair(symbol: str) -> str:
+    base, _, quote = symbol.partition("/")
+    return _REST_NAMES.get(base, base) + _REST_NAMES.get(quote, quote)
 
 
 def _is_row(row: Any) -> bool:

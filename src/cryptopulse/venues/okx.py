@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Mapping, Sequence
+from decimal import Decimal
 from typing import Annotated, Any
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from cryptopulse.venues import (
     NOT_A_MESSAGE,
     NOT_A_PAGE,
+    Candle,
     FeedMessage,
     Heartbeat,
     Other,
@@ -69,6 +71,7 @@ class Okx(Venue):
     requests_per_second = 8.0
     """20 in two seconds are allowed."""
     page_max = _PAGE_MAX
+    candles_max = 100
 
     def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
         """One frame."""
@@ -132,6 +135,20 @@ class Okx(Venue):
         """Some errors come with status 200."""
         code = value.get("code") if isinstance(value, dict) else None
         return None if code == "0" or not isinstance(code, str) else f"{code}: {value.get('msg')}"
+
+    def candles_request(self, symbol: str, first: int, last: int) -> tuple[str, Query]:
+        """Candles before a time (ms), the newest first."""
+        query: dict[str, int | str] = {"instId": symbol, "bar": "1m", "limit": (last - first) // 60 + 1}
+        return "/api/v5/market/history-candles", query | {"after": (last + 60) * 1000}
+
+    def candles(self, value: Any) -> list[Candle]:
+        """Rows of time (ms), open, high, low, close and volume as texts, and more; without a count."""
+        found = []
+        for time, *texts in value["data"]:
+            open_, high, low, close, volume = map(Decimal, texts[:5])
+            if volume:
+                found.append(Candle(int(time) // 1000, low, high, open_, close, volume))
+        return found
 
     def history(
         self, symbol: str, after: int | None, limit: int

@@ -13,7 +13,8 @@ import pytest
 from cryptopulse import open as open_lake
 from cryptopulse.cli import run
 from cryptopulse.text import decimal_text
-from support_audit import audit
+from support import Trade
+from support_audit import audit, fill
 
 CAPTURES = Path(__file__).parents[2].parent / "shared" / "captures"
 needs_captures = [
@@ -94,6 +95,23 @@ def test_a_missing_id_is_a_hole_and_another_price_a_conflict(
     assert "1 ids missing" in capsys.readouterr().out
     found = audit(lake)
     assert (found.code, found.kinds) == (8, ["hole", "trades_conflict"])
+
+
+def test_a_product_whose_ids_may_have_gaps_proves_less_than_complete(tmp_path: Path) -> None:
+    future = "BIP-20DEC30-CDE"
+    others = [Trade("BTC-USD", 1).match(), Trade(future, 1).match(), Trade(future, 2).match()]
+    lake = fill(tmp_path / "lake", [others])
+    replay(lake, recorded(tmp_path, trade(1)), "kraken")
+    grades = {"BTC-USD": "ids", future: "sequence", "BTC/USD@kraken": "ids"}
+    with open_lake(lake) as reader:
+        assert {row["symbol"]: row["grade"] for row in reader.products()} == grades
+        assert {row["symbol"]: row["venue"] for row in reader.products()} == dict.fromkeys(grades, "coinbase") | {
+            "BTC/USD@kraken": "kraken"
+        }
+    found = audit(lake)
+    assert found.code == 0
+    assert {product["symbol"]: product["grade"] for product in json.loads(found.text)["products"]} == grades
+    assert f"The ids of {future} may have gaps" in audit(lake, as_text=True).text
 
 
 def test_a_refused_trade_is_told_and_its_neighbours_in_the_message_are_kept(tmp_path: Path) -> None:

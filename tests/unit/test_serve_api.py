@@ -212,6 +212,8 @@ def test_products_say_what_is_held(served: Served) -> None:
         "last_trade_id": 2249,
         "trades": 1247,
         "ids_not_held": 3,
+        "venue": "coinbase",
+        "grade": "ids",
     }
     assert [page.json()["data"][0]["symbol"] for page in pages(served, "products", limit=1)] == ["BTC-USD", "ETH-USD"]
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cryptopulse.audit.venues import grade_of
+
 KIND_FINDINGS_MAX = 1000
 """Findings of one kind that are listed; the rest are only counted."""
 
@@ -117,6 +119,11 @@ class ProductLedger:
     """`holes`, `healed`, `absent` → how many intervals are not listed."""
 
     @property
+    def grade(self) -> str:
+        """How far the ids prove that nothing is missing; see `grade_of`."""
+        return grade_of(self.symbol)
+
+    @property
     def expected_ids(self) -> int:
         """Number of ids from the first to the last."""
         return self.last_trade_id - self.first_trade_id + 1
@@ -125,7 +132,7 @@ class ProductLedger:
         """All fields as plain data."""
         holes = [{**vars(hole), "missing_ids": hole.missing_ids} for hole in self.holes]
         parts = {"holes": holes, "healed": list(map(vars, self.healed)), "absent": list(map(vars, self.absent))}
-        return {**vars(self), "expected_ids": self.expected_ids, **parts}
+        return {**vars(self), "expected_ids": self.expected_ids, "grade": self.grade, **parts}
 
 
 class Findings:

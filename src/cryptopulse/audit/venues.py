@@ -22,6 +22,14 @@ def can_be_fetched(symbol: str) -> bool:
     return "@" not in symbol or symbol.rpartition("@")[2] in _PAGES
 
 
+def grade_of(symbol: str) -> str:
+    """How far ids prove that no trade of `symbol` is missing: `ids` (they are dense), `sequence` (nobody knows), or
+    `none` (nothing is known of the venue)."""
+    if symbol.endswith("-CDE"):  # Coinbase's futures
+        return "sequence"
+    return "ids" if "@" not in symbol or symbol.rpartition("@")[2] in _ROWS else "none"
+
+
 def is_venues(messages: pa.Table) -> pa.Array:
     """For each message whether another venue than Coinbase sent it."""
     is_named = pc.fill_null(pc.match_substring(messages["partition_key"], "@"), fill_value=False)

@@ -31,6 +31,7 @@ _COLUMNS = {
     "on their way": "on_their_way_ids",
     "missing": "missing_ids",
     "witness": "witness",
+    "grade": "grade",
 }
 
 
@@ -93,11 +94,11 @@ def _print_report(report: Report) -> None:
     columns = {
         title: name
         for title, name in _COLUMNS.items()
-        if title in always or any(getattr(ledger, name) for ledger in report.ledgers)
+        if title in always or any(getattr(ledger, name) not in (0, "ids") for ledger in report.ledgers)
     }
     rows = [[getattr(ledger, name) for name in columns.values()] for ledger in report.ledgers]
     if rows:
-        print_table(list(columns), rows, frozenset(columns) - {"product", "witness"})
+        print_table(list(columns), rows, frozenset(columns) - {"product", "witness", "grade"})
 
     for ledger in report.ledgers:  # what was healed, and what is absent at the exchange
         for healed in ledger.healed[:_INTERVAL_LINES_MAX]:
@@ -150,3 +151,5 @@ def _print_report(report: Report) -> None:
         ids = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count or what == "held once")
         products = len(report.ledgers)
         typer.echo(f"COMPLETE: of {expected:,} ids of {products} products {ids}; nothing is missing{beside}")
+    if weak := [ledger.symbol for ledger in report.ledgers if ledger.grade != "ids"]:
+        typer.echo(f"The ids of {', '.join(weak)} may have gaps of the exchange's own: they prove less (grade).")

@@ -20,6 +20,7 @@ from cryptopulse.lake.follower import NewestVersions, PinnedVersions, Versions
 from cryptopulse.lake.grains import COLUMNS as BAR_COLUMNS
 from cryptopulse.lake.grains import grain_seconds
 from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.products import GRADE_SQL
 from cryptopulse.lake.retention import SETTINGS, check_let_go, let_go
 from cryptopulse.lake.scan import (
     Moment,
@@ -61,7 +62,9 @@ _PRODUCTS = f"""
         max(last_trade_id) AS last_trade_id,
         CAST(sum(last_trade_id - first_trade_id + 1) AS BIGINT) AS trades,
         CAST(max(last_trade_id) - min(first_trade_id) + 1 - sum(last_trade_id - first_trade_id + 1) AS BIGINT)
-            AS ids_not_held
+            AS ids_not_held,
+        CASE WHEN symbol LIKE '%@%' THEN split_part(symbol, '@', 2) ELSE 'coinbase' END AS venue,
+        {GRADE_SQL} AS grade
     FROM {COVERAGE.qualified} GROUP BY symbol ORDER BY symbol
 """  # noqa: S608 - a name of our own
 
@@ -266,7 +269,8 @@ class Lake:
         return self.sql(f"SELECT * REPLACE (rows::BIGINT AS rows) FROM ({values}) AS gone({names})")  # noqa: S608 - ours
 
     def products(self) -> SqlRows:
-        """Products with trades: lowest and highest id, trades held, ids in between that are not held."""
+        """Products with trades: lowest and highest id, trades held, ids in between that are not held, venue, and the
+        grade of proof (see `cryptopulse.lake.products.Grade`)."""
         return self.sql(_PRODUCTS)
 
     def sql(self, text: str, params: Params = None) -> SqlRows:

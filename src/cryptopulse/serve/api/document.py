@@ -46,7 +46,7 @@ _PROBLEMS: Final = {
 
 PRODUCT_ROW: Final[Schema] = {
     "type": "object",
-    "required": ["symbol", "first_trade_id", "last_trade_id", "trades", "ids_not_held"],
+    "required": ["symbol", "first_trade_id", "last_trade_id", "trades", "ids_not_held", "venue", "grade"],
     "properties": {
         "symbol": {"type": "string", "description": "Product id.", "examples": ["BTC-USD"]},
         "first_trade_id": {"type": "integer", "format": "int64", "description": "Lowest trade id held."},
@@ -56,6 +56,12 @@ PRODUCT_ROW: Final[Schema] = {
             "type": "integer",
             "format": "int64",
             "description": "Ids between lowest and highest that are not held: missing, or absent at the exchange.",
+        },
+        "venue": {"type": "string", "description": "The exchange.", "examples": ["coinbase"]},
+        "grade": {
+            "type": "string",
+            "enum": ["ids", "sequence", "none"],
+            "description": "What proves completeness: dense ids, the numbers of a connection's messages, or nothing.",
         },
     },
     "additionalProperties": False,

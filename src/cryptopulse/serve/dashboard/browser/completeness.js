@@ -7,10 +7,11 @@ import { HoleDetails } from "./hole_details.js";
 import { DAY_MS, HOUR_MS, holeHash, messageLink, productLink, timeHash } from "./links.js";
 import { choice, figures, halves, panel, showQuery } from "./panels.js";
 import { refusedIds, refusedWithin } from "./refused.js";
-import { auditCommand, backfillCommand, commandLine, isFetched } from "./repair.js";
+import { auditCommand, backfillCommand, commandLine, gradeOf, isFetched } from "./repair.js";
 import { Table } from "./table.js";
 
 const CONFLICTS = "Messages that tell a held trade with another price, size, side or time; the first copy is kept, these are in silver.quarantined_messages";
+const PROOF = "ids: they are dense, so a hole is a fact; sequence: only the connection's messages are known to be whole, ids may have gaps; none: nothing is known";
 const PRODUCTS = [
   { key: "symbol", label: "Product", kind: "symbol" },
   { key: "held", label: "Held", kind: "count", title: "Trade ids held, each once" },
@@ -20,6 +21,7 @@ const PRODUCTS = [
   { key: "healed", label: "Healed", kind: "count", title: "Came later, over REST" },
   { key: "absent", label: "Absent", kind: "count", title: "The exchange does not have them, as one of its pages shows", hide: "phone" },
   { key: "conflicts", label: "Conflicts", kind: "count", title: CONFLICTS, hide: "phone" },
+  { key: "grade", label: "Proof", title: PROOF, hide: "phone" },
   { key: "first_trade_id", label: "First id", kind: "count", hide: "tablet" },
   { key: "last_trade_id", label: "Last id", kind: "count", hide: "tablet" },
 ];
@@ -93,6 +95,7 @@ export function mount(element, { lake, path }) {
       const own = hoursOf.get(row.symbol);
       return {
         ...row,
+        grade: gradeOf(row.symbol),
         held: row.ids_held,
         healed: own?.healed_ids ?? 0,
         absent: own?.absent_ids ?? 0,
@@ -184,7 +187,9 @@ function showVerdict(element, rows, lake, refused) {
     text.textContent = "As soon as there are trades, this page shows whether any is missing.";
   } else if (!missing) {
     title.textContent = "Complete";
-    text.textContent = "Every trade id between the first and the last one held is held, or the exchange has shown that it has no such trade. To have this and all tables checked by an independent reader:";
+    const weak = rows.filter((row) => row.grade !== "ids").map((row) => row.symbol);
+    const less = weak.length ? ` Of ${weak.slice(0, 3).join(", ")}${weak.length > 3 ? ` and ${weak.length - 3} more` : ""} that proves less: see Proof below.` : "";
+    text.textContent = `Every trade id between the first and the last one held is held, or the exchange has shown that it has no such trade.${less} To have this and all tables checked by an independent reader:`;
     commands.push(auditCommand([], lake));
   } else {
     const names = bad.slice(0, 3).map((row) => row.symbol).join(", ");

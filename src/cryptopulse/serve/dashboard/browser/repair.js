@@ -15,9 +15,15 @@ function range(fromMs, toMs) {
   return `--from ${isoOf(from)} --to ${isoOf(Math.max(Math.ceil(toMs / MINUTE_MS) * MINUTE_MS, from + MINUTE_MS))}`;
 }
 
-// Whether missing trades of a product can be fetched: only Coinbase is asked for them.
+// Whether missing trades of a product can be fetched.
 export function isFetched(symbol) {
-  return !symbol.includes("@");
+  return /^[^@]*$|@(kraken|binance|okx)$/.test(symbol);
+}
+
+// How far it can be proved that no trade of a product is missing: as `Grade` of cryptopulse/lake/products.py.
+export function gradeOf(symbol) {
+  if (symbol.endsWith("-CDE")) return "sequence";
+  return isFetched(symbol) || symbol.endsWith("@binance-aggregates") ? "ids" : "none";
 }
 
 // Fetches the missing trades of `symbols` between two times (ms).

@@ -58,6 +58,27 @@ def test_a_subscription_is_answered_then_the_last_trades_then_the_live_ones_with
     run(talk)
 
 
+def test_trading_starts_when_every_named_feed_has_a_subscriber_of_each_product() -> None:
+    async def talk() -> None:
+        feeds = ["exchange", "kraken"]
+        async with (
+            simulator(start="all_subscribed", start_feeds=feeds) as running,
+            running.connect() as first,
+            running.connect() as second,
+            running.connect("/kraken") as third,
+        ):
+            params = {"channel": "trade", "symbol": ["BTC/USD", "ETH/USD"]}
+            await third.send(json.dumps({"method": "subscribe", "params": params}))
+            await first.send(subscribe("BTC-USD"))
+            await receive_until(third, lambda message: message.get("result", {}).get("symbol") == "ETH/USD")
+            await receive_until(first, is_type("subscriptions"))
+            assert not (await running.ledger())["trading"]
+            await second.send(subscribe("ETH-USD"))
+            await running.has_traded(1)
+
+    run(talk)
+
+
 def is_last_heartbeat(message: dict[str, Any]) -> bool:
     """Whether it is the last of a second's heartbeats, when DOGE-USD was subscribed last."""
     return message["type"] == "heartbeat" and message["product_id"] == "DOGE-USD"

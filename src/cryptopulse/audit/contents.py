@@ -216,7 +216,9 @@ def _contents(message: Mapping[str, Any]) -> Iterator[tuple[str, int, _Content]]
             line = line_trade(message["body"], message["partition_key"])
             value = {**line, "product_id": line.get("symbol")}
         elif "@" in (message["partition_key"] or ""):
-            value = [{**t, "product_id": t["symbol"]} for t in venue_trades(message["body"], message["partition_key"])]
+            is_page = message["source"] == "rest"
+            found = venue_trades(message["body"], message["partition_key"], is_page=is_page)
+            value = [{**trade, "product_id": trade["symbol"]} for trade in found]
         else:
             value = json.loads(message["body"], parse_float=str, object_pairs_hook=unique)
     except (ValueError, RecursionError):

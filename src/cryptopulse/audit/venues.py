@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 
 _MICROS_DIGITS = 15
 _COUNT_MAX = 10_000
+_SECONDS = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SCHEMA = pa.schema([(name, pa.string()) for name in ("symbol", "trade_id", "price", "size", "side", "time")])
 
@@ -138,23 +140,24 @@ def _kraken_page(page: Mapping[str, Any], symbol: str) -> list[Mapping[str, Any]
     (rows,) = (rows for name, rows in page["result"].items() if name != "last")
     sides = {"b": "buy", "s": "sell"}
     return [
-        {"symbol": symbol, "trade_id": row[6], "price": row[0], "qty": row[1], "side": sides.get(row[3]),
+        {"symbol": symbol, "trade_id": row[6], "price": row[0], "qty": row[1], "side": sides.get(str(row[3])),
          "timestamp": _seconds(row[2])}
         for row in rows
     ]  # fmt: skip
 
 
-def _seconds(text: str) -> str | None:
+def _seconds(text: Any) -> str | None:
+    if not isinstance(text, str) or not _SECONDS.fullmatch(text):
+        return None
     try:
-        micros = int(Decimal(text).scaleb(6))
-        return f"{_EPOCH + timedelta(microseconds=micros):%Y-%m-%dT%H:%M:%S.%fZ}"
-    except (ArithmeticError, ValueError, TypeError):
+        return f"{_EPOCH + timedelta(microseconds=int(Fraction(text) * 1_000_000 // 1)):%Y-%m-%dT%H:%M:%S.%fZ}"
+    except (ValueError, OverflowError):
         return None
 
 
 def _binance_page(page: list[Mapping[str, Any]], symbol: str) -> list[Mapping[str, Any]]:
     return [
-        {"s": symbol, "id": row["id"], "p": row.get("price"), "q": row.get("qty"), "m": row.get("isBuyerMaker"),
+        {"s": symbol, "id": row.get("id"), "p": row.get("price"), "q": row.get("qty"), "m": row.get("isBuyerMaker"),
          "T": row.get("time")}
         for row in page
     ]  # fmt: skip

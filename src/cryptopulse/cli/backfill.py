@@ -52,6 +52,10 @@ def backfill(
     for product in products:
         if not is_symbol(product) or venue_of(product) not in ("", *RECORDED_VENUES):
             raise ConfigurationError(invalid_product_id(product))
+    if rest_url is not None and all(map(venue_of, products)):
+        raise ConfigurationError(
+            f"--rest-url is Coinbase's: set {venue_of(products[0])}.rest_url for {products[0]} (cryptopulse config)."
+        )
 
     from cryptopulse import logging_setup
     from cryptopulse.healing.backfill import Backfill

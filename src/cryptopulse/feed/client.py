@@ -219,7 +219,7 @@ class FeedConnection(WSListener):
         else:
             session.refused(body, time.monotonic_ns())
             traffic.lost_messages += 1
-        if session.events:
+        if session.events or session.has_frames:
             self._handle_events()
         if session.deadline_ns < self._timer_due_ns:
             self._schedule()

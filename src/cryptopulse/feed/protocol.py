@@ -205,11 +205,17 @@ class FeedSession:
         self._next_sequence: int | None = None
         self._channels: dict[str, frozenset[str]] = {}
         self._requested: Sequence[str] = ()
+        self._request_size = 0
         self._groups: list[Sequence[str]] = []
         """Groups of products still to be requested after a refusal that named none; the last is requested next."""
         self._frames: list[bytes] = []
         self.events: list[Event] = []
         """Events since the last `take_events`; read only."""
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether `frames_to_send` has any."""
+        return bool(self._frames)
 
     def frames_to_send(self) -> list[bytes]:
         """Text frames to send now, in order; each is returned once."""
@@ -292,9 +298,7 @@ class FeedSession:
         if now_ns >= self._silence_due_ns:
             if now_ns >= self._silence_due_ns + OVERSLEPT_NS:
                 self._expect_by(now_ns + OVERSLEPT_NS)
-            elif self.state is State.SUBSCRIBING and self.dialect.answers_each_product and self._answered():
-                self._request_next(now_ns)  # the others were refused without being named
-            else:
+            elif not self._goes_on(now_ns):
                 reason = f"subscription not confirmed within {CONFIRM_NS // SECOND_NS} s"
                 if self.state is State.LIVE:
                     reason = f"no trade or heartbeat for {self._silence_ns // SECOND_NS} s"
@@ -357,7 +361,7 @@ class FeedSession:
                 self._ids_changed(message.product)
 
     def _request(self, products: Sequence[str], now_ns: int) -> None:
-        self._requested = products
+        self._requested, self._request_size = products, len(products)
         self._frames += self.dialect.subscribe_frames(products)
         self._expect_by(now_ns + CONFIRM_NS)
 
@@ -381,11 +385,29 @@ class FeedSession:
         else:
             self._request_next(now_ns)
 
+    def _goes_on(self, now_ns: int) -> bool:
+        """Goes on although not every product was answered in time; whether there is a way."""
+        if self.state is not State.SUBSCRIBING or not self.dialect.answers_each_product:
+            return False
+        if not self._answered().isdisjoint(self.products):
+            self._request_next(now_ns)  # the others were refused without being named
+        elif 0 < len(self._requested) < self._request_size:
+            self._request(self._requested, now_ns)  # the whole request was refused for those named
+        else:
+            return False
+        return True
+
     def _request_next_if_answered(self, now_ns: int) -> None:
         """Goes on after an answer: to all of the request, if the exchange answers for each product of it."""
+        answered = self._answered()
+        if self.state is State.LIVE and (late := answered.intersection(self.refused_products)):
+            self._confirmed = tuple(product for product in self.products if product in {*self._confirmed, *late})
+            self.refused_products = tuple(product for product in self.refused_products if product not in late)
+            for product in late:
+                self._states[product].restart(now_ns)
+            self.events.append(Subscribed(self._confirmed, self.refused_products))
         if self.state is not State.SUBSCRIBING:
             return
-        answered = self._answered()
         is_each = self.dialect.answers_each_product
         if answered.issuperset(self._requested) if is_each else not answered.isdisjoint(self._requested):
             self._request_next(now_ns)

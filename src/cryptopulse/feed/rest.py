@@ -45,6 +45,7 @@ _WHOLE = 3
 ANSWER_MAX_BYTES = 16 * 1024 * 1024
 """The largest real answer, all products, has half a megabyte; a page of trades has 150 kB."""
 
+_BANNED_MAX_S = 3600.0
 RETRY_AFTER_MAX_S = 60.0
 """A longer Retry-After is cut to this: it may be a mistake, and one request a minute does no harm."""
 
@@ -54,6 +55,7 @@ PAGE_MAX = 1000
 _OK = 200
 _NOT_FOUND = 404
 _TOO_MANY_REQUESTS = 429
+_BANNED = 418  # Binance, after too many of the former
 _REFUSALS = frozenset({400, 401, 404, 405, 406, 410, 414, 422, 451})
 """Statuses about the request itself. All others are about the moment or the network path, and may pass."""
 
@@ -89,8 +91,8 @@ class TradePage(NamedTuple):
     """See `page_ids`."""
     received_ns: int
     """ns since 1970, UTC."""
-    times_ns: Sequence[int] = ()
-    """For each id a time near that of its trade, in ns UTC; only on pages of venues beside Coinbase."""
+    times_ns: Sequence[int | None] | None = None
+    """For each id a time near that of its trade, in ns UTC; None where it can't be read, and on Coinbase's pages."""
 
 
 CANDLES_MAX = 300
@@ -275,9 +277,10 @@ def _check(url: str, answer: httpx.Response, body: bytes, product: str, setting:
     status = answer.status_code
     if status == _OK:
         return
-    retry_after_s = _retry_after_s(answer.headers.get("retry-after", ""))
+    most_s = _BANNED_MAX_S if status == _BANNED else RETRY_AFTER_MAX_S
+    retry_after_s = _retry_after_s(answer.headers.get("retry-after", ""), most_s)
     said = f"{url} answered {status}{_said(body)}"
-    if status == _TOO_MANY_REQUESTS:
+    if status in (_TOO_MANY_REQUESTS, _BANNED):
         raise RateLimited(f"{said}: too many requests", retry_after_s=retry_after_s)
     if location := answer.headers.get("location", "") if answer.is_redirect else "":
         text = f"{said} and points to {location[:_SHOWN_MAX]}, which is not followed"
@@ -295,17 +298,17 @@ def _check(url: str, answer: httpx.Response, body: bytes, product: str, setting:
     raise ConfigurationError(f"{said}; check the setting {setting}.")
 
 
-def _retry_after_s(header: str) -> float:
-    """Seconds to wait by a Retry-After header, at most RETRY_AFTER_MAX_S; 0 if it can't be read."""
+def _retry_after_s(header: str, most_s: float = RETRY_AFTER_MAX_S) -> float:
+    """Seconds to wait by a Retry-After header, at most `most_s`; 0 if it can't be read."""
     text = header.strip()
     if text.isascii() and text.isdigit():
-        return min(float(text), RETRY_AFTER_MAX_S)
+        return min(float(text), most_s)
     try:
         when = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):
         return 0.0
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return min(max(when.timestamp() - time.time(), 0.0), RETRY_AFTER_MAX_S)
+    return min(max(when.timestamp() - time.time(), 0.0), most_s)
 
 
 def _said(body: bytes) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from datetime import datetime
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ from cryptopulse.venues import Candle, Venue, VenueTrade, venues_own
 from cryptopulse.venues.registry import VENUES
 
 _NANOS_POWER = 3  # of ten, from µs to ns
+_NANOS_MAX = 2**63  # in the year 2262
 
 
 class VenueRestClient(RestClient):
@@ -41,9 +41,13 @@ class VenueRestClient(RestClient):
         while True:
             page = await self._get(path, "trades", partial(self._page, product), query, product)
             try:
-                path, query = asked.send(list(zip(reversed(page.ids), reversed(page.times_ns), strict=True)))
-            except StopIteration:
-                return page
+                path, query = asked.send([*zip(reversed(page.ids), reversed(page.times_ns or ()), strict=True)])
+            except StopIteration as end:
+                if end.value:
+                    return page
+                raise TransientError(
+                    f"{urlsplit(self.base_url).hostname} has no page of {product} below {after}"
+                ) from end
 
     async def candles(self, product: str, first: datetime, last: datetime) -> list[Candle]:
         """See RestClient."""
@@ -66,10 +70,10 @@ class VenueRestClient(RestClient):
 
     def _page(self, product: str, body: bytes) -> TradePage:
         received_ns = time.time_ns()
-        trades = _trades(self.venue, self._decoded(product, body), product)[::-1]
+        trades = sorted(_trades(self.venue, self._decoded(product, body), product), key=_id, reverse=True)
         ids = [_id(trade) for trade in trades]
-        if not all(newer > older for newer, older in pairwise(ids)):
-            raise ValueError("ids are not in order")
+        if len(set(ids)) < len(ids):
+            raise ValueError("an id is there twice")
         return TradePage(body, ids, received_ns, [_nanos(trade) for trade in trades])
 
 
@@ -108,13 +112,14 @@ def _id(trade: VenueTrade) -> int:
     return int(text)
 
 
-def _nanos(trade: VenueTrade) -> int:
-    """A time near that of the trade, in ns UTC; 0 if it can't be read."""
+def _nanos(trade: VenueTrade) -> int | None:
+    """A time near that of the trade, in ns UTC; None if it can't be read."""
     assert trade.time_power is not None  # no venue's pages have times in words
     try:
-        return int(float(trade.time) * 10 ** (trade.time_power + _NANOS_POWER))
+        found = int(float(trade.time) * 10 ** (trade.time_power + _NANOS_POWER))
     except (TypeError, ValueError, OverflowError):
-        return 0
+        return None
+    return found if 0 < found < _NANOS_MAX else None
 
 
 def _error(said: str, product: str) -> CryptoPulseError:

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count, islice
@@ -352,19 +352,20 @@ async def _read(
     the trade. Raises NotFetched if no trade has a readable time.
     """
     page = await rest.trades(product, after=after, limit=limit)
-    if page.times_ns:
-        dated = zip(page.ids, page.times_ns, strict=True)
-        found = [PageTrade(one, datetime.fromtimestamp(at_ns / 1e9, UTC)) for one, at_ns in dated]
-        found = [trade for trade in found if after is None or trade.trade_id < after]
-        return found, len(found) < limit
-    rows = _rows.decode(page.body)
-    ids = page.ids if len(page.ids) == len(rows) else [id_of(row) for row in rows]
+    ids: Sequence[int | None]
     times: list[datetime | None] = []
-    for row in rows:
-        try:
-            times.append(_dated.decode(row).time)
-        except (ValueError, RecursionError):
-            times.append(None)
+    if page.times_ns is not None:
+        dated = [one for one in zip(page.ids, page.times_ns, strict=True) if after is None or one[0] < after]
+        ids = [number for number, _ in dated]
+        times = [None if at_ns is None else datetime.fromtimestamp(at_ns / 1e9, UTC) for _, at_ns in dated]
+    else:
+        rows = _rows.decode(page.body)
+        ids = page.ids if len(page.ids) == len(rows) else [id_of(row) for row in rows]
+        for row in rows:
+            try:
+                times.append(_dated.decode(row).time)
+            except (ValueError, RecursionError):
+                times.append(None)
     when = above or next(filter(None, times), None)
     trades = []
     for trade_id, read in zip(ids, times, strict=True):
@@ -373,4 +374,4 @@ async def _read(
             raise NotFetched(f"{product}: none of its newest {limit} trades has a time that can be read.")
         if trade_id is not None:
             trades.append(PageTrade(trade_id, when))
-    return trades, len(rows) < limit
+    return trades, len(ids) < limit

@@ -12,6 +12,8 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
+from cryptopulse.errors import ConfigurationError
+
 
 class FeedMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A decoded raw message, reduced to what the session needs. Each subclass is a kind of message."""
@@ -131,6 +133,9 @@ class Candle(msgspec.Struct, frozen=True, array_like=True):
 
 Query: TypeAlias = Mapping[str, int | str]
 
+Page: TypeAlias = Sequence[tuple[int, int | None]]
+"""A page's (id, time in ns UTC; None: can't be read), oldest first."""
+
 NOT_A_MESSAGE: Final = "not a message of this venue"
 NOT_A_PAGE: Final = "not a page of trades"
 
@@ -174,13 +179,12 @@ class Venue(Dialect, Protocol):
     def error(self, value: Any) -> str | None:
         """What is wrong by an answer with status 200; None: nothing."""
 
-    def history(
-        self, symbol: str, after: int | None, limit: int
-    ) -> Generator[tuple[str, Query], Sequence[tuple[int, int]], None]:
+    def history(self, symbol: str, after: int | None, limit: int) -> Generator[tuple[str, Query], Page, bool]:
         """The REST requests for the newest `limit` trades with ids below `after` (None: of all), as path and query.
 
-        After each request the generator must be sent the page's (id, time in ns UTC), oldest first. The last page is
-        the result: all trades from its first to its last, of which some may not have been asked for.
+        After each request the generator must be sent the page. The last page is the result: all trades from its first
+        to its last, of which some may not have been asked for. Returns whether it is the page that was looked for, as
+        far as the exchange has it now.
         """
 
     def candles_request(self, symbol: str, first: int, last: int) -> tuple[str, Query]:
@@ -194,3 +198,10 @@ class Venue(Dialect, Protocol):
 def venues_own(product: str) -> str:
     """A symbol as the venue itself writes it: BTC/USD of BTC/USD@kraken."""
     return product.partition("@")[0]
+
+
+def check_capitals(products: Sequence[str]) -> None:
+    """Raises ConfigurationError for a symbol with small letters."""
+    for product in products:
+        if (own := venues_own(product)) != own.upper():
+            raise ConfigurationError(f"Product {product}: this venue's symbols have capital letters ({own.upper()}).")

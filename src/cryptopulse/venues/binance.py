@@ -18,6 +18,7 @@ from cryptopulse.venues import (
     FeedMessage,
     Heartbeat,
     Other,
+    Page,
     Query,
     Refusal,
     Subscriptions,
@@ -26,6 +27,7 @@ from cryptopulse.venues import (
     Unreadable,
     Venue,
     VenueTrade,
+    check_capitals,
     venues_own,
 )
 
@@ -147,21 +149,31 @@ class Binance(Venue):
                 found.append(Candle(time // 1000, *prices, Decimal(volume), count))
         return found
 
-    def history(
-        self, symbol: str, after: int | None, limit: int
-    ) -> Generator[tuple[str, Query], Sequence[tuple[int, int]], None]:
-        """REST pages from an id on, upwards. Ids that it lacks are no rows, so it may have to begin lower."""
+    def history(self, symbol: str, after: int | None, limit: int) -> Generator[tuple[str, Query], Page, bool]:
+        """REST pages from an id on, upwards. Ids that it lacks are no rows, so the page may have to begin lower."""
         if after is None:
             yield "/api/v3/trades", {"symbol": symbol, "limit": limit}
-            return
+            return True
         first = max(after - limit, 1)
+        too_low, too_high = 0, None
         while True:
-            rows = limit if first == max(after - limit, 1) else _PAGE_MAX
-            page = yield "/api/v3/historicalTrades", {"symbol": symbol, "fromId": first, "limit": rows}
-            is_enough = len([number for number, _ in page if number < after]) >= limit - 1
-            if is_enough or first == 1 or not page:
-                return
-            first = max(after - 2 * (after - first), 1)
+            query: Query = {"symbol": symbol, "fromId": first, "limit": _PAGE_MAX}
+            page = yield "/api/v3/historicalTrades", query
+            if not page:
+                return True
+            if page[-1][0] >= after - 1 or len(page) < _PAGE_MAX:
+                if first == 1 or sum(number < after for number, _ in page) >= limit - 1:
+                    return True
+                too_high = first
+            else:
+                too_low = first
+            if too_high is None or too_high - too_low <= 1:
+                return False  # it lacks more ids than a page has rows
+            first = max(after - 2 * (after - first), 1) if too_low == 0 else (too_low + too_high) // 2
+
+    def check_products(self, products: Sequence[str]) -> None:
+        """Raises ConfigurationError for small letters: Binance would answer with capitals."""
+        check_capitals(products)
 
 
 def _trades(message: Mapping[str, Any], kind: str, number: str) -> Trades:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Mapping, Sequence
 from decimal import Decimal
+from math import isqrt
 from typing import Annotated, Any
 
 import msgspec
@@ -19,6 +20,7 @@ from cryptopulse.venues import (
     FeedMessage,
     Heartbeat,
     Other,
+    Page,
     Query,
     Refusal,
     Subscriptions,
@@ -35,7 +37,12 @@ _REST_NAMES = {"BTC": "XBT", "DOGE": "XDG"}
 _SIDES = {"b": "buy", "s": "sell"}
 _ID = 6  # place of the id in a row of REST
 _PAGE_MAX = 1000
-_REQUESTS_MAX = 25  # for one page; a few are enough, unless trades are very uneven
+_REQUESTS_MAX = 30  # for one page; two are enough, unless trades are very uneven
+_EARLIER_MAX = 3
+_KNOWN_MAX = 2_000
+_NEAR_NS = 4_000
+_NO_ID = 2**62  # above every id
+_TRADES = "/0/public/Trades"
 _MARGIN = 100  # ids below those wanted, to aim at
 _BEFORE_NS = 2_000  # `since` may exclude its own time, and times of rows have fractions of a microsecond
 
@@ -52,10 +59,10 @@ class _Result(msgspec.Struct):
 
 class _Message(msgspec.Struct):
     channel: str = ""
-    method: str = ""
-    success: bool = True
-    symbol: str = ""
-    error: str = ""
+    method: str | None = None
+    symbol: str | None = None
+    error: str | None = None
+    rate_error: str | None = msgspec.field(name="Error", default=None)
     data: msgspec.Raw = msgspec.Raw(b"[]")
     result: _Result | None = None
 
@@ -110,8 +117,9 @@ class Kraken(Venue):
         if message.channel == "heartbeat" or message.method == "pong":
             return Heartbeat()
         named = message.symbol or (message.result.symbol if message.result else "")
-        if message.error and "already subscribed" not in message.error.lower():
-            return Refusal(f"{message.error} {named}".strip(), product=f"{named}@kraken" if named else "")
+        refusal = message.error or message.rate_error
+        if refusal and "already subscribed" not in refusal.lower():
+            return Refusal(f"{refusal} {named}".strip(), product=f"{named}@kraken" if named else "")
         if message.method == "subscribe" and named:
             return Subscriptions({self.trades_channel: frozenset([f"{named}@kraken"])})
         return Other() if message.channel or message.method else Unreadable("neither channel nor method")
@@ -158,29 +166,49 @@ class Kraken(Venue):
             if int(count)
         ]
 
-    def history(
-        self, symbol: str, after: int | None, limit: int
-    ) -> Generator[tuple[str, Query], Sequence[tuple[int, int]], None]:
-        """REST pages by time alone, forwards: the time of an id is looked for between those of known trades."""
-        pair, known = _pair(symbol), self._known.setdefault(symbol, [])
+    def history(self, symbol: str, after: int | None, limit: int) -> Generator[tuple[str, Query], Page, bool]:
+        """REST pages by time alone, forwards. The time of an id is looked for between two times: a page from `low` on
+        begins with an id up to the one wanted, a page from `high` on with a later one."""
+        query: dict[str, int | str] = {"pair": _pair(symbol), "count": _PAGE_MAX}
+        known = self._known.setdefault(symbol, [])
         wanted = 0 if after is None else max(after - limit, 1)
+        if after is None or not known or known[-1][0] <= wanted:
+            page = yield _TRADES, query
+            _remember(known, page)
+            if after is None or not page or page[0][0] <= wanted or not known:
+                return True
+        at = bisect_right(known, wanted, key=_id_of)
+        low = (known[at - 1][0], known[at - 1][1] - _BEFORE_NS) if at else None
+        high = known[at] if at < len(known) else (_NO_ID, known[-1][1] + 1)
+        is_low_asked = False
         for attempt in range(_REQUESTS_MAX):
-            query: dict[str, int | str] = {"pair": pair, "count": _PAGE_MAX}
-            if known and after is not None and (attempt or known[-1][0] > wanted):
-                query["since"] = _since(known, wanted, attempt)
-            page = yield "/0/public/Trades", query
-            for end in {page[0], page[-1]} if page else ():
-                at = bisect_left(known, end)
-                if known[at : at + 1] != [end]:
-                    known.insert(at, end)
-            if after is None or not page:
-                return
-            first, last = page[0][0], page[-1][0]
-            if query.get("since") == 0:
+            if low is None:
+                since = _earlier(known, high, wanted, attempt)
+            elif is_low_asked or wanted - low[0] > 2 * _PAGE_MAX:
+                if high[1] - low[1] <= _NEAR_NS:
+                    return False  # more trades of one moment than a page has
+                since = _between(low, high, wanted, attempt)
+            else:
+                since = low[1]
+            page = yield _TRADES, query | {"since": since}
+            _remember(known, page)
+            first, last = (page[0][0], page[-1][0]) if page else (_NO_ID, 0)
+            if since == 0:
                 wanted = max(wanted, first)  # there are no older ones
-            is_newest = "since" not in query or len(page) < _PAGE_MAX
-            if first <= wanted and (last >= after - 1 or is_newest):
-                return
+            if first > wanted:
+                high = first, since
+            elif last >= after - 1 or len(page) < _PAGE_MAX:
+                lacking = limit - 1 - sum(number < after for number, _ in page)
+                if lacking <= 0 or since == 0 or first == 1:
+                    return True
+                wanted, high = max(first - lacking, 1), (first, since)  # ids that it lacks are no rows
+                at = bisect_right(known, wanted, key=_id_of)
+                low, is_low_asked = ((known[at - 1][0], known[at - 1][1] - _BEFORE_NS) if at else None), False
+            elif last <= wanted and (end_ns := page[-1][1]) is not None:
+                low, is_low_asked = (last, end_ns - _BEFORE_NS), False
+            else:
+                low, is_low_asked = (first, since), True
+        return False
 
 
 def _pair(symbol: str) -> str:
@@ -192,18 +220,37 @@ def _is_row(row: Any) -> bool:
     return isinstance(row, list) and len(row) > _ID
 
 
-def _since(known: Sequence[tuple[int, int]], wanted: int, attempt: int) -> int:
-    """A time (ns UTC) from which a page should begin with an id up to `wanted`, but close to it."""
-    at = bisect_right(known, wanted, key=lambda trade: trade[0])
-    if at == 0:
-        (first, first_ns), (last, last_ns) = known[0], known[min(1, len(known) - 1)]
-        pace_ns = (last_ns - first_ns) // max(last - first, 1) or 1_000_000
-        return max(first_ns - (first - wanted + _MARGIN) * (pace_ns << attempt), 0)
-    below, below_ns = known[at - 1]
-    if at == len(known) or wanted - below < _PAGE_MAX // 2:
-        return below_ns - _BEFORE_NS
-    above, above_ns = known[at]
-    if attempt % 3 == 2:
-        return (below_ns + above_ns) // 2
-    aim = max(wanted - _MARGIN, below)
-    return below_ns + (above_ns - below_ns) * (aim - below) // (above - below) - _BEFORE_NS
+def _id_of(trade: tuple[int, int]) -> int:
+    return trade[0]
+
+
+def _remember(known: list[tuple[int, int]], page: Page) -> None:
+    """Adds the ends of `page` to `known`, a bounded list in order."""
+    for number, time_ns in {page[0], page[-1]} if page else ():
+        at = bisect_left(known, number, key=_id_of)
+        if time_ns is not None and (at == len(known) or known[at][0] != number):
+            known.insert(at, (number, time_ns))
+    if len(known) > _KNOWN_MAX:
+        del known[1:-1:2]
+
+
+def _earlier(known: Sequence[tuple[int, int]], high: tuple[int, int], wanted: int, attempt: int) -> int:
+    """A time (ns UTC) before that of id `wanted`, by the pace of the oldest known trades; at last the beginning."""
+    if attempt >= _EARLIER_MAX:
+        return 0
+    (first, first_ns), (last, last_ns) = known[0], known[min(1, len(known) - 1)]
+    pace_ns = max((last_ns - first_ns) // max(last - first, 1), 1_000)
+    return max(high[1] - (high[0] - wanted + _MARGIN) * (pace_ns << 5 * attempt), 0)
+
+
+def _between(low: tuple[int, int], high: tuple[int, int], wanted: int, attempt: int) -> int:
+    """A time (ns UTC) between those of `low` and `high`: by the pace, in the middle, or near one of them, in turn.
+
+    Trades may come in a rush at one end and seldom in the rest, where neither pace nor halves find their place soon.
+    """
+    span = high[1] - low[1]
+    near = isqrt(span * 1_000_000)
+    parts = [near, span // 2, span - near]
+    if high[0] != _NO_ID:
+        parts.insert(0, span * max(wanted - _MARGIN - low[0], 0) // (high[0] - low[0]))
+    return low[1] + min(max(parts[attempt % len(parts)], 1_000), span - 1_000)

@@ -19,6 +19,7 @@ from cryptopulse.venues import (
     FeedMessage,
     Heartbeat,
     Other,
+    Page,
     Query,
     Refusal,
     Subscriptions,
@@ -27,6 +28,7 @@ from cryptopulse.venues import (
     Unreadable,
     Venue,
     VenueTrade,
+    check_capitals,
     venues_own,
 )
 
@@ -42,7 +44,7 @@ class _Arg(msgspec.Struct, gc=False):
 
 class _Trade(msgspec.Struct, gc=False):
     inst_id: str = msgspec.field(name="instId")
-    trade_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,18}$")] = msgspec.field(name="tradeId")
+    trade_id: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,18}\Z")] = msgspec.field(name="tradeId")
     count: str = "1"
 
 
@@ -150,14 +152,17 @@ class Okx(Venue):
                 found.append(Candle(int(time) // 1000, low, high, open_, close, volume))
         return found
 
-    def history(
-        self, symbol: str, after: int | None, limit: int
-    ) -> Generator[tuple[str, Query], Sequence[tuple[int, int]], None]:
+    def history(self, symbol: str, after: int | None, limit: int) -> Generator[tuple[str, Query], Page, bool]:
         """REST pages by id, downwards."""
         if after is None:
             yield "/api/v5/market/trades", {"instId": symbol, "limit": limit}
         else:
             yield "/api/v5/market/history-trades", {"instId": symbol, "type": 1, "after": after, "limit": limit}
+        return True
+
+    def check_products(self, products: Sequence[str]) -> None:
+        """Raises ConfigurationError for small letters: OKX has none."""
+        check_capitals(products)
 
 
 def _trade(row: Mapping[str, Any], symbol: Any) -> VenueTrade:

@@ -115,7 +115,7 @@ def venue_pages() -> Iterator[Message]:
             f'["{100 - (n > 150) * 5}.5","1e-8",{seconds + n * 7}.0,"s","l","",{n}]'
             for n in range(skipped - 5, skipped + 6)
             if n != 20
-        )
+        ).replace(f"{seconds + skipped * 7 - 7}.0", f"{seconds + skipped * 7 - 7}.000001")
         page = f'{{"error":[],"result":{{"XBTUSDT":[{rows}],"last":"1"}}}}'
         yield message(page.encode(), "rest", "BTC-USDT@kraken")
     binance = [

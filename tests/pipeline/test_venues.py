@@ -13,7 +13,7 @@ import pytest
 from cryptopulse import open as open_lake
 from cryptopulse.cli import run
 from cryptopulse.text import decimal_text
-from support import Trade
+from support import Trade, message
 from support_audit import audit, fill
 
 CAPTURES = Path(__file__).parents[2].parent / "shared" / "captures"
@@ -97,6 +97,20 @@ def test_a_missing_id_is_a_hole_and_another_price_a_conflict(
     assert (found.code, found.kinds) == (8, ["hole", "trades_conflict"])
 
 
+@pytest.mark.parametrize(
+    ("seconds", "kinds"), [("05.562701", []), ("05.5627039", []), ("05.562704", ["trades_conflict"])]
+)
+def test_a_microsecond_between_krakens_feed_and_its_pages_is_no_conflict(
+    tmp_path: Path, seconds: str, kinds: list[str]
+) -> None:
+    """Pages write fractions of a microsecond, the feed does not; nobody has told how it rounds."""
+    row = f'["63501.6","1e-8",17834652{seconds},"s","l","",5]'
+    page = message(f'{{"error":[],"result":{{"XBTUSD":[{row}],"last":"1"}}}}'.encode(), "rest", "BTC/USD@kraken")
+    live = message(trade(5).partition("\t")[2].strip().encode(), key="BTC/USD@kraken")
+    lake = fill(tmp_path / "lake", [[live], [page]])
+    assert audit(lake).kinds == kinds
+
+
 def test_a_product_whose_ids_may_have_gaps_proves_less_than_complete(tmp_path: Path) -> None:
     future = "BIP-20DEC30-CDE"
     others = [Trade("BTC-USD", 1).match(), Trade(future, 1).match(), Trade(future, 2).match()]
@@ -147,9 +161,15 @@ def test_ids_of_a_message_that_stands_for_several_trades_are_refused_not_missing
     assert (found["kind"], found["first_trade_id"], found["last_trade_id"]) == ("ids_refused", 101, 103)
 
 
-def test_what_repairs_a_hole_of_another_venue_is_no_backfill(tmp_path: Path) -> None:
-    replay(tmp_path / "lake", recorded(tmp_path, trade(1), trade(3)), "kraken")
-    assert audit(tmp_path / "lake").one("hole")["repair"].startswith("replay or import a recording")
+def test_what_repairs_a_hole_depends_on_whether_the_venue_can_be_asked(tmp_path: Path) -> None:
+    replay(tmp_path / "kraken", recorded(tmp_path, trade(1), trade(3)), "kraken")
+    assert "cryptopulse backfill BTC/USD@kraken " in audit(tmp_path / "kraken").one("hole")["repair"]
+    sums = [
+        f'{{"e":"aggTrade","s":"BTCUSDT","a":{n},"p":"1","q":"1","f":1,"l":1,"T":1783465157897,"m":true}}\n'
+        for n in (1, 3)
+    ]
+    replay(tmp_path / "sums", recorded(tmp_path, *sums), "binance-aggregates")
+    assert audit(tmp_path / "sums").one("hole")["repair"].startswith("replay or import a recording")
 
 
 def test_a_message_of_coinbase_cannot_name_another_venue(tmp_path: Path) -> None:

@@ -27,7 +27,12 @@ logger = structlog.get_logger()
 _BATCH_MAX_BYTES = 256 << 20
 _COVERAGE_MAX_DELAY_S = 20.0  # after a kill, reading silver's newer ids again is cheap
 _PARSED_TYPE = from_arrow_schema(PARSED_SCHEMA)
-_SAME_CONTENT = " AND ".join(f"p.{name} = s.{name}" for name in ("price", "trade_size", "side", "event_time"))
+_SAME_CONTENT = " AND ".join(  # as in `with_other_content`
+    [
+        *(f"p.{name} = s.{name}" for name in ("price", "trade_size", "side")),
+        "ABS(UNIX_MICROS(p.event_time) - UNIX_MICROS(s.event_time)) <= IF(symbol LIKE '%@kraken', 1, 0)",
+    ]
+)
 
 
 class SilverStep:

@@ -120,6 +120,38 @@ def test_the_demo_stores_every_trade_once_finds_its_crash_and_tells_of_it_on_req
         assert len(json.loads(tried.stdout)) == episodes
 
 
+def test_a_demo_of_several_venues_stores_each_ones_trades_and_finds_each_ones_crash(clean: Path) -> None:
+    venues = "coinbase,kraken,binance,okx"
+    options = ("--products", "3", "--rate", "100", "--past", "10m", "--for", "20s", "--no-dashboard")
+    demo = call("demo", "--venues", venues, "--lake", "lake", *options)
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert re.search(r"Stored +([\d,]+) trades in silver: 0 lost, 0 duplicated", demo.stdout)
+    for venue in venues.split(","):
+        assert re.search(rf" {venue} +([\d,]+) of \1\n", demo.stdout)
+    assert demo.stdout.count("exactly one FLASH_CRASH row") == 4
+    audit = call("audit", "--lake", "lake")
+    assert "COMPLETE" in audit.stdout
+    assert len({symbol for symbol, _ in trades(clean / "lake")}) == 12
+
+
+def test_a_simulator_says_how_to_record_it_at_each_venue(start: Callable[..., subprocess.Popen[str]]) -> None:
+    simulator = start("simulate", "--port", "0", "--products", "1")
+    assert simulator.stdout is not None
+    lines = list(
+        iter(
+            simulator.stdout.readline,
+            "  cryptopulse run --products BTC-USD,BTC/USD@kraken,BTCUSD@binance,BTC-USD@okx\n",
+        )
+    )
+    said = dict(re.findall(r"export CRYPTOPULSE_(\w+)=(\S+)", "".join(lines)))
+    place = said["FEED__REST_URL"].removeprefix("http://")
+    feeds = {"FEED": "exchange", "KRAKEN": "kraken", "BINANCE": "binance", "OKX": "okx"}
+    assert said == {
+        **{f"{section}__WEBSOCKET_URL": f"ws://{place}/{path}" for section, path in feeds.items()},
+        **{f"{section}__REST_URL": f"http://{place}" for section in feeds},
+    }
+
+
 def test_run_survives_its_processes_refuses_a_second_and_ends_in_order(
     clean: Path, start: Callable[..., subprocess.Popen[str]], exchange: list[str]
 ) -> None:

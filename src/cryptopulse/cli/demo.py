@@ -42,13 +42,20 @@ def demo(
         int | None, typer.Option(min=2, max=500, metavar="N", help="How many products. [default: 12]")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same trades.")] = 1,
+    venues: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Trade at these: coinbase,kraken,binance,okx. [default: coinbase]"),
+    ] = None,
     feed: Feed = None,
     notify: Annotated[
         bool, typer.Option("--notify", help="Tell the targets of notify.targets of the demo's alerts.")
     ] = False,
     past: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Fetch this much of the market's past first; 0: nothing. [default: 25h]"),
+        typer.Option(
+            metavar="TIME",
+            help="Fetch this much of the market's past first; 0: nothing. [default: 25h; with other venues 30m]",
+        ),
     ] = None,
     dashboard: Dashboard = True,
 ) -> None:
@@ -63,7 +70,10 @@ def demo(
     if trades is not None and not real_shape:
         raise ConfigurationError("--trades are those of a crash day: add --real-shape.")
     if real_shape:
-        leave_out("--real-shape", {"--products": products, "--past": past})
+        leave_out("--real-shape", {"--products": products, "--past": past, "--venues": venues})
+    traded_at = _venues("coinbase" if venues is None else venues)
+    if feed is not None and "coinbase" not in traded_at:
+        raise ConfigurationError("--feed is of Coinbase: add coinbase to --venues, or leave out --feed.")
     seconds = None if duration is None else parse_duration(duration)
     past_s = 0.0 if real_shape else parse_duration("25h" if past is None else past, may_be_zero=True)
     day_trades = None
@@ -85,5 +95,24 @@ def demo(
         dashboard=dashboard,
         past_s=past_s,
         crash_day_trades=day_trades,
+        venues=traded_at,
     )
     raise typer.Exit(0 if run_demo(options) else 1)
+
+
+def _venues(text: str) -> list[str]:
+    """The venues of `--venues`. Raises ConfigurationError."""
+    from cryptopulse.errors import ConfigurationError
+    from cryptopulse.simulator.other_venues import SYMBOLS
+    from cryptopulse.venues.registry import COINBASE
+
+    known = (COINBASE, *SYMBOLS)
+    named = [part.strip().lower() for part in text.split(",") if part.strip()]
+    if not named:
+        raise ConfigurationError(f"--venues names none: write some of {', '.join(known)}.")
+    for venue in named:
+        if venue not in known:
+            raise ConfigurationError(f"--venues: unknown venue {venue!r} (expected {', '.join(known)}).")
+        if named.count(venue) > 1:
+            raise ConfigurationError(f"--venues names {venue} twice: name each venue once.")
+    return named

@@ -57,6 +57,10 @@ def simulate(
         str,
         typer.Option(metavar="WHEN", help="Trading starts: at_once, first_subscription or all_subscribed."),
     ] = "at_once",
+    start_feeds: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="With all_subscribed: on each of these feeds, as in exchange,kraken."),
+    ] = "",
     past: Annotated[
         str, typer.Option(metavar="TIME", help="How long it has traded before the start, for REST, as in 25h.")
     ] = "0",
@@ -75,7 +79,7 @@ def simulate(
     supervised: Supervised = None,
     log_file: LogFile = None,
 ) -> None:
-    """Serve a simulated exchange: both WebSocket feeds and REST."""
+    """Serve a simulated exchange: WebSocket feeds and REST as of Coinbase, Kraken, Binance and OKX."""
     from cryptopulse import logging_setup
     from cryptopulse.errors import ConfigurationError
     from cryptopulse.simulator.crash_day import PLAYED_S, TRADES
@@ -117,6 +121,7 @@ def simulate(
         recording=recording,
         crash_day_trades=day_trades,
         start=start,
+        start_feeds=[part.strip().lower() for part in start_feeds.split(",") if part.strip()],
         past_s=parse_duration(past, may_be_zero=True),
         rest_limit=rest_limit,
     )
@@ -152,23 +157,34 @@ def _write_crash_day(path: Path, trades: int, seed: int, as_json: bool) -> None:
 
 def _announce(options: SimulatorOptions, port: int, as_json: bool) -> None:
     """Prints the exchange's addresses and how to point a pipeline at them."""
-    addresses = {
-        "exchange_url": f"ws://{options.host}:{port}/exchange",
-        "advanced_url": f"ws://{options.host}:{port}/advanced",
-        "rest_url": f"http://{options.host}:{port}",
-    }
+    from cryptopulse.simulator.options import FEEDS
+    from cryptopulse.simulator.other_venues import SYMBOLS
+
+    rest_url = f"http://{options.host}:{port}"
+    addresses = {f"{feed}_url": f"ws://{options.host}:{port}/{feed}" for feed in FEEDS} | {"rest_url": rest_url}
     products = [product.product_id for product in options.catalogue()]
     if as_json:
         sys.stdout.write(json_text.dumps({**addresses, "port": port, "products": products}) + "\n")
     else:
-        shown = ",".join(products[:3])
+        symbols = [products[0], *(f"{symbol(products[0])}@{venue}" for venue, symbol in SYMBOLS.items())]
+        others = "".join(
+            f"  export CRYPTOPULSE_{venue.upper()}__WEBSOCKET_URL={addresses[f'{venue}_url']}\n"
+            f"  export CRYPTOPULSE_{venue.upper()}__REST_URL={rest_url}\n"
+            for venue in SYMBOLS
+        )
         sys.stdout.write(
             f"Exchange feed        {addresses['exchange_url']}\n"
             f"Advanced Trade feed  {addresses['advanced_url']}\n"
-            f"REST                 {addresses['rest_url']}\n"
+            f"Kraken feed          {addresses['kraken_url']}\n"
+            f"Binance feed         {addresses['binance_url']}\n"
+            f"OKX feed             {addresses['okx_url']}\n"
+            f"REST                 {rest_url}\n"
             f"To record it:\n"
             f"  export CRYPTOPULSE_FEED__WEBSOCKET_URL={addresses['exchange_url']}\n"
-            f"  export CRYPTOPULSE_FEED__REST_URL={addresses['rest_url']}\n"
-            f"  cryptopulse run --products {shown}\n"
+            f"  export CRYPTOPULSE_FEED__REST_URL={rest_url}\n"
+            f"  cryptopulse run --products {','.join(products[:3])}\n"
+            f"To record it at other venues as well:\n"
+            f"{others}"
+            f"  cryptopulse run --products {','.join(symbols)}\n"
         )
     sys.stdout.flush()

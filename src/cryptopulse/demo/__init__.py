@@ -1,8 +1,9 @@
 """The demo: a simulated exchange, the whole pipeline on it in separate processes, and a check of every trade.
 
 Only the exchange is simulated: it uses a real WebSocket on the loopback interface, the real log, real Delta tables, and
-the same supervisor as `run`. The processes don't see the user's settings, so that all demos are alike; only the targets
-of notifications are taken from there if the user asks for it.
+the same supervisor as `run`. It can trade at several venues at once: each speaks its own dialect of the same market.
+The processes don't see the user's settings, so that all demos are alike; only the targets of notifications are taken
+from there if the user asks for it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,13 +27,14 @@ import httpx
 import structlog
 
 from cryptopulse import logging_setup
-from cryptopulse.demo.check import all_stored, check
-from cryptopulse.demo.summary import write_summary
+from cryptopulse.demo.check import COINBASE, Recorded, all_stored, check, symbol_at
+from cryptopulse.demo.summary import where, write_summary
 from cryptopulse.deployment import STEP_S, Deployment, guarded, on_signals, wait_until_free
 from cryptopulse.errors import ConfigurationError, ProcessFailed
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.settings import LoggingSettings
 from cryptopulse.settings.notify import NotifySettings
+from cryptopulse.simulator.other_venues import SYMBOLS
 from cryptopulse.status import ALL_PROCESSES, DASHBOARD, NOTIFIER, PROCESSES, read_status
 from cryptopulse.supervisor import last_words
 from cryptopulse.terminal.view import LiveView, PlainView
@@ -44,6 +47,10 @@ _SURGE_AT_S = 30.0
 _REQUESTS_PER_SECOND = 1_000  # the simulator is ours alone
 _ASKED_EVERY_S = 1.0
 _BACKOFF_MAX_S = 0.5  # a crash day has 23 lost connections in a minute, which the exchange of others never has
+_PAST_MAX_S = 1800.0
+"""Most of the past that is fetched if there are other venues than Coinbase: for four it takes 8 s, 25 hours would take
+50 s. So few pages are stored at once. Trades that a second store brings just before the start are judged again after
+it, and would count in the latency of alerts."""
 
 _log = structlog.get_logger()
 
@@ -64,9 +71,32 @@ class DemoOptions:
     dashboard: bool = True
     """Whether the demo serves the dashboard."""
     past_s: float = 0.0
-    """How long the market has traded before, in seconds; its trades are fetched first."""
+    """How much of the market's past is fetched first, in seconds."""
     crash_day_trades: int | None = None
     """A crash day of so many trades takes the market's place, which has products and episodes of its own."""
+    venues: Sequence[str] = (COINBASE,)
+    """Where the market is traded; at each of them all its products are recorded."""
+
+    @property
+    def is_coinbase_alone(self) -> bool:
+        """Whether no other venue is recorded."""
+        return set(self.venues) == {COINBASE}
+
+    @property
+    def fetched_s(self) -> float:
+        """How much of the past is really fetched."""
+        return self.past_s if self.is_coinbase_alone else min(self.past_s, _PAST_MAX_S)
+
+    @property
+    def market_past_s(self) -> float:
+        """How long the market has traded before, in seconds: with other venues for longer than is fetched, as their
+        first trade takes long to be found."""
+        return self.fetched_s if self.is_coinbase_alone else 2 * self.fetched_s
+
+    @property
+    def feeds(self) -> list[str]:
+        """The simulator's feeds that are recorded."""
+        return [self.feed if venue == COINBASE else venue for venue in self.venues]
 
     @property
     def processes(self) -> tuple[str, ...]:
@@ -99,24 +129,25 @@ def run_demo(options: DemoOptions) -> bool:
         LoggingSettings(), "supervisor", logging_setup.BoundedFile(state_dir / "logs" / "supervisor.log")
     )
     with SimulatorProcess(options, state_dir, environment) as simulator:
-        if options.past_s:
-            _fetch_past(options, simulator, environment)
+        environment |= simulator.settings()
+        recorded = _fetch_past(options, simulator, environment)
+        symbols = [symbol_at(venue, product) for venue in options.venues for product in simulator.products]
+        has_coinbase = COINBASE in options.venues
         deployment = Deployment(
             state_dir,
             {
                 "--lake": options.lake,
-                "--products": ",".join(simulator.products),
-                "--feed": options.feed,
-                "--websocket-url": simulator.addresses[f"{options.feed}_url"],
-                "--rest-url": simulator.addresses["rest_url"],
+                "--products": ",".join(symbols),
+                "--feed": options.feed if has_coinbase else None,
+                "--websocket-url": simulator.addresses[f"{options.feed}_url"] if has_coinbase else None,
             },
             environment | ({"CRYPTOPULSE_NOTIFY": options.notify.in_clear_text()} if options.notify else {}),
             folder=options.lake,
             processes=options.processes,
         )
-        ledger = _play(options, deployment, simulator)
+        ledger = _play(options, deployment, simulator, recorded)
     report = read_status(state_dir, "processing").report
-    result = check(options.lake, ledger)
+    result = check(options.lake, ledger, recorded)
     write_summary(options.lake, result, report, is_crash_day=options.crash_day_trades is not None)
     return result.complete and result.crashes_right
 
@@ -137,8 +168,9 @@ class SimulatorProcess:
                     *(sys.executable, "-m", "cryptopulse", "simulate", "--json", "--port", "0"),
                     *market,
                     *("--rate", str(options.rate), "--seed", str(options.seed), "--no-rest-limit"),
-                    *("--start", "all_subscribed", "--supervised", "0", "--log-file", str(self._log_file)),
-                    *(("--past", f"{options.past_s:f}s") if options.past_s else ()),
+                    *("--start", "all_subscribed", "--start-feeds", ",".join(options.feeds)),
+                    *("--supervised", "0", "--log-file", str(self._log_file)),
+                    *(("--past", f"{options.market_past_s:f}s") if options.past_s else ()),
                     *episodes,
                 ],
                 stdin=subprocess.PIPE,
@@ -160,11 +192,14 @@ class SimulatorProcess:
                 raise self.failure() from error
             raise
         self.products: list[str] = self.addresses["products"]
+        # The address is on this machine, so proxies in the environment are ignored.
+        self._client = httpx.Client(base_url=self.addresses["rest_url"], trust_env=False, timeout=10)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._client.close()
         self._popen.terminate()
         try:
             self._popen.wait(timeout=5)
@@ -181,49 +216,75 @@ class SimulatorProcess:
         """The error to raise when it is dead."""
         return ProcessFailed(f"The simulator ended: {last_words(self._log_file) or f'see {self._log_file}'}")
 
+    def settings(self) -> dict[str, str]:
+        """The settings with its addresses, as environment variables."""
+        return {
+            "CRYPTOPULSE_FEED__REST_URL": self.addresses["rest_url"],
+            **{f"CRYPTOPULSE_{venue.upper()}__WEBSOCKET_URL": self.addresses[f"{venue}_url"] for venue in SYMBOLS},
+            **{f"CRYPTOPULSE_{venue.upper()}__REST_URL": self.addresses["rest_url"] for venue in SYMBOLS},
+        }
+
     def ledger(self) -> dict[str, Any]:
         """What was traded so far. Raises ProcessFailed without an answer."""
-        return self._ask("GET", "ledger")
+        ledger: dict[str, Any] = self._ask("GET", "ledger")
+        return ledger
 
     def stop_trading(self) -> dict[str, Any]:
         """Ends the market; connections stay open. Returns the ledger. Raises ProcessFailed without an answer."""
-        return self._ask("POST", "stop_trading")
+        ledger: dict[str, Any] = self._ask("POST", "stop_trading")
+        return ledger
 
-    def _ask(self, method: str, what: str) -> dict[str, Any]:
+    def first_id_since(self, moment: datetime, product: str, sent: Mapping[str, int]) -> int:
+        """The id of the first trade at `moment` or later, or the next one. `sent`: the product in the ledger.
+
+        Raises ProcessFailed without an answer.
+        """
+
+        def time_of(trade_id: int) -> datetime:
+            (trade,) = self._ask("GET", f"trades/{product}?from={trade_id}&to={trade_id}")
+            return datetime.fromisoformat(trade["time"])
+
+        first = sent["first_trade_id"]
+        return first + bisect_left(range(first, sent["last_trade_id"] + 1), moment, key=time_of)
+
+    def _ask(self, method: str, what: str) -> Any:
         try:
-            # The address is on this machine, so proxies in the environment are ignored.
-            with httpx.Client(trust_env=False, timeout=10) as client:
-                answer = client.request(method, f"{self.addresses['rest_url']}/simulator/{what}")
-                answer.raise_for_status()
-                content: dict[str, Any] = answer.json()
-                return content
+            answer = self._client.request(method, f"/simulator/{what}")
+            answer.raise_for_status()
+            return answer.json()
         except (httpx.HTTPError, ValueError) as error:
             raise ProcessFailed(f"The simulator does not answer ({error}); see {self._log_file}") from error
 
 
-def _fetch_past(options: DemoOptions, simulator: SimulatorProcess, environment: Mapping[str, str]) -> None:
+def _fetch_past(options: DemoOptions, simulator: SimulatorProcess, environment: Mapping[str, str]) -> Recorded:
     """Brings the time before the start into the tables as a user would: by `cryptopulse backfill`.
 
-    Raises ProcessFailed when that fails, or the simulator ends.
+    Returns what is to be recorded. Raises ProcessFailed when the backfill fails, or the simulator ends.
     """
-    products = list(simulator.ledger()["products"])  # those that were traded
-    if not products:
-        return
-    length = f"{options.past_s / 3600:g} h" if options.past_s >= 3600 else f"{options.past_s:g} s"
-    sys.stdout.write(f"Fetching the last {length} of the simulated market …\n")
+    traded = simulator.ledger()["products"]  # those that have a past
+    if not traded:
+        return {venue: {} for venue in options.venues}
+    start = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=options.fetched_s)
+    if options.is_coinbase_alone:
+        start -= timedelta(seconds=60)  # all of it, which began before the simulator did
+    at = "" if options.is_coinbase_alone else f" at {', '.join(options.venues)}"
+    minutes = options.fetched_s / 60
+    length = f"{minutes / 60:g} h" if minutes >= 60 else f"{minutes:g} min"
+    sys.stdout.write(f"Fetching the last {length} of the simulated market{at} …\n")
     sys.stdout.flush()
-    start = datetime.now(UTC) - timedelta(seconds=options.past_s + 60)
     log_file = options.lake / "_cryptopulse" / "logs" / "backfill.log"
+    symbols = [symbol_at(venue, name) for venue in options.venues for name in traded]
+    sections, rate = ("FEED", *map(str.upper, SYMBOLS)), str(_REQUESTS_PER_SECOND)
     with log_file.open("ab") as file:
         popen = subprocess.Popen(  # noqa: S603 -- the command is ours
             [
-                *(sys.executable, "-m", "cryptopulse", "backfill", *products, "--from", start.isoformat()),
-                *("--lake", str(options.lake), "--rest-url", simulator.addresses["rest_url"], "--supervised", "0"),
+                *(sys.executable, "-m", "cryptopulse", "backfill", *symbols, "--from", start.isoformat()),
+                *("--lake", str(options.lake), "--supervised", "0"),
             ],
             stdin=subprocess.PIPE,  # it ends with this process
             stdout=file,
             stderr=file,
-            env={**environment, "CRYPTOPULSE_FEED__REST_REQUESTS_PER_SECOND": str(_REQUESTS_PER_SECOND)},
+            env={**environment, **{f"CRYPTOPULSE_{name}__REST_REQUESTS_PER_SECOND": rate for name in sections}},
             cwd=options.lake,
         )
         try:
@@ -236,6 +297,8 @@ def _fetch_past(options: DemoOptions, simulator: SimulatorProcess, environment: 
             popen.wait()
     if popen.returncode:
         raise ProcessFailed(f"The backfill ended: {last_words(log_file) or f'see {log_file}'}")
+    firsts = {name: simulator.first_id_since(start, name, sent) for name, sent in traded.items()}
+    return dict.fromkeys(options.venues, firsts)
 
 
 def _prepare_lake(lake: Path) -> None:
@@ -260,7 +323,9 @@ def _prepare_lake(lake: Path) -> None:
         raise ConfigurationError(f"Can't use {lake}: {error.strerror}; choose another folder with --lake.") from error
 
 
-def _play(options: DemoOptions, deployment: Deployment, simulator: SimulatorProcess) -> dict[str, Any]:
+def _play(
+    options: DemoOptions, deployment: Deployment, simulator: SimulatorProcess, recorded: Recorded
+) -> dict[str, Any]:
     """Runs the pipeline until its time is over or a signal comes, ends it in order, and returns the ledger."""
     supervisor = deployment.supervisor(logs_to_files=True)
     stop_requested = threading.Event()
@@ -275,7 +340,7 @@ def _play(options: DemoOptions, deployment: Deployment, simulator: SimulatorProc
 
     is_crash_day = options.crash_day_trades is not None
     kind = LiveView if sys.stdout.isatty() else PlainView
-    title = f"CryptoPulse demo, simulated {'crash day' if is_crash_day else 'market'}"
+    title = f"CryptoPulse demo, simulated {'crash day' if is_crash_day else 'market'}{where(options.venues)}"
     shown = kind(deployment.state_dir, title, deployment.processes)
     with on_signals(on_signal), guarded(supervisor), shown as view:
         if options.duration_s is not None:
@@ -304,7 +369,7 @@ def _play(options: DemoOptions, deployment: Deployment, simulator: SimulatorProc
         view.note = "stopping: the market is closed, the last trades are being stored"
         ledger = simulator.stop_trading()
         deadline = time.monotonic() + _CAUGHT_UP_WITHIN_S
-        while not supervisor.stopping and not all_stored(options.lake, ledger):
+        while not supervisor.stopping and not all_stored(options.lake, ledger, recorded):
             if time.monotonic() > deadline:
                 _log.warning("not_caught_up", after_s=_CAUGHT_UP_WITHIN_S)
                 break

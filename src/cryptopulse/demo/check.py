@@ -1,31 +1,48 @@
 """Compares the simulator's own count of the demo's trades with the tables, which are read with deltalake alone.
 
 It shares no code with the pipeline. The demo fetches what was traded before its start, its market opens when every
-product has a subscriber, and what is traded while the feed is cut off is healed, so each id from the first to the last
-that the simulator published must be stored exactly once.
+product has a subscriber at every venue, and what is traded while a feed is cut off is healed. So for each venue every
+id from the first that it was to record to the last that the simulator published must be stored exactly once.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, QueryBuilder
 from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from cryptopulse.simulator.other_venues import SYMBOLS
+
+COINBASE = "coinbase"
+
+Ids = npt.NDArray[np.int64]
+
+Recorded = Mapping[str, Mapping[str, int]]
+"""Venue → product → the first trade id to be stored; of products that are not named, all ids that were sent."""
+
+
+def symbol_at(venue: str, product: str) -> str:
+    """What the tables call a simulated product that `venue` trades."""
+    return product if venue == COINBASE else f"{SYMBOLS[venue](product)}@{venue}"
 
 
 @dataclass(frozen=True)
 class CrashFound:
     """A staged crash and its rows in the alerts table."""
 
-    product: str
+    symbol: str
     depth_pct: float
     rows: int
     change_pct: float | None
@@ -36,15 +53,25 @@ class CrashFound:
 
 
 @dataclass(frozen=True)
+class VenueResult:
+    """Result for the trades of one venue."""
+
+    sent: int
+    """Ids to be stored."""
+    stored: int
+    """Rows with these ids."""
+    lost: int
+    duplicated: int
+    older: int
+    """Rows with ids that were sent before those to be stored."""
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """Result of the comparison."""
 
     products: int
-    sent: int
-    stored: int
-    """Rows with ids that were sent."""
-    lost: int
-    duplicated: int
+    venues: Mapping[str, VenueResult]
     strange: int
     """Rows with ids that were never sent."""
     crashes: list[CrashFound]
@@ -52,6 +79,26 @@ class CheckResult:
     """All rows of the alerts table."""
     healed: int = 0
     """Rows that came over REST."""
+
+    @property
+    def sent(self) -> int:
+        """Ids to be stored, of all venues."""
+        return sum(venue.sent for venue in self.venues.values())
+
+    @property
+    def stored(self) -> int:
+        """Rows with these ids."""
+        return sum(venue.stored for venue in self.venues.values())
+
+    @property
+    def lost(self) -> int:
+        """Ids without a row."""
+        return sum(venue.lost for venue in self.venues.values())
+
+    @property
+    def duplicated(self) -> int:
+        """Rows beyond the first of their id."""
+        return sum(venue.duplicated for venue in self.venues.values())
 
     @property
     def complete(self) -> bool:
@@ -64,33 +111,24 @@ class CheckResult:
         return all(crash.rows == 1 for crash in self.crashes)
 
 
-def check(lake: Path, ledger: Mapping[str, Any]) -> CheckResult:
+def check(lake: Path, ledger: Mapping[str, Any], recorded: Recorded) -> CheckResult:
     """Compares the simulator's ledger, taken after trading stopped, with the tables of `lake`."""
     trades = _read(lake / "silver" / "fact_crypto_trades", ["symbol", "trade_id", "ingestion_time", "source"])
-    trade_ids = np.empty(0, dtype=np.int64) if trades is None else trades["trade_id"].to_numpy()
-    symbols = np.empty(0, dtype=object) if trades is None else trades["symbol"].to_numpy()
-    sent = lost = duplicated = stored = 0
-    for product, figures in ledger["products"].items():
-        first, last = figures["first_trade_id"], figures["last_trade_id"]
-        ids = trade_ids[symbols == product]
-        inside = ids[(ids >= first) & (ids <= last)]
-        distinct = np.unique(inside)
-        sent += last - first + 1
-        stored += len(inside)
-        lost += last - first + 1 - len(distinct)
-        duplicated += len(inside) - len(distinct)
+    ids = {} if trades is None else _ids(trades)
+    venues = {venue: _of_venue(venue, ids, ledger, firsts) for venue, firsts in recorded.items()}
     alerts_path = lake / "gold" / "dm_market_alerts"
     table = _open(alerts_path)
     alerts = [] if table is None else _rows(table, "*").to_pylist()
     crashes = []
-    for episode in ledger["episodes"]:
-        if episode["kind"] != "crash" or not episode["ended"]:
-            continue  # an episode that was cut off may not have reached the threshold
-        found = [row for row in alerts if (row["symbol"], row["alert_type"]) == (episode["product"], "FLASH_CRASH")]
+    # An episode that was cut off may not have reached the threshold.
+    staged = [episode for episode in ledger["episodes"] if episode["kind"] == "crash" and episode["ended"]]
+    for venue, episode in itertools.product(recorded, staged):
+        symbol = symbol_at(venue, episode["product"])
+        found = [row for row in alerts if (row["symbol"], row["alert_type"]) == (symbol, "FLASH_CRASH")]
         row = found[0] if found else None
         crashes.append(
             CrashFound(
-                product=episode["product"],
+                symbol=symbol,
                 depth_pct=episode["depth_pct"],
                 rows=len(found),
                 change_pct=row and row["price_change_pct"],
@@ -101,28 +139,51 @@ def check(lake: Path, ledger: Mapping[str, Any]) -> CheckResult:
         )
     return CheckResult(
         products=len(ledger["products"]),
-        sent=sent,
-        stored=stored,
-        lost=lost,
-        duplicated=duplicated,
-        strange=(0 if trades is None else trades.num_rows) - stored,
+        venues=venues,
+        strange=sum(map(len, ids.values())) - sum(venue.stored + venue.older for venue in venues.values()),
         crashes=crashes,
         alerts=len(alerts),
         healed=0 if trades is None else int(pc.sum(pc.equal(trades["source"], "rest")).as_py() or 0),
     )
 
 
-def all_stored(lake: Path, ledger: Mapping[str, Any]) -> bool:
-    """Whether the stored intervals of ids have every id that was sent; a cheap check."""
+def _ids(trades: pa.Table) -> dict[str, Ids]:
+    """The ids of all rows, by symbol."""
+    ids, symbols = trades["trade_id"].to_numpy(), trades["symbol"].to_numpy()
+    return {str(symbol): ids[symbols == symbol] for symbol in pc.unique(trades["symbol"]).to_pylist()}
+
+
+def _of_venue(
+    venue: str, stored: Mapping[str, Ids], ledger: Mapping[str, Any], firsts: Mapping[str, int]
+) -> VenueResult:
+    figures = Counter[str]()
+    for name, sent in ledger["products"].items():
+        last = sent["last_trade_id"]
+        first = firsts.get(name, sent["first_trade_id"])
+        ids = stored.get(symbol_at(venue, name), np.empty(0, dtype=np.int64))
+        ids = ids[(ids >= sent["first_trade_id"]) & (ids <= last)]
+        distinct = np.unique(ids)
+        figures["sent"] += last - first + 1
+        figures["stored"] += int((ids >= first).sum())
+        figures["lost"] += last - first + 1 - int((distinct >= first).sum())
+        figures["duplicated"] += len(ids) - len(distinct)
+        figures["older"] += int((ids < first).sum())
+    return VenueResult(**{each.name: figures[each.name] for each in fields(VenueResult)})
+
+
+def all_stored(lake: Path, ledger: Mapping[str, Any], recorded: Recorded) -> bool:
+    """Whether the stored intervals of ids have every id to be stored; a cheap check."""
     coverage = _read(lake / "silver" / "trade_id_coverage", ["symbol", "first_trade_id", "last_trade_id"])
-    left = {
-        product: figures["last_trade_id"] - figures["first_trade_id"] + 1
-        for product, figures in ledger["products"].items()
+    wanted = {
+        symbol_at(venue, name): (firsts.get(name, sent["first_trade_id"]), sent["last_trade_id"])
+        for venue, firsts in recorded.items()
+        for name, sent in ledger["products"].items()
     }
+    left = {symbol: last - first + 1 for symbol, (first, last) in wanted.items()}
     for symbol, first, last in zip(*(column.to_pylist() for column in coverage or ()), strict=True):
-        if sent := ledger["products"].get(symbol):
-            inside = min(last, sent["last_trade_id"]) - max(first, sent["first_trade_id"]) + 1
-            left[symbol] -= max(inside, 0)
+        if symbol in wanted:
+            first_wanted, last_wanted = wanted[symbol]
+            left[symbol] -= max(min(last, last_wanted) - max(first, first_wanted) + 1, 0)
     return not any(left.values())
 
 

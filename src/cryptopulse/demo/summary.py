@@ -6,22 +6,23 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from cryptopulse.demo.check import CheckResult
+from cryptopulse.demo.check import COINBASE, CheckResult, symbol_at
 from cryptopulse.terminal.snapshot import hop_words, ms_text
 from cryptopulse.text import price_text
 
 _QUERIES = (
     "SELECT symbol, count(*) AS n, min(price), max(price) FROM silver.fact_crypto_trades GROUP BY symbol",
-    "SELECT * FROM gold.dm_trade_bars WHERE symbol = 'BTC-USD' ORDER BY window_start",
+    "SELECT * FROM gold.dm_trade_bars WHERE symbol {symbols} ORDER BY window_start",
     "SELECT symbol, alert_type, price_change_pct, start_price, end_price FROM gold.dm_market_alerts",
 )
+_PRODUCT = "BTC-USD"  # of the second
 
 
 def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any], *, is_crash_day: bool) -> None:
@@ -33,11 +34,18 @@ def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any], *,
     )
     if result.strange:
         verdict.append(f", {result.strange:,} that were never sent")
-    sent = f"{result.sent:,} trades of {result.products} products (the simulator's own count)"
+    sent = f"{result.sent:,} trades of {result.products} products{where(result.venues)} (the simulator's own count)"
     console.print(_row("Traded", Text(sent)))
     console.print(_row("Stored", Text.assemble(f"{result.stored:,} trades in silver: ", verdict)))
+    for venue, found in result.venues.items() if len(result.venues) > 1 else ():
+        line = Text(f"{venue:9}{found.stored:>12,} of {found.sent:,}")
+        if found.lost or found.duplicated:
+            line.append(f": {found.lost:,} lost, {found.duplicated:,} duplicated", style="bold red")
+        console.print(_row("", line))
+    if older := sum(found.older for found in result.venues.values()):
+        console.print(_row("", Text(f"and {older:,} older ones that came with them")))
     for crash in result.crashes:
-        staged = f"{crash.product} -{crash.depth_pct:g} %: "
+        staged = f"{crash.symbol} -{crash.depth_pct:g} %: "
         if crash.rows != 1 or crash.change_pct is None:
             line = Text.assemble(staged, (f"{crash.rows} FLASH_CRASH rows instead of one", "bold red"))
         else:
@@ -73,11 +81,20 @@ def write_summary(lake: Path, result: CheckResult, report: Mapping[str, Any], *,
     size_mb = sum(path.stat().st_size for path in lake.rglob("*") if path.is_file()) / 1e6
     console.print()
     console.print(Text(f"The tables are in {folder} ({size_mb:.0f} MB). Three questions to try:"))
+    symbols = [f"'{symbol_at(venue, _PRODUCT)}'" for venue in result.venues]
+    chosen = f"IN ({', '.join(symbols)})" if len(symbols) > 1 else f"= {symbols[0]}"
     for query in _QUERIES:
-        console.print(Text(f'  {program} sql --lake {shlex.quote(folder)} "{query}"'))
+        console.print(Text(f'  {program} sql --lake {shlex.quote(folder)} "{query.format(symbols=chosen)}"'))
     console.print(Text("They are plain Delta tables; without any of our code:"))
     code = f"import polars; print(polars.read_delta({folder + '/silver/fact_crypto_trades'!r}))"
     console.print(Text(f"  {python} -c {shlex.quote(code)}"))
+
+
+def where(venues: Collection[str]) -> str:
+    """The end of a sentence about a market at `venues`; "" for Coinbase alone."""
+    if len(venues) > 1:
+        return f" at {len(venues)} venues"
+    return "".join(f" at {venue}" for venue in venues if venue != COINBASE)
 
 
 def _row(name: str, text: Text) -> Text:

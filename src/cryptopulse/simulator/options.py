@@ -17,6 +17,9 @@ _PAST_MAX_S = 31 * 86_400
 
 Start = Literal["at_once", "first_subscription", "all_subscribed"]
 
+FEEDS = ("exchange", "advanced", "kraken", "binance", "okx")
+"""The WebSocket feeds, which are their paths as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class SimulatorOptions:
@@ -41,6 +44,8 @@ class SimulatorOptions:
     start: Start = "at_once"
     """When trading starts: at once, with the first subscription to trades, or when every product has a subscriber (so
     that these receive every trade)."""
+    start_feeds: Sequence[str] = ()
+    """With `all_subscribed`: the feeds on each of which every product must have a subscriber; none: on any of them."""
     trades_max: int | None = None
     """Trading stops after this many trades; None: never."""
     history: int = 1_000_000
@@ -79,6 +84,11 @@ class SimulatorOptions:
             raise ConfigurationError("A crash day has its own past, episodes and pace: leave out other ones.")
         if not 1 <= self.history <= 100_000_000:
             raise ConfigurationError(f"History {self.history}: give 1 to 100,000,000 trades.")
+        for feed in self.start_feeds:
+            if feed not in FEEDS:
+                raise ConfigurationError(f"Unknown feed {feed!r} (expected {', '.join(FEEDS)}).")
+        if self.start_feeds and self.start != "all_subscribed":
+            raise ConfigurationError("Feeds to wait for need the start all_subscribed: choose it, or name none.")
         if self.trades_max is not None and self.trades_max < 1:
             raise ConfigurationError(f"Trades {self.trades_max}: give 1 or more.")
         if self.subscribe_within_s <= 0 or self.unsent_max_bytes < 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import structlog
@@ -21,8 +21,8 @@ from cryptopulse.simulator.advanced import AdvancedSession
 from cryptopulse.simulator.control_api import ControlApi
 from cryptopulse.simulator.crash_day import CrashDay
 from cryptopulse.simulator.exchange import ExchangeSession
-from cryptopulse.simulator.market import Trades
-from cryptopulse.simulator.options import SimulatorOptions
+from cryptopulse.simulator.market import Flags, Trades
+from cryptopulse.simulator.options import FEEDS, SimulatorOptions
 from cryptopulse.simulator.other_venues import BinanceSession, KrakenSession, OkxSession
 from cryptopulse.simulator.recording import RecordingSession, Timeline, load_timeline
 from cryptopulse.simulator.rest import Rest
@@ -68,7 +68,8 @@ class Simulator:
         self._recording: Timeline | None = load_timeline(options.recording) if options.recording else None
         self._rest = Rest(self.venue)
         self._control = ControlApi(self.venue, self._rest, self.stop_trading)
-        self._sessions: set[ClientSession] = set()
+        self._sessions: dict[ClientSession, str] = {}
+        """Session → its feed, one of FEEDS."""
         self._connections = 0
         self._stirred = asyncio.Event()
         self._market: asyncio.Task[None] | None = None
@@ -90,13 +91,13 @@ class Simulator:
             if self._recording is None
             else RecordingSession(socket, self.venue, number, self._session_changed, self._recording)
         )
-        self._sessions.add(session)
+        self._sessions[session] = path.strip("/") or "exchange"
         log.info("simulator_connection_opened", connection=number, path=path)
         return session
 
     def _session_changed(self, session: ClientSession) -> None:
         if session.closed and session in self._sessions:
-            self._sessions.discard(session)
+            del self._sessions[session]
             log.info("simulator_connection_closed", connection=session.number)
         if self.venue.options.start != "at_once" and self._has_subscribers():
             self.venue.start()
@@ -104,14 +105,18 @@ class Simulator:
 
     def _has_subscribers(self) -> bool:
         """Whether those subscribe for whom trading starts."""
-        traded = [session.traded for session in self._sessions if not session.closed]
-        subscribed = np.any(traded, axis=0) if traded else np.zeros(1, dtype=bool)
         match self.venue.options.start:
             case "all_subscribed":
-                return bool(subscribed.all())
+                feeds: list[Sequence[str]] = [[feed] for feed in self.venue.options.start_feeds] or [FEEDS]
+                return all(self._subscribed(part).all() for part in feeds)
             case "first_subscription":
-                return bool(subscribed.any())
+                return bool(self._subscribed(FEEDS).any())
         return True
+
+    def _subscribed(self, feeds: Sequence[str]) -> Flags:
+        """Whether each product has a subscriber on one of `feeds`."""
+        traded = [session.traded for session, feed in self._sessions.items() if feed in feeds and not session.closed]
+        return np.any(traded, axis=0) if traded else np.zeros(len(self.venue.products), dtype=bool)
 
     # Running
 

@@ -261,7 +261,7 @@ def _alert_line(alert: Mapping[str, Any], wide: bool) -> Text:
     line = Text.assemble(
         f"{clock_text(alert['opened_at'])} ",
         (f"{alert['alert_type']:<11}", style),
-        f" {alert['symbol']:<9} ",
+        f" {alert['symbol']:<14} ",
         (measured_words(alert), style),
         f"  {price_text(alert['start_price'])} → {price_text(alert['end_price'])}",
         no_wrap=True,

@@ -162,14 +162,17 @@ class Binance(Venue):
             if not page:
                 return True
             if page[-1][0] >= after - 1 or len(page) < _PAGE_MAX:
-                if first == 1 or sum(number < after for number, _ in page) >= limit - 1:
+                if first == 1 or sum(number < after for number, _ in page) >= limit:
                     return True
                 too_high = first
             else:
                 too_low = first
             if too_high is None or too_high - too_low <= 1:
                 return False  # it lacks more ids than a page has rows
-            first = max(after - 2 * (after - first), 1) if too_low == 0 else (too_low + too_high) // 2
+            if too_low:
+                first = (too_low + too_high) // 2
+            else:  # from the first id of all, if there are none between
+                first = 1 if page[0][0] > first else max(after - 2 * (after - first), 1)
 
     def check_products(self, products: Sequence[str]) -> None:
         """Raises ConfigurationError for small letters: Binance would answer with capitals."""

@@ -198,7 +198,7 @@ class Kraken(Venue):
             if first > wanted:
                 high = first, since
             elif last >= after - 1 or len(page) < _PAGE_MAX:
-                lacking = limit - 1 - sum(number < after for number, _ in page)
+                lacking = limit - sum(number < after for number, _ in page)
                 if lacking <= 0 or since == 0 or first == 1:
                     return True
                 wanted, high = max(first - lacking, 1), (first, since)  # ids that it lacks are no rows

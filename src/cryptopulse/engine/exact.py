@@ -232,7 +232,9 @@ def _line_micros(value: Any, power: int | None) -> tuple[str | None, int]:
     found = (_ANY_TIME if power is None else _TICKS).fullmatch(value) if isinstance(value, str) else None
     if found is None:
         return "time is missing or malformed", 0
-    if power is not None:
+    if power is not None and value.isdigit():  # as nearly always; fractions take ten times as long
+        time_us = int(value) * 10**power if power >= 0 else int(value) // 10**-power
+    elif power is not None:
         time_us = int(Fraction(value) * Fraction(10) ** power // 1)
     else:
         date, clock, sign, hours, minutes = found.groups()

@@ -560,3 +560,12 @@ class TestPlans:
     def test_where_every_page_is_an_error_nothing_is_planned(self, venue: str) -> None:
         with pytest.raises((TransientError, NotFetched)):
             planned(venue, lambda _path, _query: (500, b""), START)
+
+
+@pytest.mark.parametrize("venue", VENUES)
+def test_a_page_below_an_id_that_does_not_exist_yet_is_the_newest_one(venue: str) -> None:
+    asking = VENUES[venue]()
+    exchange = Exchange(market(Block(5_000, S)))
+    page = asked(exchange, asking, 5_600, asking.page_max)
+    assert page[-1][0] == 5_000
+    assert exchange.requests <= 2

@@ -159,9 +159,9 @@ class Binance(Venue):
         while True:
             query: Query = {"symbol": symbol, "fromId": first, "limit": _PAGE_MAX}
             page = yield "/api/v3/historicalTrades", query
-            if not page:
-                return True
-            if page[-1][0] >= after - 1 or len(page) < _PAGE_MAX:
+            if not page or (len(page) < _PAGE_MAX and page[-1][0] < after - 1):
+                return True  # the present, which has not come to `after` yet
+            if page[-1][0] >= after - 1:
                 if first == 1 or sum(number < after for number, _ in page) >= limit:
                     return True
                 too_high = first

@@ -62,6 +62,8 @@ export class Heatmap {
     const signature = JSON.stringify([shown, this.times, format.zone()]);
     if (signature !== this.signature) {
       this.signature = signature;
+      const letters = Math.max(0, ...shown.map((symbol) => symbol.length)); // of some 6.6 px
+      this.table.style.setProperty("--cp-names", `${Math.min(Math.max(20 + 6.6 * letters, 108), 190)}px`);
       this.build(shown);
     }
     shown.forEach((symbol, y) => {

@@ -417,7 +417,8 @@ class TestClient:
         body = body_of(venue, rows_of(venue, THREE))
         page = page_of(venue, body)
         assert (page.body, page.ids) == (body, [3, 2, 1])
-        assert all(abs(at_ns - when_ns) < MS for at_ns, (_, when_ns) in zip(page.times_ns, THREE[::-1], strict=True))
+        times = zip(page.times_ns or (), THREE[::-1], strict=True)
+        assert all(at_ns is not None and abs(at_ns - when_ns) < MS for at_ns, (_, when_ns) in times)
         assert venue_page_ids(body, product_of(venue)) == [1, 2, 3]
 
     @VENUE

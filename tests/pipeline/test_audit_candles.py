@@ -191,40 +191,41 @@ def pages(url: str, venue: str) -> list[Message]:
     found: list[Message] = []
     at: object = 2**62 if venue == "okx" else 0
     with httpx.Client(base_url=url, trust_env=False) as client:
-        while len(body := client.get(path.format(at)).content) > 150:  # an empty page is shorter
+        while True:
+            body = client.get(path.format(at)).content
+            if b"Too many" in body or b"Internal" in body:  # faults of the exchange
+                continue
+            if len(body) < 150:  # an empty page is shorter
+                return found
             found.append(message(body, "rest", f"{symbol}@{venue}"))
             at = step(json.loads(body))
-    return found
 
 
-@pytest.mark.parametrize("venue", ["kraken", "binance", "okx"])
-def test_bars_of_other_venues_agree_with_their_candles(
-    venue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bars_of_other_venues_agree_with_their_candles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kraken tells of the newest twelve hours only, so the market is of these."""
     with exchange(start_time_ns=time.time_ns() - 11 * 3_600_000_000_000, rest_limit=False) as url:
         published(url)
-        lake = fill(tmp_path / "lake", [pages(url, venue)])
-        monkeypatch.setenv(f"CRYPTOPULSE_{venue.upper()}__REST_URL", url)
+        lake = fill(tmp_path / "lake", [pages(url, venue) for venue in ("kraken", "binance", "okx")])
+        for venue in ("KRAKEN", "BINANCE", "OKX"):
+            monkeypatch.setenv(f"CRYPTOPULSE_{venue}__REST_URL", url)
         found = audit(lake, "--candles")
         assert (found.code, found.findings) == (0, [])
-        assert found.checked("candles") == sum(rows(lake, BARS)["is_complete"].to_pylist()) > 100
+        assert found.checked("candles") == sum(rows(lake, BARS)["is_complete"].to_pylist()) > 300
         bars = rows(lake, BARS)
         changed = bars.to_pylist()
-        next(bar for bar in changed if bar["is_complete"])["close"] += 1
+        for venue in ("kraken", "binance", "okx"):
+            next(bar for bar in changed if bar["is_complete"] and bar["symbol"].endswith(venue))["close"] += 1
         overwrite(lake, BARS, type(bars).from_pylist(changed, schema=bars.schema))
-        assert audit(lake, "--candles").kinds == ["bar_differs", "candle_differs"]
+        assert audit(lake, "--candles").kinds == ["bar_differs"] * 3 + ["candle_differs"] * 3
 
 
 def test_minutes_of_which_kraken_has_no_candles_any_more_are_not_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with exchange(rest_limit=False) as url:
-        published(url)
-        lake = fill(tmp_path / "lake", [pages(url, "kraken")])
-        monkeypatch.setenv("CRYPTOPULSE_KRAKEN__REST_URL", url)
-        found = audit(lake, "--candles")
-        assert (found.code, found.checked("candles")) == (0, 0)
+    lake = fill(tmp_path / "lake", [pages(url, "kraken")])
+    monkeypatch.setenv("CRYPTOPULSE_KRAKEN__REST_URL", url)
+    found = audit(lake, "--candles")
+    assert (found.code, found.checked("candles")) == (0, 0)
 
 
 assert micros(datetime.fromisoformat("2026-05-28T20:26:40+00:00")) * 1000 == START_NS

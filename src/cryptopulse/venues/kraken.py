@@ -175,8 +175,13 @@ class Kraken(Venue):
         if after is None or not known or known[-1][0] <= wanted:
             page = yield _TRADES, query
             _remember(known, page)
-            if after is None or not page or page[0][0] <= wanted or not known:
-                return True
+            if after is None or not page or not known or len(page) < _PAGE_MAX:
+                return True  # all that there is
+            if page[0][0] <= wanted:
+                lacking = limit - _count_below(page, after)
+                if lacking <= 0:
+                    return True
+                wanted = max(page[0][0] - lacking, 1)  # ids that it lacks are no rows
         at = bisect_right(known, wanted, key=_id_of)
         low = (known[at - 1][0], known[at - 1][1] - _BEFORE_NS) if at else None
         high = known[at] if at < len(known) else (_NO_ID, known[-1][1] + 1)
@@ -198,10 +203,10 @@ class Kraken(Venue):
             if first > wanted:
                 high = first, since
             elif last >= after - 1 or len(page) < _PAGE_MAX:
-                lacking = limit - sum(number < after for number, _ in page)
+                lacking = limit - _count_below(page, after)
                 if lacking <= 0 or since == 0 or first == 1:
                     return True
-                wanted, high = max(first - lacking, 1), (first, since)  # ids that it lacks are no rows
+                wanted, high = max(first - lacking, 1), (first, since)
                 at = bisect_right(known, wanted, key=_id_of)
                 low, is_low_asked = ((known[at - 1][0], known[at - 1][1] - _BEFORE_NS) if at else None), False
             elif last <= wanted and (end_ns := page[-1][1]) is not None:
@@ -218,6 +223,10 @@ def _pair(symbol: str) -> str:
 
 def _is_row(row: Any) -> bool:
     return isinstance(row, list) and len(row) > _ID
+
+
+def _count_below(page: Page, after: int) -> int:
+    return sum(number < after for number, _ in page)
 
 
 def _id_of(trade: tuple[int, int]) -> int:

@@ -84,6 +84,7 @@ CONTROL = {
         '{"channel":"status","type":"update","data":[{"connection_id":44218940131019144131}]}',
         '{"method":"subscribe","result":{"channel":"trade","symbol":"BTC/USD"},"success":true}',
         '{"error":"Currency pair not supported XBT/USD","method":"subscribe","success":false}',
+        '{"Error":"Exceeded msg rate"}',
         '{"channel":"book","type":"snapshot","data":[{"symbol":"BTC/USD","bids":[]}]}',
     ],
     "binance": [

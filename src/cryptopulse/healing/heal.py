@@ -254,20 +254,20 @@ class Healer:
             self._asked.clear()
             while self._to_ask:
                 product = next(iter(self._to_ask))
+                del self._to_ask[product]
                 try:
                     page = await self._rest.trades(product, after=None, limit=1)
                 except TransientError as error:
                     values = {"error": str(error), "retry_in_s": FAILED_S}
                     self._lines.log("waiting_for_rest", "warning", **values)
+                    self._to_ask[product] = None  # after the others
                     await asyncio.sleep(FAILED_S)
-                    continue
                 except TerminalError as error:
                     self._lines.log("newest_trade_unknown", "warning", product=product, error=str(error))
                 else:
                     if page.ids:
                         self._watch.ids[product].claimed(page.ids[0], time.monotonic_ns(), "page")
                         self._watch.changed(product)
-                self._to_ask.pop(product, None)
 
     # Comparing with the tables
 

@@ -32,6 +32,7 @@ from cryptopulse.venues import (
     venues_own,
 )
 
+_ANSWER = ("method", "error", "Error")  # members of an answer
 _OTHER_CHANNELS = ("heartbeat", "status", "book", "level3", "ticker", "ohlc", "instrument")
 _REST_NAMES = {"BTC": "XBT", "DOGE": "XDG"}
 _SIDES = {"b": "buy", "s": "sell"}
@@ -136,7 +137,7 @@ class Kraken(Venue):
                            str(row.get("side")), row.get("timestamp"))
                 for row in rows
             ]  # fmt: skip
-        if channel in _OTHER_CHANNELS or (channel is None and ("method" in message or "error" in message)):
+        if channel in _OTHER_CHANNELS or (channel is None and not message.keys().isdisjoint(_ANSWER)):
             return []
         return NOT_A_MESSAGE if channel is None else "unknown channel"
 

@@ -189,7 +189,7 @@ class _Feed:
         size, missed_max = self._settings.products_per_connection_max, self._settings.heartbeats_missed_max
         for dialect, url, connects in self._sources * self._settings.connections:
             shared = Shared(url, self._settings, self._buffer, connects, self._on_event)
-            taken = [product for product in products if venue_of(product) == dialect.venue and dialect.takes(product)]
+            taken = [product for product in products if dialect.takes(product)]
             for start in range(0, len(taken), size):
                 part = taken[start : start + size]
                 session = FeedSession(dialect, part, heartbeats_missed_max=missed_max, watch=self._watch)

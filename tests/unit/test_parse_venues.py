@@ -17,7 +17,8 @@ from cryptopulse.engine.exact import Row, venue_rows
 from cryptopulse.engine.parse import parse
 from cryptopulse.lake.products import is_product_id, is_symbol
 from cryptopulse.lake.tables import BRONZE
-from cryptopulse.venues.registry import MESSAGES
+from cryptopulse.settings import RECORDED_VENUES, Settings
+from cryptopulse.venues.registry import MESSAGES, VENUES
 
 KRAKEN = (
     '{"channel":"trade","type":"update","data":['
@@ -239,3 +240,8 @@ def test_the_audit_reads_what_the_parser_accepts_and_no_message_raises(message: 
 
 def test_every_venue_has_an_example_here() -> None:
     assert MESSAGES.keys() - {"binance-aggregates"} == EXAMPLES.keys()
+
+
+def test_each_venue_that_can_be_recorded_has_its_section_of_settings() -> None:
+    assert tuple(VENUES) == RECORDED_VENUES
+    assert VENUES.keys() <= Settings.model_fields.keys()

@@ -39,7 +39,7 @@ _NEAR, _NEAR_ENOUGH = Decimal("1e-9"), Decimal("5e-9")
 
 
 CandleSource: TypeAlias = Callable[[str], RestClient]
-"""Venue ("" for Coinbase) → the client of its REST interface, not opened yet."""
+"""Venue (empty for Coinbase) → the client of its REST interface, not opened yet."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Bars:
 
     @property
     def venue(self) -> str:
-        """ "" for Coinbase."""
+        """Its name; empty for Coinbase."""
         return self.symbol.partition("@")[2]
 
     def spans(self, candles_max: int, oldest: int) -> Iterator[tuple[int, int]]:

@@ -37,6 +37,7 @@ from cryptopulse.engine.match_layout import IS_AVAILABLE, Matches, read_matches
 from cryptopulse.lake.products import is_product_id
 from cryptopulse.lake.tables import ABSENT, PRICE, QUARANTINE, SIZE, Table, arrow_type
 from cryptopulse.venues.imported import IMPORT
+from cryptopulse.venues.registry import VAGUE_TIMES
 
 _TIME_TYPE = pa.timestamp("us", "UTC")
 _PRICE_TYPE, _SIZE_TYPE = arrow_type(PRICE), arrow_type(SIZE)
@@ -282,16 +283,15 @@ def with_other_content(repeated: pa.Table, stored: pa.Table) -> pa.Table:
     """The parsed trades of `repeated` that differ from the trade with their id in `stored`.
 
     `stored`: the first copies (rows of silver, or parsed ones), each id once; trades without a copy there are left out.
-    Compares the values of price, trade_size, side and event_time. Kraken's times may differ by a microsecond: its pages
-    write fractions of it, its feed does not, and whether that is rounded is not documented.
+    Compares the values of price, trade_size, side and event_time (see `VAGUE_TIMES`).
     """
     row_of = {key: row for row, key in enumerate(_keys(stored))}
     first = stored.take(pa.array([row_of.get(key) for key in _keys(repeated)], pa.int64()))
     same = [pc.equal(repeated[name], first[name]) for name in ("price", "trade_size", "side")]
     times = (pc.cast(rows["event_time"], pa.int64()) for rows in (repeated, first))
     apart = pc.abs(pc.subtract(*times))
-    is_kraken = pc.ends_with(repeated["symbol"], "@kraken")
-    same.append(pc.less_equal(apart, pc.if_else(is_kraken, 1, 0)))
+    may_differ = pc.match_substring_regex(repeated["symbol"], VAGUE_TIMES)
+    same.append(pc.less_equal(apart, pc.if_else(may_differ, 1, 0)))
     return repeated.filter(pc.invert(reduce(pc.and_, same)))
 
 

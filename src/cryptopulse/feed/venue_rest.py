@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from cryptopulse.errors import CryptoPulseError, RateLimited, TransientError, UnknownProduct
+from cryptopulse.errors import RateLimited, TransientError, UnknownProduct
 from cryptopulse.feed.rest import RestClient, TradePage
 from cryptopulse.lake.products import venue_of
 from cryptopulse.settings import Settings
-from cryptopulse.venues import Candle, Venue, VenueTrade, venues_own
-from cryptopulse.venues.registry import VENUES
+from cryptopulse.venues import Candle, Trades, Venue, VenueTrade, venues_own
+from cryptopulse.venues.registry import PAGES, VENUES
 
 _NANOS_POWER = 3  # of ten, from µs to ns
 _NANOS_MAX = 2**63  # in the year 2262
@@ -64,13 +65,19 @@ class VenueRestClient(RestClient):
 
     def _decoded(self, product: str, body: bytes) -> Any:
         value = msgspec.json.decode(body)
-        if (said := self.venue.error(value)) is not None:
-            raise _error(f"{urlsplit(self.base_url).hostname} answered {said!r}", product)
-        return value
+        error = self.venue.error(value)
+        if error is None:
+            return value
+        said = f"{urlsplit(self.base_url).hostname} answered {error.text!r}"
+        if error.kind == "busy":
+            raise RateLimited(f"{said}: too many requests")
+        if error.kind == "no product":
+            raise UnknownProduct(f"{said}: {product} is no product there.")
+        raise TransientError(said)
 
     def _page(self, product: str, body: bytes) -> TradePage:
         received_ns = time.time_ns()
-        trades = sorted(_trades(self.venue, self._decoded(product, body), product), key=_id, reverse=True)
+        trades = sorted(_trades(self.venue.page, self._decoded(product, body), product), key=_id, reverse=True)
         ids = [_id(trade) for trade in trades]
         if len(set(ids)) < len(ids):
             raise ValueError("an id is there twice")
@@ -92,14 +99,14 @@ def rest_client(settings: Settings, venue: str) -> RestClient:
 
 def venue_page_ids(body: bytes, product: str) -> list[int]:
     """The ids of a page of the venue of `product`. Raises ValueError for a body that is none."""
-    venue = VENUES.get(venue_of(product))
-    if venue is None:
+    page = PAGES.get(venue_of(product))
+    if page is None:
         raise ValueError("no known venue")
-    return [_id(trade) for trade in _trades(venue(), msgspec.json.decode(body), product)]
+    return [_id(trade) for trade in _trades(page, msgspec.json.decode(body), product)]
 
 
-def _trades(venue: Venue, value: object, product: str) -> list[VenueTrade]:
-    found = venue.page(value, venues_own(product))
+def _trades(page: Callable[[Any, str], Trades], value: Any, product: str) -> list[VenueTrade]:
+    found = page(value, venues_own(product))
     if isinstance(found, str):
         raise ValueError(found)  # noqa: TRY004 - it is about a body, like msgspec's
     return found
@@ -120,12 +127,3 @@ def _nanos(trade: VenueTrade) -> int | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return found if 0 < found < _NANOS_MAX else None
-
-
-def _error(said: str, product: str) -> CryptoPulseError:
-    words = said.lower()
-    if "too many" in words or "rate limit" in words or "50011" in words:
-        return RateLimited(f"{said}: too many requests")
-    if any(sign in words for sign in ("unknown asset pair", "invalid symbol", "51001", "doesn't exist")):
-        return UnknownProduct(f"{said}: {product} is no product there.")
-    return TransientError(said)

@@ -270,7 +270,7 @@ class Lake:
 
     def products(self) -> SqlRows:
         """Products with trades: lowest and highest id, trades held, ids in between that are not held, venue, and the
-        grade of proof (see `cryptopulse.lake.products.Grade`)."""
+        grade of proof: `ids`, `sequence` or `none` (see `GRADE_SQL` in lake/products.py)."""
         return self.sql(_PRODUCTS)
 
     def sql(self, text: str, params: Params = None) -> SqlRows:

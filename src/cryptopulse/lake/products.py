@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 PRODUCT_ID = r"[A-Z0-9]+(?:-[A-Z0-9]+){1,2}"
 """Regular expression of a product id of Coinbase: BASE-QUOTE such as BTC-USD, or three parts (BIP-20DEC30-CDE)."""
@@ -23,11 +22,6 @@ def venue_of(text: str) -> str:
     return text.partition("@")[2]
 
 
-Grade = Literal["ids", "sequence", "none"]
-"""How far it can be proved that no trade of a product is missing. `ids`: its ids are dense, so a hole between two is a
-fact. `sequence`: only what a connection numbered is known to be whole; whether ids are dense is not known, so an id
-that is not held may never have been. `none`: nothing is known of its venue."""
-
 _DENSE_IDS = ("", "kraken", "binance", "binance-aggregates", "okx")
 _FUTURES = "-CDE"  # Coinbase's, by Advanced Trade; nobody has published how their ids run
 
@@ -35,7 +29,9 @@ GRADE_SQL = (
     f"CASE WHEN symbol LIKE '%{_FUTURES}' THEN 'sequence' WHEN split_part(symbol, '@', 2) IN "
     f"({', '.join(repr(venue) for venue in _DENSE_IDS)}) THEN 'ids' ELSE 'none' END"
 )
-"""DuckDB's SQL: the grade of `symbol`."""
+"""DuckDB's SQL: the grade of `symbol`, how far it can be proved that no trade of it is missing. `ids`: its ids are
+dense, so a hole between two is a fact. `sequence`: only what a connection numbered is known to be whole; whether ids
+are dense is not known, so an id that is not held may never have been. `none`: nothing is known of its venue."""
 
 
 def as_written(text: str) -> str:

@@ -104,7 +104,7 @@ class VenueSettings(_Section):
 
 
 class HealingSettings(_Section):
-    """Missing trades are fetched over REST, within `feed.rest_requests_per_second`."""
+    """Missing trades are fetched over REST, within `rest_requests_per_second` of each venue."""
 
     enabled: bool = True
     """Off: holes are only reported."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -58,11 +58,14 @@ class Other(FeedMessage, frozen=True, gc=False):
     """A message of a type that the session ignores. New types at the exchange must do no harm."""
 
 
+FrameKind: TypeAlias = Literal["subscribe", "unsubscribe"]
+
+
 class Dialect(Protocol):
     """What differs between the feeds. Products are as in the tables: with their venue, if it is not Coinbase."""
 
     venue: str
-    """"" for Coinbase's feeds."""
+    """Its name; empty for Coinbase's feeds."""
     default_url: str
     """Public WebSocket address."""
     trades_channel: str
@@ -89,11 +92,16 @@ class Dialect(Protocol):
     def check_products(self, products: Sequence[str]) -> None:
         """Raises ConfigurationError if this feed can't subscribe to one of `products`."""
 
+    def frame(self, kind: FrameKind, products: Sequence[str]) -> bytes:
+        """The text frame that subscribes to trades and heartbeats of `products`, or ends that."""
+
     def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
         """Text frames that subscribe to trades and heartbeats of `products`."""
+        return [self.frame("subscribe", products)]
 
     def resubscribe_frames(self, products: Sequence[str]) -> list[bytes]:
         """Text frames that end the subscription of `products` and begin it again."""
+        return [self.frame("unsubscribe", products), self.frame("subscribe", products)]
 
     def read(self, raw: bytes) -> FeedMessage:
         """Decodes `raw`. Never raises: a message that can't be decoded is `Unreadable`."""
@@ -115,6 +123,13 @@ class VenueTrade(NamedTuple):
 
 Trades: TypeAlias = list[VenueTrade] | str
 """The trades of a message, or why it is refused."""
+
+
+class AnswerError(NamedTuple):
+    """What a venue's REST interface says is wrong."""
+
+    text: str
+    kind: Literal["busy", "no product", "other"]
 
 
 class Candle(msgspec.Struct, frozen=True, array_like=True):
@@ -176,7 +191,7 @@ class Venue(Dialect, Protocol):
     def page(self, value: Any, symbol: str) -> Trades:
         """The trades of a decoded page of the REST interface, about `symbol` (without the venue), oldest first."""
 
-    def error(self, value: Any) -> str | None:
+    def error(self, value: Any) -> AnswerError | None:
         """What is wrong by an answer with status 200; None: nothing."""
 
     def history(self, symbol: str, after: int | None, limit: int) -> Generator[tuple[str, Query], Page, bool]:

@@ -14,8 +14,10 @@ import msgspec
 from cryptopulse.venues import (
     NOT_A_MESSAGE,
     NOT_A_PAGE,
+    AnswerError,
     Candle,
     FeedMessage,
+    FrameKind,
     Heartbeat,
     Other,
     Page,
@@ -83,15 +85,12 @@ class Binance(Venue):
     def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
         """The answer to the first frame names no streams; that to the second does."""
         ask = msgspec.json.encode({"method": "LIST_SUBSCRIPTIONS", "id": _ASK})
-        return [self._frame("SUBSCRIBE", products), ask]
+        return [self.frame("subscribe", products), ask]
 
-    def resubscribe_frames(self, products: Sequence[str]) -> list[bytes]:
-        """One frame that unsubscribes, one that subscribes."""
-        return [self._frame("UNSUBSCRIBE", products), self._frame("SUBSCRIBE", products)]
-
-    def _frame(self, method: str, products: Sequence[str]) -> bytes:
+    def frame(self, kind: FrameKind, products: Sequence[str]) -> bytes:
+        """One for all."""
         streams = [f"{venues_own(product).lower()}@trade" for product in products]
-        return msgspec.json.encode({"method": method, "params": streams, "id": 1})
+        return msgspec.json.encode({"method": kind.upper(), "params": streams, "id": 1})
 
     def read(self, raw: bytes) -> FeedMessage:
         """See `Dialect.read`."""
@@ -131,9 +130,9 @@ class Binance(Venue):
             for row in value
         ]  # fmt: skip
 
-    def error(self, value: Any) -> str | None:
+    def error(self, value: Any) -> AnswerError | None:
         """Errors have a status of their own."""
-        return str(value.get("msg")) if isinstance(value, dict) and "code" in value else None
+        return AnswerError(str(value.get("msg")), "other") if isinstance(value, dict) and "code" in value else None
 
     def candles_request(self, symbol: str, first: int, last: int) -> tuple[str, Query]:
         """Times are in ms."""

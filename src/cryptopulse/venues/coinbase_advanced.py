@@ -10,7 +10,17 @@ from typing import Annotated
 import msgspec
 
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.venues import Dialect, FeedMessage, Heartbeat, Other, Refusal, Subscriptions, TradesMessage, Unreadable
+from cryptopulse.venues import (
+    Dialect,
+    FeedMessage,
+    FrameKind,
+    Heartbeat,
+    Other,
+    Refusal,
+    Subscriptions,
+    TradesMessage,
+    Unreadable,
+)
 
 TRADE_ID_MAX = 2**63 - 1
 
@@ -55,8 +65,8 @@ class AdvancedDialect(Dialect):
     """8 a second are allowed, and bursts of 20."""
 
     def takes(self, product: str) -> bool:
-        """All but `-USDC` products: for these the feed sends the `-USD` trades."""
-        return not product.endswith("-USDC")
+        """All products of Coinbase but `-USDC` ones: for these the feed sends the `-USD` trades."""
+        return "@" not in product and not product.endswith("-USDC")
 
     def check_products(self, products: Sequence[str]) -> None:
         """Raises ConfigurationError for products that this feed does not take."""
@@ -68,16 +78,18 @@ class AdvancedDialect(Dialect):
                     f"Ask for {right}, or use the Exchange feed."
                 )
 
+    def frame(self, kind: FrameKind, products: Sequence[str]) -> bytes:
+        """Trades alone: heartbeats belong to the connection."""
+        return msgspec.json.encode({"type": kind, "channel": self.trades_channel, "product_ids": list(products)})
+
     def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
         """One frame per channel; heartbeats need no products."""
-        trades = {"type": "subscribe", "channel": self.trades_channel, "product_ids": list(products)}
-        heartbeats = {"type": "subscribe", "channel": self.heartbeat_channel}
-        return [msgspec.json.encode(trades), msgspec.json.encode(heartbeats)]
+        heartbeats = msgspec.json.encode({"type": "subscribe", "channel": self.heartbeat_channel})
+        return [self.frame("subscribe", products), heartbeats]
 
     def resubscribe_frames(self, products: Sequence[str]) -> list[bytes]:
-        """Unsubscribes the trades first. Heartbeats belong to the connection and are only subscribed again."""
-        trades = {"type": "unsubscribe", "channel": self.trades_channel, "product_ids": list(products)}
-        return [msgspec.json.encode(trades), *self.subscribe_frames(products)]
+        """Unsubscribes the trades first. Heartbeats are only subscribed again."""
+        return [self.frame("unsubscribe", products), *self.subscribe_frames(products)]
 
     def read(self, raw: bytes) -> FeedMessage:
         """See `Dialect.read`."""

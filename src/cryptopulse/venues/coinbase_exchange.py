@@ -7,7 +7,17 @@ from typing import Annotated
 
 import msgspec
 
-from cryptopulse.venues import Dialect, FeedMessage, Heartbeat, Other, Refusal, Subscriptions, TradesMessage, Unreadable
+from cryptopulse.venues import (
+    Dialect,
+    FeedMessage,
+    FrameKind,
+    Heartbeat,
+    Other,
+    Refusal,
+    Subscriptions,
+    TradesMessage,
+    Unreadable,
+)
 
 TradeId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -55,22 +65,15 @@ class ExchangeDialect(Dialect):
     connects_per_second = 4.0
     """8 a second are allowed, and bursts of 20."""
 
-    def takes(self, product: str) -> bool:  # noqa: ARG002 - the protocol's signature
-        """All products."""
-        return True
+    def takes(self, product: str) -> bool:
+        """All products of Coinbase."""
+        return "@" not in product
 
     def check_products(self, products: Sequence[str]) -> None:
         """Accepts all products."""
 
-    def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
+    def frame(self, kind: FrameKind, products: Sequence[str]) -> bytes:
         """One frame for both channels."""
-        return [self._frame("subscribe", products)]
-
-    def resubscribe_frames(self, products: Sequence[str]) -> list[bytes]:
-        """One frame that unsubscribes, one that subscribes."""
-        return [self._frame("unsubscribe", products), self._frame("subscribe", products)]
-
-    def _frame(self, kind: str, products: Sequence[str]) -> bytes:
         channels = [self.trades_channel, self.heartbeat_channel]
         return msgspec.json.encode({"type": kind, "product_ids": list(products), "channels": channels})
 

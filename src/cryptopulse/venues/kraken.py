@@ -16,8 +16,10 @@ import msgspec
 from cryptopulse.venues import (
     NOT_A_MESSAGE,
     NOT_A_PAGE,
+    AnswerError,
     Candle,
     FeedMessage,
+    FrameKind,
     Heartbeat,
     Other,
     Page,
@@ -91,19 +93,12 @@ class Kraken(Venue):
         self._known: dict[str, list[tuple[int, int]]] = {}
         """Symbol → (id, time in ns UTC) of some trades, in order, between which others are looked for."""
 
-    def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
-        """One frame. The snapshot has the last fifty trades, among them perhaps those missed between connections."""
-        return [self._frame("subscribe", products)]
-
-    def resubscribe_frames(self, products: Sequence[str]) -> list[bytes]:
-        """One frame that unsubscribes, one that subscribes."""
-        return [self._frame("unsubscribe", products), self._frame("subscribe", products)]
-
-    def _frame(self, method: str, products: Sequence[str]) -> bytes:
+    def frame(self, kind: FrameKind, products: Sequence[str]) -> bytes:
+        """The snapshot has the last fifty trades, among them perhaps those missed between connections."""
         params: dict[str, Any] = {"channel": self.trades_channel, "symbol": [venues_own(each) for each in products]}
-        if method == "subscribe":
+        if kind == "subscribe":
             params["snapshot"] = True
-        return msgspec.json.encode({"method": method, "params": params})
+        return msgspec.json.encode({"method": kind, "params": params})
 
     def read(self, raw: bytes) -> FeedMessage:
         """See `Dialect.read`."""
@@ -149,10 +144,15 @@ class Kraken(Venue):
             return NOT_A_PAGE
         return [VenueTrade(symbol, row[_ID], row[0], row[1], _SIDES.get(str(row[3]), ""), row[2], 6) for row in rows[0]]
 
-    def error(self, value: Any) -> str | None:
+    def error(self, value: Any) -> AnswerError | None:
         """Errors come with status 200 as well."""
         errors = value.get("error") if isinstance(value, dict) else None
-        return ", ".join(map(str, errors)) if isinstance(errors, list) and errors else None
+        if not isinstance(errors, list) or not errors:
+            return None
+        text = ", ".join(map(str, errors))
+        words = text.lower()
+        is_busy = "too many requests" in words or "rate limit" in words
+        return AnswerError(text, "busy" if is_busy else "no product" if "unknown asset pair" in words else "other")
 
     def candles_request(self, symbol: str, first: int, last: int) -> tuple[str, Query]:  # noqa: ARG002 - it sends all
         """The newest 720 minutes, from a time on."""
@@ -184,7 +184,7 @@ class Kraken(Venue):
                     return True
                 wanted = max(page[0][0] - lacking, 1)  # ids that it lacks are no rows
         at = bisect_right(known, wanted, key=_id_of)
-        low = (known[at - 1][0], known[at - 1][1] - _BEFORE_NS) if at else None
+        low = _below(known, wanted)
         high = known[at] if at < len(known) else (_NO_ID, known[-1][1] + 1)
         is_low_asked = False
         for attempt in range(_REQUESTS_MAX):
@@ -208,8 +208,7 @@ class Kraken(Venue):
                 if lacking <= 0 or since == 0 or first == 1:
                     return True
                 wanted, high = max(first - lacking, 1), (first, since)
-                at = bisect_right(known, wanted, key=_id_of)
-                low, is_low_asked = ((known[at - 1][0], known[at - 1][1] - _BEFORE_NS) if at else None), False
+                low, is_low_asked = _below(known, wanted), False
             elif last <= wanted and (end_ns := page[-1][1]) is not None:
                 low, is_low_asked = (last, end_ns - _BEFORE_NS), False
             else:
@@ -224,6 +223,12 @@ def _pair(symbol: str) -> str:
 
 def _is_row(row: Any) -> bool:
     return isinstance(row, list) and len(row) > _ID
+
+
+def _below(known: Sequence[tuple[int, int]], wanted: int) -> tuple[int, int] | None:
+    """The newest known trade with an id up to `wanted`, and a time from which a page begins with it; None: none."""
+    at = bisect_right(known, wanted, key=_id_of)
+    return (known[at - 1][0], known[at - 1][1] - _BEFORE_NS) if at else None
 
 
 def _count_below(page: Page, after: int) -> int:

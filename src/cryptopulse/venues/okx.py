@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from cryptopulse.venues import (
     NOT_A_MESSAGE,
     NOT_A_PAGE,
+    AnswerError,
     Candle,
     FeedMessage,
+    FrameKind,
     Heartbeat,
     Other,
     Page,
@@ -34,6 +36,7 @@ from cryptopulse.venues import (
 
 _CHANNELS = ("trades", "trades-all")
 _NAMED = re.compile(r"instId:([A-Za-z0-9-]+)")
+_KINDS: Mapping[str, Literal["busy", "no product"]] = {"50011": "busy", "51001": "no product"}
 _PAGE_MAX = 100
 
 
@@ -75,15 +78,8 @@ class Okx(Venue):
     page_max = _PAGE_MAX
     candles_max = 100
 
-    def subscribe_frames(self, products: Sequence[str]) -> list[bytes]:
-        """One frame."""
-        return [self._frame("subscribe", products)]
-
-    def resubscribe_frames(self, products: Sequence[str]) -> list[bytes]:
-        """One frame that unsubscribes, one that subscribes."""
-        return [self._frame("unsubscribe", products), self._frame("subscribe", products)]
-
-    def _frame(self, kind: str, products: Sequence[str]) -> bytes:
+    def frame(self, kind: FrameKind, products: Sequence[str]) -> bytes:
+        """One for all."""
         args = [{"channel": self.trades_channel, "instId": venues_own(product)} for product in products]
         return msgspec.json.encode({"op": kind, "args": args})
 
@@ -133,10 +129,12 @@ class Okx(Venue):
             return NOT_A_PAGE
         return [_trade(row, symbol) for row in reversed(rows)]
 
-    def error(self, value: Any) -> str | None:
+    def error(self, value: Any) -> AnswerError | None:
         """Some errors come with status 200."""
         code = value.get("code") if isinstance(value, dict) else None
-        return None if code == "0" or not isinstance(code, str) else f"{code}: {value.get('msg')}"
+        if code == "0" or not isinstance(code, str):
+            return None
+        return AnswerError(f"{code}: {value.get('msg')}", _KINDS.get(code, "other"))
 
     def candles_request(self, symbol: str, first: int, last: int) -> tuple[str, Query]:
         """Candles before a time (ms), the newest first."""

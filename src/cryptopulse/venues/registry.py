@@ -25,5 +25,9 @@ MESSAGES: Final[Mapping[str, Callable[[Mapping[str, Any]], Trades]]] = {
 }
 """Venue → how a decoded message of its feed is read."""
 
+VAGUE_TIMES: Final = "@kraken$"
+"""Regular expression of the symbols whose trades may have times a microsecond apart: pages of Kraken write fractions of
+one, its feed does not, and how they are rounded is not documented."""
+
 PAGES: Final[Mapping[str, Callable[[Any, str], Trades]]] = {name: venue().page for name, venue in VENUES.items()}
 """Venue → how a decoded page of its REST interface is read."""

@@ -19,6 +19,7 @@ from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql, collected
 from cryptopulse.engine.spark.tables import BatchId, SparkTables, micros_of, shaped
 from cryptopulse.lake.tables import ABSENT, BRONZE, CONFLICT, COVERAGE, QUARANTINE, SILVER, Table
+from cryptopulse.venues.registry import VAGUE_TIMES
 
 _PARSED = "silver.parsed_trades"
 logger = structlog.get_logger()
@@ -30,7 +31,7 @@ _PARSED_TYPE = from_arrow_schema(PARSED_SCHEMA)
 _SAME_CONTENT = " AND ".join(  # as in `with_other_content`
     [
         *(f"p.{name} = s.{name}" for name in ("price", "trade_size", "side")),
-        "ABS(UNIX_MICROS(p.event_time) - UNIX_MICROS(s.event_time)) <= IF(symbol LIKE '%@kraken', 1, 0)",
+        f"ABS(UNIX_MICROS(p.event_time) - UNIX_MICROS(s.event_time)) <= IF(symbol RLIKE '{VAGUE_TIMES}', 1, 0)",
     ]
 )
 

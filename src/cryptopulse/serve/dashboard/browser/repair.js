@@ -20,7 +20,7 @@ export function isFetched(symbol) {
   return /^[^@]*$|@(kraken|binance|okx)$/.test(symbol);
 }
 
-// How far it can be proved that no trade of a product is missing: as `Grade` of cryptopulse/lake/products.py.
+// How far it can be proved that no trade of a product is missing: as GRADE_SQL of lake/products.py.
 export function gradeOf(symbol) {
   if (symbol.endsWith("-CDE")) return "sequence";
   return isFetched(symbol) || symbol.endsWith("@binance-aggregates") ? "ids" : "none";

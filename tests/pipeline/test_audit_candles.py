@@ -217,6 +217,12 @@ def test_bars_of_other_venues_agree_with_their_candles(tmp_path: Path, monkeypat
             next(bar for bar in changed if bar["is_complete"] and bar["symbol"].endswith(venue))["close"] += 1
         overwrite(lake, BARS, type(bars).from_pylist(changed, schema=bars.schema))
         assert audit(lake, "--candles").kinds == ["bar_differs"] * 3 + ["candle_differs"] * 3
+        for bar in changed:
+            bar["trade_count"] += 1
+        overwrite(lake, BARS, type(bars).from_pylist(changed, schema=bars.schema))
+        told = audit(lake, "--candles").of("candle_differs")
+        counted = {one["symbol"].partition("@")[2] for one in told if "trade_count" in one["columns"]}
+        assert counted == {"kraken", "binance"}  # OKX's candles have no count
 
 
 def test_minutes_of_which_kraken_has_no_candles_any_more_are_not_compared(

@@ -12,9 +12,10 @@ import pytest
 
 from cryptopulse import open as open_lake
 from cryptopulse.cli import run
+from cryptopulse.lake.tables import QUARANTINE
 from cryptopulse.text import decimal_text
 from support import Trade, message
-from support_audit import audit, fill
+from support_audit import audit, fill, rows
 
 CAPTURES = Path(__file__).parents[2].parent / "shared" / "captures"
 needs_captures = [
@@ -108,6 +109,7 @@ def test_a_microsecond_between_krakens_feed_and_its_pages_is_no_conflict(
     page = message(f'{{"error":[],"result":{{"XBTUSD":[{row}],"last":"1"}}}}'.encode(), "rest", "BTC/USD@kraken")
     live = message(trade(5).partition("\t")[2].strip().encode(), key="BTC/USD@kraken")
     lake = fill(tmp_path / "lake", [[live], [page]])
+    assert rows(lake, QUARANTINE).num_rows == len(kinds)
     assert audit(lake).kinds == kinds
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from feed_exchange import MB, Peer, ScriptedExchange, producing
 from hypothesis import given
@@ -26,6 +27,10 @@ from cryptopulse.feed.protocol import (
     State,
     Subscribed,
 )
+from cryptopulse.feed.recovery import log_end, resume
+from cryptopulse.feed.sequence_gaps import IdWatch
+from cryptopulse.intervals import Intervals
+from cryptopulse.log import MESSAGE_SCHEMA
 from cryptopulse.log.sqlite import SqliteLog
 from cryptopulse.settings import Settings
 from cryptopulse.venues import (
@@ -39,6 +44,7 @@ from cryptopulse.venues import (
     Venue,
 )
 from cryptopulse.venues.registry import VENUES
+from support import message
 
 KRAKEN, BINANCE, OKX = (VENUES[name]() for name in ("kraken", "binance", "okx"))
 S = 1_000_000_000
@@ -621,3 +627,31 @@ class TestRecordings:
         holes = [event for event in torn.take_events() if isinstance(event, HoleFound)]
         missed = {(one.product, n) for one in holes for n in range(one.first_missing, one.last_missing + 1)}
         assert missed == set(message.ids)
+
+
+PAGES = {
+    "kraken": '{"error":[],"result":{"XBTUSD":[%s],"last":"1"}}',
+    "binance": "[%s]",
+    "okx": '{"code":"0","data":[%s]}',
+}
+ROWS = {
+    "kraken": '["1","1",1783465157.5,"b","l","",%d]',
+    "binance": '{"id":%d,"price":"1","qty":"1","time":1783465157897,"isBuyerMaker":true}',
+    "okx": '{"tradeId":"%d","px":"1","sz":"1","side":"buy","ts":"1783465157897"}',
+}
+
+
+@pytest.mark.parametrize("product", [pair[0] for pair in PAIR.values()])
+def test_the_next_producer_knows_what_the_log_ends_with_and_lacks(product: str, tmp_path: Path) -> None:
+    venue = product.partition("@")[2]
+    body = (PAGES[venue] % ",".join(ROWS[venue] % number for number in (4, 5, 6))).encode()
+    sent = [message(trade(product, 1), key=product), message(trade(product, 10), key=f"@{venue}")]
+    log = SqliteLog(tmp_path / "log.db", 16 << 20)
+    log.append(pa.Table.from_pylist([*sent, message(body, "rest", product)], schema=MESSAGE_SCHEMA))
+    end, watch = log_end(log), IdWatch([product])
+    log.close()
+    later = [(body, at_s * 10 * S, name) for at_s, (body, _, name) in enumerate(end.live)]
+    resumed = resume(watch, end._replace(live=later))
+    assert resumed.held == {product: Intervals([(1, 1), (4, 6), (10, 10)])}
+    assert end.paged == {product: Intervals([(4, 6)])}
+    assert watch.ids[product].highest == 10

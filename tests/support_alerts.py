@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pytest
 
+from cryptopulse.lake.products import market_of
 from cryptopulse.lake.tables import SILVER
 from cryptopulse.settings import AlertRule
 from support import EPOCH, Trade, at
@@ -37,7 +40,13 @@ def expected(trades: Iterable[Trade], rules: Sequence[AlertRule]) -> list[dict[s
             if rule is None:
                 continue
             for kind in rule.types:
-                over = [hit for place in range(len(mine)) if (hit := _judged(mine, place, rule, kind))]
+                if kind == "CUSTOM":
+                    over = list(
+                        _by_minute(mine, [t for t in everything if _is_of(rule, t.symbol, rules)], rule, newest)
+                    )
+                else:
+                    hits = (_hit(mine, place, rule, kind, everything, newest) for place in range(len(mine)))
+                    over = [hit for hit in hits if hit]
                 found += [_row(episode, rule, kind, newest) for episode in _episodes(over, rule)]
     return sorted(found, key=lambda row: row["alert_id"])
 
@@ -52,6 +61,84 @@ class Hit(NamedTuple):
     """In percent, signed."""
     depth: Fraction | float
     """Of two hits the higher one is the worse."""
+
+
+def _is_of(rule: AlertRule, symbol: str, rules: Sequence[AlertRule]) -> bool:
+    return next((r for r in rules if r.name == rule.name and r.applies_to(symbol)), None) is rule
+
+
+def _hit(mine: list[Trade], place: int, rule: AlertRule, kind: str, everything: list[Trade], newest: Any) -> Hit | None:
+    if kind == "SILENCE":
+        return _silent(mine, place, rule, newest)
+    if kind == "DISLOCATION":
+        return _dislocated(mine, place, rule, everything)
+    return _judged(mine, place, rule, kind)
+
+
+def _silent(mine: list[Trade], place: int, rule: AlertRule, newest: Any) -> Hit | None:
+    """The trade, when none came for the length of a look-back, where many usually do."""
+    trade, length = mine[place], timedelta(seconds=rule.lookback_s)
+    until = trade.time + length
+    if until > newest or (place + 1 < len(mine) and mine[place + 1].time < until):
+        return None
+    last = (trade.time - EPOCH) // length - 2
+    windows = dict.fromkeys((last - n for n in range(rule.baseline_windows)), 0)
+    for other in mine:
+        if (window := (other.time - EPOCH) // length) in windows:
+            windows[window] += 1
+    usual = statistics.median(windows.values())
+    if 100 * usual < rule.threshold_pct:
+        return None
+    return Hit(trade, replace(trade, time=until), 100.0 * usual, 100.0 * usual)
+
+
+def _dislocated(mine: list[Trade], place: int, rule: AlertRule, everything: list[Trade]) -> Hit | None:
+    """The trade, when the price was away from that of the other venues all the time of its look-back."""
+    trade, length = mine[place], timedelta(seconds=rule.lookback_s)
+    back = [t for t in mine[: place + 1] if t.time >= trade.time - length]
+    before = mine[place - len(back)] if len(back) <= place else None
+    if before is None or before.time < trade.time - 2 * length or len(back) < rule.min_trades:
+        return None
+    if _volume(back) < rule.min_volume * 10**12:
+        return None
+    sides = set()
+    for one in [before, *back]:
+        twice = _median_twice(one, rule, everything)
+        away = 2 * _units(one.price) - twice if twice else 0
+        sides.add((away > 0) - (away < 0) if twice and 100 * abs(away) >= rule.threshold_pct * twice else 0)
+    if len(sides) > 1 or 0 in sides:
+        return None
+    median = twice / 2
+    measured = (float(_units(trade.price)) - median) / median * 100
+    start = replace(back[0], price=f"{Decimal(twice // 2).scaleb(-12):f}")
+    return Hit(start, trade, measured, abs(measured))
+
+
+def _median_twice(trade: Trade, rule: AlertRule, everything: list[Trade]) -> int:
+    last: dict[str, Trade] = {}
+    oldest = trade.time - timedelta(seconds=rule.lookback_s)
+    near = [t for t in everything if oldest <= t.time <= trade.time and t.symbol != trade.symbol]
+    for other in sorted(near, key=lambda t: (t.time, t.trade_id)):
+        if market_of(other.symbol) == market_of(trade.symbol):
+            last[other.symbol] = other
+    prices = sorted(_units(other.price) for other in last.values())
+    return prices[(len(prices) - 1) // 2] + prices[len(prices) // 2] if prices else 0
+
+
+def _by_minute(mine: list[Trade], group: list[Trade], rule: AlertRule, newest: Any) -> Iterator[Hit]:
+    """What SHARE finds: a product's part of the trades of some minutes."""
+
+    def minute_of(trade: Trade) -> int:
+        return (trade.time - EPOCH) // timedelta(minutes=1)
+
+    for minute in sorted({minute_of(trade) for trade in mine}):
+        first = minute + 1 + -rule.lookback_s // 60
+        own = [t for t in mine if first <= minute_of(t) <= minute]
+        value = len(own) * 100 // sum(first <= minute_of(t) <= minute for t in group)
+        if value >= rule.threshold_pct and newest >= EPOCH + timedelta(minutes=minute + 1):
+            start = min((t for t in own if minute_of(t) == minute_of(own[0])), key=lambda t: t.trade_id)
+            end = max((t for t in own if minute_of(t) == minute), key=lambda t: t.trade_id)
+            yield Hit(start, end, float(value), float(value))
 
 
 def _judged(mine: list[Trade], place: int, rule: AlertRule, kind: str) -> Hit | None:
@@ -190,6 +277,48 @@ MEASURES = [
     ),
     AlertRule(name="swings", types=["VOLATILITY"], threshold_pct=Decimal("0.9"), lookback_s=10, cool_down_s=6),
 ]
+
+SHARE = """
+    SELECT symbol, sum(trade_count) * 100 // (SELECT sum(trade_count) FROM bars) AS value FROM bars GROUP BY symbol
+"""
+
+ACROSS = [
+    AlertRule(
+        name="apart",
+        types=["DISLOCATION"],
+        products=["*@*", "*-USDC"],
+        threshold_pct=Decimal("0.5"),
+        lookback_s=6,
+        cool_down_s=9,
+    ),
+    AlertRule(name="apart", types=["DISLOCATION"], threshold_pct=Decimal("0.8"), lookback_s=10, min_trades=3),
+    AlertRule(
+        name="quiet", types=["SILENCE"], threshold_pct=Decimal(150), lookback_s=5, baseline_windows=4, cool_down_s=9
+    ),
+    AlertRule(name="share", products=["AAA*"], types=["CUSTOM"], threshold_pct=Decimal(40), lookback_s=130, sql=SHARE),
+]
+"""Rules about several products, or about time that passes."""
+
+ALL = [*RULES, *MEASURES, *ACROSS]
+
+
+VENUES = ("AAA/USD@kraken", "AAAUSDT@binance", "AAA-USDT@okx")
+
+
+def venues(chance: random.Random, count: int, symbols: Sequence[str] = VENUES) -> list[Trade]:
+    """The market of AAA-USD in three other products; now and then one of them goes its own way for a while."""
+    ids, away, ticks, seconds = Counter[str](), Counter[str](), 1000, 0.0
+    trades = []
+    for _ in range(count):
+        seconds += chance.choice([0, 0, 0.5, 1, 1, 2]) if chance.random() < 0.97 else chance.choice([20, 61, 300])
+        ticks += chance.choice([-1, 0, 0, 1])
+        symbol = chance.choice(symbols)
+        ids[symbol] += 1
+        if chance.random() < 0.1:
+            away[symbol] = chance.choice([-12, -8, 0, 0, 5, 9])
+        price = f"{(ticks + away[symbol]) / 10:.1f}"
+        trades.append(Trade(symbol, ids[symbol], at(seconds), price, "1", chance.choice(["BUY", "SELL"])))
+    return trades
 
 
 def walk(chance: random.Random, count: int, symbol: str = "AAA-USD") -> list[Trade]:

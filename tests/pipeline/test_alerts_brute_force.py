@@ -17,9 +17,9 @@ from cryptopulse.lake.dataset import open_lake
 from cryptopulse.lake.tables import ALERTS
 from cryptopulse.settings import AlertRule
 from support import LOADS, Lake, Trade, at, some
-from support_alerts import CRASH, MEASURES, RULES, SURGE, expected, walk
+from support_alerts import ALL, CRASH, SURGE, expected, venues, walk
 
-ALL = [*RULES, *MEASURES]
+_COINBASE = ("AAA-USDC", "AAA-USDT", "AAA-DAI")  # whose messages are written as tests write them
 
 
 def _lake(path: Path, rules: Sequence[AlertRule]) -> Lake:
@@ -34,7 +34,7 @@ def _found(lake: Lake) -> list[dict[str, Any]]:
 def test_alerts_are_those_of_the_brute_force_however_late_trades_come(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     lake = _lake(tmp_path / "lake", ALL)
-    trades = walk(chance, 150) + walk(chance, 100, "BBB-USD")
+    trades = walk(chance, 150) + walk(chance, 100, "BBB-USD") + venues(chance, 150, _COINBASE)
     if seed % 2:
         chance.shuffle(trades)  # as late as can be
     else:

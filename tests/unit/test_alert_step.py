@@ -16,13 +16,11 @@ from hypothesis import strategies as st
 
 from cryptopulse.engine import alerts
 from cryptopulse.engine.alerts import AlertStep
-from cryptopulse.engine.judge import reach_max_s
+from cryptopulse.engine.scopes import reach_max_s
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
 from support import EPOCH, Trade, at
-from support_alerts import MEASURES, RULES, expected, walk
-
-ALL = [*RULES, *MEASURES]
+from support_alerts import ALL, RULES, expected, venues, walk
 
 ONE = AlertRule(types=["FLASH_CRASH"])
 
@@ -61,14 +59,19 @@ class Silver:
         self.rows = pa.concat_tables([self.rows, pa.Table.from_pylist(rows, schema=SILVER.arrow_schema)])
         self.watermark_us = pc.max(pc.cast(self.rows["event_time"], pa.int64())).as_py()
 
+    @property
+    def products(self) -> list[str]:
+        return pc.unique(self.rows["symbol"]).to_pylist()
+
     def since(self, position: int) -> pa.Table | None:
         news = self.rows.filter(pc.greater(pc.cast(self.rows["load_timestamp"], pa.int64()), position))
         return news if news.num_rows else None
 
     def between(self, first_us: int, last_us: int, symbols: Sequence[str] | None = None) -> pa.Table:
         when = pc.cast(self.rows["event_time"], pa.int64())
-        is_asked = pc.and_(pc.greater_equal(when, first_us), pc.less_equal(when, last_us))
-        found = self.rows.filter(pc.and_(is_asked, pc.is_in(self.rows["symbol"], pa.array(symbols))))
+        found = self.rows.filter(pc.and_(pc.greater_equal(when, first_us), pc.less_equal(when, last_us)))
+        if symbols is not None:
+            found = found.filter(pc.is_in(found["symbol"], pa.array(symbols)))
         self.fetched += found.num_rows
         return found
 
@@ -157,7 +160,7 @@ def test_any_arrival_of_trades_gives_the_episodes_of_the_brute_force(
 def check_arrival(seed: int, watched_max: int, lateness: float) -> None:
     """Watched or in bulk, in any cuts, in order or late, held back or not, with restarts between."""
     chance = random.Random(seed)
-    market = walk(chance, 120) + walk(chance, 60, "BBB-USD")
+    market = walk(chance, 120) + walk(chance, 60, "BBB-USD") + venues(chance, 120)
     late = [trade for trade in market if chance.random() < lateness]
     arriving = sorted((trade for trade in market if trade not in late), key=lambda trade: (trade.time, trade.trade_id))
     for trade in late:
@@ -165,7 +168,7 @@ def check_arrival(seed: int, watched_max: int, lateness: float) -> None:
     silver, table = Silver(), Table()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(alerts, "_WATCHED_MAX", watched_max)
-        step = AlertStep(table, silver, ALL)
+        step = AlertStep(table, silver, ALL, silver.products)
         done = 0
         while done < len(arriving):
             cut = arriving[done : done + chance.choice([1, 3, 10, 60])]
@@ -176,7 +179,7 @@ def check_arrival(seed: int, watched_max: int, lateness: float) -> None:
                 step.advance()
             if chance.random() < 0.1:
                 table = table.reopened()
-                step = AlertStep(table, silver, ALL)
+                step = AlertStep(table, silver, ALL, silver.products)
         step.max_delay_s = 0
         step.advance()
         assert step.advance() is None
@@ -200,7 +203,7 @@ def ticks(*prices: float, start: float = 0, first_id: int = 1) -> Iterator[Trade
 
 
 def test_an_episode_is_appended_at_once_and_its_news_wait_together(silver: Silver, table: Table) -> None:
-    step = AlertStep(table, silver, [ONE])
+    step = AlertStep(table, silver, [ONE], silver.products)
     silver.add(ticks(100, 100))
     step.advance()
     silver.add(ticks(98, start=2, first_id=3))
@@ -220,7 +223,7 @@ def test_an_episode_is_appended_at_once_and_its_news_wait_together(silver: Silve
 
 
 def test_another_episode_does_not_wait_for_the_news_of_the_first(silver: Silver, table: Table) -> None:
-    step = AlertStep(table, silver, [AlertRule()])
+    step = AlertStep(table, silver, [AlertRule()], silver.products)
     silver.add(ticks(100, 98))
     step.advance()
     silver.add(ticks(97, 99, start=2, first_id=3))  # deeper, and then a surge from there
@@ -230,20 +233,20 @@ def test_another_episode_does_not_wait_for_the_news_of_the_first(silver: Silver,
 
 
 def test_what_waits_is_judged_by_the_next_process(silver: Silver, table: Table) -> None:
-    step = AlertStep(table, silver, [ONE])
+    step = AlertStep(table, silver, [ONE], silver.products)
     silver.add(ticks(100, 98))
     step.advance()
     silver.add(ticks(97, start=2, first_id=3))
     step.advance()
     after = table.reopened()
-    step = AlertStep(after, silver, [ONE])
+    step = AlertStep(after, silver, [ONE], silver.products)
     step.max_delay_s = 0
     step.advance()
     assert after.rows["end_trade_id"].to_pylist() == [3]
 
 
 def test_an_episode_closes_when_another_product_trades_after_its_cool_down(silver: Silver, table: Table) -> None:
-    step = AlertStep(table, silver, [ONE])
+    step = AlertStep(table, silver, [ONE], silver.products)
     silver.add(ticks(100, 98))
     step.advance()
     for seconds, state in ((121, "OPEN"), (121.000001, "CLOSED")):
@@ -253,7 +256,7 @@ def test_an_episode_closes_when_another_product_trades_after_its_cool_down(silve
 
 
 def test_while_nothing_happens_no_trade_is_fetched_and_nothing_is_written(silver: Silver, table: Table) -> None:
-    step = AlertStep(table, silver, [AlertRule(), AlertRule(name="long", lookback_s=3600)])
+    step = AlertStep(table, silver, [AlertRule(), AlertRule(name="long", lookback_s=3600)], silver.products)
     silver.add(ticks(*[100 + n % 7 / 10 for n in range(300)]))
     step.advance()
     fetched = silver.fetched
@@ -271,7 +274,7 @@ def test_a_position_that_moved_half_a_minute_is_written_without_rows(
     silver: Silver, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alerts, "_MARKER_US", 3)  # commits: their positions here
-    step = AlertStep(table, silver, [ONE])
+    step = AlertStep(table, silver, [ONE], silver.products)
     for n in range(10):
         silver.add(ticks(100, start=n, first_id=n + 1))
         step.advance()
@@ -281,7 +284,7 @@ def test_a_position_that_moved_half_a_minute_is_written_without_rows(
 
 
 def test_trades_later_than_the_episodes_in_memory_join_those_in_the_table(silver: Silver, table: Table) -> None:
-    step = AlertStep(table, silver, [ONE])
+    step = AlertStep(table, silver, [ONE], silver.products)
     step.max_delay_s = 0
     silver.add(ticks(100, 98))
     step.advance()
@@ -298,7 +301,7 @@ def test_trades_later_than_the_episodes_in_memory_join_those_in_the_table(silver
 
 def test_a_trade_far_in_the_future_blinds_nobody(silver: Silver, table: Table) -> None:
     market = [*ticks(100, 99.9), Trade("BTC-USD", 3, at(2_000_000_000), "100"), *ticks(98.9, 98, start=3, first_id=4)]
-    step = AlertStep(table, silver, [ONE])
+    step = AlertStep(table, silver, [ONE], silver.products)
     step.max_delay_s = 0
     for trade in market:
         silver.add([trade])
@@ -315,7 +318,7 @@ def test_the_longest_look_back_is_what_must_stay_in_memory() -> None:
 
 def test_an_episode_whose_first_trades_are_gone_stays_as_it_was(silver: Silver, table: Table) -> None:
     rule = AlertRule(name="v", types=["VOLATILITY"], threshold_pct=Decimal(1), lookback_s=60, cool_down_s=60)
-    step = AlertStep(table, silver, [rule])
+    step = AlertStep(table, silver, [rule], silver.products)
     step.max_delay_s = 0
     for second in (0, 50, 100, 150):
         silver.add(ticks(100, 102, start=second, first_id=second + 1))
@@ -332,7 +335,7 @@ def test_an_episode_whose_first_trades_are_gone_stays_as_it_was(silver: Silver, 
 
 def test_of_trades_whose_look_backs_are_partly_gone_the_others_are_judged(silver: Silver, table: Table) -> None:
     silver.kept_from_us = micros(at(60))
-    step = AlertStep(table, silver, [ONE])
+    step = AlertStep(table, silver, [ONE], silver.products)
     silver.add([*ticks(100, start=170), *ticks(100, 98, start=181, first_id=2)])
     step.advance()
     assert table.rows["trigger_trade_id"].to_pylist() == [3]

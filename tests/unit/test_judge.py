@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptopulse.engine.episodes import SCHEMA
-from cryptopulse.engine.judge import JudgeScope, judge, scopes_of, whole_episodes
+from cryptopulse.engine.judge import judge
 from cryptopulse.engine.rows import shaped, stamped
+from cryptopulse.engine.scopes import JudgeScope, scopes_of, whole_episodes
 from cryptopulse.lake.tables import ALERTS
 from cryptopulse.settings import AlertRule
 from support import EPOCH, Trade, at

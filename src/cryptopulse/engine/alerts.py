@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.engine import StepResult
-from cryptopulse.engine.judge import JudgeScope, judge, needed_spans, scopes_of, whole_episodes
+from cryptopulse.engine.custom_rules import check_custom_rules
+from cryptopulse.engine.judge import judge
 from cryptopulse.engine.price_watch import PriceWatch
 from cryptopulse.engine.rows import newest_load_us, shaped, stamped
+from cryptopulse.engine.scopes import JudgeScope, ScopeWatch, needed_spans, scopes_of, whole_episodes
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
 from cryptopulse.store.table_writer import LOAD
@@ -82,8 +84,14 @@ class EpisodeTable(Protocol):
 class AlertStep:
     """Keeps gold.dm_market_alerts up to date. One thread at a time."""
 
-    def __init__(self, table: EpisodeTable, trades: TradeSource, rules: Sequence[AlertRule]) -> None:
-        """Reads from `table` the episodes that may still change."""
+    def __init__(
+        self, table: EpisodeTable, trades: TradeSource, rules: Sequence[AlertRule], products: Iterable[str]
+    ) -> None:
+        """Reads from `table` the episodes that may still change. `products`: all that have trades.
+
+        Raises ConfigurationError for a custom rule whose statement can't work.
+        """
+        check_custom_rules(rules)
         self._table, self._trades, self._rules = table, trades, rules
         self.episodes: pa.Table
         """Open and recently closed episodes; the table is replaced as a whole, never modified."""
@@ -91,11 +99,12 @@ class AlertStep:
         """How long updates of open episodes may wait."""
         self._keep(table.read(_COLUMNS))
         self._watch = PriceWatch(rules)
+        self._scope_watch = self._watching_scopes(products)
         self._seen_to = table.position("silver")
         self._scopes: dict[tuple[str, str], list[JudgeScope]] = {}
         """What must be judged, by product and rule."""
         self._series: set[tuple[str, str, str]] = set()
-        """The (product, rule name, type) with something to judge."""
+        """The (product, rule name, type) of those that a trade may just have put over the threshold."""
         self._judged_s = time.monotonic()
 
     def advance(self) -> StepResult | None:
@@ -104,6 +113,8 @@ class AlertStep:
         When only open episodes can change, their update waits up to `max_delay_s`.
         """
         fresh = self._trades.since(self._seen_to)
+        for scope in self._scope_watch.take_in(fresh, self._trades.watermark_us):
+            self._note(scope)
         if fresh is not None:
             self._take_in(fresh)
             self._seen_to = newest_load_us(fresh)
@@ -115,7 +126,7 @@ class AlertStep:
             if fresh is None:
                 return None
             # Report only trades of products with nothing left to judge as consumed.
-            waiting = pa.array(sorted({symbol for symbol, _ in self._scopes}))
+            waiting = pa.array(sorted({symbol for symbol, *_ in self._series}), pa.string())
             rows, fresh = _NO_EPISODES, fresh.filter(pc.invert(pc.is_in(fresh["symbol"], waiting)))
         else:
             rows = self._judge() if self._scopes or is_due else self._advance_position()
@@ -138,11 +149,27 @@ class AlertStep:
             self._watch.load(unknown, self._trades.between(from_us, _FAR_US, unknown), from_us)
         for symbol, rule, alert_type, at_us in self._watch.take_in(fresh):
             self._series.add((symbol, rule.name, alert_type))
-            scopes = self._scopes.setdefault((symbol, rule.name), [])
-            if not scopes or not scopes[-1].first_us <= at_us <= scopes[-1].needs_to_us:
-                scopes.append(JudgeScope(symbol, rule, at_us, at_us))
-            elif at_us > scopes[-1].last_us:
-                scopes[-1].last_us = at_us
+            self._note(JudgeScope(symbol, rule, at_us, at_us))
+
+    def _note(self, scope: JudgeScope) -> None:
+        scopes = self._scopes.setdefault((scope.symbol, scope.rule.name), [])
+        last = scopes[-1] if scopes else None
+        if last is None or not last.first_us <= scope.first_us <= last.needs_to_us:
+            scopes.append(scope)
+        else:
+            last.last_us, last.beside = max(last.last_us, scope.last_us), last.beside | scope.beside
+
+    def _watching_scopes(self, products: Iterable[str]) -> ScopeWatch:
+        """From the newest trades of `products` on."""
+        newest: dict[str, int | None] = dict.fromkeys(products)
+        lengths_s = [rule.lookback_s for rule in self._rules if rule.kind == "silence"]
+        if lengths_s:
+            from_us = self._trades.watermark_us - max(lengths_s) * MICROS - _SLACK_US
+            trades = self._trades.between(from_us, _FAR_US)
+            last = trades.group_by("symbol").aggregate([("event_time", "max")])
+            times = pc.cast(last["event_time_max"], pa.int64())
+            newest |= dict(zip(last["symbol"].to_pylist(), times.to_pylist(), strict=True))
+        return ScopeWatch(self._rules, newest, self._trades.watermark_us)
 
     def _note_all(self, news: pa.Table) -> None:
         for scope in scopes_of(news, self._rules):

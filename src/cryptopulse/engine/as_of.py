@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.engine.exact import micros
-from cryptopulse.engine.judge import JudgeScope, columns_for, judge, reach_max_s, rules_for
+from cryptopulse.engine.judge import judge
 from cryptopulse.engine.rows import shaped, stamped
+from cryptopulse.engine.scopes import RulesByProduct, columns_for
 from cryptopulse.lake.dataset import Lake
-from cryptopulse.lake.tables import ALERTS, SILVER
+from cryptopulse.lake.scan import moment_of
+from cryptopulse.lake.tables import ALERTS, COVERAGE, SILVER
 from cryptopulse.settings import AlertRule
 
 _CHANGED = f"""
@@ -44,15 +46,20 @@ def episodes_as_of(lake: Lake, moment: datetime, rules: Sequence[AlertRule]) -> 
     if not since or newest.num_rows == 0:
         return known
     watermark = newest["event_time"][0].as_py()
-    reach, columns = timedelta(seconds=reach_max_s(rules)), columns_for(rules)
+    products = [row["symbol"] for row in lake.sql(f"SELECT DISTINCT symbol FROM {COVERAGE.qualified}")]  # noqa: S608
+    spans = [(symbol, micros(begin), micros(max(watermark, begin))) for symbol, begin in since.items()]
+    scopes = RulesByProduct(rules, products).scopes(spans)
+    needed: dict[str, int] = {}
+    for scope in scopes:
+        for symbol in (scope.symbol, *scope.beside):
+            needed[symbol] = min(scope.needs_from_us, needed.get(symbol, scope.needs_from_us))
+    columns = columns_for(rules)
     trades = pa.concat_tables(
-        then.trades(symbol, begin - reach, columns=columns).arrow() for symbol, begin in since.items()
+        [
+            SILVER.empty.select(columns),
+            *(then.trades(symbol, moment_of(begin_us), columns=columns).arrow() for symbol, begin_us in needed.items()),
+        ]
     )
-    scopes = [
-        JudgeScope(symbol, rule, micros(begin), micros(max(watermark, begin)))
-        for symbol, begin in since.items()
-        for rule in rules_for(symbol, rules)
-    ]
     found = judge(trades, scopes, known, micros(watermark))
     if found is None:
         return known

@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cryptopulse.engine.custom_rules import check_custom_rules
 from cryptopulse.engine.exact import TIME_MAX
-from cryptopulse.engine.judge import columns_for, judge, reach_max_s, scopes_of
+from cryptopulse.engine.judge import judge
 from cryptopulse.engine.rows import shaped, stamped
+from cryptopulse.engine.scopes import ScopeWatch, columns_for, reach_max_s, scopes_of
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.alerts import SHARED_KINDS
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.lake.reading import between_us, read_table
 from cryptopulse.lake.storage import is_there
@@ -34,11 +37,13 @@ def backtest(
 
     `symbols`: only these products (empty: all). `start` (included) and `end` (excluded; both aware) bound the trades
     judged; earlier trades still count as look-back. `progress` is called with hours judged and hours in all.
-    Raises ConfigurationError when the lake has no trades table.
+    Raises ConfigurationError when the lake has no trades table, and for a custom rule whose statement can't work.
     """
+    check_custom_rules(rules)
     if not is_there(lake, SILVER):
         raise ConfigurationError(f"There are no trades at {lake}: name a lake with --lake.")
-    only = f" AND symbol IN ({', '.join(repr(symbol) for symbol in symbols)})" if symbols else ""
+    is_shared = any(rule.kind in SHARED_KINDS for rule in rules)  # then the products are compared with all others
+    only = f" AND symbol IN ({', '.join(repr(symbol) for symbol in symbols)})" if symbols and not is_shared else ""
     first_us = _micros(start) if start else 0
     last_us = _micros(end) - 1 if end else TIME_MAX
     columns, reach_us = columns_for(rules), reach_max_s(rules) * MICROS
@@ -48,6 +53,7 @@ def backtest(
     where = between_us("event_time", "event_date", first_us, last_us) + only
     found_hours = read_table(lake, SILVER, f"{hour} AS hour", f"{where} GROUP BY {hour}")["hour"]
     hours = sorted(pc.cast(found_hours, pa.int64()).to_pylist())
+    watch: ScopeWatch | None = None
     for done, hour_us in enumerate(hours):
         from_us, to_us = max(hour_us, first_us), min(hour_us + _HOUR_US - 1, last_us)
         back_to_us = max(from_us - reach_us, 0)
@@ -60,7 +66,15 @@ def backtest(
         held_to_us = to_us + 1
         news = trades.filter(_from(trades, from_us))
         watermark_us = pc.cast(pc.max(news["event_time"]), pa.int64()).as_py()
-        found = judge(trades, scopes_of(news, rules), episodes, watermark_us)
+        if watch is None:
+            earlier = trades.filter(pc.invert(_from(trades, from_us))).group_by("symbol")
+            newest = earlier.aggregate([("event_time", "max")])
+            times = pc.cast(newest["event_time_max"], pa.int64()).to_pylist()
+            watch = ScopeWatch(rules, dict(zip(newest["symbol"].to_pylist(), times, strict=True)), from_us)
+        scopes = [*scopes_of(news, rules), *watch.take_in(news, watermark_us)]
+        if symbols:
+            scopes = [scope for scope in scopes if scope.symbol in symbols]
+        found = judge(trades, scopes, episodes, watermark_us)
         if found is not None:
             is_kept = pc.invert(pc.is_in(episodes["alert_id"], pa.array(found.replaced, pa.string())))
             rows = shaped(stamped(found.episodes, watermark_us), ALERTS)

@@ -20,9 +20,9 @@ from cryptopulse.engine.bronze import Bronze
 from cryptopulse.engine.completeness import CompletenessStep
 from cryptopulse.engine.coverage import INTERVALS_SCHEMA, Coverage
 from cryptopulse.engine.gold import WindowSteps
-from cryptopulse.engine.judge import reach_max_s
 from cryptopulse.engine.messages import MessageSteps
 from cryptopulse.engine.rows import shaped, stamped
+from cryptopulse.engine.scopes import reach_max_s
 from cryptopulse.engine.session import SqlSession
 from cryptopulse.lake.dialect import delta_time
 from cryptopulse.lake.reading import quoted
@@ -108,7 +108,9 @@ class EmbeddedEngine:
         absent = tables[ABSENT.qualified].read(f"DISTINCT {quoted(INTERVALS_SCHEMA.names)}").cast(INTERVALS_SCHEMA)
         self._bronze = Bronze(tables[BRONZE.qualified], settings.processing.batch_messages_max)
         self._messages = MessageSteps(tables, self._bronze, self.trades, self.coverage, absent)
-        self._alerts = AlertStep(tables[ALERTS.qualified], self.trades, rules)
+        self._alerts = AlertStep(
+            tables[ALERTS.qualified], self.trades, rules, pc.unique(self.coverage.table["symbol"]).to_pylist()
+        )
         windows = WindowSteps(tables, self._session, self.trades, bars, self.coverage)
         self._completeness = CompletenessStep(tables, self._session, bars, self.coverage, lambda: self._messages.absent)
         steps = self._alerts, self._messages, self._completeness

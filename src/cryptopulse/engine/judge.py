@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from itertools import chain, groupby
@@ -24,39 +23,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cryptopulse.engine.custom_rules import custom_parts
 from cryptopulse.engine.episodes import EpisodePart, Judgement, Series, judgement
 from cryptopulse.engine.measures import measured_parts
 from cryptopulse.engine.ordered_trades import SCALE, Flags, Floats, Ints, OrderedTrades, RunningSums
-from cryptopulse.lake.alerts import KINDS, AlertType
+from cryptopulse.engine.scopes import JudgeScope
+from cryptopulse.lake.alerts import AlertType
 from cryptopulse.settings import AlertRule
 from cryptopulse.text import MICROS
 
-_COLUMNS = ("symbol", "trade_id", "event_time", "price", "trade_size")
 MARGIN = 1e-9  # for comparing floats; their relative error is 1e-10 at a threshold of 99.9999 %, 1e-15 at 1 %
-
-
-@dataclass(slots=True)
-class JudgeScope:
-    """The trades of one product from `first_us` to `last_us` (event time, µs UTC, included) must be judged by `rule`.
-
-    Trades up to the rule's reach later are judged too, since they look back at these. Later ones are not: their
-    episodes may not be among the known ones.
-    """
-
-    symbol: str
-    rule: AlertRule
-    first_us: int
-    last_us: int
-
-    @property
-    def needs_from_us(self) -> int:
-        """Time (µs UTC) of the earliest trade that judging needs."""
-        return self.first_us - self.rule.reach_s * MICROS
-
-    @property
-    def needs_to_us(self) -> int:
-        """Time (µs UTC) of the latest trade that judging needs."""
-        return self.last_us + self.rule.reach_s * MICROS
 
 
 def judge(trades: pa.Table, scopes: Iterable[JudgeScope], known: pa.Table, watermark_us: int) -> Judgement | None:
@@ -78,93 +54,14 @@ def judge(trades: pa.Table, scopes: Iterable[JudgeScope], known: pa.Table, water
         if of_rule[0].rule.kind == "price":
             found.append(_by_rule(ordered, of_rule))
             continue
+        if of_rule[0].rule.kind == "custom":
+            found.append(custom_parts(trades, of_rule, watermark_us))
         for scope in of_rule:
-            found.append(measured_parts(ordered, scope.symbol, scope.rule, scope.first_us, scope.needs_to_us))
+            if scope.rule.kind != "custom":
+                found.append(measured_parts(ordered, scope, watermark_us))
             for alert_type in scope.rule.types:
                 judged[scope.symbol, scope.rule.name, alert_type].append((scope.first_us, scope.needs_to_us))
     return judgement(chain.from_iterable(found), _near(known, todo), watermark_us, judged)
-
-
-def whole_episodes(scopes: Sequence[JudgeScope], known: pa.Table) -> list[JudgeScope]:
-    """`scopes`, those of measures that can shrink with all of each episode of `known` that late trades could change.
-
-    In the order of time nothing is late: then the scopes stay as they are.
-    """
-    measured = [scope for scope in scopes if scope.rule.kind != "price"]
-    if not measured or not known.num_rows:
-        return list(scopes)
-    is_measured = pc.is_in(known["alert_type"], pa.array([name for name, kind in KINDS.items() if kind != "price"]))
-    ends = pc.cast(known["last_trigger_at"], pa.int64())
-    is_late_enough = pc.greater_equal(ends, pa.scalar(min(scope.first_us for scope in measured), pa.int64()))
-    near = known.filter(pc.and_(is_measured, is_late_enough))
-    spans: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    times = (pc.cast(near[name], pa.int64()) for name in ("opened_at", "last_trigger_at"))
-    for symbol, rule, *span in zip(
-        *(column.to_pylist() for column in (near["symbol"], near["rule"], *times)), strict=True
-    ):
-        spans[symbol, rule].append((span[0], span[1]))
-
-    def whole(scope: JudgeScope) -> JudgeScope:
-        if scope.rule.kind == "price":
-            return scope
-        touched = [
-            (opened_us, last_us)
-            for opened_us, last_us in spans.get((scope.symbol, scope.rule.name), ())
-            if opened_us <= scope.needs_to_us and last_us >= scope.first_us
-        ]
-        first_us = min([scope.first_us, *(opened_us for opened_us, _ in touched)])
-        reach_us = scope.rule.reach_s * MICROS
-        last_us = max([scope.last_us, *(last_us - reach_us for _, last_us in touched)])
-        return replace(scope, first_us=first_us, last_us=last_us)
-
-    return [whole(scope) for scope in scopes]
-
-
-def rules_for(symbol: str, rules: Sequence[AlertRule]) -> list[AlertRule]:
-    """The rules for a product: for each rule name the first that applies."""
-    chosen: dict[str, AlertRule] = {}
-    for rule in rules:
-        if rule.applies_to(symbol):
-            chosen.setdefault(rule.name, rule)
-    return list(chosen.values())
-
-
-def reach_max_s(rules: Sequence[AlertRule]) -> int:
-    """The longest time that a rule reaches back from a trade, in seconds; 0 without rules."""
-    return max((rule.reach_s for rule in rules), default=0)
-
-
-def columns_for(rules: Iterable[AlertRule]) -> tuple[str, ...]:
-    """The columns of silver that judging by `rules` reads."""
-    return (*_COLUMNS, "side") if any(rule.kind == "imbalance" for rule in rules) else _COLUMNS
-
-
-def needed_spans(scopes: Iterable[JudgeScope]) -> list[tuple[int, int, list[str]]]:
-    """The disjoint spans of time that judging needs, as (first, last, products); times are µs UTC, both included."""
-    found: list[tuple[int, int, set[str]]] = []
-    for scope in sorted(scopes, key=lambda scope: scope.needs_from_us):
-        if found and scope.needs_from_us <= found[-1][1]:
-            first, last, symbols = found[-1]
-            found[-1] = (first, max(last, scope.needs_to_us), symbols | {scope.symbol})
-        else:
-            found.append((scope.needs_from_us, scope.needs_to_us, {scope.symbol}))
-    return [(first, last, sorted(symbols)) for first, last, symbols in found]
-
-
-def scopes_of(news: pa.Table, rules: Sequence[AlertRule]) -> list[JudgeScope]:
-    """What must be judged for the new trades `news` (symbol, event_time); late trades get scopes of their own."""
-    if news.num_rows == 0:
-        return []
-    symbols = news["symbol"].combine_chunks().dictionary_encode()
-    product, at = symbols.indices.to_numpy(), pc.cast(news["event_time"], pa.int64()).to_numpy()
-    order = np.lexsort((at, product))
-    product, at = product[order], at[order]
-    apart_us = 2 * MICROS * reach_max_s(rules)
-    ends = np.flatnonzero(np.append((np.diff(product) > 0) | (np.diff(at) > apart_us), True))
-    spans = zip(product[ends].tolist(), at[np.append(0, ends[:-1] + 1)].tolist(), at[ends].tolist(), strict=True)
-    names = symbols.dictionary.to_pylist()
-    chosen = [rules_for(name, rules) for name in names]
-    return [JudgeScope(names[of], rule, first, last) for of, first, last in spans for rule in chosen[of]]
 
 
 def _near(known: pa.Table, scopes: Sequence[JudgeScope]) -> pa.Table:

@@ -1,6 +1,6 @@
-"""Which trades are over the threshold of a rule about volume, imbalance or volatility.
+"""Which trades are over the threshold of a rule that is not about moves of the price.
 
-Each measures the trades of one product, at every trade as prices are judged, by exact sums over its look-back:
+Most measure the trades of one product, at every trade as prices are judged, by exact sums over its look-back:
 
 - VOLUME_SURGE: the volume of the look-back as a percentage of the usual one. Time is cut into windows as long as the
   look-back, which begin at multiples of it. The usual volume is the median of the last `baseline_windows` of them that
@@ -9,14 +9,23 @@ Each measures the trades of one product, at every trade as prices are judged, by
 - VOLATILITY: the root of the summed squared returns between the look-back's consecutive trades, each return rounded to
   a billionth and at most 1 (realised volatility: Andersen and Bollerslev, 1998).
 
+Two look at other things:
+
+- DISLOCATION: how far the price is from the median of the last prices of the same market at other venues, none of them
+  older than a look-back, as a percentage of it. It must have been over the threshold, and on the same side, at every
+  trade of the look-back, and at the trade before it, which is at most a look-back older.
+- SILENCE: no trade for as long as a look-back, in which there usually are many: the median of the counts in the windows
+  before (as for VOLUME_SURGE), as percent. The episode opens a look-back after the last trade.
+
 What is measured is a float made of exact sums by a few operations, so it is the same in every batch and on every
 machine. Whether the threshold is reached is decided by exact numbers.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -25,6 +34,7 @@ import numpy as np
 
 from cryptopulse.engine.episodes import EpisodePart
 from cryptopulse.engine.ordered_trades import RETURN_UNITS, SCALE, ExactSums, Floats, Ints, OrderedTrades
+from cryptopulse.engine.scopes import JudgeScope
 from cryptopulse.lake.alerts import AlertType
 from cryptopulse.settings import AlertRule
 from cryptopulse.text import MICROS
@@ -47,6 +57,8 @@ class _LookBacks:
 class _Measure(ABC):
     """What is measured in some look-backs."""
 
+    sign = 1
+    """Of what is written as measured."""
     rough: Floats
     """In percent, over 0 where it can be over a threshold. Relative error below 1e-14."""
 
@@ -70,7 +82,7 @@ class _Volume(_Measure):
 class _Imbalance(_Measure):
     def __init__(self, backs: _LookBacks, sign: int) -> None:
         """`sign`: 1 for buyers, -1 for sellers."""
-        self._sign = sign
+        self.sign = sign
         self._volume = backs.trades.volumes.between(backs.first, backs.last + 1)
         self._bought = backs.trades.bought.between(backs.first, backs.last + 1)
         volume = self._volume.rough()
@@ -78,7 +90,7 @@ class _Imbalance(_Measure):
 
     def reaches(self, place: int, threshold_pct: Fraction) -> bool:
         bought, volume = self._bought.value(place), self._volume.value(place)
-        return self._sign * 100 * (2 * bought - volume) >= threshold_pct * volume
+        return self.sign * 100 * (2 * bought - volume) >= threshold_pct * volume
 
 
 class _Volatility(_Measure):
@@ -90,16 +102,68 @@ class _Volatility(_Measure):
         return self._squares.value(place) >= (threshold_pct * RETURN_UNITS / 100) ** 2
 
 
-def measured_parts(
-    trades: OrderedTrades, symbol: str, rule: AlertRule, first_us: int, last_us: int
-) -> Iterator[EpisodePart]:
-    """The parts of episodes that `rule` finds at the trades of `symbol` from `first_us` to `last_us` (µs UTC, both in).
+class _Dislocation(_Measure):
+    def __init__(self, backs: _LookBacks, rule: AlertRule, beside: Collection[str]) -> None:
+        """`beside`: the products that the prices are compared with."""
+        trades, of = backs.trades, backs.of
+        # The trades of all look-backs, and the one before each.
+        begin = max(int(backs.first[0]) - 1, of.start)
+        rows = np.arange(begin, backs.last[-1] + 1)
+        at, lookback_us = trades.at[rows], rule.lookback_s * MICROS
+        prices = trades.price.rough()
+        # The row of each other product's last trade, -1 where there is none or it is too old.
+        others = [
+            np.where((last >= mine.start) & (trades.at[last] >= at - lookback_us), last, -1)
+            for mine in map(trades.rows_of, sorted(beside))
+            if mine.stop > mine.start
+            for last in (np.searchsorted(trades.at[mine], at, "right") - 1 + mine.start,)
+        ]
+        self._others = np.array(others or [np.full(len(rows), -1)])
+        known = np.sort(np.where(self._others < 0, np.inf, prices[self._others]), axis=0)
+        count = np.maximum((self._others >= 0).sum(axis=0), 1)
+        columns = np.arange(len(rows))
+        median = (known[(count - 1) // 2, columns] + known[count // 2, columns]) / 2
+        away = np.where(np.isinf(median), 0, (prices[rows] - median) / np.where(np.isinf(median), 1, median) * 100)
+        threshold = Fraction(rule.threshold_pct)
+        is_over = np.abs(away) >= float(threshold) * (1 + _MARGIN)
+        self._price, self._rows = trades.price, rows
+        for place in np.flatnonzero(~is_over & (np.abs(away) >= float(threshold) * (1 - _MARGIN))).tolist():
+            twice = self._median_twice(place)
+            is_over[place] = 100 * abs(2 * trades.price.value(rows[place]) - twice) >= threshold * twice
+        side = np.where(is_over, np.sign(away), 0)
+        since = np.maximum.accumulate(np.where(np.append(True, side[1:] != side[:-1]), columns, 0))
+        before = backs.first - 1 - begin
+        place = self._place = backs.last - begin
+        is_long = (backs.first > of.start) & (since[place] <= before)
+        is_long &= at[np.maximum(before, 0)] >= at[place] - 2 * lookback_us
+        self._away = np.where(is_long & (side[place] != 0), away[place], 0)
+        self.rough = np.abs(self._away)
 
-    `trades` must hold all trades of the product from `rule.reach_s` before `first_us` on.
+    def _median_twice(self, place: int) -> int:
+        prices = sorted(self._price.value(row) for row in self._others[:, place].tolist() if row >= 0)
+        return prices[(len(prices) - 1) // 2] + prices[len(prices) // 2]
+
+    def reaches(self, place: int, threshold_pct: Fraction) -> bool:  # noqa: ARG002 - decided already
+        return bool(self.rough[place])
+
+    def change(self, place: int) -> tuple[Decimal, float]:
+        """The median of the others, and how far the price was from it, in percent."""
+        median = self._median_twice(int(self._place[place])) // 2
+        return Decimal(median).scaleb(-SCALE), float(self._away[place])
+
+
+def measured_parts(trades: OrderedTrades, scope: JudgeScope, watermark_us: int) -> Iterator[EpisodePart]:
+    """The parts of episodes that a rule of `scope` finds.
+
+    `trades` must hold all trades that the scope needs. `watermark_us` (µs UTC): the newest event time of all products.
     """
+    symbol, rule = scope.symbol, scope.rule
     of = trades.rows_of(symbol)
     at = trades.at[of]
-    begin, past = np.searchsorted(at, (first_us, last_us + 1))
+    if rule.kind == "silence":
+        yield from _silent_parts(trades, of, scope, min(scope.needs_to_us, watermark_us))
+        return
+    begin, past = np.searchsorted(at, (scope.first_us, scope.needs_to_us + 1))
     first = np.searchsorted(at, at[begin:past] - rule.lookback_s * MICROS) + of.start
     last = np.arange(begin, past) + of.start
     is_enough = last - first + 1 >= rule.min_trades
@@ -110,35 +174,77 @@ def measured_parts(
         return
     threshold = Fraction(rule.threshold_pct)
     for alert_type in dict.fromkeys(rule.types):
-        measure = _measure(alert_type, backs, rule)
+        measure = _measure(alert_type, backs, rule, scope.beside)
         over = np.flatnonzero(measure.rough >= float(threshold) * (1 - _MARGIN))
         is_over = measure.rough[over] > float(threshold) * (1 + _MARGIN)
         is_over[~is_over] = [measure.reaches(place, threshold) for place in over[~is_over].tolist()]
         over = over[is_over]
-        breaks = np.flatnonzero(np.diff(trades.at[backs.last[over]]) > rule.cool_down_s * MICROS) + 1
-        for places in np.split(over, breaks):
-            if len(places):
-                yield _part(backs, places, symbol, alert_type, rule, measure)
+        for places in _episodes(over, trades.at[backs.last[over]], rule):
+            yield _part(backs, places, symbol, alert_type, rule, measure)
 
 
-def _measure(alert_type: AlertType, backs: _LookBacks, rule: AlertRule) -> _Measure:
+def _episodes(places: Ints, at: Ints, rule: AlertRule) -> Iterator[Ints]:
+    """`places`, which are over the threshold at the times `at`, by episode."""
+    breaks = np.flatnonzero(np.diff(at) > rule.cool_down_s * MICROS) + 1
+    yield from (some for some in np.split(places, breaks) if len(some))
+
+
+def _measure(alert_type: AlertType, backs: _LookBacks, rule: AlertRule, beside: Collection[str]) -> _Measure:
     if alert_type == "VOLUME_SURGE":
         return _Volume(backs, rule)
     if alert_type == "VOLATILITY":
         return _Volatility(backs)
+    if alert_type == "DISLOCATION":
+        return _Dislocation(backs, rule, beside)
     return _Imbalance(backs, 1 if alert_type == "BUY_IMBALANCE" else -1)
+
+
+def _silent_parts(trades: OrderedTrades, of: slice, scope: JudgeScope, until_us: int) -> Iterator[EpisodePart]:
+    """The silences that begin in `scope`, until `until_us` (µs UTC), in which it is known what came."""
+    rule, at = scope.rule, trades.at[of]
+    length_us = rule.lookback_s * MICROS
+    quiet = np.flatnonzero(np.append(np.diff(at) >= length_us, len(at) > 0)[: len(at)])
+    quiet = quiet[(at[quiet] + length_us >= scope.first_us) & (at[quiet] + length_us <= until_us)]
+    if not len(quiet):
+        return
+    blocks, block_of = np.unique(at[quiet] // length_us, return_inverse=True)
+    counts = np.sort(np.diff(np.searchsorted(at, _edges(blocks, rule)), axis=1), axis=1)
+    usual_twice = counts[:, (rule.baseline_windows - 1) // 2] + counts[:, rule.baseline_windows // 2]
+    usual_twice = usual_twice[block_of]
+    is_over = usual_twice >= math.ceil(Fraction(rule.threshold_pct) / 50)
+    for places in _episodes(np.flatnonzero(is_over), at[quiet[is_over]], rule):
+        worst = places[np.argmax(usual_twice[places])]  # the first of equal ones
+        first, peak, last = (int(quiet[place]) for place in (places[0], worst, places[-1]))
+        price = Decimal(trades.price.value(of.start + peak)).scaleb(-SCALE)
+        since, *times = (int(at[row]) for row in (peak, peak, first, last))
+        ids = [int(trades.ids[of.start + row]) for row in (peak, peak, first, last)]
+        yield EpisodePart.found(
+            scope.symbol,
+            "SILENCE",
+            rule,
+            (price, price, 50.0 * float(usual_twice[worst])),
+            ([since, *(one + length_us for one in times)], ids),
+        )
+
+
+def _edges(blocks: Ints, rule: AlertRule) -> Ints:
+    """For trades in windows of the numbers `blocks`, the edges (µs UTC) of the windows that say what is usual.
+
+    A look-back reaches into the window before that of its trade; these end before that one.
+    """
+    count = rule.baseline_windows
+    edges: Ints = (blocks[:, None] - 1 - count + np.arange(count + 1)) * rule.lookback_s * MICROS
+    return edges
 
 
 def _usual_volumes_twice(backs: _LookBacks, rule: AlertRule) -> ExactSums:
     """For each look-back the two middle volumes (the middle one twice) of the windows before it, added."""
     trades, of, count = backs.trades, backs.of, rule.baseline_windows
-    at, length_us = trades.at[of], rule.lookback_s * MICROS
-    # A look-back reaches into the window before that of its trade; the baseline ends before that one.
-    blocks, block_of = np.unique(trades.at[backs.last] // length_us, return_inverse=True)
+    at = trades.at[of]
+    blocks, block_of = np.unique(trades.at[backs.last] // (rule.lookback_s * MICROS), return_inverse=True)
     found = []
     for some in np.split(blocks, np.arange(_BLOCKS_AT_ONCE, len(blocks), _BLOCKS_AT_ONCE)):
-        edges = (some[:, None] - 1 - count + np.arange(count + 1)) * length_us
-        rows = np.searchsorted(at, edges) + of.start
+        rows = np.searchsorted(at, _edges(some, rule)) + of.start
         volumes = trades.volumes.between(rows[:, :-1], rows[:, 1:])
         order = np.lexsort((volumes.low, volumes.middle, volumes.high), axis=-1)
         lower, upper = (
@@ -157,6 +263,8 @@ def _part(
     peak = places[np.argmax(measure.rough[places])]  # the first of equal ones
     rows = [backs.first[peak], backs.last[peak], backs.last[places[0]], backs.last[places[-1]]]
     start_price, end_price = (Decimal(trades.price.value(row)).scaleb(-SCALE) for row in rows[:2])
-    measured = float(measure.rough[peak]) * (-1 if alert_type == "SELL_IMBALANCE" else 1)
+    measured = measure.sign * float(measure.rough[peak])
+    if isinstance(measure, _Dislocation):
+        start_price, measured = measure.change(peak)
     times, ids = trades.at[rows].tolist(), trades.ids[rows].tolist()
     return EpisodePart.found(symbol, alert_type, rule, (start_price, end_price, measured), (times, ids))

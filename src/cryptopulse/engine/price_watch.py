@@ -3,8 +3,8 @@
 Live steps run many times a second, and nearly all change no episode. So the highest and lowest price of each product
 since any time of the longest look-back are kept in monotonic queues (a trade leaves when a later one is higher, or
 lower): a look-up costs the same however many trades a look-back holds. Prices are floats, and thresholds a little
-wider than the exact ones: every trade over a threshold is found, and very few others. The judge decides. What is not
-about prices, `measure_watch` finds.
+wider than the exact ones: every trade over a threshold is found, and very few others. The judge decides. What a
+product's trades measure beside prices, `measure_watch` finds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptopulse.engine.judge import MARGIN, price_ratio_at_threshold, reach_max_s, rules_for
+from cryptopulse.engine.judge import MARGIN, price_ratio_at_threshold
 from cryptopulse.engine.measure_watch import MeasureWatch
 from cryptopulse.engine.ordered_trades import ExactDecimals, Floats, Ints, OrderedTrades
+from cryptopulse.engine.scopes import reach_max_s, rules_for
 from cryptopulse.lake.alerts import AlertType
 from cryptopulse.settings import AlertRule
 from cryptopulse.text import MICROS
 
 _PRICE_TYPES: tuple[AlertType, ...] = ("FLASH_CRASH", "PRICE_SURGE")
+_MEASURED = ("volume", "imbalance", "volatility")  # kinds that `measure_watch` finds
 
 
 class Suspect(NamedTuple):
@@ -102,7 +104,7 @@ class PriceWatch:
         """Starts without products."""
         self._rules = rules
         self._lookback_us = max((rule.lookback_s for rule in rules if rule.kind == "price"), default=0) * MICROS
-        self._has_measures = any(rule.kind != "price" for rule in rules)
+        self._has_measures = any(rule.kind in _MEASURED for rule in rules)
         self.reach_us = reach_max_s(rules) * MICROS
         self._products: dict[str, _Product] = {}
 
@@ -118,7 +120,7 @@ class PriceWatch:
             rows = ordered.rows_of(symbol)
             at, ids, levels = ordered.at[rows], ordered.ids[rows], prices[rows]
             rules = rules_for(symbol, self._rules)
-            measured = [rule for rule in rules if rule.kind != "price"]
+            measured = [rule for rule in rules if rule.kind in _MEASURED]
             self._products[symbol] = _Product(
                 _bounds([rule for rule in rules if rule.kind == "price"]),
                 (int(at[-1]), int(ids[-1])) if len(at) else (from_us, 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 PRODUCT_ID = r"[A-Z0-9]+(?:-[A-Z0-9]+){1,2}"
 """Regular expression of a product id of Coinbase: BASE-QUOTE such as BTC-USD, or three parts (BIP-20DEC30-CDE)."""
@@ -13,6 +14,16 @@ the venue: BTC/USD@kraken."""
 
 PRODUCT_ID_MAX = 64
 """Most characters of a symbol; the longest known has 20."""
+
+DOLLARS = ("USD", "USDT", "USDC", "FDUSD", "TUSD", "BUSD", "USDE", "USD1", "PYUSD", "DAI")
+"""Currencies that count as the dollar where markets are compared: it, and coins that promise one."""
+
+_QUOTES = (
+    *DOLLARS,
+    *("EUR", "EURI", "GBP", "TRY", "BRL", "JPY", "AUD", "CHF", "PLN", "ARS", "MXN", "ZAR", "UAH", "CZK"),
+)
+_JOINED = re.compile(rf"(\w+?)({'|'.join(sorted((*_QUOTES, 'BTC', 'ETH', 'BNB', 'XRP'), key=len, reverse=True))})")
+"""Binance writes base and quote as one word, which ends with one of the currencies that others are traded for."""
 
 _PRODUCT_ID, _SYMBOL = re.compile(PRODUCT_ID), re.compile(SYMBOL)
 
@@ -32,6 +43,30 @@ GRADE_SQL = (
 """DuckDB's SQL: the grade of `symbol`, how far it can be proved that no trade of it is missing. `ids`: its ids are
 dense, so a hole between two is a fact. `sequence`: only what a connection numbered is known to be whole; whether ids
 are dense is not known, so an id that is not held may never have been. `none`: nothing is known of its venue."""
+
+
+def base_and_quote(symbol: str) -> tuple[str, str] | None:
+    """What is traded, and for which currency, in capitals: ("BTC", "USD") of `BTC-USD`, ("BTC", "USDT") of
+    `BTCUSDT@binance`. None for futures and swaps, and where the venue's way to write it is not known.
+    """
+    name, _, venue = symbol.partition("@")
+    if venue in ("binance", "binance-aggregates"):
+        joined = _JOINED.fullmatch(name)
+        return (joined[1], joined[2]) if joined else None
+    parts = re.split("[-/]", name.upper())
+    return (parts[0], parts[1]) if len(parts) == 2 and venue in _DENSE_IDS else None
+
+
+@cache
+def market_of(symbol: str) -> str:
+    """What is compared across venues: base and quote, with dollar coins as the dollar, as in `BTC/USD`; "" for a symbol
+    without a market of its own.
+    """
+    pair = base_and_quote(symbol)
+    if pair is None or venue_of(symbol) == "binance-aggregates":  # repeats the trades of Binance
+        return ""
+    base, quote = pair
+    return f"{base}/USD" if quote in DOLLARS else f"{base}/{quote}"
 
 
 def as_written(text: str) -> str:

@@ -13,10 +13,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from cryptopulse.lake.alerts import KINDS, AlertType
+from cryptopulse.lake.alerts import KINDS, AlertType, Kind
 from cryptopulse.lake.location import OPTION_NAME
 from cryptopulse.lake.products import as_written, invalid_product_id, is_symbol, venue_of
 
+_WINDOWS_BESIDE: dict[Kind, int] = {"volume": 2, "silence": 3}
+"""Kinds that compare with what is usual → how many windows they need beside those of the baseline."""
 _REACH_MAX_S = 7200  # trades of this time are read when a rule over a longer history has something to judge
 
 
@@ -205,22 +207,28 @@ class AlertRule(_Section):
     products: Annotated[list[str], NoDecode, Field(min_length=1)] = ["*"]
     """Product ids or shell patterns (`*-USD`)."""
     types: list[AlertType] = ["FLASH_CRASH", "PRICE_SURGE"]
-    """What to look for: a fall, a rise, or both; or `VOLUME_SURGE`, `BUY_IMBALANCE`, `SELL_IMBALANCE`, `VOLATILITY`.
-    The types of a rule share its threshold, so they are of one kind."""
+    """What to look for: a fall, a rise, or both; or `VOLUME_SURGE`, `BUY_IMBALANCE`, `SELL_IMBALANCE`, `VOLATILITY`,
+    `DISLOCATION`, `SILENCE`, `CUSTOM`. The types of a rule share its threshold, so they are of one kind."""
     threshold_pct: Decimal = Field(default=Decimal("1.0"), gt=0, max_digits=8, decimal_places=4, validate_default=True)
     """What opens an episode, in percent: a fall (rise) from the highest (lowest) price of the look-back (under 100);
     volume as a share of the usual (over 100); volume of buyers less that of sellers as a share of both (up to 100);
-    realised volatility."""
-    lookback_s: int = Field(default=120, ge=1, le=3600)
-    """How far a trade looks back, in seconds of exchange time."""
+    realised volatility; distance from the price at other venues; silence as a share of the usual gap between trades
+    (over 100); the value of a custom rule."""
+    lookback_s: int = Field(default=120, ge=1, le=3600, validate_default=True)
+    """How far a trade looks back, in seconds of exchange time. For `DISLOCATION` and `SILENCE`: how long it must last;
+    for `CUSTOM`, in whole minutes: the bars that the statement sees."""
     baseline_windows: int = Field(default=30, ge=3, le=200, validate_default=True)
-    """For `VOLUME_SURGE`: the usual volume is the median of this many windows before the look-back, each as long."""
+    """For `VOLUME_SURGE` and `SILENCE`: what is usual is the median of this many windows before the look-back, each as
+    long."""
     cool_down_s: int = Field(default=120, ge=0, le=86_400)
     """An episode closes when no trade was over the threshold for this long."""
     min_volume: Decimal = Field(default=Decimal(0), ge=0)
     """Least base-currency volume in the look-back; with less, its trades don't count."""
     min_trades: int = Field(default=2, ge=2)
     """Least number of trades in the look-back (a change needs two)."""
+    sql: str = Field(default="", max_length=20_000, validate_default=True)
+    """For `CUSTOM`: one SELECT over `bars`, the minute bars of the look-back, with the columns `symbol` and `value`. A
+    product is over the threshold in a minute when its `value` is `threshold_pct` or more."""
 
     @field_validator("products", mode="before")
     @classmethod
@@ -242,29 +250,49 @@ class AlertRule(_Section):
                 raise ValueError("a price can't fall by 100 percent: write less than 100")
             if KINDS[name] == "imbalance" and threshold > 100:
                 raise ValueError("an imbalance is at most 100 percent: write 100 or less")
-            if name == "VOLUME_SURGE" and threshold <= 100:
-                raise ValueError("100 percent is the usual volume: write more, as in 500 for five times the usual")
+            if name in ("VOLUME_SURGE", "SILENCE") and threshold <= 100:
+                what = "volume" if name == "VOLUME_SURGE" else "gap"
+                raise ValueError(f"100 percent is the usual {what}: write more, as in 500 for five times the usual")
         return threshold
+
+    @field_validator("lookback_s")
+    @classmethod
+    def _lasts_in_reach(cls, lookback_s: int, info: ValidationInfo) -> int:
+        if "DISLOCATION" in info.data.get("types", ()) and 3 * lookback_s > _REACH_MAX_S:
+            raise ValueError(f"a dislocation is known by three times lookback_s: write {_REACH_MAX_S // 3} or less")
+        return lookback_s
 
     @field_validator("baseline_windows")
     @classmethod
     def _is_in_reach(cls, windows: int, info: ValidationInfo) -> int:
-        is_used, lookback_s = "VOLUME_SURGE" in info.data.get("types", ()), info.data.get("lookback_s", 0)
-        if is_used and (windows + 2) * lookback_s > _REACH_MAX_S:
-            most = _REACH_MAX_S // lookback_s - 2
-            hint = f"write {most} or less" if most >= 3 else f"lower lookback_s to {_REACH_MAX_S // 5} or less"
-            raise ValueError(f"(baseline_windows + 2) × lookback_s is at most {_REACH_MAX_S} seconds: {hint}")
+        types, lookback_s = info.data.get("types", ()), info.data.get("lookback_s", 0)
+        more = _WINDOWS_BESIDE.get(KINDS[types[0]] if types else "price")
+        if more is not None and (windows + more) * lookback_s > _REACH_MAX_S:
+            most = _REACH_MAX_S // lookback_s - more
+            hint = f"write {most} or less" if most >= 3 else f"lower lookback_s to {_REACH_MAX_S // (3 + more)} or less"
+            raise ValueError(f"(baseline_windows + {more}) × lookback_s is at most {_REACH_MAX_S} seconds: {hint}")
         return windows
 
+    @field_validator("sql")
+    @classmethod
+    def _is_of_a_custom_rule(cls, sql: str, info: ValidationInfo) -> str:
+        if ("CUSTOM" in info.data.get("types", ())) != bool(sql.strip()):
+            raise ValueError('types = ["CUSTOM"] and sql belong together: write both or none')
+        return sql
+
     @property
-    def kind(self) -> str:
-        """What its types measure: a value of `lake.alerts.KINDS`."""
+    def kind(self) -> Kind:
+        """What its types measure."""
         return KINDS[self.types[0]] if self.types else "price"
 
     @property
     def reach_s(self) -> int:
         """How old a trade can be that judging another one needs, in seconds."""
-        return self.lookback_s * (self.baseline_windows + 2 if self.kind == "volume" else 1)
+        if self.kind == "custom":
+            return -(-self.lookback_s // 60) * 60
+        if (more := _WINDOWS_BESIDE.get(self.kind)) is not None:
+            return self.lookback_s * (self.baseline_windows + more)
+        return self.lookback_s * (3 if self.kind == "dislocation" else 1)
 
     @property
     def least_volume(self) -> int:

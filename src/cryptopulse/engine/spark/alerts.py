@@ -16,9 +16,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 
 from cryptopulse.engine.alerts import AlertStep
-from cryptopulse.engine.judge import columns_for
+from cryptopulse.engine.scopes import columns_for, need_products
 from cryptopulse.engine.spark.checkpoint import Checkpoint
 from cryptopulse.engine.spark.session import SparkSql, collected
+from cryptopulse.engine.spark.silver import intervals_now
 from cryptopulse.engine.spark.tables import BatchId, SparkTables, micros_of, shaped
 from cryptopulse.lake.tables import ALERTS, SILVER
 from cryptopulse.settings import AlertRule
@@ -46,7 +47,10 @@ class AlertsStep:
         """Silver's trades."""
         self._trades = _Trades(sql, self._tables, columns_for(self._rules))
         self._episodes = _Episodes(sql, self._tables)
-        self._step = AlertStep(self._episodes, self._trades, self._rules)
+        products: list[str] = []
+        if need_products(self._rules):
+            products = pc.unique(intervals_now(sql, self._tables).table["symbol"]).to_pylist()
+        self._step = AlertStep(self._episodes, self._trades, self._rules, products)
         self._step.max_delay_s = 0  # Spark counts a batch as done
         return self._tables.stream(sql.session, SILVER, self._files_max, _BATCH_MAX_BYTES)
 

@@ -103,13 +103,15 @@ class Pipeline:
         self._release.close()
 
     def step(self, partition: int) -> int:
-        """Moves new messages of `partition` through the fast lane; returns how many."""
+        """Moves new messages of `partition` through the fast lane; returns how many, or how many trades if these are
+        more: a message of some venues has several.
+        """
         records = self._read(partition, self.engine.stored_to(partition))
         if records.num_rows >= _BEHIND_MESSAGES:
             return self._catch_up(partition, records)
         self._store(records)
-        self._advance_each(_FAST)
-        return int(records.num_rows)
+        trades = sum(result.rows.num_rows for result in self._advance_each(_FAST) if result.table is SILVER)
+        return int(max(records.num_rows, trades))
 
     def gold(self) -> None:
         """Brings bars, statistics and completeness up to date."""
@@ -193,10 +195,10 @@ class Pipeline:
             pass
         self.engine.wait_for_news(True)
 
-    def _advance_each(self, tables: Sequence[Table]) -> bool:
-        """One step of each of `tables`, in this order; whether any had new input."""
+    def _advance_each(self, tables: Sequence[Table]) -> list[StepResult]:
+        """One step of each of `tables`, in this order; the results of those that had new input."""
         results = [self._advance(table) for table in tables]
-        return any(result is not None for result in results)
+        return [result for result in results if result is not None]
 
     def _advance(self, table: Table) -> StepResult | None:
         result = self.engine.advance(table)

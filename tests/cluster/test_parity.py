@@ -48,6 +48,15 @@ RULES = [
     {"name": "volume", "types": ["VOLUME_SURGE"], "threshold_pct": "300", "lookback_s": 60, "baseline_windows": 8},
     {"name": "flow", "types": ["BUY_IMBALANCE", "SELL_IMBALANCE"], "threshold_pct": "70", "min_trades": 20},
     {"name": "swings", "types": ["VOLATILITY"], "threshold_pct": "1.5"},
+    {"name": "apart", "types": ["DISLOCATION"], "threshold_pct": "0.5", "lookback_s": 20},
+    {"name": "quiet", "types": ["SILENCE"], "threshold_pct": "300", "lookback_s": 20, "baseline_windows": 8},
+    {
+        "name": "share",
+        "types": ["CUSTOM"],
+        "threshold_pct": "40",
+        "sql": "SELECT symbol, 100 * sum(trade_count) / (SELECT sum(trade_count) FROM bars) AS value "
+        "FROM bars GROUP BY symbol",
+    },
 ]
 
 

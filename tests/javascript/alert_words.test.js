@@ -31,5 +31,10 @@ test("a sentence says what happened, and the rule's threshold", () => {
   assert.equal(story(surge), `The volume was 7.3× the usual one, within 60${THIN}s; the price went from 100.0 to 99.5.`);
   assert.equal(thresholdText(surge), `5× the usual volume within 60${THIN}s`);
   assert.match(story(episode("SELL_IMBALANCE", -85, 60)), /^Takers sold more than they bought, by 85.00.% of the volume/);
+  const silence = episode("SILENCE", 1200, 1000);
+  assert.equal(story(silence), `No trade came after 100.0 for 60${THIN}s, 12.0× the usual gap.`);
+  assert.equal(thresholdText(silence), `10× the usual gap within 60${THIN}s`);
+  assert.match(story(episode("DISLOCATION", -0.5, 0.4)), /^The price was 99.5, 0.50.% below the median of the other venues, 100.0\.$/);
+  assert.equal(thresholdText(episode("CUSTOM", 7, 5)), `5 within 60${THIN}s`);
   assert.match(story(episode("FLASH_CRASH", -0.5, 0.4)), /^The price fell from 100.0 to 99.5 within/);
 });

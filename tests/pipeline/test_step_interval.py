@@ -12,7 +12,7 @@ from cryptopulse import pipeline
 from cryptopulse.lake.tables import BRONZE, SILVER
 from cryptopulse.pipeline import Pace
 from cryptopulse.settings import ProcessingSettings
-from support import Lake, Trade
+from support import Lake, Trade, advanced
 
 _FOR_S = 2.0
 _QUIET, _BUSY = 0.2, 0.02  # seconds
@@ -64,3 +64,9 @@ def test_a_burst_after_a_quiet_time_is_followed_at_once() -> None:
         assert _BUSY <= pace.step_s(0, 0.2) <= _QUIET
     assert pace.step_s(0, 0.2) == _QUIET
     assert pace.step_s(500, 0.2) == _BUSY
+
+
+def test_a_message_of_several_trades_counts_as_them_where_the_pace_is_set(lake: Lake) -> None:
+    with pipeline.Pipeline(lake.settings, lake.log) as worker:
+        lake.append([advanced([Trade("BTC-USD", number) for number in range(1, 8)])])
+        assert [worker.step(0), worker.step(0)] == [7, 0]

@@ -339,3 +339,39 @@ def test_of_trades_whose_look_backs_are_partly_gone_the_others_are_judged(silver
     silver.add([*ticks(100, start=170), *ticks(100, 98, start=181, first_id=2)])
     step.advance()
     assert table.rows["trigger_trade_id"].to_pylist() == [3]
+
+
+def test_silence_is_found_while_it_lasts_and_withdrawn_when_the_trade_was_late(silver: Silver, table: Table) -> None:
+    rule = AlertRule(name="quiet", types=["SILENCE"], threshold_pct=Decimal(300), lookback_s=10, baseline_windows=3)
+    step = AlertStep(table, silver, [rule], silver.products)
+    step.max_delay_s = 0
+    steady = [Trade("BTC-USD", n, at(2 * n), "100") for n in range(60)]
+    silver.add(steady)
+    step.advance()
+    assert table.found() == []
+    for seconds in (127, 128):  # the last trade came at 118 s
+        silver.add([Trade("ETH-USD", seconds, at(seconds), "1")])
+        step.advance()
+    (row,) = table.found()
+    assert (row["trigger_trade_id"], row["opened_at"], row["price_change_pct"]) == (59, at(128), 500)
+    silver.add([Trade("BTC-USD", 60, at(120), "100")])
+    step.advance()
+    assert table.found() == []
+
+
+def test_a_venue_that_leaves_the_others_is_found_within_two_seconds(silver: Silver, table: Table) -> None:
+    """What compares venues is judged together with what came since, as it reads the trades of all of them."""
+    rule = AlertRule(name="apart", types=["DISLOCATION"], lookback_s=5)
+    step = AlertStep(table, silver, [rule], silver.products)
+    names = ("BTC-USD", "BTC/USD@kraken", "BTCUSDT@binance")
+    for second in range(20):
+        own = "100" if second < 8 else "100.9" if second < 10 else "101"
+        prices = dict.fromkeys(names, "100") | {names[2]: own}
+        silver.add(Trade(name, second, at(second), price) for name, price in prices.items())
+        step.advance()
+    assert table.found() == []
+    step.max_delay_s = 0
+    step.advance()
+    (row,) = table.found()
+    assert (row["symbol"], row["trigger_trade_id"]) == (names[2], 16)
+    assert (row["start_price"], row["end_price"], row["price_change_pct"]) == (100, 101, 1.0)

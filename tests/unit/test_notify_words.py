@@ -101,12 +101,28 @@ def test_several_episodes_are_one_message_that_shows_the_worst_and_counts_the_re
         ("SELL_IMBALANCE", -85.5, "−85.5 %"),
         ("VOLATILITY", 1.2, "1.2 %"),
         ("VOLUME_SURGE", 734, "7.3× the usual volume"),
+        ("SILENCE", 1234, "12.3× the usual gap"),
+        ("DISLOCATION", -0.5, "−0.5 %"),
+        ("CUSTOM", -12.5, "−12.5"),
     ],
 )
 def test_measures_have_their_sign_and_unit_and_no_more_digits_than_needed(
     kind: AlertType, percent: float, text: str
 ) -> None:
     assert measured_text(kind, percent) == text
+
+
+def test_a_silence_and_a_dislocation_are_told_by_what_they_compare() -> None:
+    silence, apart = (
+        message_of(
+            Notification((Item(episode(rank=0, alert_type=kind, price_change_pct=900.0), ("opened",), NOTHING),))
+        )
+        for kind in ("SILENCE", "DISLOCATION")
+    )
+    assert "No trade after 2026-07-07 12:00:00.000 UTC (trade 90), at 100,234.50" in silence.body
+    assert "97,012.10 at 2026-07-07 12:00:41.000 UTC (trade 105); the median of the other venues was 100,234.50" in (
+        apart.body
+    )
 
 
 def test_a_surge_of_volume_is_told_with_the_threshold_in_its_unit() -> None:

@@ -98,6 +98,14 @@ _RULE = "alerts.rules.0."
         ({"types": ["VOLUME_SURGE"]}, "threshold_pct: 100 percent is the usual volume"),
         ({"types": ["BUY_IMBALANCE"], "threshold_pct": "100.1"}, "threshold_pct: an imbalance is at most 100 percent"),
         ({"types": ["VOLATILITY"], "threshold_pct": "1e9"}, "threshold_pct: "),
+        ({"types": ["SILENCE"]}, "threshold_pct: 100 percent is the usual gap: write more, as in 500 for five times"),
+        ({"types": ["DISLOCATION"], "lookback_s": 2401}, "lookback_s: a dislocation is known by three times"),
+        (
+            {"types": ["SILENCE"], "threshold_pct": 300, "lookback_s": 600},
+            "baseline_windows: (baseline_windows + 3) × lookback_s is at most 7200 seconds: write 9 or less",
+        ),
+        ({"types": ["CUSTOM"]}, 'sql: types = ["CUSTOM"] and sql belong together'),
+        ({"sql": "SELECT 1"}, 'sql: types = ["CUSTOM"] and sql belong together'),
         ({"types": ["FLASH_CRASH", "VOLATILITY"]}, "types: FLASH_CRASH and VOLATILITY can't share a threshold"),
         ({"types": ["SILENT"]}, "types.0: "),
         (

@@ -29,7 +29,8 @@ from cryptopulse.text import MICROS
 
 logger = structlog.get_logger()
 
-_TIME_MAX_S = 2.0  # for one minute; a statement that takes longer finds nothing
+_TIME_MAX_S = 2.0  # for one minute; a statement that takes longer finds nothing in it
+_LATE_MAX = 3  # so often in one go, before the rest is not tried
 _MEMORY_MAX_MB = 256
 _COLUMNS = [
     *("symbol", "window_start", "open", "high", "low", "close", "volume", "notional", "vwap", "buy_volume"),
@@ -64,6 +65,8 @@ def custom_parts(trades: pa.Table, scopes: Sequence[JudgeScope], watermark_us: i
         for minute in np.unique(minutes[todo]).tolist():
             begin, end = np.searchsorted(minutes, (minute + MINUTE_US - rule.reach_s * MICROS, minute + 1))
             seen = bars.slice(begin, end - begin)
+            if statement.late >= _LATE_MAX:
+                break
             for symbol, value in _found(statement, rule, seen.select(_COLUMNS)):
                 own = seen.filter(pc.equal(seen["symbol"], symbol)).to_pylist()
                 if own and own[-1]["window_start"] == minute:
@@ -117,6 +120,8 @@ class _Statement:
 
     def __init__(self, rule: AlertRule) -> None:
         """Raises ConfigurationError when it is not one statement that only reads."""
+        self.late = 0
+        """How often it took too long."""
         self._db = duckdb.connect(":memory:")
         try:
             check_reads(self._db, rule.sql)
@@ -145,10 +150,13 @@ class _Statement:
         timer.start()
         try:
             return self._db.execute(self._sql).fetchall()
+        except duckdb.InterruptException:
+            self.late += 1
+            raise
         finally:
             timer.cancel()
             self._db.unregister("bars")
 
 
 def _first_line(error: duckdb.Error) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0] if not isinstance(error, duckdb.InterruptException) else "took too long"

@@ -61,13 +61,11 @@ def message_of(notification: Notification) -> AlertMessage:
     item = items[0]
     episode, event = item.episode, item.events[-1]
     rule = f"{threshold_text(episode.alert_type, episode.threshold_pct)} within {episode.lookback_s} s"
-    start = _trade_text(episode.window_start, episode.start_trade_id)
-    end = _trade_text(episode.window_end, episode.end_trade_id)
     first = _trade_text(episode.opened_at, episode.trigger_trade_id)
     last = _trade_text(episode.last_trigger_at, episode.last_trigger_trade_id)
     late_s = (episode.detected_at - episode.opened_at).total_seconds()
     lines = [
-        f"{price_text(episode.start_price)} at {start} → {price_text(episode.end_price)} at {end}",
+        _evidence(episode),
         f"Over the threshold ({rule}) from {first} to {last}",
         f"Detected {late_s:,.3f} s after the first of these trades",
     ]
@@ -100,6 +98,17 @@ def _move(episode: AlertEpisode) -> str:
     prices = f"{price_text(episode.start_price)} → {price_text(episode.end_price)}"
     measured = measured_text(episode.alert_type, episode.price_change_pct)
     return f"{episode.alert_type} {episode.symbol} {measured} in {took} ({prices})"
+
+
+def _evidence(episode: AlertEpisode) -> str:
+    start = _trade_text(episode.window_start, episode.start_trade_id)
+    end = _trade_text(episode.window_end, episode.end_trade_id)
+    before, after = price_text(episode.start_price), price_text(episode.end_price)
+    if episode.alert_type == "SILENCE":
+        return f"No trade after {start}, at {before}"
+    if episode.alert_type == "DISLOCATION":
+        return f"{after} at {end}; the median of the other venues was {before}"
+    return f"{before} at {start} → {after} at {end}"
 
 
 def _trade_text(moment: datetime, trade_id: int) -> str:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cryptopulse.lake.alerts import measured_text
 from cryptopulse.status import DASHBOARD, NOTIFIER, PROCESSES, ProcessStatus, read_status
 from cryptopulse.text import price_text, to_decimal
 
@@ -115,18 +116,11 @@ def alert_words(alert: Mapping[str, Any]) -> str:
     """An alert in one line."""
     latency = alert.get("latency_ms")
     after = "" if latency is None else f", stored {ms_text(latency)} ms after its trade was received"
+    measured = measured_text(alert["alert_type"], float(alert["price_change_pct"]))
     return (
-        f"{alert['alert_type']} {alert['symbol']} {measured_words(alert)}: "
+        f"{alert['alert_type']} {alert['symbol']} {measured}: "
         f"{price_text(alert['start_price'])} → {price_text(alert['end_price'])}{after}"
     )
-
-
-def measured_words(alert: Mapping[str, Any]) -> str:
-    """What an alert measured: `-1.15 %`, or `7.3×` the usual volume."""
-    percent = float(alert["price_change_pct"])
-    if alert["alert_type"] == "VOLUME_SURGE":
-        return f"{percent / 100:,.1f}×"
-    return f"{percent:.2f} %" if alert["alert_type"] == "VOLATILITY" else f"{percent:+.2f} %"
 
 
 def hop_words(hop: str) -> str:

@@ -22,6 +22,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from cryptopulse.lake.alerts import measured_text
 from cryptopulse.status import NOTIFIER, PROCESSES
 from cryptopulse.terminal.snapshot import (
     PipelineSnapshot,
@@ -30,7 +31,6 @@ from cryptopulse.terminal.snapshot import (
     change_pct,
     clock_text,
     hop_words,
-    measured_words,
     ms_text,
     number,
     state_word,
@@ -262,7 +262,7 @@ def _alert_line(alert: Mapping[str, Any], wide: bool) -> Text:
         f"{clock_text(alert['opened_at'])} ",
         (f"{alert['alert_type']:<11}", style),
         f" {alert['symbol']:<14} ",
-        (measured_words(alert), style),
+        (measured_text(alert["alert_type"], float(alert["price_change_pct"])), style),
         f"  {price_text(alert['start_price'])} → {price_text(alert['end_price'])}",
         no_wrap=True,
         overflow="ellipsis",

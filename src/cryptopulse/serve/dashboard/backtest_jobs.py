@@ -19,7 +19,9 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from cryptopulse.engine.backtest import backtest
-from cryptopulse.errors import CryptoPulseError
+from cryptopulse.engine.custom_rules import check_custom_rules
+from cryptopulse.errors import ConfigurationError, CryptoPulseError
+from cryptopulse.lake.alerts import SHARED_KINDS
 from cryptopulse.lake.location import LakeLocation
 from cryptopulse.serve.http.problems import defect
 from cryptopulse.settings import AlertRule
@@ -49,6 +51,7 @@ _RULES: Final[Mapping[str, str]] = {
     "baseline_windows": "Usual windows: a whole number from 3 to 200.",
     "types": "Types: choose one or more, all of one kind.",
     "products": "Products: ids or patterns, as in BTC-USD, *-EUR.",
+    "sql": "SQL: one SELECT over bars, of at most 20,000 letters.",
     "start": "From: a time, as in 2026-07-07T22:00.",
     "end": "To: a time, as in 2026-07-07T23:00.",
 }
@@ -114,6 +117,9 @@ def parse_form(form: Mapping[str, Any], trades: Mapping[str, int]) -> BacktestRe
         faults["threshold_pct"] = _RULES["threshold_pct"]
     try:
         rule = AlertRule(**given)
+        check_custom_rules([rule])
+    except ConfigurationError as error:
+        faults["sql"] = str(error)
     except ValidationError as error:
         for one in error.errors():
             name, why = str(one["loc"][0]), str(one["msg"]).removeprefix("Value error, ")
@@ -135,7 +141,9 @@ def parse_form(form: Mapping[str, Any], trades: Mapping[str, int]) -> BacktestRe
         faults["products"] = f"Products: nothing in this lake matches {patterns}." if trades else "The lake is empty."
     if faults:
         raise FormRejected(faults)
-    count = min(max(-(-sum(trades[symbol] for symbol in symbols) // _TRADES_A_PART), 1), _PARTS_MAX)
+    # A rule that compares products reads them all for each part.
+    parts_max = 1 if rule.kind in SHARED_KINDS else _PARTS_MAX
+    count = min(max(-(-sum(trades[symbol] for symbol in symbols) // _TRADES_A_PART), 1), parts_max)
     size = -(-len(symbols) // count)
     parts = [symbols[at : at + size] for at in range(0, len(symbols), size)]
     return BacktestRequest(rule, parts, start, end)

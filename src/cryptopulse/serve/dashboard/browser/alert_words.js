@@ -10,7 +10,11 @@ export const TYPES = {
   BUY_IMBALANCE: "Buyers prevail",
   SELL_IMBALANCE: "Sellers prevail",
   VOLATILITY: "Volatility",
+  DISLOCATION: "Dislocations",
+  SILENCE: "Silences",
+  CUSTOM: "Custom rules",
 };
+const USUAL = { VOLUME_SURGE: "volume", SILENCE: "gap" }; // measured as a multiple of something usual
 const TONES = { FLASH_CRASH: "down", SELL_IMBALANCE: "down", PRICE_SURGE: "up", BUY_IMBALANCE: "up" };
 
 export function isOfPrice({ alert_type: type }) {
@@ -30,7 +34,8 @@ export function colorOf(alert) {
 // "−1.01 %"; "7.3×" the usual volume; "+85 %" net of the volume; "1.20 %" of volatility
 export function measured({ alert_type: type, price_change_pct: value }, digits = 2) {
   if (!format.known(value)) return format.NONE;
-  if (type === "VOLUME_SURGE") return `${format.price(value / 100, 1)}×`;
+  if (USUAL[type]) return `${format.price(value / 100, 1)}×`;
+  if (type === "CUSTOM") return format.price(value, digits);
   return type === "VOLATILITY" ? format.percent(value, digits).replace("+", "") : format.percent(value, digits);
 }
 
@@ -45,11 +50,14 @@ export function story(alert) {
   const within = `within ${format.age((alert.window_end - alert.window_start) / 1e6)}`;
   const size = measured({ ...alert, price_change_pct: Math.abs(alert.price_change_pct) }).replace("+", "");
   if (isOfPrice(alert)) return `The price ${alert.price_change_pct > 0 ? "rose" : "fell"} from ${from} to ${to} ${within}.`;
+  if (alert.alert_type === "SILENCE") return `No trade came after ${from} for ${within.slice(7)}, ${size} the usual gap.`;
+  if (alert.alert_type === "DISLOCATION") return `The price was ${to}, ${size} ${alert.price_change_pct > 0 ? "above" : "below"} the median of the other venues, ${from}.`;
   const first = {
     VOLUME_SURGE: `The volume was ${size} the usual one`,
     BUY_IMBALANCE: `Takers bought more than they sold, by ${size} of the volume`,
     SELL_IMBALANCE: `Takers sold more than they bought, by ${size} of the volume`,
     VOLATILITY: `The realised volatility was ${size}`,
+    CUSTOM: `The value of the rule was ${size}`,
   }[alert.alert_type];
   return `${first}, ${within}; the price went from ${from} to ${to}.`;
 }
@@ -57,6 +65,7 @@ export function story(alert) {
 // The rule's threshold: "1 % within 2 min", "5× the usual volume within 60 s"
 export function thresholdText(alert) {
   const value = Number(alert.threshold_pct);
-  const size = alert.alert_type === "VOLUME_SURGE" ? `${value / 100}× the usual volume` : `${value}\u202f%`;
+  const usual = USUAL[alert.alert_type];
+  const size = usual ? `${value / 100}× the usual ${usual}` : alert.alert_type === "CUSTOM" ? value : `${value}\u202f%`;
   return `${size} within ${format.age(alert.lookback_s)}`;
 }

@@ -21,14 +21,15 @@ const COLUMNS = [
   { key: "lasted", label: "Lasted", hide: "phone", sortKey: "lasted_s" },
 ];
 const FIELDS = [
-  ["threshold_pct", "Threshold", "%", "What opens an episode: a fall or rise; volume as a share of the usual; net volume as a share of the volume; volatility", "decimal"],
+  ["threshold_pct", "Threshold", "%", "What opens an episode: a fall or rise; volume as a share of the usual; net volume as a share of the volume; volatility; distance from other venues; usual gaps; the value of a custom rule", "decimal"],
   ["lookback_s", "Look-back", "s", "How far a trade looks back", "numeric"],
   ["cool_down_s", "Cool-down", "s", "Quiet time that closes an episode", "numeric"],
   ["min_trades", "Least trades", "", "Trades that the look-back must have", "numeric"],
   ["min_volume", "Least volume", "", "Base-currency volume that the look-back must have", "decimal"],
-  ["baseline_windows", "Usual windows", "", "For volume surges: windows before the look-back of which the median volume is the usual one", "numeric"],
+  ["baseline_windows", "Usual windows", "", "For volume surges and silences: windows before the look-back, whose median is the usual", "numeric"],
   ["products", "Products", "", "Ids or patterns, with commas between: BTC-USD, *-EUR", "text"],
   ["name", "Name", "", "Name of the rule", "text"],
+  ["sql", "SQL", "", "For custom rules: a SELECT over bars with the columns symbol and value", "text"],
 ];
 
 export class TrialView {

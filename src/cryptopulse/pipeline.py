@@ -51,7 +51,7 @@ from cryptopulse.telemetry import Telemetry
 _FAST = (SILVER, ALERTS, QUARANTINE, ABSENT, COVERAGE)
 _SLOW = (BARS, STATS, COMPLETENESS)
 _BEHIND_MESSAGES = 20_000  # a batch this large means that the lane is behind: gold then runs along with the batches
-_MESSAGES_PER_STEP = 50  # enough to share the fixed cost of a step, and at 1,000 a second a wait of 50 ms
+_MESSAGES_PER_STEP = 45  # enough to share the fixed cost of a step, and at 1,000 a second a wait of 45 ms
 _WITHOUT_GOLD_MAX = 200_000  # trades that gold has not consumed; they stay in memory, and one REST page has a thousand
 _RATE_S = 1.0
 _REPORT_S = 0.5

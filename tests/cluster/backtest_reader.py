@@ -1,6 +1,6 @@
 """Reads exports with NautilusTrader and hftbacktest themselves, in .venv-backtest, and prints what they hold as JSON.
 
-python backtest_reader.py CATALOG INSTRUMENT EVENTS.npz
+python backtest_reader.py CATALOG INSTRUMENT EVENTS.npz BARS
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nautilus_trader.model.data import TradeTick
 from nautilus_trader.model.enums import AggressorSide
 from nautilus_trader.persistence.catalog import ParquetDataCatalog
 
-folder, instrument, events = sys.argv[1:]
+folder, instrument, events, bars = sys.argv[1:]
 catalog = ParquetDataCatalog(folder)
 
 
@@ -32,6 +32,12 @@ def as_list(tick: TradeTick) -> list[object]:
     side = {AggressorSide.BUYER: "BUY", AggressorSide.SELLER: "SELL"}[tick.aggressor_side]
     numbers = [tick.trade_id.value, str(tick.price), str(tick.size), side, tick.ts_event, tick.ts_init]
     return [tick.instrument_id.value, *numbers]
+
+
+def plain(number: object) -> str:
+    """Without the zeros that the instrument's precision adds."""
+    text = str(number)
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 run = BacktestRunConfig(
@@ -72,6 +78,10 @@ print(
             "ticks": [as_list(tick) for tick in catalog.trade_ticks()],
             "of_one": [as_list(tick) for tick in catalog.trade_ticks([instrument])],
             "later": [as_list(tick) for tick in catalog.trade_ticks([instrument], start="2026-07-07T12:00:01")],
+            "bars": [
+                [str(bar.bar_type), *map(plain, (bar.open, bar.high, bar.low, bar.close, bar.volume)), bar.ts_init]
+                for bar in ParquetDataCatalog(bars).bars()
+            ],
             "instruments": [
                 [one.id.value, str(one.price_increment), str(one.size_increment), one.base_currency.code]
                 for one in catalog.instruments()

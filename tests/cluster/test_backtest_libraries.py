@@ -13,6 +13,7 @@ from requirements import ROOT, missing
 
 import cryptopulse
 from cryptopulse.cli import run
+from cryptopulse.text import decimal_text
 from support import Lake, Trade, at, message, micros, page
 from support_backtests import with_local_times
 
@@ -48,8 +49,11 @@ def test_the_libraries_read_every_trade(tmp_path: Path) -> None:
     where = ["--lake", str(lake.path)]
     assert run(["export", "trades", str(catalog), "--format", "nautilus", *where]) == 0
     assert run(["export", "trades", str(events), "--products", "BTC-USD", *where]) == 0
+    bars = tmp_path / "bars"
+    of_bars = ["--products", "BTC-USD", "--grain", "1s", "--format", "nautilus"]
+    assert run(["export", "bars", str(bars), *of_bars, *where]) == 0
     done = subprocess.run(
-        [PYTHON, Path(__file__).with_name("backtest_reader.py"), catalog, "BTC-USD.COINBASE", events],
+        [PYTHON, Path(__file__).with_name("backtest_reader.py"), catalog, "BTC-USD.COINBASE", events, bars],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -69,6 +73,15 @@ def test_the_libraries_read_every_trade(tmp_path: Path) -> None:
         )
         for local, one in with_local_times(rows)
     ]
+    of_seconds = cryptopulse.open(lake.path).bars("BTC-USD", grain="1s")
+    assert sorted(found["bars"]) == sorted(
+        [
+            f"{bar['symbol']}.COINBASE-1-SECOND-LAST-EXTERNAL",
+            *(decimal_text(bar[name]) for name in ("open", "high", "low", "close", "volume")),
+            (micros(bar["window_start"]) + 1_000_000) * 1000,
+        ]
+        for bar in of_seconds
+    )
     assert sorted(exact(found["ticks"])) == sorted(expected)
     assert [tick[6] for tick in found["ticks"]] == sorted(tick[6] for tick in expected)
     of_one = [tick for tick in expected if tick[0] == "BTC-USD.COINBASE"]

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptopulse.errors import ConfigurationError
+from cryptopulse.lake.dataset import open_lake
 from cryptopulse.lake.export import write_batches
-from support import micros
+from support import Lake, Trade, at, micros
 from support_backtests import Row, row, silver, with_local_times
 
 BUY, SELL, LOCAL, EXCHANGE = 1 << 29, 1 << 28, 1 << 30, 1 << 31
@@ -210,3 +211,36 @@ def test_a_catalog_is_replaced_whole_and_nothing_else_with_it(tmp_path: Path) ->
     with pytest.raises(ConfigurationError, match="has more than an export"):
         write_batches(silver(rows), catalog, "nautilus", overwrite=True)
     assert ticks(catalog) == expected_ticks(newer)
+
+
+def test_a_catalog_of_bars_has_each_bar_exactly_at_its_end(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake")
+    trades = [
+        Trade(symbol, n, at(25 * n), f"{n}.{n:02}", "0.5") for symbol in ("BTC-USD", "ETH-USD") for n in (1, 2, 3, 9)
+    ]
+    lake.take_in(trade.match() for trade in trades)
+    with open_lake(lake.settings.location, memory_max_mb=256, threads=1, timeout_s=None) as reader:
+        for rows, step in (
+            (reader.bars(), "1-MINUTE"),
+            (reader.bars(grain="5s"), "5-SECOND"),
+            (reader.activity_bars(by="trades", size=2), "2-TICK"),
+        ):
+            catalog = tmp_path / step
+            assert rows.write(catalog, "nautilus") == rows.count()
+            for symbol in ("BTC-USD", "ETH-USD"):
+                name = f"{symbol}.COINBASE-{step}-LAST-EXTERNAL"
+                (file,) = (catalog / "data" / "bar" / name).iterdir()
+                table = pq.read_table(file, partitioning=None)
+                assert table.schema.metadata[b"bar_type"].decode() == name
+                expected = [row for row in rows if row["symbol"] == symbol]
+                length = {"1-MINUTE": 60, "5-SECOND": 5}.get(step, 0)
+                ends = [micros(row.get("window_end", row["window_start"])) * 1000 + length * 10**9 for row in expected]
+                assert table["ts_init"].to_pylist() == table["ts_event"].to_pylist() == ends
+                for column in ("open", "high", "low", "close", "volume"):
+                    assert [number(raw) for raw in table[column].to_pylist()] == [row[column] for row in expected]
+        for size in ({"by": "range", "size": 2}, {"by": "volume", "size": "0.5"}):
+            with pytest.raises(ConfigurationError, match="nautilus has no bars by"):
+                reader.activity_bars(**size).write(tmp_path / "x", "nautilus")
+        with pytest.raises(ConfigurationError, match="what is to be written lacks high"):
+            reader.bars(columns=["symbol", "window_start", "open"]).write(tmp_path / "x", "nautilus")
+    lake.close()

@@ -47,7 +47,7 @@ def export(
         typer.Option(
             "--format",
             help="Format whatever the name; kdb: CSV for kdb+; hftbacktest: trades of one product (.npz); nautilus: "
-            "trades and instruments, a folder.",
+            "trades or bars, and instruments, a folder.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
@@ -93,7 +93,12 @@ def export(
         with progress_bar("rows") as progress:
             total = rows.count()
             written = write_batches(
-                rows.batches(), file, form, overwrite=overwrite, progress=lambda done: progress(done, total)
+                rows.batches(),
+                file,
+                form,
+                overwrite=overwrite,
+                progress=lambda done: progress(done, total),
+                bar_step=rows.bar_step if form == "nautilus" else None,
             )
         # What is said must not end up between the rows.
         is_piped = file == STANDARD_OUTPUT or not (file.is_file() or file.is_dir())

@@ -21,6 +21,7 @@ from cryptopulse.errors import ConfigurationError, CryptoPulseError, QueryStoppe
 from cryptopulse.lake.dialect import DUCKDB_MACROS
 from cryptopulse.lake.files import Files
 from cryptopulse.lake.location import LakeLocation
+from cryptopulse.lake.products import SYMBOL_MACROS
 from cryptopulse.lake.storage import damaged, storage
 from cryptopulse.lake.tables import Table
 
@@ -79,6 +80,8 @@ def tune(connection: duckdb.DuckDBPyConnection, limits: Limits, spill: str) -> N
         connection.execute(f"SET {setting}")
     for macro in DUCKDB_MACROS:
         connection.execute(macro)
+    for macro in SYMBOL_MACROS:
+        connection.execute(f"CREATE OR REPLACE MACRO {macro}")
 
 
 class Database:

@@ -63,7 +63,10 @@ _PRODUCTS = f"""
         CAST(sum(last_trade_id - first_trade_id + 1) AS BIGINT) AS trades,
         CAST(max(last_trade_id) - min(first_trade_id) + 1 - sum(last_trade_id - first_trade_id + 1) AS BIGINT)
             AS ids_not_held,
-        CASE WHEN symbol LIKE '%@%' THEN split_part(symbol, '@', 2) ELSE 'coinbase' END AS venue,
+        venue(symbol) AS venue,
+        base(symbol) AS base,
+        quote(symbol) AS quote,
+        market(symbol) AS market,
         {GRADE_SQL} AS grade
     FROM {COVERAGE.qualified} GROUP BY symbol ORDER BY symbol
 """  # noqa: S608 - a name of our own
@@ -269,8 +272,9 @@ class Lake:
         return self.sql(f"SELECT * REPLACE (rows::BIGINT AS rows) FROM ({values}) AS gone({names})")  # noqa: S608 - ours
 
     def products(self) -> SqlRows:
-        """Products with trades: lowest and highest id, trades held, ids in between that are not held, venue, and the
-        grade of proof: `ids`, `sequence` or `none` (see `GRADE_SQL` in lake/products.py)."""
+        """Products with trades: lowest and highest id, trades held, ids in between that are not held, venue, base and
+        quote (null for futures), market (the pair with dollar coins as the dollar: BTC/USD), and the grade of proof:
+        `ids`, `sequence` or `none` (see `GRADE_SQL` in lake/products.py)."""
         return self.sql(_PRODUCTS)
 
     def sql(self, text: str, params: Params = None) -> SqlRows:

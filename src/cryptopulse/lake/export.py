@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from cryptopulse.errors import ConfigurationError
 from cryptopulse.lake.hftbacktest import write_events
-from cryptopulse.lake.nautilus import PARTS, write_catalog
+from cryptopulse.lake.nautilus import PARTS, write_bar_catalog, write_catalog
 
 FORMATS: Final = ("csv", "parquet", "arrow", "kdb", "hftbacktest", "nautilus")
 """`arrow` is Arrow's file format, also known as Feather; `kdb` is CSV with the times and truth values of kdb+;
@@ -44,13 +44,15 @@ def write_batches(
     *,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda _rows: None,
+    bar_step: str | None = None,
 ) -> int:
     """Writes `rows` to `file`; returns how many.
 
     `file` may be `STANDARD_OUTPUT`. `form`: one of `FORMATS`; None: by its suffix. After `.csv`, `.gz` and `.zst`
     compress. The file appears whole or not at all, unless it is a pipe or a device. `progress` is called with the
-    number of rows written so far. Raises ConfigurationError for an unknown format, for a file that exists (unless
-    `overwrite`) or can't be written, for rows that the format can't have, and what reading `rows` raises.
+    number of rows written so far. `bar_step`: for bars in `nautilus`, what ends one (`Rows.bar_step`). Raises
+    ConfigurationError for an unknown format, for a file that exists (unless `overwrite`) or can't be written, for rows
+    that the format can't have, and what reading `rows` raises.
     """
     suffixes = [suffix.lower() for suffix in file.suffixes]
     compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
@@ -74,6 +76,8 @@ def write_batches(
             raise ConfigurationError(f"{there} exists; choose another name, or allow --overwrite.")
         if form == "nautilus":
             with _whole_catalog(file) as data:
+                if bar_step is not None:
+                    return write_bar_catalog(rows, data, bar_step, progress)
                 return write_catalog(rows, data, progress)
         with _whole(file) as raw:
             if form == "hftbacktest":

@@ -21,9 +21,14 @@ DOLLARS = ("USD", "USDT", "USDC", "FDUSD", "TUSD", "BUSD", "USDE", "USD1", "PYUS
 _QUOTES = (
     *DOLLARS,
     *("EUR", "EURI", "GBP", "TRY", "BRL", "JPY", "AUD", "CHF", "PLN", "ARS", "MXN", "ZAR", "UAH", "CZK"),
+    *("BTC", "ETH", "BNB", "XRP"),
 )
-_JOINED = re.compile(rf"(\w+?)({'|'.join(sorted((*_QUOTES, 'BTC', 'ETH', 'BNB', 'XRP'), key=len, reverse=True))})")
+_JOINED = rf"([A-Za-z0-9]+?)({'|'.join(sorted(_QUOTES, key=len, reverse=True))})"
 """Binance writes base and quote as one word, which ends with one of the currencies that others are traded for."""
+_PARTED = "([^-/]+)[-/]([^-/]+)"
+_JOINING, _PARTING = ("binance", "binance-aggregates"), ("coinbase", "kraken", "okx")
+"""Venues by how they write a pair."""
+_REPEATING = "binance-aggregates"  # sums of Binance's trades
 
 _PRODUCT_ID, _SYMBOL = re.compile(PRODUCT_ID), re.compile(SYMBOL)
 
@@ -49,12 +54,10 @@ def base_and_quote(symbol: str) -> tuple[str, str] | None:
     """What is traded, and for which currency, in capitals: ("BTC", "USD") of `BTC-USD`, ("BTC", "USDT") of
     `BTCUSDT@binance`. None for futures and swaps, and where the venue's way to write it is not known.
     """
-    name, _, venue = symbol.partition("@")
-    if venue in ("binance", "binance-aggregates"):
-        joined = _JOINED.fullmatch(name)
-        return (joined[1], joined[2]) if joined else None
-    parts = re.split("[-/]", name.upper())
-    return (parts[0], parts[1]) if len(parts) == 2 and venue in _DENSE_IDS else None
+    name, venue = symbol.partition("@")[0], venue_of(symbol) or "coinbase"
+    pattern = _JOINED if venue in _JOINING else _PARTED if venue in _PARTING else "(?!)"
+    pair = re.fullmatch(pattern, name)
+    return (pair[1].upper(), pair[2].upper()) if pair else None
 
 
 @cache
@@ -63,10 +66,30 @@ def market_of(symbol: str) -> str:
     without a market of its own.
     """
     pair = base_and_quote(symbol)
-    if pair is None or venue_of(symbol) == "binance-aggregates":  # repeats the trades of Binance
+    if pair is None or venue_of(symbol) == _REPEATING:
         return ""
     base, quote = pair
     return f"{base}/USD" if quote in DOLLARS else f"{base}/{quote}"
+
+
+def _listed(texts: tuple[str, ...]) -> str:
+    return ", ".join(f"'{text}'" for text in texts)
+
+
+_PATTERN_SQL = (
+    f"CASE WHEN venue(symbol) IN ({_listed(_JOINING)}) THEN '^{_JOINED}$' "
+    f"WHEN venue(symbol) IN ({_listed(_PARTING)}) THEN '^{_PARTED}$' ELSE '^()$' END"
+)
+_COMPARED_SQL = f"CASE WHEN quote(symbol) IN ({_listed(DOLLARS)}) THEN 'USD' ELSE quote(symbol) END"
+
+SYMBOL_MACROS = (
+    "venue(symbol) AS CASE WHEN contains(symbol, '@') THEN split_part(symbol, '@', 2) ELSE 'coinbase' END",
+    f"part_of_pair(symbol, part) AS regexp_extract(split_part(symbol, '@', 1), {_PATTERN_SQL}, part)",
+    "base(symbol) AS upper(nullif(part_of_pair(symbol, 1), ''))",
+    "quote(symbol) AS upper(nullif(part_of_pair(symbol, 2), ''))",
+    f"market(symbol) AS CASE WHEN venue(symbol) <> '{_REPEATING}' THEN base(symbol) || '/' || {_COMPARED_SQL} END",
+)
+"""DuckDB's macros that say the same in SQL, with NULL where there is nothing to say."""
 
 
 def as_written(text: str) -> str:

@@ -117,12 +117,21 @@ class Rows(ABC):
         """Writes all rows to `file`, with exact decimals and times in UTC; returns how many.
 
         `format`: "csv", "parquet", "arrow", "kdb" (CSV for kdb+), "hftbacktest" (.npz with the trades of one product;
-        its prices and sizes are float64) or "nautilus" (trades and instruments; `file` is a folder); None: by the
-        file's name, which may end with `.csv.gz` and `.csv.zst` as well. The file appears whole or not at all. Raises
-        ConfigurationError for an unknown format, a file that exists without `overwrite`, one that can't be written, or
-        rows that the format can't have.
+        its prices and sizes are float64) or "nautilus" (trades or bars, and instruments; `file` is a folder); None: by
+        the file's name, which may end with `.csv.gz` and `.csv.zst` as well. The file appears whole or not at all.
+        Raises ConfigurationError for an unknown format, a file that exists without `overwrite`, one that can't be
+        written, or rows that the format can't have.
         """
-        return write_batches(self.batches(), Path(file), format, overwrite=overwrite)
+        step = self.bar_step if format == "nautilus" else None
+        return write_batches(self.batches(), Path(file), format, overwrite=overwrite, bar_step=step)
+
+    @property
+    def bar_step(self) -> str | None:
+        """What ends a bar, in NautilusTrader's words, as in `1-MINUTE`; None for rows that are no bars.
+
+        Raises ConfigurationError for bars that it has no word for.
+        """
+        return None
 
     def __len__(self) -> int:
         """As `count`."""

@@ -25,10 +25,11 @@ from cryptopulse.lake.dialect import time_literal
 from cryptopulse.lake.files import DAY_US, TIME_MAX_US, Files, time_of
 from cryptopulse.lake.follower import Versions
 from cryptopulse.lake.grains import from_minutes, from_trades
+from cryptopulse.lake.nautilus import activity_step, time_step
 from cryptopulse.lake.reading import quoted
 from cryptopulse.lake.result import Rows, check_positive
 from cryptopulse.lake.scan import Selection
-from cryptopulse.lake.tables import ABSENT, SILVER
+from cryptopulse.lake.tables import ABSENT, BARS, SILVER
 from cryptopulse.text import MICROS
 
 _SLICE_ROWS_MAX = 2_000_000  # when all rows are wanted: sorting takes some 300 MB
@@ -69,6 +70,13 @@ class TableRows(Rows):
     def schema(self) -> pa.Schema:
         """The columns and their Arrow types."""
         return self._schema(self.selection.columns)
+
+    @property
+    def bar_step(self) -> str | None:
+        """See `Rows.bar_step`."""
+        if self.bar_size is not None:
+            return activity_step(self.bar_size)
+        return time_step(self.grain_s or BARS.window_seconds) if self.selection.table is BARS else None
 
     def limit(self, rows_max: int) -> Self:
         """The first `rows_max` of these rows; reads little more than these. The limit applies last, also when

@@ -46,7 +46,10 @@ _PROBLEMS: Final = {
 
 PRODUCT_ROW: Final[Schema] = {
     "type": "object",
-    "required": ["symbol", "first_trade_id", "last_trade_id", "trades", "ids_not_held", "venue", "grade"],
+    "required": [
+        *("symbol", "first_trade_id", "last_trade_id", "trades", "ids_not_held"),
+        *("venue", "base", "quote", "market", "grade"),
+    ],
     "properties": {
         "symbol": {"type": "string", "description": "Product id.", "examples": ["BTC-USD"]},
         "first_trade_id": {"type": "integer", "format": "int64", "description": "Lowest trade id held."},
@@ -58,6 +61,13 @@ PRODUCT_ROW: Final[Schema] = {
             "description": "Ids between lowest and highest that are not held: missing, or absent at the exchange.",
         },
         "venue": {"type": "string", "description": "The exchange.", "examples": ["coinbase"]},
+        "base": {"type": ["string", "null"], "description": "What is traded; null for futures.", "examples": ["BTC"]},
+        "quote": {"type": ["string", "null"], "description": "For which currency.", "examples": ["USDT"]},
+        "market": {
+            "type": ["string", "null"],
+            "description": "Base and quote, dollar coins as the dollar: the same at all venues.",
+            "examples": ["BTC/USD"],
+        },
         "grade": {
             "type": "string",
             "enum": ["ids", "sequence", "none"],

@@ -148,7 +148,8 @@ class Topics:
             return messages
         self._sent = figures
         rows = np.column_stack([changed_rows, figures[changed_rows]]).tolist()
-        change = LiveMessage(MARKET, "change", {**self._moment(), "rows": rows})
+        data = {**self._moment(), "rows": rows, "across": self.market.across(figures)}
+        change = LiveMessage(MARKET, "change", data)
         return [*messages, change, *self._products(watched, set(changed_rows.tolist()))]
 
     def failed(self, error: CryptoPulseError) -> list[LiveMessage]:
@@ -209,6 +210,7 @@ class Topics:
             "decimals": self.market.decimals.tolist(),
             "rows": self._sent.tolist(),
             "sparks": self.market.sparks().tolist(),
+            "across": self.market.across(self._sent),
         }
         return LiveMessage(MARKET, "snapshot", data)
 

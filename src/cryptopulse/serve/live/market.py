@@ -10,13 +10,15 @@ side), and a commit may come every 50 ms.
 
 from __future__ import annotations
 
-from typing import Final
+from collections import defaultdict
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cryptopulse.lake.products import market_of, venue_of
 from cryptopulse.serve.live.ring import Floats, Ints, Ring
 from cryptopulse.text import MICROS
 
@@ -52,6 +54,7 @@ _FUTURE_US = 60 * MICROS  # a clock may be wrong by this much; later times must 
 _MINUTE_US = 60 * MICROS
 _DAY_MINUTES = 1440
 _HOUR_MINUTES = 60
+_RECENT_MINUTES = 5  # an older price is not compared with those of other venues
 
 FIGURES: Final = (
     "price",
@@ -184,6 +187,29 @@ class LiveMarket:
             average,
         )
         return np.column_stack(columns) if len(price) else np.zeros((0, len(FIGURES)))
+
+    def across(self, figures: Floats) -> list[dict[str, Any]]:
+        """Markets that are traded at several venues: each venue's price, and the spread, in percent of the lowest.
+
+        `figures`: those of now. A venue counts with its largest product, if it has traded in the last minutes.
+        """
+        recent = self.minutes.window(self._minute - _RECENT_MINUTES + 1, self._minute).sum("trade_count")
+        price, volume = (figures[:, FIGURES.index(name)] for name in ("price", "notional_24h"))
+        markets: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for number, symbol in enumerate(self.symbols[: len(figures)]):
+            if market := market_of(symbol):
+                venue = venue_of(symbol) or "coinbase"
+                best = markets[market].setdefault(venue, number)
+                if volume[number] > volume[best]:
+                    markets[market][venue] = number
+        rows = []
+        for market, venues in sorted(markets.items()):
+            prices = {venue: float(price[n]) for venue, n in venues.items() if recent[n] > 0 and price[n] > 0}
+            if len(venues) > 1:
+                spread = (max(prices.values()) / min(prices.values()) - 1) * 100 if len(prices) > 1 else None
+                decimals = int(self.decimals[list(venues.values())].max())
+                rows.append({"market": market, "spread": spread, "decimals": decimals, "prices": prices})
+        return rows
 
     def sparks(self) -> Floats:
         """Shape (products, SPARK_MINUTES): the price at the end of each of the last minutes; NaN before the first."""

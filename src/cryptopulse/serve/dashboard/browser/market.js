@@ -4,7 +4,7 @@ import { h, replaceAddress, setText } from "./dom.js";
 import * as format from "./format.js";
 import { productLink } from "./links.js";
 import { subscribe, watchState } from "./live.js";
-import { emptyText, figures } from "./panels.js";
+import { emptyText, figures, words } from "./panels.js";
 import { Table } from "./table.js";
 
 const COLUMNS = [
@@ -19,6 +19,10 @@ const COLUMNS = [
   { key: "range", label: "Low – high 24 h", kind: "range", sortKey: "place", hide: "tablet", title: "Where the price stands between the lowest and the highest" },
   { key: "trades_24h", label: "Trades 24 h", kind: "count", hide: "tablet" },
   { key: "buy_share_1h", label: "Buyers 1 h", kind: "share", hide: "tablet", title: "Share of the volume that takers bought" },
+];
+const ACROSS = [
+  { key: "market", label: "Across venues", kind: "symbol", title: "Base and quote; dollar coins count as the dollar" },
+  { key: "spread_text", label: "Spread", kind: "measured", sortKey: "spread", title: "The highest price less the lowest, as a percentage of the lowest" },
 ];
 const SPARKS_EVERY_MS = 1000;
 
@@ -36,6 +40,21 @@ export function mount(element) {
     trades: ["Trades 24 h"],
     newest: ["Newest trade"],
   });
+  const across = h("section", { className: "cp-bounded cp-across", "aria-label": "Across venues", hidden: true });
+  let compared = null; // the table of markets at several venues, whose columns are the venues
+  const showAcross = (markets) => {
+    const venues = [...new Set(markets.flatMap((one) => Object.keys(one.prices)))].sort();
+    if (venues.length && across.dataset.venues !== venues.join()) {
+      compared?.unmount();
+      across.replaceChildren();
+      across.dataset.venues = venues.join();
+      const prices = venues.map((key) => ({ key, label: words(key), kind: "price", flash: true, title: "Its last price, if it traded in the last 5 minutes" }));
+      compared = new Table(across, [...ACROSS, ...prices], { label: "Across venues", keyOf: (row) => row.market, href: (row) => `/?q=${encodeURIComponent(row.market.split("/")[0])}`, sort: { key: "spread_text", down: true } });
+    }
+    across.hidden = !markets.length;
+    compared?.replace(markets.map(({ prices, ...row }) => ({ ...row, ...prices, direction: "flat", spread_text: format.percent(row.spread, 3).replace("+", "") })));
+  };
+  element.append(across);
   const input = h("input", { id: "cp-filter", type: "search", placeholder: "Filter", "aria-label": "Filter the products", autocomplete: "off", spellcheck: false });
   const shown = h("output", { id: "cp-shown", for: "cp-filter" });
   element.append(h("div", { className: "cp-tools" }, input, h("kbd", { textContent: "f" }), shown));
@@ -98,6 +117,7 @@ export function mount(element) {
       } else {
         table.update(message.rows.map(([number, ...values]) => set(rows[number], values)));
       }
+      showAcross(message.across);
       totals.newest(message.now_us ? format.stamp(message.now_us / 1000) : format.NONE);
       element.dataset.loaded = message.loaded_us ?? "";
     }),
@@ -106,7 +126,7 @@ export function mount(element) {
       if (!rows.length) table.arrange(true);
     }),
     () => clearInterval(timer),
-    () => table.unmount(),
+    () => [table, compared].forEach((one) => one?.unmount()),
   ];
   return { unmount: () => ends.forEach((end) => end()) };
 }

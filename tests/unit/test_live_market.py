@@ -256,3 +256,19 @@ def test_a_ring_keeps_the_newest_slots_and_forgets_the_others() -> None:
 def test_ids_of_all_sizes_can_be_drawn() -> None:
     found = float64(pa.chunked_array([[1, 2**53 + 1, 2**62]]))
     assert found.tolist() == pytest.approx([1, 2**53, 2**62])
+
+
+def test_a_market_is_compared_across_venues_by_recent_prices_of_their_largest_products() -> None:
+    market = LiveMarket()
+    prices = {"BTC-USD": "100", "BTC-USDC": "999", "BTC/USD@kraken": "102", "BTCUSDT@binance": "101", "BTC-EUR": "9"}
+    trades = [Trade(symbol, 1, START, price, "0.1" if price == "999" else "5") for symbol, price in prices.items()]
+    trades.append(Trade("BTC-USDT@okx", 1, START - timedelta(minutes=6), "50"))
+    market.take_bars(_bars(trades), micros(START))
+    market.take_trades(_taken(market, trades), micros(START))
+    (row,) = market.across(market.figures())
+    assert row == {
+        "market": "BTC/USD",
+        "spread": pytest.approx(2.0),
+        "decimals": 0,
+        "prices": {"coinbase": 100.0, "kraken": 102.0, "binance": 101.0},
+    }

@@ -213,6 +213,9 @@ def test_products_say_what_is_held(served: Served) -> None:
         "trades": 1247,
         "ids_not_held": 3,
         "venue": "coinbase",
+        "base": "BTC",
+        "quote": "USD",
+        "market": "BTC/USD",
         "grade": "ids",
     }
     assert [page.json()["data"][0]["symbol"] for page in pages(served, "products", limit=1)] == ["BTC-USD", "ETH-USD"]

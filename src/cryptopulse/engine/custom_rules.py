@@ -22,7 +22,6 @@ from cryptopulse.engine.episodes import EpisodePart
 from cryptopulse.engine.scopes import MINUTE_US, JudgeScope, columns_for
 from cryptopulse.engine.session import SqlSession
 from cryptopulse.errors import ConfigurationError
-from cryptopulse.lake.sql_rows import check_reads
 from cryptopulse.lake.tables import BARS, COVERAGE, SILVER
 from cryptopulse.settings import AlertRule
 from cryptopulse.text import MICROS
@@ -120,6 +119,8 @@ class _Statement:
 
     def __init__(self, rule: AlertRule) -> None:
         """Raises ConfigurationError when it is not one statement that only reads."""
+        from cryptopulse.lake.sql_rows import check_reads  # noqa: PLC0415 - half a second, 40 MB; few have such rules
+
         self.late = 0
         """How often it took too long."""
         self._db = duckdb.connect(":memory:")

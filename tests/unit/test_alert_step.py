@@ -375,3 +375,19 @@ def test_a_venue_that_leaves_the_others_is_found_within_two_seconds(silver: Silv
     (row,) = table.found()
     assert (row["symbol"], row["trigger_trade_id"]) == (names[2], 16)
     assert (row["start_price"], row["end_price"], row["price_change_pct"]) == (100, 101, 1.0)
+
+
+def test_a_trade_of_a_wrong_clock_hides_no_silence(silver: Silver, table: Table) -> None:
+    rule = AlertRule(name="quiet", types=["SILENCE"], threshold_pct=Decimal(300), lookback_s=10, baseline_windows=3)
+    step = AlertStep(table, silver, [rule], silver.products)
+    step.max_delay_s = 0
+    steady = [Trade("BTC-USD", n, at(2 * n), "100") for n in range(60)]
+    for seconds, trades in (
+        (118, [*steady, Trade("BTC-USD", 999, at(10**8), "100")]),
+        (120, [Trade("BTC-USD", 1000, at(120), "100")]),
+        (140, [Trade("ETH-USD", 1, at(140), "1")]),
+    ):
+        silver.add(trades)
+        silver.watermark_us = micros(at(seconds))  # as a table's tail, which leaves out the future
+        step.advance()
+    assert [row["trigger_trade_id"] for row in table.found()] == [1000]

@@ -99,7 +99,7 @@ _RULE = "alerts.rules.0."
         ({"types": ["BUY_IMBALANCE"], "threshold_pct": "100.1"}, "threshold_pct: an imbalance is at most 100 percent"),
         ({"types": ["VOLATILITY"], "threshold_pct": "1e9"}, "threshold_pct: "),
         ({"types": ["SILENCE"]}, "threshold_pct: 100 percent is the usual gap: write more, as in 500 for five times"),
-        ({"types": ["DISLOCATION"], "lookback_s": 2401}, "lookback_s: a dislocation is known by three times"),
+        ({"types": ["DISLOCATION"], "lookback_s": 1201}, "lookback_s: a dislocation is known by three times"),
         (
             {"types": ["SILENCE"], "threshold_pct": 300, "lookback_s": 600},
             "baseline_windows: (baseline_windows + 3) × lookback_s is at most 7200 seconds: write 9 or less",

@@ -249,6 +249,8 @@ class ScopeWatch:
         rules: dict[tuple[str, str], AlertRule] = {}
         for symbol, at in times.items():
             newest = self._newest.get(symbol)
+            past = at[at <= watermark_us]  # later ones come of a wrong clock; they must not make all others late
+            now_newest = max([newest or 0, *past[-1:].tolist()])
             for rule in self._of.of(symbol):
                 if rule.kind != "silence":
                     continue
@@ -256,12 +258,13 @@ class ScopeWatch:
                 rules[key] = rule
                 late, row = at, at
                 if newest is not None:
-                    late, row = at[at < newest], np.append(newest, at[at >= newest])
+                    late = at[(at < newest) | (at > watermark_us)]
+                    row = np.append(newest, past[past >= newest])
                     if len(row) > 1 and self._silent.get(key) == newest and row[1] < newest + length_us:
                         points[key].append(row[:1] + length_us)  # it was not silent: this trade came late
                 points[key] += [late, row[:-1][np.diff(row) >= length_us] + length_us]
-                self._due_us = min(self._due_us, max(newest or 0, int(at[-1])) + length_us)
-            self._newest[symbol] = max(newest or 0, int(at[-1]))
+                self._due_us = min(self._due_us, now_newest + length_us)
+            self._newest[symbol] = now_newest or None
         if watermark_us >= self._due_us:
             self._due_us = watermark_us + 3600 * MICROS
             for symbol, newest in self._newest.items():

@@ -19,6 +19,7 @@ from cryptopulse.lake.products import as_written, invalid_product_id, is_symbol,
 
 _WINDOWS_BESIDE: dict[Kind, int] = {"volume": 2, "silence": 3}
 """Kinds that compare with what is usual → how many windows they need beside those of the baseline."""
+_DISLOCATED_MAX_S = 1200  # three times this is in memory: these rules read it all the time
 _REACH_MAX_S = 7200  # trades of this time are read when a rule over a longer history has something to judge
 
 
@@ -258,8 +259,8 @@ class AlertRule(_Section):
     @field_validator("lookback_s")
     @classmethod
     def _lasts_in_reach(cls, lookback_s: int, info: ValidationInfo) -> int:
-        if "DISLOCATION" in info.data.get("types", ()) and 3 * lookback_s > _REACH_MAX_S:
-            raise ValueError(f"a dislocation is known by three times lookback_s: write {_REACH_MAX_S // 3} or less")
+        if "DISLOCATION" in info.data.get("types", ()) and lookback_s > _DISLOCATED_MAX_S:
+            raise ValueError(f"a dislocation is known by three times lookback_s: write {_DISLOCATED_MAX_S} or less")
         return lookback_s
 
     @field_validator("baseline_windows")

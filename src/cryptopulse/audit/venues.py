@@ -64,7 +64,7 @@ def venue_page_ids(body: bytes, key: str) -> list[int] | None:
 
 
 def _decoded(body: bytes) -> Any:
-    return json.loads(body, parse_float=_Number, parse_int=_Number, object_pairs_hook=_unambiguous)
+    return json.loads(body, parse_float=_JsonNumber, parse_int=_JsonNumber, object_pairs_hook=_unambiguous)
 
 
 def venue_trades(body: bytes, key: str, *, is_page: bool = False) -> Iterator[dict[str, str]]:
@@ -88,7 +88,7 @@ def venue_trades(body: bytes, key: str, *, is_page: bool = False) -> Iterator[di
             yield {name: value for name, value in found.items() if isinstance(value, str)}
 
 
-class _Number(str):
+class _JsonNumber(str):
     """A JSON number as it is written."""
 
     __slots__ = ()

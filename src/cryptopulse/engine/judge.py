@@ -96,7 +96,7 @@ def _by_rule(trades: OrderedTrades, scopes: Sequence[JudgeScope]) -> Iterator[Ep
     places, number = _suspects(trades.at[rows], trades.product[rows], trades.price[rows].rough(), rule)
     if len(places):
         rows = places if isinstance(rows, slice) else rows[places]
-        back = _LookBacks(trades, rows, number, rule)
+        back = _PriceLookBacks(trades, rows, number, rule)
         for alert_type in dict.fromkeys(rule.types):
             yield from back.episodes(alert_type, is_judged[places])
 
@@ -128,7 +128,7 @@ def _suspects(at: Ints, product: Ints, rough: Floats, rule: AlertRule) -> tuple[
     return places, np.repeat(number, sizes)
 
 
-class _LookBacks:
+class _PriceLookBacks:
     """The look-backs of the trades that `_suspects` found for one rule, in order."""
 
     def __init__(self, trades: OrderedTrades, rows: Ints, number: Ints, rule: AlertRule) -> None:

@@ -88,7 +88,7 @@ _PAIR = pa.schema(
 
 
 @dataclass
-class _Product:
+class _SpooledRows:
     """A product's rows on their way: its precisions are known only after the last one."""
 
     symbol: str
@@ -176,7 +176,7 @@ def write_catalog(rows: pa.RecordBatchReader, data: Path, progress: Callable[[in
     `in_receive_order`.
     """
     data.mkdir()
-    products: dict[str, _Product] = {}
+    products: dict[str, _SpooledRows] = {}
     count = 0
     for received, _ in in_receive_order(rows, "nautilus"):
         for product, part in _by_product(received, products, data, _SPOOLED):
@@ -206,7 +206,7 @@ def write_bar_catalog(rows: pa.RecordBatchReader, data: Path, step: str, progres
         number, _, unit = step.partition("-")
         length_ns = int(number) * _SECONDS[unit] * 10**9
     data.mkdir()
-    products: dict[str, _Product] = {}
+    products: dict[str, _SpooledRows] = {}
     count = 0
     for batch in rows:
         for product, part in _by_product(pa.Table.from_batches([batch]), products, data, _SPOOLED_BAR):
@@ -238,8 +238,8 @@ def activity_step(size: BarSize) -> str:
 
 
 def _by_product(
-    rows: pa.Table, products: dict[str, _Product], data: Path, dtype: np.dtype[Any]
-) -> Iterator[tuple[_Product, pa.Table]]:
+    rows: pa.Table, products: dict[str, _SpooledRows], data: Path, dtype: np.dtype[Any]
+) -> Iterator[tuple[_SpooledRows, pa.Table]]:
     """The rows of each product, in their order; new products are added to `products`."""
     symbols = rows["symbol"].combine_chunks().dictionary_encode()
     codes = symbols.indices.to_numpy()
@@ -250,7 +250,7 @@ def _by_product(
             raise ConfigurationError(
                 f"nautilus takes currency pairs of Coinbase only; leave out {symbol} with --products."
             )
-        product = products.setdefault(symbol, _Product(symbol, data / f"{symbol}.part", dtype))
+        product = products.setdefault(symbol, _SpooledRows(symbol, data / f"{symbol}.part", dtype))
         yield product, ordered[bounds[number] : bounds[number + 1]].combine_chunks()
 
 

@@ -14,7 +14,7 @@ from cryptopulse.simulator.messages import (
     encode,
 )
 from cryptopulse.simulator.session import ClientSession
-from cryptopulse.simulator.venue import Batch, Venue
+from cryptopulse.simulator.venue import Batch, SimulatedVenue
 from cryptopulse.simulator.wire import ServerConnection, frame
 
 _SNAPSHOT_TRADES = 100
@@ -26,7 +26,7 @@ class AdvancedSession(ClientSession):
     """A connection that speaks the Advanced Trade dialect."""
 
     def __init__(
-        self, socket: ServerConnection, venue: Venue, number: int, changed: Callable[[ClientSession], None]
+        self, socket: ServerConnection, venue: SimulatedVenue, number: int, changed: Callable[[ClientSession], None]
     ) -> None:
         """See ClientSession."""
         super().__init__(socket, venue, number, changed)

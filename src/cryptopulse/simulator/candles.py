@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cryptopulse.simulator.messages import decimal_text
-from cryptopulse.simulator.venue import Venue
+from cryptopulse.simulator.venue import SimulatedVenue
 
 
 class SimulatedCandle(NamedTuple):
@@ -23,7 +23,9 @@ class SimulatedCandle(NamedTuple):
     trades: int
 
 
-def candles_between(venue: Venue, number: int, first: int, last: int, length: int = 60) -> list[SimulatedCandle]:
+def candles_between(
+    venue: SimulatedVenue, number: int, first: int, last: int, length: int = 60
+) -> list[SimulatedCandle]:
     """The candles of a product that start from `first` to `last` (seconds since 1970), in order.
 
     `length`: of a candle, in seconds. Spans without trades have none.

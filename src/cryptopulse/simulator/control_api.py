@@ -16,8 +16,8 @@ from cryptopulse.simulator.faults import Faults
 from cryptopulse.simulator.market import PlayedEpisode
 from cryptopulse.simulator.messages import encode, iso_micros
 from cryptopulse.simulator.orders import Orders
-from cryptopulse.simulator.rest import Rest
-from cryptopulse.simulator.venue import Venue
+from cryptopulse.simulator.rest import SimulatedRest
+from cryptopulse.simulator.venue import SimulatedVenue
 from cryptopulse.simulator.wire import HttpRequest, HttpResponse
 
 log = structlog.get_logger()
@@ -30,7 +30,7 @@ _TRADES_MAX = 100_000
 class ControlApi:
     """Answers everything under `/simulator/`; faults and limits don't apply to it."""
 
-    def __init__(self, venue: Venue, rest: Rest, stop_trading: Callable[[], None]) -> None:
+    def __init__(self, venue: SimulatedVenue, rest: SimulatedRest, stop_trading: Callable[[], None]) -> None:
         """`stop_trading` ends the market and sends the waiting trades."""
         self._venue = venue
         self._rest = rest

@@ -17,7 +17,7 @@ from cryptopulse.simulator.candles import candles_between, filled
 from cryptopulse.simulator.market import Trades
 from cryptopulse.simulator.messages import decimal_text, encode, fixed_text
 from cryptopulse.simulator.session import ClientSession
-from cryptopulse.simulator.venue import Batch, Venue
+from cryptopulse.simulator.venue import Batch, SimulatedVenue
 from cryptopulse.simulator.wire import ServerConnection, frame
 
 _KRAKEN_TRADES_MAX = 5  # in a message
@@ -41,7 +41,7 @@ SYMBOLS: Mapping[str, Callable[[str], str]] = {"kraken": kraken_symbol, "binance
 """Venue → how it calls a product of the simulated market."""
 
 
-def _values(venue: Venue, trades: Trades) -> Iterator[tuple[int, int, str, str, bool, int]]:
+def _values(venue: SimulatedVenue, trades: Trades) -> Iterator[tuple[int, int, str, str, bool, int]]:
     """(number of the product, id, price, size, whether the taker bought, time in µs UTC) of each trade."""
     columns = (trades[name].tolist() for name in ("product", "trade_id", "price", "size", "maker_sell", "time_us"))
     for number, trade_id, price, size, taker_bought, time_us in zip(*columns, strict=True):
@@ -56,7 +56,7 @@ class VenueSession(ClientSession):
     symbol: Callable[[str], str]
 
     def __init__(
-        self, socket: ServerConnection, venue: Venue, number: int, changed: Callable[[ClientSession], None]
+        self, socket: ServerConnection, venue: SimulatedVenue, number: int, changed: Callable[[ClientSession], None]
     ) -> None:
         """See ClientSession."""
         super().__init__(socket, venue, number, changed)
@@ -219,7 +219,7 @@ class OkxSession(VenueSession):
         return found
 
 
-def okx_rows(venue: Venue, trades: Trades) -> list[dict[str, str]]:
+def okx_rows(venue: SimulatedVenue, trades: Trades) -> list[dict[str, str]]:
     """Trades as on OKX's feed and pages."""
     return [
         {
@@ -239,7 +239,7 @@ class NoSuchSymbol(Exception):
     """The request is about a symbol that is not traded here; its text is the venue's answer."""
 
 
-def kraken_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int], int]) -> bytes:
+def kraken_page(venue: SimulatedVenue, query: Mapping[str, str], newest: Callable[[int], int]) -> bytes:
     """`/0/public/Trades`: trades after a time (ns UTC), the oldest first. `newest`: product → its newest id shown."""
     pair, count = query.get("pair", ""), min(int(query.get("count", _KRAKEN_PAGE_MAX)), _KRAKEN_PAGE_MAX)
     number = _kraken_number(venue, pair)
@@ -261,7 +261,7 @@ def kraken_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int], 
     return f'{{"error":[],"result":{{"{pair}":[{",".join(rows)}],"last":"{last}"}}}}'.encode()
 
 
-def binance_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int], int]) -> bytes:
+def binance_page(venue: SimulatedVenue, query: Mapping[str, str], newest: Callable[[int], int]) -> bytes:
     """`/api/v3/historicalTrades`, from an id on, and `/api/v3/trades`, the newest: the oldest first."""
     number, limit = _binance_number(venue, query), min(int(query.get("limit", 500)), _BINANCE_PAGE_MAX)
     if "fromId" in query:
@@ -283,7 +283,7 @@ def binance_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int],
     return encode(rows)
 
 
-def okx_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int], int]) -> bytes:
+def okx_page(venue: SimulatedVenue, query: Mapping[str, str], newest: Callable[[int], int]) -> bytes:
     """`/api/v5/market/history-trades`, below an id, and `/api/v5/market/trades`, the newest: the newest first."""
     number = _okx_number(venue, query)
     after = min(int(query.get("after", 2**62)), newest(number) + 1)
@@ -291,7 +291,7 @@ def okx_page(venue: Venue, query: Mapping[str, str], newest: Callable[[int], int
     return encode({"code": "0", "msg": "", "data": okx_rows(venue, page)[::-1]})
 
 
-def kraken_candles(venue: Venue, query: Mapping[str, str], _newest: Callable[[int], int]) -> bytes:
+def kraken_candles(venue: SimulatedVenue, query: Mapping[str, str], _newest: Callable[[int], int]) -> bytes:
     """`/0/public/OHLC`: the newest 720 minutes up to the last trade, those without trades too."""
     pair = query.get("pair", "")
     newest = venue.history.newest(_kraken_number(venue, pair), 1)["time_us"] + venue.writer.start_us
@@ -304,7 +304,7 @@ def kraken_candles(venue: Venue, query: Mapping[str, str], _newest: Callable[[in
     return f'{{"error":[],"result":{{"{pair}":[{",".join(rows)}],"last":0}}}}'.encode()
 
 
-def binance_candles(venue: Venue, query: Mapping[str, str], _newest: Callable[[int], int]) -> bytes:
+def binance_candles(venue: SimulatedVenue, query: Mapping[str, str], _newest: Callable[[int], int]) -> bytes:
     """`/api/v3/klines`: minutes in order, those without trades too."""
     ends = int(query["startTime"]) // 1000, int(query["endTime"]) // 1000
     found = filled(candles_between(venue, _binance_number(venue, query), *ends))[: int(query.get("limit", 500))]
@@ -316,7 +316,7 @@ def binance_candles(venue: Venue, query: Mapping[str, str], _newest: Callable[[i
     )
 
 
-def okx_candles(venue: Venue, query: Mapping[str, str], _newest: Callable[[int], int]) -> bytes:
+def okx_candles(venue: SimulatedVenue, query: Mapping[str, str], _newest: Callable[[int], int]) -> bytes:
     """`/api/v5/market/history-candles`: minutes before a time, the newest first."""
     last, limit = int(query["after"]) // 1000 - 1, min(int(query.get("limit", 100)), 100)
     found = candles_between(venue, _okx_number(venue, query), 0, last)[-limit:]
@@ -324,7 +324,7 @@ def okx_candles(venue: Venue, query: Mapping[str, str], _newest: Callable[[int],
     return encode({"code": "0", "msg": "", "data": rows})
 
 
-def _kraken_number(venue: Venue, pair: str) -> int:
+def _kraken_number(venue: SimulatedVenue, pair: str) -> int:
     for number, product in enumerate(venue.products):
         name = kraken_symbol(product.product_id).replace("BTC", "XBT").replace("DOGE", "XDG")
         if name.replace("/", "") == pair:
@@ -332,21 +332,21 @@ def _kraken_number(venue: Venue, pair: str) -> int:
     raise NoSuchSymbol('{"error":["EQuery:Unknown asset pair"]}')
 
 
-def _binance_number(venue: Venue, query: Mapping[str, str]) -> int:
+def _binance_number(venue: SimulatedVenue, query: Mapping[str, str]) -> int:
     for number, product in enumerate(venue.products):
         if binance_symbol(product.product_id) == query.get("symbol"):
             return number
     raise NoSuchSymbol('{"code":-1121,"msg":"Invalid symbol."}')
 
 
-def _okx_number(venue: Venue, query: Mapping[str, str]) -> int:
+def _okx_number(venue: SimulatedVenue, query: Mapping[str, str]) -> int:
     number = venue.numbers.get(query.get("instId", ""))
     if number is None:
         raise NoSuchSymbol('{"code":"51001","data":[],"msg":"Instrument ID doesn\'t exist"}')
     return number
 
 
-PAGES: Mapping[str, Callable[[Venue, Mapping[str, str], Callable[[int], int]], bytes]] = {
+PAGES: Mapping[str, Callable[[SimulatedVenue, Mapping[str, str], Callable[[int], int]], bytes]] = {
     "0/public/Trades": kraken_page,
     "api/v3/historicalTrades": binance_page,
     "api/v3/trades": binance_page,

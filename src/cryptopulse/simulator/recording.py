@@ -17,7 +17,7 @@ import structlog
 
 from cryptopulse.recording import read_recording
 from cryptopulse.simulator.session import ClientSession
-from cryptopulse.simulator.venue import Batch, Venue
+from cryptopulse.simulator.venue import Batch, SimulatedVenue
 from cryptopulse.simulator.wire import ServerConnection, frame
 
 log = structlog.get_logger()
@@ -71,7 +71,7 @@ class RecordingSession(ClientSession):
     def __init__(
         self,
         socket: ServerConnection,
-        venue: Venue,
+        venue: SimulatedVenue,
         number: int,
         changed: Callable[[ClientSession], None],
         frames: Timeline,

@@ -18,7 +18,7 @@ from cryptopulse.simulator.messages import decimal_text, encode
 from cryptopulse.simulator.orders import Orders
 from cryptopulse.simulator.other_venues import PAGES, NoSuchSymbol
 from cryptopulse.simulator.products import SimulatedProduct
-from cryptopulse.simulator.venue import Venue
+from cryptopulse.simulator.venue import SimulatedVenue
 from cryptopulse.simulator.wire import HttpRequest, HttpResponse
 from cryptopulse.token_bucket import TokenBucket
 
@@ -38,10 +38,10 @@ class _RequestRefused(Exception):
         self.response = HttpResponse(encode({"message": message}), status)
 
 
-class Rest:
+class SimulatedRest:
     """Answers `/products` and everything below it."""
 
-    def __init__(self, venue: Venue) -> None:
+    def __init__(self, venue: SimulatedVenue) -> None:
         """Answers about `venue`."""
         self._venue = venue
         self._random = random.Random(venue.options.faults_seed)  # noqa: S311  nothing secret

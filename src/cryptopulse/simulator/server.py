@@ -25,9 +25,9 @@ from cryptopulse.simulator.market import Flags, Trades
 from cryptopulse.simulator.options import FEEDS, SimulatorOptions
 from cryptopulse.simulator.other_venues import BinanceSession, KrakenSession, OkxSession
 from cryptopulse.simulator.recording import RecordingSession, Timeline, load_timeline
-from cryptopulse.simulator.rest import Rest
+from cryptopulse.simulator.rest import SimulatedRest
 from cryptopulse.simulator.session import ClientSession
-from cryptopulse.simulator.venue import Venue
+from cryptopulse.simulator.venue import SimulatedVenue
 from cryptopulse.simulator.wire import HttpRequest, HttpResponse, Port, ServerConnection
 
 log = structlog.get_logger()
@@ -64,9 +64,9 @@ class Simulator:
 
     def __init__(self, options: SimulatorOptions) -> None:
         """Reads the recording, if there is one. Raises ConfigurationError when it is broken."""
-        self.venue = Venue(options)
+        self.venue = SimulatedVenue(options)
         self._recording: Timeline | None = load_timeline(options.recording) if options.recording else None
-        self._rest = Rest(self.venue)
+        self._rest = SimulatedRest(self.venue)
         self._control = ControlApi(self.venue, self._rest, self.stop_trading)
         self._sessions: dict[ClientSession, str] = {}
         """Session → its feed, one of FEEDS."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import structlog
 
 from cryptopulse.simulator.faults import Faults, MessageFaults
-from cryptopulse.simulator.venue import Batch, Venue
+from cryptopulse.simulator.venue import Batch, SimulatedVenue
 from cryptopulse.simulator.wire import ServerConnection
 
 log = structlog.get_logger()
@@ -25,7 +25,7 @@ class ClientSession(ABC):
     """One WebSocket connection of either feed."""
 
     def __init__(
-        self, socket: ServerConnection, venue: Venue, number: int, changed: Callable[[ClientSession], None]
+        self, socket: ServerConnection, venue: SimulatedVenue, number: int, changed: Callable[[ClientSession], None]
     ) -> None:
         """`number`: of the connection, also seeds its faults. `changed` is called when the session has changed."""
         self.socket = socket

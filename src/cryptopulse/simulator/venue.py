@@ -58,7 +58,7 @@ _PAST = ((7_200.0, 6.0), (math.inf, 0.5))
 _MINUTE_US, _DAY_US = 60_000_000, 86_400_000_000
 
 
-class Venue:
+class SimulatedVenue:
     """Products, published trades, and the market's clock."""
 
     def __init__(self, options: SimulatorOptions) -> None:

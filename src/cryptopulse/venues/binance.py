@@ -43,15 +43,15 @@ _PAGE_MAX = 1000
 _ASK, _ALIVE = 2, 3  # numbers of our requests: which streams there are, and the same as a sign of life
 
 
-class _Trade(msgspec.Struct, gc=False):
+class _BinanceTrade(msgspec.Struct, gc=False):
     e: str = ""
     s: str = ""
     t: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
 
 
-class _Message(_Trade, gc=False):
+class _BinanceMessage(_BinanceTrade, gc=False):
     stream: str = ""
-    data: _Trade | None = None
+    data: _BinanceTrade | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -61,7 +61,7 @@ class _Answer(msgspec.Struct):
     msg: str = ""
 
 
-_message = msgspec.json.Decoder(_Message)
+_message = msgspec.json.Decoder(_BinanceMessage)
 _answer = msgspec.json.Decoder(_Answer)
 
 

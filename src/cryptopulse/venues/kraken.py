@@ -50,7 +50,7 @@ _MARGIN = 100  # ids below those wanted, to aim at
 _BEFORE_NS = 2_000  # `since` may exclude its own time, and times of rows have fractions of a microsecond
 
 
-class _Trade(msgspec.Struct, gc=False):
+class _KrakenTrade(msgspec.Struct, gc=False):
     symbol: str
     trade_id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -60,7 +60,7 @@ class _Result(msgspec.Struct):
     symbol: str = ""
 
 
-class _Message(msgspec.Struct):
+class _KrakenMessage(msgspec.Struct):
     channel: str = ""
     method: str | None = None
     symbol: str | None = None
@@ -70,8 +70,8 @@ class _Message(msgspec.Struct):
     result: _Result | None = None
 
 
-_message = msgspec.json.Decoder(_Message)
-_trades = msgspec.json.Decoder(list[_Trade])
+_message = msgspec.json.Decoder(_KrakenMessage)
+_trades = msgspec.json.Decoder(list[_KrakenTrade])
 
 
 class Kraken(Venue):

@@ -45,21 +45,21 @@ class _Arg(msgspec.Struct, gc=False):
     inst_id: str = msgspec.field(name="instId", default="")
 
 
-class _Trade(msgspec.Struct, gc=False):
+class _OkxTrade(msgspec.Struct, gc=False):
     inst_id: str = msgspec.field(name="instId")
     trade_id: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,18}\Z")] = msgspec.field(name="tradeId")
     count: str = "1"
 
 
-class _Message(msgspec.Struct, gc=False):
+class _OkxMessage(msgspec.Struct, gc=False):
     event: str = ""
     arg: _Arg = msgspec.field(default_factory=_Arg)
     msg: str = ""
     data: msgspec.Raw = msgspec.Raw(b"[]")
 
 
-_message = msgspec.json.Decoder(_Message)
-_trades = msgspec.json.Decoder(list[_Trade])
+_message = msgspec.json.Decoder(_OkxMessage)
+_trades = msgspec.json.Decoder(list[_OkxTrade])
 
 
 class Okx(Venue):

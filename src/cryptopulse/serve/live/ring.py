@@ -110,15 +110,15 @@ class Ring:
         cut = slice(begin - self._begin, max(self.head + 1, begin) - self._begin)
         return {name: data[product, cut] for name, data in self._data.items()}, begin
 
-    def window(self, first: int, last: int) -> Window:
+    def window(self, first: int, last: int) -> RingWindow:
         """The slots from `first` to `last`, as far as kept."""
         begin, end = max(first, self.first) - self._begin, min(last, self.head) - self._begin + 1
         cut = slice(begin, max(end, begin))
-        return Window({name: data[: self._products, cut] for name, data in self._data.items()}, last - first + 1)
+        return RingWindow({name: data[: self._products, cut] for name, data in self._data.items()}, last - first + 1)
 
 
 @dataclass(frozen=True)
-class Window:
+class RingWindow:
     """A range of slots of all products."""
 
     columns: Mapping[str, Floats]

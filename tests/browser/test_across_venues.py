@@ -47,7 +47,7 @@ def test_a_market_shows_each_venues_price_and_the_spread(visit: Visit) -> None:
     expect(across.locator("th")).to_have_text(["Across venues", "Spread", "Binance", "Coinbase", "Kraken"])
     row = across.locator("tbody tr")
     expect(row).to_have_count(1)  # ETH is traded at one venue only
-    expect(row.locator("td")).to_have_text(["BTC/USD", re.compile(r"^1\.000.%$"), "101.0", "100.0", "100.5"])
+    expect(row.locator("td")).to_have_text(["BTC/USD·USDT", re.compile(r"^1\.000.%$"), "101.0", "100.0", "100.5"])
     row.locator("td").nth(1).click()
     page.wait_for_url("**/?q=BTC")
     expect(page.get_by_role("table", name="Market", exact=True).locator("tbody tr")).to_have_count(3)

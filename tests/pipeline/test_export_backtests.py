@@ -241,6 +241,8 @@ def test_a_catalog_of_bars_has_each_bar_exactly_at_its_end(tmp_path: Path) -> No
         for size in ({"by": "range", "size": 2}, {"by": "volume", "size": "0.5"}):
             with pytest.raises(ConfigurationError, match="nautilus has no bars by"):
                 reader.activity_bars(**size).write(tmp_path / "x", "nautilus")
+        with pytest.raises(ConfigurationError, match="takes bars in their order"):
+            reader.bars(grain="5s").reversed().write(tmp_path / "x", "nautilus")
         with pytest.raises(ConfigurationError, match="what is to be written lacks high"):
             reader.bars(columns=["symbol", "window_start", "open"]).write(tmp_path / "x", "nautilus")
     lake.close()

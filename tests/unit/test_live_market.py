@@ -267,7 +267,7 @@ def test_a_market_is_compared_across_venues_by_recent_prices_of_their_largest_pr
     market.take_trades(_taken(market, trades), micros(START))
     (row,) = market.across(market.figures())
     assert row == {
-        "market": "BTC/USD",
+        "market": "BTC/USD·USDT",
         "spread": pytest.approx(2.0),
         "decimals": 0,
         "prices": {"coinbase": 100.0, "kraken": 102.0, "binance": 101.0},

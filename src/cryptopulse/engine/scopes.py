@@ -258,8 +258,7 @@ class ScopeWatch:
                 rules[key] = rule
                 late, row = at, at
                 if newest is not None:
-                    late = at[(at < newest) | (at > watermark_us)]
-                    row = np.append(newest, past[past >= newest])
+                    late, row = at[at < newest], np.append(newest, past[past >= newest])
                     if len(row) > 1 and self._silent.get(key) == newest and row[1] < newest + length_us:
                         points[key].append(row[:1] + length_us)  # it was not silent: this trade came late
                 points[key] += [late, row[:-1][np.diff(row) >= length_us] + length_us]

@@ -97,6 +97,8 @@ class _SpooledRows:
     """That of the rows: _SPOOLED or _SPOOLED_BAR."""
     price_digits: int = 0
     size_digits: int = 0
+    newest: int = 0
+    """Of bars: id of the first trade, or time, of the newest one."""
     newest_ns: int = 0
     parts: list[np.ndarray[Any, Any]] = field(default_factory=list)
 
@@ -211,7 +213,11 @@ def write_bar_catalog(rows: pa.RecordBatchReader, data: Path, step: str, progres
     for batch in rows:
         for product, part in _by_product(pa.Table.from_batches([batch]), products, data, _SPOOLED_BAR):
             ends = pc.cast(part[end], pa.int64()).to_numpy() * 1000 + length_ns
-            # Clocks may go back; a backtest does not.
+            order = part["first_trade_id"].to_numpy() if "first_trade_id" in part.column_names else ends
+            if order[0] < product.newest or (np.diff(order) < 0).any():
+                raise ConfigurationError("nautilus takes bars in their order; these are not.")
+            product.newest = int(order[-1])
+            # Clocks may go back from one activity bar to the next; a backtest does not.
             times = np.maximum.accumulate(np.append(product.newest_ns, ends))[1:]
             product.newest_ns = int(times[-1])
             product.add({name: part[name] for name in _BARS.names[:5]}, "volume", {"event": times, "init": times})

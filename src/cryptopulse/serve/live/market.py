@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptopulse.lake.products import market_of, venue_of
+from cryptopulse.lake.products import base_and_quote, market_of, venue_of
 from cryptopulse.serve.live.ring import Floats, Ints, Ring
 from cryptopulse.text import MICROS
 
@@ -189,7 +189,8 @@ class LiveMarket:
         return np.column_stack(columns) if len(price) else np.zeros((0, len(FIGURES)))
 
     def across(self, figures: Floats) -> list[dict[str, Any]]:
-        """Markets that are traded at several venues: each venue's price, and the spread, in percent of the lowest.
+        """Markets that are traded at several venues: their base and quotes (BTC/USD·USDT), each venue's price, and the
+        spread, in percent of the lowest.
 
         `figures`: those of now. A venue counts with its largest product, if it has traded in the last minutes.
         """
@@ -208,7 +209,10 @@ class LiveMarket:
             if len(venues) > 1:
                 spread = (max(prices.values()) / min(prices.values()) - 1) * 100 if len(prices) > 1 else None
                 decimals = int(self.decimals[list(venues.values())].max())
-                rows.append({"market": market, "spread": spread, "decimals": decimals, "prices": prices})
+                pairs = [pair for number in venues.values() if (pair := base_and_quote(self.symbols[number]))]
+                quotes = "·".join(sorted({quote for _, quote in pairs}))
+                name = f"{market.partition('/')[0]}/{quotes}"
+                rows.append({"market": name, "spread": spread, "decimals": decimals, "prices": prices})
         return rows
 
     def sparks(self) -> Floats:

@@ -270,5 +270,18 @@ def test_a_market_is_compared_across_venues_by_recent_prices_of_their_largest_pr
         "market": "BTC/USD·USDT",
         "spread": pytest.approx(2.0),
         "decimals": 0,
-        "prices": {"coinbase": 100.0, "kraken": 102.0, "binance": 101.0},
+        "prices": {"coinbase": 100.0, "kraken": 102.0, "binance": 101.0, "okx": None},
     }
+
+
+def test_a_product_that_is_not_traded_any_more_does_not_stand_for_its_venue() -> None:
+    market = LiveMarket()
+    old = START - timedelta(minutes=30)
+    trades = [
+        Trade("BTC-USD", 1, old, "90", "500"),
+        Trade("BTC-USDC", 1, START, "100"),
+        Trade("BTC/USD@kraken", 1, START, "101"),
+    ]
+    market.take_bars(_bars(trades), micros(START))
+    (row,) = market.across(market.figures())
+    assert (row["prices"], row["spread"]) == ({"coinbase": 100.0, "kraken": 101.0}, pytest.approx(1.0))

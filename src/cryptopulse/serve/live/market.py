@@ -192,27 +192,28 @@ class LiveMarket:
         """Markets that are traded at several venues: their base and quotes (BTC/USD·USDT), each venue's price, and the
         spread, in percent of the lowest.
 
-        `figures`: those of now. A venue counts with its largest product, if it has traded in the last minutes.
+        `figures`: those of now. A venue counts with its largest product that has traded in the last minutes; without
+        one its price is None.
         """
         recent = self.minutes.window(self._minute - _RECENT_MINUTES + 1, self._minute).sum("trade_count")
         price, volume = (figures[:, FIGURES.index(name)] for name in ("price", "notional_24h"))
         markets: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for number, symbol in enumerate(self.symbols[: len(figures)]):
             if market := market_of(symbol):
-                venue = venue_of(symbol) or "coinbase"
-                best = markets[market].setdefault(venue, number)
-                if volume[number] > volume[best]:
-                    markets[market][venue] = number
+                best = markets[market].setdefault(venue_of(symbol) or "coinbase", number)
+                if (recent[number] > 0, volume[number]) > (recent[best] > 0, volume[best]):
+                    markets[market][venue_of(symbol) or "coinbase"] = number
         rows = []
         for market, venues in sorted(markets.items()):
-            prices = {venue: float(price[n]) for venue, n in venues.items() if recent[n] > 0 and price[n] > 0}
-            if len(venues) > 1:
-                spread = (max(prices.values()) / min(prices.values()) - 1) * 100 if len(prices) > 1 else None
-                decimals = int(self.decimals[list(venues.values())].max())
-                pairs = [pair for number in venues.values() if (pair := base_and_quote(self.symbols[number]))]
-                quotes = "·".join(sorted({quote for _, quote in pairs}))
-                name = f"{market.partition('/')[0]}/{quotes}"
-                rows.append({"market": name, "spread": spread, "decimals": decimals, "prices": prices})
+            if len(venues) < 2:
+                continue
+            prices = {venue: float(price[n]) if recent[n] > 0 and price[n] > 0 else None for venue, n in venues.items()}
+            known = [one for one in prices.values() if one is not None]
+            spread = (max(known) / min(known) - 1) * 100 if len(known) > 1 else None
+            decimals = int(self.decimals[list(venues.values())].max())
+            pairs = [pair for number in venues.values() if (pair := base_and_quote(self.symbols[number]))]
+            name = f"{market.partition('/')[0]}/{'·'.join(sorted({quote for _, quote in pairs}))}"
+            rows.append({"market": name, "spread": spread, "decimals": decimals, "prices": prices})
         return rows
 
     def sparks(self) -> Floats:

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 from playwright.sync_api import Page, expect
 
+from support_processes import Processes, wait_until
+
 MINUS = "−"
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[SimpleNamespace]:
+    """A server over the lake in `folder`, in the place of the running deployment."""
+    processes = Processes(folder)
+    server = processes.start("serve", "--lake", "lake", "--port", "0")
+    url = wait_until(lambda: re.search(r"http://[\d.:]+", server.said), "the server says where it is")[0]
+    wait_until(lambda: httpx.get(url, trust_env=False, timeout=10).status_code == 200, "the server answers")
+    yield SimpleNamespace(url=url)
+    processes.close()
 
 
 def state_is(page: Page, name: str) -> None:

@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
-import httpx
 import pytest
+from browser_pages import served
 from playwright.sync_api import Page, expect
 
 from support import START, Lake, Trade, at, message, text_of
-from support_processes import Processes, wait_until
 
 Visit = Callable[..., Page]
 
@@ -33,12 +32,8 @@ def system(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         ]
     )
     lake.close()
-    processes = Processes(folder)
-    server = processes.start("serve", "--lake", "lake", "--port", "0")
-    url = wait_until(lambda: re.search(r"http://[\d.:]+", server.said), "the server says where it is")[0]
-    wait_until(lambda: httpx.get(url, trust_env=False, timeout=10).status_code == 200, "the server answers")
-    yield SimpleNamespace(url=url)
-    processes.close()
+    with served(folder) as server:
+        yield server
 
 
 def test_a_market_shows_each_venues_price_and_the_spread(visit: Visit) -> None:

@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
-import httpx
 import pytest
-from browser_pages import MINUS, list_is_read
+from browser_pages import MINUS, list_is_read, served
 from playwright.sync_api import Browser, Page, expect
 
 import dashboard_lake
@@ -31,12 +30,8 @@ def system(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     dashboard_lake.fill(lake)
     lake.take_in([message(NASTY, key="BTC-USD", received=START)])
     lake.close()
-    processes = Processes(folder)
-    server = processes.start("serve", "--lake", "lake", "--port", "0")
-    url = wait_until(lambda: re.search(r"http://[\d.:]+", server.said), "the server says where it is")[0]
-    wait_until(lambda: httpx.get(url, trust_env=False, timeout=10).status_code == 200, "the server answers")
-    yield SimpleNamespace(url=url)
-    processes.close()
+    with served(folder) as server:
+        yield server
 
 
 def figure(page: Page, label: str):

@@ -391,3 +391,14 @@ def test_a_trade_of_a_wrong_clock_hides_no_silence(silver: Silver, table: Table)
         silver.watermark_us = micros(at(seconds))  # as a table's tail, which leaves out the future
         step.advance()
     assert [row["trigger_trade_id"] for row in table.found()] == [1000]
+
+
+def test_a_venue_that_joins_while_others_wait_to_be_judged_counts(silver: Silver, table: Table) -> None:
+    rule = AlertRule(name="apart", types=["DISLOCATION"], lookback_s=5)
+    step = AlertStep(table, silver, [rule], silver.products)
+    for names in ((("BTC-USD", "100"), ("BTCUSDT@binance", "101.5")), (("BTC/USD@kraken", "100"),)):
+        silver.add(Trade(name, n, at(n), price) for name, price in names for n in range(12))
+        step.advance()
+    step.max_delay_s = 0
+    step.advance()
+    assert [row["symbol"] for row in table.found()] == ["BTCUSDT@binance"]

@@ -114,7 +114,7 @@ class AlertStep:
         """
         fresh = self._trades.since(self._seen_to)
         for scope in self._scope_watch.take_in(fresh, self._trades.watermark_us):
-            self._note(scope)
+            self._note(scope.symbol, scope.rule, scope.first_us, scope.last_us, scope.products)
         if fresh is not None:
             self._take_in(fresh)
             self._seen_to = newest_load_us(fresh)
@@ -149,15 +149,19 @@ class AlertStep:
             self._watch.load(unknown, self._trades.between(from_us, _FAR_US, unknown), from_us)
         for symbol, rule, alert_type, at_us in self._watch.take_in(fresh):
             self._series.add((symbol, rule.name, alert_type))
-            self._note(JudgeScope(symbol, rule, at_us, at_us))
+            self._note(symbol, rule, at_us, at_us)
 
-    def _note(self, scope: JudgeScope) -> None:
-        scopes = self._scopes.setdefault((scope.symbol, scope.rule.name), [])
-        last = scopes[-1] if scopes else None
-        if last is None or not last.first_us <= scope.first_us <= last.needs_to_us:
-            scopes.append(scope)
-        else:
-            last.last_us, last.beside = max(last.last_us, scope.last_us), last.beside | scope.beside
+    def _note(
+        self, symbol: str, rule: AlertRule, first_us: int, last_us: int, products: frozenset[str] = frozenset()
+    ) -> None:
+        scopes = self._scopes.setdefault((symbol, rule.name), [])
+        if not scopes or not scopes[-1].first_us <= first_us <= scopes[-1].needs_to_us:
+            scopes.append(JudgeScope(symbol, rule, first_us, last_us, products))
+            return
+        last = scopes[-1]
+        last.last_us = max(last.last_us, last_us)
+        if not products <= last.products:  # of several, when a new one has come
+            last.products |= products
 
     def _watching_scopes(self, products: Iterable[str]) -> ScopeWatch:
         """From the newest trades of `products` on."""

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from cryptopulse.engine.exact import micros
 from cryptopulse.engine.judge import judge
 from cryptopulse.engine.rows import shaped, stamped
-from cryptopulse.engine.scopes import RulesByProduct, columns_for
+from cryptopulse.engine.scopes import JudgeScope, RulesByProduct, columns_for
+from cryptopulse.lake.alerts import SHARED_KINDS
 from cryptopulse.lake.dataset import Lake
 from cryptopulse.lake.scan import moment_of
 from cryptopulse.lake.tables import ALERTS, COVERAGE, SILVER
@@ -48,10 +49,18 @@ def episodes_as_of(lake: Lake, moment: datetime, rules: Sequence[AlertRule]) -> 
     watermark = newest["event_time"][0].as_py()
     products = [row["symbol"] for row in lake.sql(f"SELECT DISTINCT symbol FROM {COVERAGE.qualified}")]  # noqa: S608
     spans = [(symbol, micros(begin), micros(max(watermark, begin))) for symbol, begin in since.items()]
-    scopes = RulesByProduct(rules, products).scopes(spans)
+    by_product = RulesByProduct(rules, products)
+    own = (
+        JudgeScope(symbol, rule, first, last)
+        for symbol, first, last in spans
+        for kind, of_kind in by_product.of(symbol).items()
+        if kind not in SHARED_KINDS
+        for rule in of_kind
+    )
+    scopes = [*own, *by_product.shared_scopes(spans)]
     needed: dict[str, int] = {}
     for scope in scopes:
-        for symbol in (scope.symbol, *scope.beside):
+        for symbol in scope.products:
             needed[symbol] = min(scope.needs_from_us, needed.get(symbol, scope.needs_from_us))
     columns = columns_for(rules)
     trades = pa.concat_tables(

@@ -54,9 +54,9 @@ def custom_parts(trades: pa.Table, scopes: Sequence[JudgeScope], watermark_us: i
     `watermark_us` (µs UTC). `trades` (`columns_for` the rule): all that the scopes need.
     """
     rule = scopes[0].rule
-    products = pa.array(sorted({symbol for scope in scopes for symbol in (scope.symbol, *scope.beside)}))
+    products = pa.array(sorted({symbol for scope in scopes for symbol in scope.products}))
     bars = _bars(trades.filter(pc.is_in(trades["symbol"], products)).select(columns_for([rule])))
-    minutes = pc.cast(bars["window_start"], pa.int64()).to_numpy()
+    minutes = bars["minute_us"].to_numpy()
     todo = np.zeros(len(minutes), np.bool_)
     for first_us, last_us in {(scope.first_us, scope.needs_to_us) for scope in scopes}:
         todo |= (minutes >= first_us) & (minutes <= min(last_us, watermark_us - MINUTE_US))
@@ -68,18 +68,18 @@ def custom_parts(trades: pa.Table, scopes: Sequence[JudgeScope], watermark_us: i
                 break
             for symbol, value in _found(statement, rule, seen.select(_COLUMNS)):
                 own = seen.filter(pc.equal(seen["symbol"], symbol)).to_pylist()
-                if own and own[-1]["window_start"] == minute:
+                if own and own[-1]["minute_us"] == minute:
                     yield _part(rule, own[0], own[-1], value)
 
 
 def _bars(trades: pa.Table) -> pa.Table:
-    """The bars of `trades`, by time, with the times of their first and last trade (all times as integers)."""
+    """The bars of `trades`, by time; with their start and the times of their first and last trade as µs UTC."""
     session = SqlSession(_MEMORY_MAX_MB, 1)
     try:
         inputs = {SILVER.qualified: trades, COVERAGE.qualified: COVERAGE.empty}
         bars = session.derive(BARS.qualified, inputs).select(_COLUMNS)
         return session.query(
-            "SELECT b.* REPLACE (epoch_us(b.window_start) AS window_start), epoch_us(f.event_time) AS first_us, "
+            "SELECT b.*, epoch_us(b.window_start) AS minute_us, epoch_us(f.event_time) AS first_us, "
             "epoch_us(l.event_time) AS last_us FROM bars AS b "
             "JOIN trades AS f ON f.symbol = b.symbol AND f.trade_id = b.first_trade_id "
             "JOIN trades AS l ON l.symbol = b.symbol AND l.trade_id = b.last_trade_id "
@@ -92,10 +92,8 @@ def _bars(trades: pa.Table) -> pa.Table:
 
 def _found(statement: _Statement, rule: AlertRule, bars: pa.Table) -> list[tuple[str, float]]:
     """The products over the threshold, and their values."""
-    at = bars.schema.get_field_index("window_start")
-    times = pc.cast(bars["window_start"], pa.timestamp("us", "UTC"))
     try:
-        rows = statement.run(bars.set_column(at, "window_start", times))
+        rows = statement.run(bars)
     except duckdb.Error as error:
         logger.warning("custom_rule_failed", rule=rule.name, error=_first_line(error))
         return []

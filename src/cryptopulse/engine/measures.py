@@ -103,8 +103,8 @@ class _Volatility(_Measure):
 
 
 class _Dislocation(_Measure):
-    def __init__(self, backs: _LookBacks, rule: AlertRule, beside: Collection[str]) -> None:
-        """`beside`: the products that the prices are compared with."""
+    def __init__(self, backs: _LookBacks, rule: AlertRule, others: Collection[str]) -> None:
+        """`others`: the products that the prices are compared with."""
         trades, of = backs.trades, backs.of
         # The trades of all look-backs, and the one before each.
         begin = max(int(backs.first[0]) - 1, of.start)
@@ -112,13 +112,13 @@ class _Dislocation(_Measure):
         at, lookback_us = trades.at[rows], rule.lookback_s * MICROS
         prices = trades.price.rough()
         # The row of each other product's last trade, -1 where there is none or it is too old.
-        others = [
+        last_rows = [
             np.where((last >= mine.start) & (trades.at[last] >= at - lookback_us), last, -1)
-            for mine in map(trades.rows_of, sorted(beside))
+            for mine in map(trades.rows_of, sorted(others))
             if mine.stop > mine.start
             for last in (np.searchsorted(trades.at[mine], at, "right") - 1 + mine.start,)
         ]
-        self._others = np.array(others or [np.full(len(rows), -1)])
+        self._others = np.array(last_rows or [np.full(len(rows), -1)])
         known = np.sort(np.where(self._others < 0, np.inf, prices[self._others]), axis=0)
         count = np.maximum((self._others >= 0).sum(axis=0), 1)
         columns = np.arange(len(rows))
@@ -174,7 +174,7 @@ def measured_parts(trades: OrderedTrades, scope: JudgeScope, watermark_us: int) 
         return
     threshold = Fraction(rule.threshold_pct)
     for alert_type in dict.fromkeys(rule.types):
-        measure = _measure(alert_type, backs, rule, scope.beside)
+        measure = _measure(alert_type, backs, rule, scope.products - {symbol})
         over = np.flatnonzero(measure.rough >= float(threshold) * (1 - _MARGIN))
         is_over = measure.rough[over] > float(threshold) * (1 + _MARGIN)
         is_over[~is_over] = [measure.reaches(place, threshold) for place in over[~is_over].tolist()]
@@ -189,13 +189,13 @@ def _episodes(places: Ints, at: Ints, rule: AlertRule) -> Iterator[Ints]:
     yield from (some for some in np.split(places, breaks) if len(some))
 
 
-def _measure(alert_type: AlertType, backs: _LookBacks, rule: AlertRule, beside: Collection[str]) -> _Measure:
+def _measure(alert_type: AlertType, backs: _LookBacks, rule: AlertRule, others: Collection[str]) -> _Measure:
     if alert_type == "VOLUME_SURGE":
         return _Volume(backs, rule)
     if alert_type == "VOLATILITY":
         return _Volatility(backs)
     if alert_type == "DISLOCATION":
-        return _Dislocation(backs, rule, beside)
+        return _Dislocation(backs, rule, others)
     return _Imbalance(backs, 1 if alert_type == "BUY_IMBALANCE" else -1)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptopulse.engine.ordered_trades import Ints
-from cryptopulse.lake.alerts import KINDS, SHARED_KINDS, TIMED_KINDS
+from cryptopulse.lake.alerts import KINDS, SHARED_KINDS, TIMED_KINDS, Kind
 from cryptopulse.lake.products import market_of
 from cryptopulse.settings import AlertRule
 from cryptopulse.text import MICROS
@@ -42,10 +42,11 @@ class JudgeScope:
     rule: AlertRule
     first_us: int
     last_us: int
-    beside: frozenset[str] = field(default_factory=frozenset)
-    """Other products whose trades judging needs."""
+    products: frozenset[str] = frozenset()
+    """Whose trades judging needs; only its own when not given."""
 
     def __post_init__(self) -> None:
+        self.products = self.products or frozenset([self.symbol])
         if self.rule.kind == "custom":
             self.first_us -= self.first_us % MINUTE_US
             self.last_us += MINUTE_US - 1 - self.last_us % MINUTE_US
@@ -91,12 +92,11 @@ def needed_spans(scopes: Iterable[JudgeScope]) -> list[tuple[int, int, list[str]
     """The disjoint spans of time that judging needs, as (first, last, products); times are µs UTC, both included."""
     found: list[tuple[int, int, set[str]]] = []
     for scope in sorted(scopes, key=lambda scope: scope.needs_from_us):
-        symbols = {scope.symbol, *scope.beside}
         if found and scope.needs_from_us <= found[-1][1]:
             first, last, others = found[-1]
-            found[-1] = (first, max(last, scope.needs_to_us), others | symbols)
+            found[-1] = (first, max(last, scope.needs_to_us), others | scope.products)
         else:
-            found.append((scope.needs_from_us, scope.needs_to_us, symbols))
+            found.append((scope.needs_from_us, scope.needs_to_us, set(scope.products)))
     return [(first, last, sorted(symbols)) for first, last, symbols in found]
 
 
@@ -110,8 +110,14 @@ def spans_of(news: pa.Table, rules: Sequence[AlertRule]) -> list[Span]:
 
 def scopes_of(news: pa.Table, rules: Sequence[AlertRule]) -> list[JudgeScope]:
     """What the trades `news` (symbol, event_time) let judge by the rules of which a product's own trades decide."""
-    scopes = RulesByProduct(rules, ()).scopes(spans_of(news, rules))
-    return [scope for scope in scopes if scope.rule.kind not in SHARED_KINDS | TIMED_KINDS]
+    own = RulesByProduct(rules, ())
+    return [
+        JudgeScope(symbol, rule, first, last)
+        for symbol, first, last in spans_of(news, rules)
+        for kind, of_kind in own.of(symbol).items()
+        if kind not in SHARED_KINDS | TIMED_KINDS
+        for rule in of_kind
+    ]
 
 
 class RulesByProduct:
@@ -120,45 +126,44 @@ class RulesByProduct:
     def __init__(self, rules: Sequence[AlertRule], products: Iterable[str]) -> None:
         """`products`: all that have trades."""
         self._rules = rules
-        self._chosen: dict[str, list[AlertRule]] = {}
+        self._chosen: dict[str, Mapping[Kind, Sequence[AlertRule]]] = {}
         self._groups: defaultdict[int | str, set[str]] = defaultdict(set)
         """Market, or id of a custom rule → its products."""
         for symbol in products:
             self.of(symbol)
 
-    def of(self, symbol: str) -> list[AlertRule]:
-        """The rules for a product."""
+    def of(self, symbol: str) -> Mapping[Kind, Sequence[AlertRule]]:
+        """The rules for a product, by what they measure."""
         if (chosen := self._chosen.get(symbol)) is None:
-            chosen = self._chosen[symbol] = rules_for(symbol, self._rules)
-            if any(rule.kind == "dislocation" for rule in self._rules):
-                self._groups[market_of(symbol)].add(symbol)
-            for rule in chosen:
-                if rule.kind == "custom":
-                    self._groups[id(rule)].add(symbol)
+            by_kind: defaultdict[Kind, list[AlertRule]] = defaultdict(list)
+            for rule in rules_for(symbol, self._rules):
+                by_kind[rule.kind].append(rule)
+            chosen = self._chosen[symbol] = dict(by_kind)
+            self._groups[market_of(symbol)].add(symbol)
+            for rule in by_kind["custom"]:
+                self._groups[id(rule)].add(symbol)
         return chosen
 
-    def scopes(self, spans: Sequence[Span]) -> list[JudgeScope]:
-        """What must be judged by any rule when the trades of `spans` have changed."""
-        found = [
-            JudgeScope(symbol, rule, first, last)
-            for symbol, first, last in spans
-            for rule in self.of(symbol)
-            if rule.kind not in SHARED_KINDS
-        ]
+    def shared_scopes(self, spans: Sequence[Span]) -> Iterator[JudgeScope]:
+        """What must be judged by rules about several products when the trades of `spans` have changed."""
         runs: defaultdict[int | str, list[tuple[int, int]]] = defaultdict(list)
         for symbol, first, last in spans:
             runs[market_of(symbol)].append((first, last))
-            for rule in self.of(symbol):
+            for rule in self.of(symbol).get("custom", ()):
                 runs[id(rule)].append((first, last))
-        for key in runs.keys() & self._groups.keys() - {""}:
-            group = self._groups[key]
-            for first, last in _joined(runs[key]):
+        for key, of_key in runs.items():
+            group = frozenset(self._groups[key])
+            if key == "" or (isinstance(key, str) and len(group) == 1):
+                continue
+            for first, last in _joined(of_key):
                 for symbol in sorted(group):
-                    for rule in self._chosen[symbol]:
-                        is_of_group = rule.kind == "dislocation" if isinstance(key, str) else id(rule) == key
-                        if is_of_group and (len(group) > 1 or rule.kind == "custom"):
-                            found.append(JudgeScope(symbol, rule, first, last, frozenset(group - {symbol})))
-        return found
+                    chosen = self._chosen[symbol]
+                    if isinstance(key, str):
+                        rules = chosen.get("dislocation", ())
+                    else:
+                        rules = [rule for rule in chosen.get("custom", ()) if id(rule) == key]
+                    for rule in rules:
+                        yield JudgeScope(symbol, rule, first, last, group)
 
 
 def whole_episodes(scopes: Sequence[JudgeScope], known: pa.Table) -> list[JudgeScope]:
@@ -208,8 +213,8 @@ class ScopeWatch:
         not known, or too old to be followed by silence. `watermark_us`: the newest event time until now.
         """
         self._rules = rules
-        self._kinds = {rule.kind for rule in rules}
-        self._of = RulesByProduct(rules, newest)
+        self._is_needed = need_products(rules)
+        self._by_product = RulesByProduct(rules, newest if self._is_needed else ())
         self._newest = dict(newest)
         self._silent: dict[tuple[str, str], int] = {}
         """(product, rule name) → the trade after which silence was judged, if it is still the newest."""
@@ -220,28 +225,26 @@ class ScopeWatch:
 
     def take_in(self, news: pa.Table | None, watermark_us: int) -> list[JudgeScope]:
         """What `news` (symbol, event_time: the trades that came) and the time `watermark_us` (µs UTC) let judge."""
-        if not self._kinds & (SHARED_KINDS | TIMED_KINDS):
+        if not self._is_needed:
             return []
         times = {} if news is None else _times_of(news)
-        found = list(self._silences(times, watermark_us)) if "silence" in self._kinds else []
+        found = list(self._silences(times, watermark_us))
         for symbol in times:
             self._newest.setdefault(symbol)
-        if self._kinds & SHARED_KINDS:
-            spans = [] if news is None else spans_of(news, self._rules)
-            found += [
-                scope
-                for scope in self._of.scopes(spans)
-                # A custom rule judges a minute when it is over.
-                if scope.rule.kind == "dislocation"
-                or (scope.rule.kind == "custom" and scope.first_us < self._minutes_to_us)
-            ]
-            minutes_to_us = watermark_us - watermark_us % MINUTE_US
-            if not self._minutes_to_us:  # of a new lake
-                self._minutes_to_us = min((first - first % MINUTE_US for _, first, _ in spans), default=0)
-            if "custom" in self._kinds and minutes_to_us > self._minutes_to_us:
-                over = [(symbol, self._minutes_to_us, minutes_to_us - 1) for symbol in self._newest]
-                found += [scope for scope in self._of.scopes(over) if scope.rule.kind == "custom"]
-                self._minutes_to_us = minutes_to_us
+        spans = [] if news is None else spans_of(news, self._rules)
+        found += [
+            scope
+            for scope in self._by_product.shared_scopes(spans)
+            # A custom rule judges a minute when it is over.
+            if scope.rule.kind == "dislocation" or scope.first_us < self._minutes_to_us
+        ]
+        minutes_to_us = watermark_us - watermark_us % MINUTE_US
+        if not self._minutes_to_us:  # of a new lake
+            self._minutes_to_us = min((first - first % MINUTE_US for _, first, _ in spans), default=0)
+        if minutes_to_us > self._minutes_to_us:
+            over = [(symbol, self._minutes_to_us, minutes_to_us - 1) for symbol in self._newest]
+            found += [scope for scope in self._by_product.shared_scopes(over) if scope.rule.kind == "custom"]
+            self._minutes_to_us = minutes_to_us
         return found
 
     def _silences(self, times: Mapping[str, Ints], watermark_us: int) -> Iterator[JudgeScope]:
@@ -251,9 +254,7 @@ class ScopeWatch:
             newest = self._newest.get(symbol)
             past = at[at <= watermark_us]  # later ones come of a wrong clock; they must not make all others late
             now_newest = max([newest or 0, *past[-1:].tolist()])
-            for rule in self._of.of(symbol):
-                if rule.kind != "silence":
-                    continue
+            for rule in self._by_product.of(symbol).get("silence", ()):
                 key, length_us = (symbol, rule.name), rule.lookback_s * MICROS
                 rules[key] = rule
                 late, row = at, at
@@ -267,11 +268,9 @@ class ScopeWatch:
         if watermark_us >= self._due_us:
             self._due_us = watermark_us + 3600 * MICROS
             for symbol, newest in self._newest.items():
-                if newest is None:
-                    continue
-                for rule in self._of.of(symbol):
+                for rule in self._by_product.of(symbol).get("silence", ()):
                     key = symbol, rule.name
-                    if rule.kind != "silence" or self._silent.get(key) == newest:
+                    if newest is None or self._silent.get(key) == newest:
                         continue
                     due_us = newest + rule.lookback_s * MICROS
                     if due_us <= watermark_us:

@@ -199,8 +199,10 @@ def write_bar_catalog(rows: pa.RecordBatchReader, data: Path, step: str, progres
     end of the bar. Raises ConfigurationError for numbers that the format can't have, for products that are no currency
     pairs, and for rows that lack a column.
     """
-    end = "window_end" if "window_end" in rows.schema.names else "window_start"
-    for name in ("symbol", end, *_BARS.names[:5]):
+    needed, end = ["symbol", *_BARS.names[:5]], "window_start"
+    if "window_end" in rows.schema.names:  # of activity bars
+        needed, end = [*needed, "first_trade_id"], "window_end"
+    for name in (*needed, end):
         if name not in rows.schema.names:
             raise ConfigurationError(f"nautilus takes bars with all their columns; what is to be written lacks {name}.")
     length_ns = 0
@@ -213,7 +215,7 @@ def write_bar_catalog(rows: pa.RecordBatchReader, data: Path, step: str, progres
     for batch in rows:
         for product, part in _by_product(pa.Table.from_batches([batch]), products, data, _SPOOLED_BAR):
             ends = pc.cast(part[end], pa.int64()).to_numpy() * 1000 + length_ns
-            order = part["first_trade_id"].to_numpy() if "first_trade_id" in part.column_names else ends
+            order = ends if length_ns else part["first_trade_id"].to_numpy()  # times of trades may cross, ids can't
             if order[0] < product.newest or (np.diff(order) < 0).any():
                 raise ConfigurationError("nautilus takes bars in their order; these are not.")
             product.newest = int(order[-1])

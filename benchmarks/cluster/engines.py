@@ -20,7 +20,7 @@ import psutil
 from benchmarks.processes import MeasurementError, Scratch
 
 ROOT = Path(__file__).parents[2]
-DRIVER_MEMORY = "2g"
+DRIVER_MEMORY = "1200m"
 _EVERY_S = 1.0  # PSS is added up by the kernel, which holds the process's memory map for some 10 ms meanwhile
 _STOP_S = 180.0
 _GONE_S = 30.0
@@ -174,6 +174,9 @@ class Use:
     """Most memory of all together; shared pages count once."""
     cpu_s: list[tuple[float, float]] = field(default_factory=list)
     """(seconds since 1970, CPU time of all so far)."""
+    seen: set[int] = field(default_factory=set)
+    """The processes of the last look. Memory counts from the second on: a child that has not yet replaced its program
+    shows its parent's as its own."""
 
     def cores(self, first_at: float, last_at: float) -> float:
         """Cores used between two moments, as exactly as the looks were frequent; 0 without two looks."""
@@ -205,10 +208,15 @@ def watched(pid: int) -> Iterator[Use]:
 
 def _look(pid: int, use: Use) -> None:
     pss = cpu_s = 0.0
+    seen: set[int] = set()
     for process in family_of(pid):
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            memory, times = process.memory_full_info(), process.cpu_times()
-            pss += getattr(memory, "pss", memory.rss)  # only Linux knows pss
+            times = process.cpu_times()
+            if process.pid in use.seen:
+                memory = process.memory_full_info()
+                pss += getattr(memory, "pss", memory.rss)  # only Linux knows pss
+            seen.add(process.pid)
             cpu_s += times.user + times.system
+    use.seen = seen
     use.pss_peak_mb = max(use.pss_peak_mb, pss / 1e6)
     use.cpu_s.append((time.time(), cpu_s))

@@ -49,12 +49,20 @@ class Spark:
 
 
 @pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spark]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spark]:
     folder = tmp_path_factory.mktemp("domains")
     conf = {**spark_conf(), "spark.sql.warehouse.dir": str(folder)}
     made = Spark(load_settings(lake=folder / "lake", processing={"engine": "spark"}, spark={"conf": conf}))
     yield made
     made.session.stop()
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "interpreted"])
+def spark(started: Spark, request: pytest.FixtureRequest) -> Spark:
+    from cryptopulse.engine.spark.session import generate_code
+
+    generate_code(started.session, wanted=request.param)
+    return started
 
 
 def test_all_extremes_are_carried_by_every_statement(spark: Spark) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
@@ -28,6 +28,13 @@ from cryptopulse.settings import STEPS
 from support import Lake, Message, Trade, at, message, page
 from support_audit import audit
 from support_processes import wait_until
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from cryptopulse.engine.spark.checkpoint import Checkpoint
+    from cryptopulse.engine.spark.session import SparkSql
+    from cryptopulse.engine.spark.tables import BatchId
 
 pytestmark = pytest.mark.cluster
 
@@ -378,3 +385,38 @@ def test_records_of_another_producer_are_taken_as_the_embedded_engine_takes_them
     assert lake.rows(BRONZE, *here) == embedded.rows(BRONZE, *here)
     assert {row["partition_key"] for row in lake.rows(BRONZE)} == {"BTC-USD", "\ufffdk"}
     embedded.close()
+
+
+class Modes:
+    """A step that notes how Spark runs its batches, over a source of `rows` rows a batch."""
+
+    name = "modes"
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self.seen: list[str] = []
+
+    def source(self, sql: SparkSql, checkpoint: Checkpoint) -> DataFrame:  # noqa: ARG002
+        return sql.session.readStream.format("rate-micro-batch").option("rowsPerBatch", self._rows).load()
+
+    def take(self, sql: SparkSql, batch: DataFrame, batch_id: BatchId) -> dict[str, int]:  # noqa: ARG002
+        self.seen.append(sql.session.conf.get("spark.sql.codegen.factoryMode"))
+        return {"counted": batch.count()}
+
+
+@pytest.mark.parametrize(("rows", "mode"), [(10, "NO_CODEGEN"), (100_000, "FALLBACK")])
+def test_batches_are_compiled_as_long_as_the_one_before_was_large(
+    rows: int, mode: str, lake_of: MakeLake, tmp_path: Path
+) -> None:
+    from cryptopulse.engine.spark.session import spark_session
+    from cryptopulse.engine.spark.streams import Stream
+
+    step = Modes(rows)
+    stream = Stream(spark_session(lake_of("modes").settings), step, str(tmp_path / "checkpoint"), lambda: None)
+    stream.start(to_the_end_only=False)
+    try:
+        wait_until(lambda: stream.watch() and stream.totals.get("rows", 0) >= 5 * rows, "five batches")
+    finally:
+        stream.stop()
+    assert step.seen[0] == "FALLBACK"
+    assert step.seen[-1] == mode

@@ -41,6 +41,13 @@ _SMALL = {
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.streaming.metricsEnabled": "false",
 }
+_LOCAL = {
+    # Hadoop's default ways to put a local file in its place start a process for each file's mode and each link that
+    # might be there, some 50 a second in all. These rename as well, and refuse a name that exists as well.
+    "spark.sql.streaming.checkpointFileManagerClass": "org.apache.spark.sql.execution.streaming."
+    "FileSystemBasedCheckpointFileManager",
+    "spark.delta.logStore.file.impl": "io.delta.storage.LocalLogStore",
+}
 _SQL_TYPES = {
     pa.string(): "STRING",
     pa.int32(): "INT",
@@ -72,7 +79,7 @@ def spark_session(settings: Settings) -> SparkSession:
 
 
 def _new_session(settings: Settings) -> SparkSession:
-    conf = {**_DELTA, **_SMALL, **settings.spark.conf}
+    conf = {**_DELTA, **_SMALL, **(_LOCAL if settings.location.kind == "local" else {}), **settings.spark.conf}
     if not {"spark.jars", "spark.jars.packages"} & set(settings.spark.conf):
         minor = ".".join(pyspark.__version__.split(".")[:2])
         if minor not in _PACKAGES:
@@ -97,6 +104,22 @@ def _new_session(settings: Settings) -> SparkSession:
             f"Spark can't start: {str(error).strip().splitlines()[0]}. It needs Java 17 or newer (JAVA_HOME) and its "
             "jars (spark.conf: spark.jars or spark.jars.packages)."
         ) from error
+
+
+def generate_code(session: SparkSession, *, wanted: bool) -> None:
+    """Whether Spark compiles code for the next statements, or interprets them; where the settings say it, they decide.
+
+    Nearly every statement of a small batch is compiled anew, as its times are part of the code: some 20 a second for
+    four queries, which takes more than the rows do. On Databricks the session stays as it is.
+    """
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
+        given = session.sparkContext.getConf()
+        for name, value in (
+            ("wholeStage", str(wanted).lower()),
+            ("factoryMode", "FALLBACK" if wanted else "NO_CODEGEN"),
+        ):
+            if not given.contains(f"spark.sql.codegen.{name}"):
+                session.conf.set(f"spark.sql.codegen.{name}", value)
 
 
 class SparkSql:

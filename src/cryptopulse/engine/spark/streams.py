@@ -13,7 +13,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from cryptopulse.engine.spark.bronze import BronzeStep
 from cryptopulse.engine.spark.checkpoint import Checkpoint
-from cryptopulse.engine.spark.session import SparkSql
+from cryptopulse.engine.spark.session import SparkSql, generate_code
 from cryptopulse.engine.spark.silver import SilverStep
 from cryptopulse.engine.spark.tables import BatchId, Guard, is_taken_over
 from cryptopulse.errors import Fenced, ProcessFailed, TerminalError
@@ -22,6 +22,7 @@ from cryptopulse.retry import Backoff
 _FAILURES_MAX = 8  # in a row, without a batch between them: about two minutes with the pauses
 _PAUSE_MAX_S = 30.0
 _LOOK_S = 0.1
+_COMPILED_FROM = 100_000  # rows in the batch before; interpreted, they take a third longer than compiled
 
 logger = structlog.get_logger()
 
@@ -57,6 +58,8 @@ class Stream:
         self._failures = 0
         self._retry_at: float | None = None
         self._seen_batch = -1
+        self._is_large = True
+        """Whether the newest batch had so many rows that compiled code pays; so it is taken before the first."""
 
     def start(self, *, to_the_end_only: bool) -> None:
         """Starts the query. It runs until it is stopped, or `to_the_end_only` of the present input."""
@@ -74,6 +77,7 @@ class Stream:
         def take(batch: DataFrame, number: int) -> None:
             try:
                 self._guard()
+                generate_code(batch.sparkSession, wanted=self._is_large)
                 counted = self.step.take(SparkSql(batch.sparkSession), batch, BatchId(query_id.result(), number))
             except Exception as error:
                 self._raised = error  # Spark passes on only its text
@@ -180,6 +184,7 @@ class Stream:
             if all(source["startOffset"] == source["endOffset"] for source in found["sources"]):
                 continue
             self._seen_batch = found["batchId"]
+            self._is_large = found["numInputRows"] >= _COMPILED_FROM
             self._failures = 0
             self._backoff.reset()
             self.totals["rows"] = self.totals.get("rows", 0) + found["numInputRows"]

@@ -66,6 +66,36 @@ def test_candles_come_without_a_reload_and_every_grain_can_be_chosen(visit: Visi
     expect(page.get_by_role("button", name="5s", exact=True)).to_have_attribute("aria-pressed", "true")
 
 
+def test_bars_by_activity_end_at_their_size_grow_and_are_in_the_address(visit: Visit) -> None:
+    page = visit("/product/BTC-USD?grain=1s")
+    wait_for_candles(page)
+    expect(page.locator(".cp-figure", has_text="Trades 24 h").locator("b")).not_to_have_text("–")
+    page.get_by_label("Bars end by").select_option("trades")
+    size = page.get_by_label("Size of a bar")
+    expect(size).to_have_value(re.compile(r"^[1-9]0*$"))  # from the figures of the day
+    size.fill("3")
+    size.press("Enter")
+    wait_for_candles(page, 10)
+    assert page.url.endswith("?grain=trades:3")
+    expect(page.get_by_role("button", name="1s", exact=True)).to_have_attribute("aria-pressed", "false")
+    rows = chart(page, "chart.candles.rows")
+    assert {row["trade_count"] for row in rows[:-1]} == {3}
+    assert [row["time"] for row in rows] == sorted({row["time"] for row in rows})
+    page.wait_for_function(
+        "before => document.querySelector('.cp-product').chart.candles.length >= before + 2", arg=len(rows)
+    )
+    assert set(chart(page, "chart.candles.rows.map(row => row.trade_count)")[:-1]) == {3}
+    page.reload()
+    expect(page.get_by_label("Size of a bar")).to_have_value("3")
+    wait_for_candles(page, 10)
+    size.fill("2.5")
+    size.press("Enter")
+    expect(page.locator("[name=size]:invalid")).to_have_value("2.5")
+    assert page.url.endswith("?grain=trades:3")
+    page.get_by_label("Bars end by").select_option("By activity …")
+    expect(page.get_by_role("button", name="1m", exact=True)).to_have_attribute("aria-pressed", "true")
+
+
 def test_zoom_and_pan_survive_what_comes(visit: Visit) -> None:
     page = visit("/product/BTC-USD?grain=1s")
     wait_for_candles(page, 30)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 import dashboard_lake
+from cryptopulse.lake.dataset import Lake as Dataset
 from cryptopulse.lake.tables import ALERTS
 from cryptopulse.serve.dashboard import candles as candles_module
 from cryptopulse.serve.dashboard import episodes as episodes_module
@@ -261,7 +263,7 @@ def test_prices_are_as_fine_as_a_chart_can_show(client: httpx.Client) -> None:
     assert client.get("/pages/prices/NONE-USD").json()["bars"]["rows"] == []
 
 
-@pytest.mark.parametrize("grain", ["1s", "15s", "1m", "1h"])
+@pytest.mark.parametrize("grain", ["1s", "15s", "1m", "1h", "trades:3", "volume:0.5"])
 def test_pages_of_candles_backwards_and_forwards_are_all_candles_once(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch, grain: str
 ) -> None:
@@ -306,7 +308,30 @@ def test_the_average_of_a_candle_knows_no_trade_after_it(client: httpx.Client, g
         assert average == pytest.approx(sum(prices) / len(prices))
 
 
+def test_candles_by_activity_are_the_bars_of_the_lake(client: httpx.Client, lake: Lake) -> None:
+    page = client.get("/pages/candles/BTC-USD/notional:100000").json()
+    with Dataset(lake.settings.location) as opened:
+        bars = opened.activity_bars("BTC-USD", by="notional", size=100000).arrow().to_pylist()
+    assert len(page["rows"]) == len(bars) > 20
+    for row, bar in zip(page["rows"], bars, strict=True):
+        found = dict(zip(page["columns"], row, strict=True))
+        assert found.pop("time") == pytest.approx(micros(bar["window_start"]) / 1e6, abs=1e-5)
+        found.pop("average_1h")
+        assert found == {name: pytest.approx(float(bar[name])) for name in found}
+
+
+def test_bars_that_begin_at_once_are_told_apart(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "lake")
+    lake.take_in([Trade("BTC-USD", number, START).match() for number in range(1, 8)])
+    with served(lake) as client:
+        rows = client.get("/pages/candles/BTC-USD/trades:2").json()["rows"]
+    lake.close()
+    assert [round((row[0] - rows[0][0]) * 1e6) for row in rows] == [0, 1, 2, 3]
+
+
 def test_an_unknown_grain_or_product_of_candles_is_refused_in_words(client: httpx.Client) -> None:
+    assert client.get("/pages/candles/BTC-USD/ticks:5").json()["detail"].startswith("by='ticks': write one of trades, ")
+    assert client.get("/pages/candles/BTC-USD/volume:x").json()["detail"].startswith("size='x': bars by volume take ")
     assert client.get("/pages/candles/BTC-USD/7s").json()["detail"].startswith("Unknown grain '7s' (expected 1s, ")
     assert client.get("/pages/candles/BTC/1s").status_code == 400
 

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from cryptopulse.errors import CryptoPulseError, TransientError
+from cryptopulse.lake.activity_bars import BarSize
 from cryptopulse.lake.dataset import Lake
 from cryptopulse.serve.dashboard.backtest_jobs import EPISODES_MAX, BacktestJob, BacktestJobs, FormRejected, parse_form
 from cryptopulse.serve.dashboard.candles import candles_page
@@ -91,10 +92,13 @@ def add_handlers(app: FastAPI) -> Handlers:
 
     @router.get("/candles/{symbol:path}/{grain}")
     async def candles(symbol: str, grain: str, before: Moment = None, start: Moment = None) -> Response:
-        if grain not in GRAINS:
+        measure, is_by_activity, size = grain.partition(":")
+        if grain not in GRAINS and not is_by_activity:
             return JSONResponse({"detail": f"Unknown grain {grain!r} (expected {', '.join(GRAINS)})."}, 404)
         edges = moment_or_none(before), moment_or_none(start)
-        return await respond(lambda: candles_page(lake, symbol, GRAINS[grain], *edges))
+        return await respond(
+            lambda: candles_page(lake, symbol, BarSize.of(measure, size) if is_by_activity else GRAINS[grain], *edges)
+        )
 
     @router.get("/holes/{symbol:path}/time")
     async def holes_in_time(symbol: str, start: At, end: At) -> Response:

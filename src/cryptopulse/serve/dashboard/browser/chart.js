@@ -12,6 +12,7 @@ import { token } from "./theme.js";
 import { Timeline } from "./timeline.js";
 
 const DRAW_EVERY_MS = 150;
+export const DAY_S = 86_400; // a bar that ends by activity ends with its day
 const SHOWN_FIRST = 120;
 const SHOWN_FIRST_NARROW = 60;
 const SHOWN_MIN = 8;
@@ -68,7 +69,7 @@ export class CandleChart {
     return this.timeline.shown;
   }
 
-  // Changes the grain and starts again at the newest candle.
+  // Changes the grain (its seconds; 0 for bars that end by activity) and starts again at the newest candle.
   reset(grainS) {
     this.grainS = grainS;
     this.timeline.reset();
@@ -216,7 +217,7 @@ export class CandleChart {
     const data = times.map(String);
     // Empty places after the newest candle, so that it does not touch the axis.
     const gap = this.isFollowing ? Math.max(Math.round(Math.min(this.span, rows.length) * GAP_SHARE), 1) : 0;
-    for (let place = 1; place <= Math.max(gap, 1); place++) data.push(String((this.candles.last ?? 0) + place * this.grainS));
+    for (let place = 1; place <= Math.max(gap, 1); place++) data.push(String((this.candles.last ?? 0) + place * (this.grainS || 1)));
     this.layOut(startValue, endValue + gap);
     this.isSetting = true;
     this.chart.setOption({
@@ -348,7 +349,7 @@ export class CandleChart {
 
   visibleAlerts() {
     if (!this.candles.length) return [];
-    const until = this.candles.last + this.grainS;
+    const until = this.candles.last + (this.grainS || DAY_S);
     return this.alerts.filter((alert) => alert.last_trigger_at / 1e6 >= this.candles.first && alert.opened_at / 1e6 < until);
   }
 

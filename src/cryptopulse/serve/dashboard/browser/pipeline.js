@@ -41,20 +41,10 @@ const REASONS = [
 ];
 // The figures of a process's report that are shown beside it, in this order.
 const METRICS = {
-  connections: "connections",
-  messages_per_s: "messages/s",
-  trades_per_s: "trades/s",
-  log_lag_messages: "behind",
-  reconnects: "reconnects",
-  products_silent: "products silent",
-  products_refused: "products refused",
-  ids_missing: "ids missing",
-  ids_healed: "healed",
-  lost_messages: "lost",
-  quarantined_total: "quarantined",
-  notifications_sent: "sent",
-  notifications_waiting: "waiting",
-  notifications_failed: "failed",
+  connections: "connections", messages_per_s: "messages/s", trades_per_s: "trades/s", log_lag_messages: "behind",
+  reconnects: "reconnects", products_silent: "products silent", products_refused: "products refused",
+  ids_missing: "ids missing", ids_healed: "healed", lost_messages: "lost", quarantined_total: "quarantined",
+  notifications_sent: "sent", notifications_waiting: "waiting", notifications_failed: "failed",
 };
 const SHOWN_AT_ZERO = ["connections", "trades_per_s", "messages_per_s"];
 const HOPS = ["exchange to receive", "receive to log", "log to bronze", "bronze to silver", "receive to silver"];

@@ -2,7 +2,7 @@
 
 import { directionOf, measured } from "./alert_words.js";
 import { fetchJson } from "./api.js";
-import { CandleChart } from "./chart.js";
+import { CandleChart, DAY_S } from "./chart.js";
 import { currentHash, h, onHash, onKey, readStorage, replaceAddress, setNote, setText, writeStorage } from "./dom.js";
 import { Episodes } from "./episodes.js";
 import * as format from "./format.js";
@@ -15,6 +15,17 @@ const FEW = 15; // with fewer candles than this a finer grain shows more
 const FINER = "5s";
 const TITLE = document.title;
 const ADDRESS_EVERY_MS = 250;
+const FOLLOW_MS = 2000;
+// Measures of bars that end by activity: their names, and the size that makes some 500 of the last 24 hours.
+const ACTIVITY = {
+  trades: ["Trades", (day) => Math.ceil(day.trades_24h / 500)],
+  volume: ["Volume", (day) => day.volume_24h / 500],
+  notional: ["Value", (day) => day.notional_24h / 500],
+  trade_imbalance: ["Imbalance of trades", (day) => Math.ceil(Math.sqrt(day.trades_24h / 500))],
+  volume_imbalance: ["Imbalance of volume", (day) => day.volume_24h / Math.sqrt(500 * day.trades_24h)],
+  range: ["Price range", (day) => (day.high_24h - day.low_24h) / 20],
+};
+const isActivity = (grain) => /^\w+:[\d.e+-]+$/.test(grain) && grain.split(":")[0] in ACTIVITY;
 
 export function mount(element, { symbol, grains, path }) {
   const seconds = Object.fromEntries(grains);
@@ -25,6 +36,8 @@ export function mount(element, { symbol, grains, path }) {
     '<div class="cp-totals"></div>' +
     '<div class="cp-columns"><section class="cp-panel" aria-label="Chart">' +
     '<div class="cp-chart-bar"><div class="cp-group" role="group" aria-label="Grain"></div>' +
+    '<form class="cp-jump" aria-label="Bars by activity"><select class="cp-input" name="measure" aria-label="Bars end by" title="Bars that end by what was traded"><option value="">By activity …</option></select>' +
+    '<input class="cp-input" name="size" type="number" min="0" step="any" required hidden aria-label="Size of a bar"></form>' +
     '<form class="cp-jump" aria-label="Go to a time"><input class="cp-input" type="date" required><input class="cp-input" type="time" step="1"><button class="cp-button" title="Show this date, or time (d)">Go</button></form>' +
     '<div class="cp-group" role="group" aria-label="Go to an alert"><button class="cp-button" data-way="-1" title="The alert before (,)">‹ Alert</button>' +
     '<button class="cp-button" data-way="1" title="The next alert (.)">Alert ›</button></div>' +
@@ -51,14 +64,14 @@ export function mount(element, { symbol, grains, path }) {
     average: ["Average 1 h", "Mean price of the trades of the last hour, each counting once"],
     buyers: ["Buyers 1 h", "Share of the last hour's volume that takers bought"],
   });
-  const note = find(".cp-note");
-  const status = find(".cp-said");
-  const latest = find("#cp-latest");
-  const box = find(".cp-chart");
-  const jump = find(".cp-jump");
+  const [note, status, latest, box] = [".cp-note", ".cp-said", "#cp-latest", ".cp-chart"].map(find);
+  const jump = find('[aria-label="Go to a time"]');
+  const { measure, size } = find('[aria-label="Bars by activity"]').elements;
+  measure.append(...Object.entries(ACTIVITY).map(([value, [textContent]]) => h("option", { value, textContent })));
   const [date, time] = jump.querySelectorAll("input");
   let state = null;
   let known = null; // whether the product has traded in the last 25 hours of the lake
+  let dayFigures = null;
   let isFirst = true;
   let grain = null;
   let endCandles = null;
@@ -66,13 +79,13 @@ export function mount(element, { symbol, grains, path }) {
   let chosen = currentHash() || null;
   let wanted = null; // the time (ms) in the address, until it is shown
 
+  // Reads a page of candles; `edge`: {before} or {start} in seconds, or neither.
+  const load = (edge) => {
+    const query = new URLSearchParams(Object.entries(edge).map(([name, at]) => [name, at * 1000]));
+    return fetchJson(`${path}/candles/${encodeURIComponent(symbol)}/${grain}?${query}`);
+  };
   const chart = new CandleChart(find(".cp-drawing"), {
-    load: ({ before, start }) => {
-      const query = new URLSearchParams();
-      if (before !== undefined) query.set("before", before * 1000);
-      if (start !== undefined) query.set("start", start * 1000);
-      return fetchJson(`${path}/candles/${encodeURIComponent(symbol)}/${grain}?${query}`);
-    },
+    load,
     onHover: showLegend,
     onMove: () => {
       latest.hidden = chart.isFollowing;
@@ -91,11 +104,8 @@ export function mount(element, { symbol, grains, path }) {
   function showLegend(row, decimals) {
     const direction = row?.close >= row?.open ? "up" : "down";
     const parts = row && [
-      ["", `${format.date(row.time * 1000)} ${format.clock(row.time * 1000, seconds[grain] < 60)}`],
-      ["O", format.price(row.open, decimals), direction],
-      ["H", format.price(row.high, decimals), direction],
-      ["L", format.price(row.low, decimals), direction],
-      ["C", format.price(row.close, decimals), direction],
+      ["", `${format.date(row.time * 1000)} ${format.clock(row.time * 1000, !(seconds[grain] >= 60))}`],
+      ...["open", "high", "low", "close"].map((name) => [name[0].toUpperCase(), format.price(row[name], decimals), direction]),
       ["", format.percent(100 * (row.close / row.open - 1)), direction],
       ["Vol", format.amount(row.volume)],
       ["Bought", format.share((100 * row.buy_volume) / row.volume)],
@@ -149,29 +159,46 @@ export function mount(element, { symbol, grains, path }) {
     const middle = grain === null ? null : chart.middle();
     grain = name;
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.grain === name));
+    [measure.value, size.value] = isActivity(name) ? name.split(":") : ["", ""];
+    size.hidden = !isActivity(name);
     if (isByViewer) {
       isFirst = false;
       isGrainChosen = true;
-      writeStorage(GRAIN_KEY, name);
+      if (name in seconds) writeStorage(GRAIN_KEY, name); // sizes differ by product
       writeAddress();
     }
     endCandles?.();
-    chart.reset(seconds[name]);
-    endCandles = subscribe(`candles/${symbol}/${name}`, (message) => {
-      if (isFirst && message.kind === "snapshot") {
-        isFirst = false;
-        if (message.rows.length < FEW && seconds[name] === 60) {
-          choose(FINER, false);
-          return;
-        }
-      }
+    chart.reset(seconds[name] ?? 0);
+    const receive = (message) => {
+      const isFew = isFirst && message.kind === "snapshot" && message.rows.length < FEW && seconds[name] === 60;
+      isFirst &&= message.kind !== "snapshot";
+      if (isFew) return choose(FINER, false);
       chart.receive(message);
       box.dataset.loaded = state?.lake?.loaded_us ?? "";
       showNote();
-    });
+    };
+    endCandles = isActivity(name) ? follow(receive) : subscribe(`candles/${symbol}/${name}`, receive);
     const at = wanted ?? (middle === null ? null : middle * 1000);
     if (at !== null) goTo(at, format.dateTime(at));
   };
+
+  // Reads bars that end by activity, and again the newest ones while they are looked at, a fifth of the time at most.
+  function follow(receive) {
+    let due = null;
+    const read = async () => {
+      const [began, mine, { live }] = [performance.now(), due, chart.timeline];
+      try {
+        const page = document.hidden ? null : await load(live.length ? { start: live.last } : {});
+        if (due !== mine) return;
+        if (page) receive({ ...page, kind: live.length ? "change" : "snapshot" });
+      } catch (error) {
+        if (due === mine) setNote(status, `Bars could not be read: ${error.message}`);
+      }
+      if (due === mine) due = setTimeout(read, Math.max(FOLLOW_MS, 5 * (performance.now() - began)));
+    };
+    read();
+    return () => (due = void clearTimeout(due));
+  }
 
   const episodes = new Episodes({
     path,
@@ -241,6 +268,7 @@ export function mount(element, { symbol, grains, path }) {
   ];
 
   function showFigures(values, decimals) {
+    dayFigures = values;
     const text = format.price(values.price, decimals);
     setText(find(".cp-price"), text);
     document.title = `${text} ${TITLE}`;
@@ -248,10 +276,8 @@ export function mount(element, { symbol, grains, path }) {
       setText(value, format.percent(values[name]));
       value.dataset.direction = format.direction(values[name]);
     }
-    totals.high(format.price(values.high_24h, decimals));
-    totals.low(format.price(values.low_24h, decimals));
-    totals.volume(format.amount(values.volume_24h));
-    totals.notional(format.amount(values.notional_24h));
+    for (const name of ["high", "low"]) totals[name](format.price(values[`${name}_24h`], decimals));
+    for (const name of ["volume", "notional"]) totals[name](format.amount(values[`${name}_24h`]));
     totals.trades(format.count(values.trades_24h));
     totals.average(format.price(values.average_1h, decimals));
     totals.buyers(format.share(values.buy_share_1h));
@@ -264,13 +290,11 @@ export function mount(element, { symbol, grains, path }) {
     const { total } = episodes;
     find(".cp-count").textContent = total ? (alerts.length < total ? `${format.count(alerts.length)} of ${format.count(total)}` : format.count(total)) : "";
     const list = find(".cp-alerts");
-    if (!alerts.length) {
-      list.replaceChildren(h("li", { className: "cp-empty", textContent: episodes.error || (episodes.isRead ? "None so far." : "Reading …") }));
-      return;
-    }
+    const told = (textContent) => h("li", { className: "cp-empty", textContent });
+    if (!alerts.length) return list.replaceChildren(told(episodes.error || (episodes.isRead ? "None so far." : "Reading …")));
     const focused = list.contains(document.activeElement) ? document.activeElement.dataset.id : null;
     list.replaceChildren(...alerts.map(alertItem));
-    if (!episodes.isRead) list.append(h("li", { className: "cp-empty", textContent: "Reading the others …" }));
+    if (!episodes.isRead) list.append(told("Reading the others …"));
     else if (episodes.total !== null && !episodes.isLast) {
       const onclick = (event) => {
         event.preventDefault();
@@ -310,7 +334,7 @@ export function mount(element, { symbol, grains, path }) {
   // Shows the next alert after (1) or before (-1) the chosen one, or the visible range; reads older ones if necessary.
   async function toAlert(way) {
     const [first, last] = chart.shown().map((place) => chart.candles.times[place] * 1e6);
-    const isSeen = ({ opened_at: at }) => at >= first && at < last + seconds[grain] * 1e6;
+    const isSeen = ({ opened_at: at }) => at >= first && at < last + (seconds[grain] ?? DAY_S) * 1e6;
     const find = () => {
       const rows = episodes.rows().sort((a, b) => way * (a.opened_at - b.opened_at) || (a.alert_id < b.alert_id ? -1 : 1));
       const place = rows.findIndex((alert) => alert.alert_id === chosen && isSeen(alert));
@@ -332,6 +356,17 @@ export function mount(element, { symbol, grains, path }) {
 
   latest.onclick = toLatest;
   for (const button of element.querySelectorAll("[data-way]")) button.onclick = () => toAlert(Number(button.dataset.way));
+  const chooseSize = (event) => {
+    event.preventDefault();
+    size.step = measure.value.startsWith("trade") ? "1" : "any"; // they are counted
+    if (measure.value && size.value > 0 && size.reportValidity()) choose(`${measure.value}:${size.value}`, true);
+    else if (!measure.value) choose("1m", true);
+  };
+  measure.onchange = (event) => {
+    size.value = measure.value && dayFigures ? Number(ACTIVITY[measure.value][1](dayFigures).toPrecision(1)) || 1 : "";
+    chooseSize(event);
+  };
+  size.onchange = size.form.onsubmit = chooseSize;
   jump.onsubmit = (event) => {
     event.preventDefault();
     const ms = Date.parse(`${date.value}T${time.value || "00:00"}${format.zone() === "utc" ? "Z" : ""}`);
@@ -345,8 +380,8 @@ export function mount(element, { symbol, grains, path }) {
     };
   }
   const given = new URLSearchParams(location.search);
-  const first = [given.get("grain"), readStorage(GRAIN_KEY)].find((name) => name in seconds);
-  isGrainChosen = given.get("grain") in seconds;
+  const first = [given.get("grain"), readStorage(GRAIN_KEY)].find((name) => name in seconds || isActivity(name));
+  isGrainChosen = first === given.get("grain");
   wanted = msOf(given.get("at"));
   if (given.get("candles") > 0) chart.setSpan(Number(given.get("candles")));
   isFirst = !first && wanted === null;

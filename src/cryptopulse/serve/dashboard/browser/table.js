@@ -12,8 +12,8 @@ const KINDS = {
   text: { text: (value) => value ?? format.NONE },
   symbol: { text: (value) => value, draw: drawSymbol },
   price: { right: true, text: (value, row) => format.price(value, row.decimals), draw: drawPrice },
-  percent: { right: true, text: (value) => format.percent(value), draw: drawPercent },
-  measured: { right: true, text: (value) => value, draw: drawMeasured },
+  percent: { right: true, text: (value) => format.percent(value), draw: (cell, value, text) => drawDirected(cell, text, format.direction(value)) },
+  measured: { right: true, text: (value) => value, draw: (cell, _value, text, { row }) => drawDirected(cell, text, row.direction) },
   amount: { right: true, text: (value) => format.amount(value) },
   count: { right: true, text: (value) => format.count(value) },
   share: { right: true, text: (value) => format.share(value), draw: drawShare },
@@ -22,7 +22,7 @@ const KINDS = {
   instant: { text: (value) => (format.known(value) ? format.instant(value) : format.NONE), draw: drawTime },
   time: { text: (value) => (format.known(value) ? format.moment(value) : format.NONE), draw: drawTime },
   seconds: { right: true, text: (value) => format.age(value) },
-  badge: { text: (value) => value ?? "", draw: drawBadge },
+  badge: { text: (value) => value ?? "", draw: (cell, value, text) => cell.replaceChildren(...(text ? [tag(value)] : [])) },
 };
 
 export class Table {
@@ -216,8 +216,7 @@ function classOf(kind, hide) {
 
 // Unknown values come last in either order.
 function compare(a, b, sign) {
-  const aKnown = format.known(a);
-  const bKnown = format.known(b);
+  const [aKnown, bKnown] = [format.known(a), format.known(b)];
   if (!aKnown || !bKnown) return aKnown === bKnown ? 0 : aKnown ? -1 : 1;
   return a < b ? -sign : a > b ? sign : 0;
 }
@@ -237,14 +236,9 @@ function drawPrice(cell, value, text, { before }) {
   cell.quiet = setTimeout(() => delete cell.dataset.moved, 700);
 }
 
-function drawMeasured(cell, value, text, { row }) {
+function drawDirected(cell, text, direction) {
   cell.textContent = text;
-  cell.dataset.direction = row.direction;
-}
-
-function drawPercent(cell, value, text) {
-  cell.textContent = text;
-  cell.dataset.direction = format.direction(value);
+  cell.dataset.direction = direction;
 }
 
 function drawShare(cell, value, text) {
@@ -262,8 +256,7 @@ function drawRange(cell, value) {
   cell.append(mark);
 }
 
-const SPARK_WIDTH = 96;
-const SPARK_HEIGHT = 22;
+const [SPARK_WIDTH, SPARK_HEIGHT] = [96, 22];
 
 function drawSpark(cell, value) {
   const points = (value ?? []).map((one, at) => [at, one]).filter(([, one]) => format.known(one));
@@ -288,8 +281,4 @@ function drawSpark(cell, value) {
 function drawTime(cell, value, text) {
   cell.textContent = text;
   if (format.known(value)) cell.title = format.dateTime(value);
-}
-
-function drawBadge(cell, value, text) {
-  cell.replaceChildren(...(text ? [tag(value)] : []));
 }

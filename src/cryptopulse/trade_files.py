@@ -125,7 +125,10 @@ class TradeFile(NamedTuple):
                     if number == 0:
                         text = text.removeprefix(BYTE_ORDER_MARK).lstrip(b" \t\r\n")
                         text = text[text.find(b"\n") + 1 :] if self.kind == "csv" and self.has_header else text
-                    if text := _without_empty_lines(text.replace(b"\r\n", b"\n")):
+                    text = text.replace(b"\r\n", b"\n")
+                    if text.startswith((b"\n", b" ", b"\t")) or re.search(rb"\n\s", text):
+                        text = b"".join(line + b"\n" for line in text.split(b"\n") if line.strip())
+                    if text:
                         yield text, min(raw.tell() / size, 1)
             return
         for batch, share in _record_batches(self.path, self.kind, self.columns):
@@ -195,7 +198,8 @@ def open_trade_file(path: Path, columns: Mapping[str, str], product: str = "", v
 
 def _open_archive(path: Path, venue: str, fields: list[str], product: str, lines: Sequence[bytes]) -> TradeFile:
     """A file without a header, as Binance publishes it; `lines`: the first ones."""
-    product = _checked_product(path, product or _name_of(path), venue, is_needed=True)
+    named = _ARCHIVED.match(path.name)
+    product = _checked_product(path, product or (named[1] if named else ""), venue, is_needed=True)
     place = fields.index("time")
     fields[place] = _with_unit("time", "time", [{"time": _cells(lines[0])[place]}])
     names = {"id": "trade_id", "qty": "size", "-": None}
@@ -208,12 +212,6 @@ def _open_archive(path: Path, venue: str, fields: list[str], product: str, lines
         venue,
         has_header=False,
     )
-
-
-def _name_of(path: Path) -> str:
-    """The product in the name of a file of Binance's archive, "" for others."""
-    found = _ARCHIVED.match(path.name)
-    return found[1] if found else ""
 
 
 def _checked_product(path: Path, product: str, venue: str, *, is_needed: bool) -> str:
@@ -372,12 +370,6 @@ def _line_blocks(stream: io.BufferedIOBase, *, cut_off_is_end: bool = False) -> 
         raise failure
     if waiting:
         yield bytes(waiting) + b"\n"
-
-
-def _without_empty_lines(block: bytes) -> bytes:
-    if block.startswith((b"\n", b" ", b"\t")) or re.search(rb"\n\s", block):
-        return b"".join(line + b"\n" for line in block.split(b"\n") if line.strip())
-    return block
 
 
 def _record_batches(path: Path, kind: _Kind, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, float]]:

@@ -12,7 +12,7 @@ from typing import Any
 from cryptopulse.audit.id_set import IdSet
 from cryptopulse.audit.report import utc
 from cryptopulse.audit.scope import day_start_us
-from cryptopulse.audit.snapshot import LakeSnapshot, TableSnapshot
+from cryptopulse.audit.snapshot import LakeSnapshot
 
 _EPOCH = date(1970, 1, 1)
 
@@ -40,11 +40,19 @@ class DaysLetGo:
 
 def days_let_go(snapshot: LakeSnapshot) -> list[DaysLetGo]:
     """What each table has let go, upstream first; none for those that have not."""
-    return [
-        _days_of(table, table.position("retention/first") or 0, kept)
-        for table in reversed(list(snapshot.tables.values()))
-        if (kept := table.position("retention")) is not None
-    ]
+    found = []
+    for table in reversed(list(snapshot.tables.values())):
+        if (kept := table.position("retention")) is None:
+            continue
+        days = []
+        for day in (_EPOCH + timedelta(days=number) for number in range(table.position("retention/first") or 0, kept)):
+            base = f"retention/day/{day}"
+            if (rows := table.position(base)) is not None:
+                at, setting = table.position(f"{base}/at"), table.position(f"{base}/setting")
+                days.append({"day": day, "rows": rows, "let_go_at": utc(at or 0), "setting": setting})
+        let_go = table.position("retention/rows") or 0
+        found.append(DaysLetGo(table.name, let_go, _EPOCH + timedelta(days=kept), days))
+    return found
 
 
 def kept_from(snapshot: LakeSnapshot, name: str) -> date:
@@ -66,13 +74,3 @@ def numbers_let_go(snapshot: LakeSnapshot, name: str, of: str | int) -> IdSet:
     runs = [f"{base}/{number}" for number in range(table.position(base) or 0)]
     ends = [(table.position(run), table.position(f"{run}/last")) for run in runs]
     return IdSet.of((first, last) for first, last in ends if first is not None and last is not None)
-
-
-def _days_of(table: TableSnapshot, first: int, kept: int) -> DaysLetGo:
-    days = []
-    for day in (_EPOCH + timedelta(days=number) for number in range(first, kept)):
-        base = f"retention/day/{day}"
-        if (rows := table.position(base)) is not None:
-            at, setting = table.position(f"{base}/at"), table.position(f"{base}/setting")
-            days.append({"day": day, "rows": rows, "let_go_at": utc(at or 0), "setting": setting})
-    return DaysLetGo(table.name, table.position("retention/rows") or 0, _EPOCH + timedelta(days=kept), days)

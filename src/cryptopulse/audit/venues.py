@@ -100,10 +100,6 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _kraken_rows(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(message["data"]) if message["channel"] == "trade" else []
-
-
 def _binance_rows(kind: str) -> Callable[[Mapping[str, Any]], list[Mapping[str, Any]]]:
     def rows(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         event = message["data"] if "stream" in message else message
@@ -128,8 +124,8 @@ def _okx_rows(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return found
 
 
-_ROWS = {
-    "kraken": _kraken_rows,
+_ROWS: Mapping[str, Callable[[Any], list[Mapping[str, Any]]]] = {
+    "kraken": lambda message: list(message["data"]) if message["channel"] == "trade" else [],
     "binance": _binance_rows("trade"),
     "binance-aggregates": _binance_rows("aggTrade"),
     "okx": _okx_rows,
@@ -163,14 +159,10 @@ def _binance_page(page: list[Mapping[str, Any]], symbol: str) -> list[Mapping[st
     ]  # fmt: skip
 
 
-def _okx_page(page: Mapping[str, Any], symbol: str) -> list[Mapping[str, Any]]:
-    return [{**row, "instId": symbol} for row in page["data"]]
-
-
 _PAGES: Mapping[str, Callable[[Any, str], list[Mapping[str, Any]]]] = {
     "kraken": _kraken_page,
     "binance": _binance_page,
-    "okx": _okx_page,
+    "okx": lambda page, symbol: [{**row, "instId": symbol} for row in page["data"]],
 }
 
 _MEMBERS = {

@@ -145,22 +145,18 @@ class EmbeddedEngine:
         rows = silver.rows() + max(silver.position(ROWS), 0)
         if self.coverage.count != rows:
             logger.warning("coverage_rebuilt", rows=rows, ids_claimed=self.coverage.count)
-            gone = self._let_go_ids(written)
+            position = self.tables[SILVER.qualified].position
+            let_go = [
+                {"symbol": symbol, "first_trade_id": first, "last_trade_id": last}
+                for symbol in pc.unique(written["symbol"]).to_pylist()
+                for first, last in runs_of(position, symbol)
+            ]
+            gone = pa.Table.from_pylist(let_go, INTERVALS_SCHEMA)
             table.replace(shaped(stamped(gone, 0), COVERAGE), {"silver": NOTHING_YET})
             self.coverage = Coverage()
             self.coverage.add_intervals(gone)
             for ids in silver.read_parts("symbol, trade_id", "true", _COVER_ROWS):
                 self.coverage.add(ids)
-
-    def _let_go_ids(self, written: pa.Table) -> pa.Table:
-        """The ids (INTERVALS_SCHEMA) of trades that retention let go, of the products of `written`."""
-        position = self.tables[SILVER.qualified].position
-        found = [
-            {"symbol": symbol, "first_trade_id": first, "last_trade_id": last}
-            for symbol in pc.unique(written["symbol"]).to_pylist()
-            for first, last in runs_of(position, symbol)
-        ]
-        return pa.Table.from_pylist(found, INTERVALS_SCHEMA)
 
     def stored_to(self, partition: int) -> int:
         """Last offset of a log partition that bronze holds; -1 for none."""

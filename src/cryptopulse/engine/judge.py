@@ -163,7 +163,8 @@ class _PriceLookBacks:
         over = over[is_over]
         over = over[over - self._start[over] + 1 >= self._rule.min_trades]
         if self._rule.min_volume:
-            over = over[self._has_volume(over)]
+            volumes = RunningSums(self._size).between(self._start[over], over + 1)  # exact
+            over = over[volumes.reaches(self._rule.least_volume)]
         at, product = self._at[over], self._product[over]
         is_next = (product[1:] == product[:-1]) & (np.diff(at) <= self._rule.cool_down_s * MICROS)
         for rows in np.split(over, np.flatnonzero(~is_next) + 1):
@@ -189,10 +190,6 @@ class _PriceLookBacks:
         percent, parts = self._rule.threshold_pct.as_integer_ratio()
         here, there = self._price.value(rank), self._price.value(best)
         return direction * here * 100 * parts <= direction * there * (100 * parts - direction * percent)
-
-    def _has_volume(self, rows: Ints) -> Flags:
-        """Whether each look-back has the rule's minimum volume; exact."""
-        return RunningSums(self._size).between(self._start[rows], rows + 1).reaches(self._rule.least_volume)
 
     def _episode(self, alert_type: AlertType, rows: Ints, near: Ints, best: Ints) -> EpisodePart:
         """The episode of the trades in `rows`; those in `near` have the deepest changes, equal up to rounding."""

@@ -271,8 +271,13 @@ class FeedSession:
                     ids.highest = trade_id
                 elif ids.unsettled < trade_id <= ids.highest:
                     ids.repeated += 1
+                elif ids.believable(trade_id):  # the first, one ahead, or a late one
+                    if trade_id <= ids.wanted_to:
+                        self.events.append(LateTrade(product, trade_id))
+                    ids.seen(trade_id, now_ns)
+                    self._ids_changed(product)
                 else:
-                    self._out_of_order(product, ids, trade_id, now_ns)
+                    self._unreadable(f"trade id {trade_id} of {product} is far beyond {ids.highest}", 0)
         self._follow(message, raw, now_ns)
         return message.product if message.product in self._states else self._key
 
@@ -479,16 +484,6 @@ class FeedSession:
         if state.trade_ns > silent_to_ns:
             return "heartbeats", state.heartbeat_ns
         return "trades and heartbeats", max(state.trade_ns, state.heartbeat_ns)
-
-    def _out_of_order(self, product: str, ids: TradeIds, trade_id: int, now_ns: int) -> None:
-        """Takes a trade that is not the next one: the first, one ahead, a late one, or a repeated one."""
-        if not ids.believable(trade_id):
-            self._unreadable(f"trade id {trade_id} of {product} is far beyond {ids.highest}", 0)
-            return
-        if trade_id <= ids.wanted_to:
-            self.events.append(LateTrade(product, trade_id))
-        ids.seen(trade_id, now_ns)
-        self._ids_changed(product)
 
     def _ids_changed(self, product: str) -> None:
         self.watch.changed(product)

@@ -78,14 +78,11 @@ class BarSize:
         except InvalidOperation:
             number = Decimal(0)
         places = 0 if measure in _COUNTED else _SCALE
-        if not (number.is_finite() and 0 < number < _SIZE_END and _is_whole(_EXACT.scaleb(number, places))):
+        is_in_bounds = number.is_finite() and 0 < number < _SIZE_END
+        if not is_in_bounds or (units := _EXACT.scaleb(number, places)) != units.to_integral_value():
             kind = "a whole number" if measure in _COUNTED else f"a number with at most {_SCALE} decimals"
             raise ConfigurationError(f"size={size!r}: bars by {measure} take {kind} above 0.")
         return cls(measure, number)
-
-
-def _is_whole(number: Decimal) -> bool:
-    return number == number.to_integral_value()
 
 
 def streamed_activity_bars(
@@ -164,7 +161,9 @@ def activity_bars(
         starts.append(first + bars)
         is_closed.append(np.arange(len(bars)) < len(ends))
         first_id = int(ids[first]) if first or day_first_id is None else day_first_id
-        reach = _held_to(held.get(symbols.dictionary[products[first]].as_py()), first_id - 1)
+        # Up to which id all are held from the one before the day's first on; -1 if that is not held itself.
+        of_product = held.get(symbols.dictionary[products[first]].as_py(), ())
+        reach = max((end_id for begin_id, end_id in of_product if begin_id < first_id <= end_id + 1), default=-1)
         held_to.append(np.full(len(bars), reach))
     at, closed = np.concatenate(starts), np.concatenate(is_closed)
     last = np.concatenate([at[1:], [len(us)]]) - 1
@@ -246,11 +245,6 @@ def _intervals(coverage: pa.Table) -> dict[str, list[tuple[int, int]]]:
     for symbol, first, last in zip(*(coverage[name].to_pylist() for name in names), strict=True):
         found.setdefault(symbol, []).append((first, last))
     return found
-
-
-def _held_to(intervals: list[tuple[int, int]] | None, trade_id: int) -> int:
-    """Up to which id all are held from `trade_id` on; -1 if it is not held itself."""
-    return max((last for first, last in intervals or () if first <= trade_id <= last), default=-1)
 
 
 def _units(column: pa.ChunkedArray) -> _Units:

@@ -95,8 +95,12 @@ class Outbox:
         for episode in sorted(episodes, key=lambda episode: (episode.opened_at, episode.alert_id)):
             if not self._target.watches(episode.rule, episode.symbol):
                 continue
-            if episode.is_withdrawn and not self._is_to_be_taken_back(episode):
-                continue
+            if episode.is_withdrawn:  # of interest if the target knows of it, and not as part of another
+                waiting, known = self._waiting.get(episode.alert_id), self._known.get(episode.alert_id)
+                if known is None:
+                    self._drop(episode.alert_id)
+                if known is None or known.is_closed or (waiting and waiting.continued_as):
+                    continue
             # In one family no episode begins within another: one that does has become part of this one, and is closed.
             begins_within = range(episode.trigger_trade_id + 1, episode.last_trigger_trade_id + 1)
             live = self._live.get(family_of(episode.alert_id), ())
@@ -109,13 +113,6 @@ class Outbox:
             if episode.alert_id in self._known or episode.last_trigger_us >= oldest_news_us:
                 self._update(episode, recorded)
         return recorded
-
-    def _is_to_be_taken_back(self, episode: AlertEpisode) -> bool:
-        """Whether the target must be told that `episode` is withdrawn: it knows of it, and not as part of another."""
-        waiting, known = self._waiting.get(episode.alert_id), self._known.get(episode.alert_id)
-        if known is None:
-            self._drop(episode.alert_id)
-        return known is not None and not known.is_closed and not (waiting and waiting.continued_as)
 
     def drop_excess(self, now_us: int) -> int:
         """Drops waiting episodes that are too many or too old; returns how many."""

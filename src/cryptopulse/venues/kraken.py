@@ -140,7 +140,11 @@ class Kraken(Venue):
         """Rows of price, size, time in seconds, taker's side, order type, text, and id; beside them `last`."""
         result = value.get("result") if isinstance(value, dict) else None
         rows = [rows for name, rows in result.items() if name != "last"] if isinstance(result, dict) else []
-        if len(rows) != 1 or not isinstance(rows[0], list) or not all(_is_row(row) for row in rows[0]):
+        if (
+            len(rows) != 1
+            or not isinstance(rows[0], list)
+            or not all(isinstance(row, list) and len(row) > _ID for row in rows[0])
+        ):
             return NOT_A_PAGE
         return [VenueTrade(symbol, row[_ID], row[0], row[1], _SIDES.get(str(row[3]), ""), row[2], 6) for row in rows[0]]
 
@@ -219,10 +223,6 @@ class Kraken(Venue):
 def _pair(symbol: str) -> str:
     base, _, quote = symbol.partition("/")
     return _REST_NAMES.get(base, base) + _REST_NAMES.get(quote, quote)
-
-
-def _is_row(row: Any) -> bool:
-    return isinstance(row, list) and len(row) > _ID
 
 
 def _below(known: Sequence[tuple[int, int]], wanted: int) -> tuple[int, int] | None:

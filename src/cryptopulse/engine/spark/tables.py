@@ -63,22 +63,19 @@ class SparkTables:
                 session.sql(f"CREATE SCHEMA IF NOT EXISTS `{self._catalog}`.`{schema}`")
         for table in TABLES:
             session.sql(create_table(table, self.name(table), _PROPERTIES))
-            self._check_columns(session, table)
-
-    def _check_columns(self, session: SparkSession, table: Table) -> None:
-        differs = other_columns(table, to_arrow_schema(self.read(session, table).schema))
-        if not differs:
-            return
-        derived = "all tables of silver and gold" if table.schema == "silver" else "it"
-        remedy = (
-            "Use the version that made it, or name another lake."
-            if table is BRONZE
-            else f"Stop all steps, delete {derived} and the checkpoints (spark.checkpoints), and start again: the "
-            "steps then look at everything once."
-        )
-        raise ConfigurationError(
-            f"Table {self.name(table)} was made by another version of CryptoPulse ({differs}). {remedy}"
-        )
+            differs = other_columns(table, to_arrow_schema(self.read(session, table).schema))
+            if not differs:
+                continue
+            derived = "all tables of silver and gold" if table.schema == "silver" else "it"
+            remedy = (
+                "Use the version that made it, or name another lake."
+                if table is BRONZE
+                else f"Stop all steps, delete {derived} and the checkpoints (spark.checkpoints), and start again: the "
+                "steps then look at everything once."
+            )
+            raise ConfigurationError(
+                f"Table {self.name(table)} was made by another version of CryptoPulse ({differs}). {remedy}"
+            )
 
     def take_over(self, session: SparkSession, tables: Sequence[Table]) -> Guard:
         """Fences an embedded engine on another machine from `tables` (one that starts there fences this driver).

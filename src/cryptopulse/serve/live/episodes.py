@@ -62,12 +62,13 @@ class LiveEpisodes:
         if self._counted is None or self._counted[0] != now_us // _MINUTE_US:
             # Episodes of the future don't count yet, but a new one may be a moment ahead of the newest trade.
             day = [row for row in self.rows.values() if now_us - _DAY_US < row["opened_at"] <= now_us + _MINUTE_US]
+            of_price = [row for row in day if KINDS[row["alert_type"]] == "price"]
             counts = {
                 "open_alerts": sum(row["state"] == "OPEN" for row in self.rows.values()),
                 "alerts_1h": sum(row["opened_at"] > now_us - _HOUR_US for row in day),
                 "alerts_24h": len(day),
                 "critical_24h": sum(row["severity"] == "CRITICAL" for row in day),
-                "largest_24h": max(map(_change, filter(_is_of_price, day)), key=abs, default=None),
+                "largest_24h": max(map(_change, of_price), key=abs, default=None),
             }
             self._counted = now_us // _MINUTE_US, counts
         return self._counted[1]
@@ -109,10 +110,6 @@ class LiveEpisodes:
 def _change(row: Row) -> float:
     change: float = row["price_change_pct"]
     return change
-
-
-def _is_of_price(row: Row) -> bool:
-    return KINDS[row["alert_type"]] == "price"
 
 
 def plain_episodes(rows: pa.Table) -> list[Row]:

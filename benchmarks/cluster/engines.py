@@ -99,7 +99,7 @@ def engines(jars: Jars, cores: int, scratch: Path) -> list[Engine]:
         "spark.master": master,
         "spark.jars": ",".join(map(str, jars.spark)),
         "spark.driver.memory": DRIVER_MEMORY,
-        "spark.driver.extraJavaOptions": f"-Djava.io.tmpdir={scratch}",
+        "spark.driver.extraJavaOptions": f"-XX:+UseParallelGC -Djava.io.tmpdir={scratch}",  # the former is the default
         "spark.local.dir": str(scratch / "spark"),
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.sql.shuffle.partitions": str(cores),

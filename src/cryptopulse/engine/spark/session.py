@@ -40,6 +40,8 @@ _SMALL = {
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.ui.showConsoleProgress": "false",
     "spark.sql.streaming.metricsEnabled": "false",
+    # The default collector marks in threads of its own, which compete for the cores, and takes more beside the heap.
+    "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",
 }
 _LOCAL = {
     # Hadoop's default ways to put a local file in its place start a process for each file's mode and each link that

@@ -105,7 +105,7 @@ def test_the_search_finds_a_product_from_any_page(visit: Visit) -> None:
     state_is(page, "live")
     page.keyboard.press("/")
     page.keyboard.type("do")
-    expect(page.get_by_role("option")).to_have_text("DOGE-USD")
+    expect(page.locator("li[role=option]")).to_have_text("DOGE-USD")
     page.keyboard.press("Enter")
     page.wait_for_url("**/product/DOGE-USD*")
 

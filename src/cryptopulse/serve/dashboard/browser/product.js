@@ -71,10 +71,7 @@ export function mount(element, { symbol, grains, path }) {
   const [date, time] = jump.querySelectorAll("input");
   let state = null;
   let known = null; // whether the product has traded in the last 25 hours of the lake
-  let dayFigures = null;
-  let isFirst = true;
-  let grain = null;
-  let endCandles = null;
+  let [dayFigures, isFirst, grain, endCandles] = [null, true, null, null];
   let isGrainChosen = false; // by the viewer or the address
   let chosen = currentHash() || null;
   let wanted = null; // the time (ms) in the address, until it is shown
@@ -188,9 +185,11 @@ export function mount(element, { symbol, grains, path }) {
     const read = async () => {
       const [began, mine, { live }] = [performance.now(), due, chart.timeline];
       try {
-        const page = document.hidden ? null : await load(live.length ? { start: live.last } : {});
+        let page = document.hidden ? null : await load(live.length ? { start: live.last } : {});
+        const isSame = live.length > 0 && page?.rows[0]?.[0] === live.last;
+        if (page && live.length && !isSame) page = await load({}); // a trade that came late has moved the bars after it
         if (due !== mine) return;
-        if (page) receive({ ...page, kind: live.length ? "change" : "snapshot" });
+        if (page) receive({ ...page, kind: isSame ? "change" : "snapshot" });
       } catch (error) {
         if (due === mine) setNote(status, `Bars could not be read: ${error.message}`);
       }
